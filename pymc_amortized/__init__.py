@@ -1,0 +1,27 @@
+"""Amortized Bayesian inference for PyMC models."""
+
+import pymc as _pm
+
+__version__ = "0.1.0"
+
+from pymc_amortized.approximators.files import load
+from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.simulations import simulate
+from pymc_amortized.networks import Flat, Set, Spline
+from pymc_amortized.sampling import sample_amortized
+from pymc_amortized.training import Training
+
+__all__ = [
+    "AmortizedPosterior",
+    "Flat",
+    "Set",
+    "Spline",
+    "Training",
+    "fit_posterior",
+    "load",
+    "sample_amortized",
+    "simulate",
+]
+
+_pm.sample_amortized = sample_amortized  # type: ignore[attr-defined]

@@ -1,0 +1,376 @@
+"""Posteriors in files: weights and a description, never code.
+
+A file is in the safetensors format. Its metadata describe the networks (by names from a fixed registry) and the model they
+were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few points.
+The model itself is the user's to bring; whatever differs is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import torch
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import ancestors
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import pymc_amortized
+from pymc_amortized.approximators.posterior import AmortizedPosterior, Provenance
+from pymc_amortized.approximators.seeds import Stage, stage_seed
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.density import LogDensityByVariable
+from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.structure import Rows
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.training import History, Training, TrainingState
+
+FORMAT = 1
+KEY = "pymc_amortized"
+POINTS = 4
+"""Prior draws at which the log density of the model in hand must equal that of the model trained on."""
+SAME = 1e-6
+"""Relative difference of log densities that another version or machine explains."""
+LARGEST_OPTION = 1_000_000
+"""No built-in network has an option beyond this; a larger number is an attempt on the memory."""
+
+
+def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
+    """Write a posterior to a file; see :meth:`AmortizedPosterior.save`."""
+    spec = posterior.spec
+    points = _points(posterior)
+    tensors = {f"network.{k}": v for k, v in posterior.network.state_dict().items()}
+    tensors |= {f"state.{k}": v for k, v in posterior.state.tensors.items()}
+    tensors |= {f"points.{k}": torch.as_tensor(v) for k, v in points.items()}
+    description = {
+        "format": FORMAT,
+        "versions": _versions(),
+        "model": _described(spec),
+        "arguments": {
+            "observed": [v.name for v in spec.observed],
+            "parameters": [p.name for p in spec.parameters],
+            "context": [c.name for c in spec.context],
+        },
+        "density": None if spec.density_obstacle else _densities(spec, points),
+        "structure": asdict(posterior.structure),
+        "network": posterior.network.description(),
+        "history": posterior.history.description(),
+        "state": posterior.state.values,
+        "provenance": {
+            **asdict(posterior.provenance),
+            "training": posterior.provenance.training.description(),
+        },
+    }
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, Path(path), metadata={KEY: json.dumps(description, allow_nan=False)})
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    model: pm.Model | None = None,
+    summary: nn.Module | None = None,
+    density: nn.Module | Callable[[int, int], nn.Module] | None = None,
+    compile_kwargs: CompileKwargs | None = None,
+) -> AmortizedPosterior:
+    """Read a posterior that :meth:`AmortizedPosterior.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+    model : pymc.Model, optional
+        The model it was trained for; the context's model by default. It is compared with the one in the file.
+    summary, density : torch.nn.Module, optional
+        Networks of your own, where the posterior was trained with such.
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    AmortizedPosterior
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        When the file is damaged or not one of ours, or the model is another one; the difference is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _read(file, path, model, summary, density, compile_kwargs)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}"
+        ) from None
+
+
+def _read(
+    file: Any,
+    path: Path,
+    model: pm.Model | None,
+    summary: nn.Module | None,
+    density: Any,
+    compile_kwargs: CompileKwargs | None,
+) -> AmortizedPosterior:
+    description = _metadata(file, path)
+    try:
+        arguments = description["arguments"]
+        spec = _spec(model, arguments)
+        _refuse_other_model(description["model"], _described(spec))
+        network = _network(file, description["network"], summary, density)
+        state = TrainingState(_group(file, "state", _size(network)), description["state"])
+        provenance = dict(description["provenance"])
+        provenance["training"] = Training.from_description(provenance["training"])
+        provenance["entropy"] = tuple(provenance["entropy"])
+        structure = description["structure"]
+        posterior = AmortizedPosterior(
+            spec=spec,
+            network=network,
+            structure=Rows(tuple(structure["names"]), structure["length"], structure["reason"]),
+            history=History.from_description(description["history"]),
+            provenance=Provenance(**provenance),
+            state=state,
+            context=None,
+            compile_kwargs=compile_kwargs,
+        )
+        points = {k: v.numpy() for k, v in _group(file, "points", None).items()}
+        expected = description["density"]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path.name!r} is damaged: its description lacks or garbles {error}"
+        ) from error
+    if expected is not None:
+        _refuse_other_density(expected, _densities(spec, points, compile_kwargs))
+    return posterior
+
+
+def _metadata(file: Any, path: Path) -> dict[str, Any]:
+    metadata = file.metadata() or {}
+    if KEY not in metadata:
+        raise ValueError(
+            f"{path.name!r} is a safetensors file, but not one that pymc_amortized wrote"
+        )
+    try:
+        description = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path.name!r} is damaged: its description cannot be read ({error})"
+        ) from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        given = description.get("format") if isinstance(description, dict) else None
+        raise ValueError(
+            f"{path.name!r} has format {given!r}; this version of pymc_amortized "
+            f"({pymc_amortized.__version__}) reads format {FORMAT}"
+        )
+    return description
+
+
+def _spec(model: pm.Model | None, arguments: Mapping[str, Any]) -> ModelSpec:
+    """Read the user's model the way the saved one was read."""
+    try:
+        model = pm.modelcontext(model)
+    except TypeError:
+        raise TypeError(
+            "model: a file holds no model; pass the one the posterior was trained for, or load it inside `with model:`"
+        ) from None
+    free = {rv.name for rv in model.free_RVs}
+    to_observe = [name for name in arguments["observed"] if name in free]
+    try:
+        return ModelSpec.from_model(
+            model,
+            observed=arguments["observed"] if to_observe else None,
+            parameters=None
+            if free - set(to_observe) == set(arguments["parameters"])
+            else arguments["parameters"],
+            context=arguments["context"],
+        )
+    except KeyError as error:
+        raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None
+
+
+def _described(spec: ModelSpec) -> dict[str, Any]:
+    """Everything about a model that a network depends on, by variable, as JSON."""
+    described: dict[str, Any] = {}
+    for p in spec.parameters:
+        described[f"free variable {p.name!r}"] = asdict(p)
+    for name in spec.nuisance:
+        described[f"free variable {name!r}"] = "marginalized"
+    for v in spec.data:
+        kind = {k: value for k, value in asdict(v).items() if k != "container"}
+        described[f"{v.role} variable {v.name!r}"] = kind
+    for v in spec.fixed:
+        described[f"data container {v.name!r}"] = {
+            **asdict(v),
+            "digest": _digest(spec.held[v.name]),
+        }
+    for name in spec.deterministics:
+        described[f"deterministic {name!r}"] = {}
+    for name in spec.potentials:
+        described[f"potential {name!r}"] = {}
+    described["constant arrays"] = _constants(spec)
+    return json.loads(json.dumps(described))
+
+
+def _constants(spec: ModelSpec) -> list[str]:
+    model = spec.model
+    roots = [*model.basic_RVs, *model.potentials]
+    arrays = {v for v in ancestors(roots) if isinstance(v, Constant) and np.size(v.data) > 1}
+    digests = {_digest(np.asarray(v.data)) for v in arrays if np.asarray(v.data).dtype != object}
+    return sorted(digests)
+
+
+def _digest(array: np.ndarray) -> str:
+    content = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
+    return f"{array.dtype} {list(array.shape)} {content}"
+
+
+def _refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name in sorted({*saved, *given}):
+        if name not in given:
+            raise ValueError(f"the model is not the one in the file: it has no {name}")
+        if name not in saved:
+            raise ValueError(f"the model is not the one in the file: {name} is not in the file")
+        if saved[name] != given[name]:
+            raise ValueError(
+                f"the model is not the one in the file: {name} differs ({_difference(saved[name], given[name])})"
+            )
+
+
+def _difference(saved: Any, given: Any) -> str:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        keys = [k for k in {**saved, **given} if saved.get(k) != given.get(k)]
+        return ", ".join(
+            f"{k}: {saved.get(k)} in the file, {given.get(k)} in the model" for k in keys
+        )
+    return f"{saved} in the file, {given} in the model"
+
+
+def _points(posterior: AmortizedPosterior) -> dict[str, np.ndarray]:
+    """Prior draws with their data, at which densities are compared."""
+    spec = posterior.spec
+    sources = posterior.context
+    if spec.context and sources is None:
+        sources = {c.name: _constant_source(spec.held[c.name]) for c in spec.context}
+    simulator = Simulator(spec, context=ContextSampler(spec, sources or {}))
+    draws = simulator(POINTS, stage_seed(posterior.provenance.entropy, Stage.TIMING))
+    return {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
+
+
+def _constant_source(value: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
+    return lambda rng: value
+
+
+def _densities(
+    spec: ModelSpec, points: Mapping[str, np.ndarray], compile_kwargs: CompileKwargs | None = None
+) -> dict[str, list[float]]:
+    theta = points["theta"]
+    fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+    values: dict[str, list[float]] = {}
+    log_density = LogDensityByVariable(spec, compile_kwargs)
+    for i in range(len(theta)):
+        data = {**fixed, **{v.name: points[f"data.{v.name}"][i] for v in spec.data}}
+        parts = log_density(theta[i : i + 1], data)
+        for name, part in parts.items():
+            values.setdefault(name, []).append(float(np.nan_to_num(part.sum())))
+    return values
+
+
+def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[float]]) -> None:
+    for name, expected in saved.items():
+        actual = given.get(name, [math.nan] * len(expected))
+        if not np.allclose(actual, expected, rtol=SAME, atol=SAME):
+            raise ValueError(
+                f"the model is not the one in the file: the log density of {name!r} differs "
+                f"({expected[0]:.6g} in the file, {actual[0]:.6g} in the model, at the same point)"
+            )
+
+
+def _network(
+    file: Any, description: Mapping[str, Any], summary: nn.Module | None, density: Any
+) -> PosteriorNetwork:
+    """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
+    _refuse_large_options(description, len(file.keys()))
+    with torch.device("meta"):
+        expected = PosteriorNetwork.from_description(
+            description, summary=_on_meta(summary), density=_on_meta(density)
+        ).state_dict()
+    stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
+    if set(stored) != set(expected):
+        differing = sorted(set(stored) ^ set(expected))[:5]
+        raise ValueError(
+            f"the weights in the file are not those of the network it describes: {differing}"
+        )
+    for name, tensor in expected.items():
+        piece = file.get_slice(stored[name])
+        if list(piece.get_shape()) != list(tensor.shape):
+            raise ValueError(
+                f"weight {name!r} has shape {list(piece.get_shape())} in the file; "
+                f"the network it describes needs {list(tensor.shape)}"
+            )
+    network = PosteriorNetwork.from_description(description, summary=summary, density=density)
+    network.load_state_dict({name: file.get_tensor(key) for name, key in stored.items()})
+    return network.eval()
+
+
+def _on_meta(module: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(module).to("meta") if isinstance(module, nn.Module) else module
+
+
+def _refuse_large_options(description: Any, tensors: int) -> None:
+    """Refuse sizes that no file of this size can hold the weights of."""
+    if isinstance(description, Mapping):
+        for name, value in description.items():
+            if name in ("layers", "depth") and isinstance(value, int) and value > tensors:
+                raise ValueError(
+                    f"the file describes a network of {value} {name}, but holds {tensors} tensors"
+                )
+            _refuse_large_options(value, tensors)
+    elif isinstance(description, list):
+        for value in description:
+            _refuse_large_options(value, tensors)
+    elif isinstance(description, int) and abs(description) > LARGEST_OPTION:
+        raise ValueError(f"the file describes a network with an option of {description}")
+
+
+def _size(network: nn.Module) -> int:
+    return sum(t.numel() for t in network.state_dict().values())
+
+
+def _group(file: Any, group: str, largest: int | None) -> dict[str, Tensor]:
+    """Read the tensors of a group, none of them larger than the network they belong to."""
+    tensors = {}
+    for key in file.keys():
+        if not key.startswith(f"{group}."):
+            continue
+        size = math.prod(file.get_slice(key).get_shape())
+        if largest is not None and size > max(largest, 100_000):
+            raise ValueError(
+                f"tensor {key!r} in the file has {size} elements, more than the whole network"
+            )
+        tensors[key.removeprefix(f"{group}.")] = file.get_tensor(key)
+    return tensors
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "pymc_amortized": pymc_amortized.__version__,
+        "pymc": pm.__version__,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,427 @@
+"""Training an amortized posterior: the model's simulations, the networks they call for, and the loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import torch
+import xarray as xr
+
+from pymc_amortized.approximators.posterior import (
+    AmortizedPosterior,
+    Provenance,
+    network_data,
+)
+from pymc_amortized.approximators.seeds import (
+    RandomState,
+    Stage,
+    seed_sequence,
+    stage_integer,
+    stage_seed,
+)
+from pymc_amortized.approximators.simulations import read_simulations
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.density import LogDensity
+from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.structure import Rows, find_rows
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.encoding import ArrayLayout
+from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
+from pymc_amortized.training import (
+    Batches,
+    FixedSimulations,
+    FreshSimulations,
+    Trained,
+    Training,
+    TrainingState,
+    choose_device,
+    report,
+    train,
+)
+
+logger = logging.getLogger("pymc_amortized")
+
+PILOT = 4096
+"""Simulations from which standardization and the networks' starting point are learned."""
+HELD_OUT = 2048
+"""Simulations that judge the weights while training on fresh ones."""
+TIMED = 64
+"""Simulations that tell how slow the simulator is."""
+SIMULATION_SECONDS = 60.0
+"""What simulating may cost at most, unless the user says otherwise: about what training costs."""
+FEWEST = 2000
+"""A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
+SECONDS_WORTH_PROCESSES = 20.0
+"""Starting processes and compiling in each costs about 10 s."""
+ROWS_CHECKED = 16
+NOTABLE_DROPS = 0.01
+"""A share of dropped simulations that is warned about: the prior is visibly not what was written."""
+
+
+def fit_posterior(
+    model: pm.Model | None = None,
+    *,
+    observed: Sequence[str] | None = None,
+    parameters: Sequence[str] | None = None,
+    context: Mapping[str, Any] | None = None,
+    simulations: xr.DataTree | None = None,
+    num_simulations: int | None = None,
+    summary: SummaryChoice = "auto",
+    density: DensityChoice = "spline",
+    training: Training | None = None,
+    max_time: float | None = None,
+    cores: int | None = None,
+    device: str | torch.device | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+    compile_kwargs: CompileKwargs | None = None,
+) -> AmortizedPosterior:
+    """Train a network on a model's own simulations to give the posterior of any data set.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        The context's model by default. It is copied: later changes to it do not reach the posterior.
+    observed : sequence of str, optional
+        Variables that will be observed, for a model that holds no data.
+    parameters : sequence of str, optional
+        Free variables whose joint marginal posterior is wanted; all by default. A subset has no closed
+        density, so that its draws are not corrected.
+    context : mapping of name to source, optional
+        Data containers whose values differ between data sets (their shape stays), and where their values come from in
+        training: a PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what
+        the container holds), or a callable that takes a :class:`numpy.random.Generator` and returns one value.
+    simulations : xarray.DataTree, optional
+        Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train on
+        instead of new simulations.
+    num_simulations : int, optional
+        Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would take
+        more than a minute, as many as can be made in a minute.
+    summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
+        Network that condenses the data. "auto" takes a set network where the model's density shows that rows are
+        exchangeable. A module of your own maps encoded arrays (dict of (batch, *shape, channels)) to (batch, features).
+    density : "spline", Spline, torch.nn.Module or callable
+        Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
+        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.
+    training : Training, optional
+        Steps, batch size, learning rate and the like.
+    max_time : float, optional
+        Seconds that training may take; shorthand for ``Training(max_time=...)``.
+    cores : int, optional
+        Processes that simulate. By default several, where simulating takes long.
+    device : str or torch.device, optional
+        Where to train; CUDA, MPS or the CPU, whichever is there.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+    progressbar : bool
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    AmortizedPosterior
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When the model cannot be simulated or learned, or an argument is wrong; the message names it.
+
+    Notes
+    -----
+    The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
+    Radev et al. 2020, arXiv 2003.06281).
+    """
+    options = _options(training, max_time)
+    place = choose_device(device)
+    _check_count("num_simulations", num_simulations, smallest=20)
+    _check_count("cores", cores, smallest=1)
+    context = dict(context or {})
+    spec = ModelSpec.from_model(model, observed=observed, parameters=parameters, context=context)
+    entropy = _entropy(random_seed)
+    fit = _Fit(spec, context, options, entropy, place, progressbar, compile_kwargs)
+    if simulations is not None:
+        if num_simulations is not None:
+            raise ValueError("num_simulations and simulations exclude each other")
+        fit.use(read_simulations(spec, simulations, compile_kwargs))
+    else:
+        fit.plan(num_simulations, cores)
+    return fit.run(summary, density)
+
+
+class _Fit:
+    """One training, from the model to the posterior."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        context: Mapping[str, Any],
+        options: Training,
+        entropy: tuple[int, ...],
+        device: torch.device,
+        progressbar: bool,
+        compile_kwargs: CompileKwargs | None,
+    ) -> None:
+        self.spec, self.context, self.options, self.entropy = spec, context, options, entropy
+        self.device, self.progressbar, self.compile_kwargs = device, progressbar, compile_kwargs
+        self.simulator = Simulator(
+            spec, context=ContextSampler(spec, context), compile_kwargs=compile_kwargs
+        )
+        self.num_simulations: int | None = None
+        self.cores = 1
+        self.given: Simulations | None = None
+        self.seconds = 0.0
+
+    def use(self, simulations: Simulations) -> None:
+        """Train on the user's simulations."""
+        self.given, self.num_simulations = simulations, len(simulations)
+
+    def plan(self, num_simulations: int | None, cores: int | None) -> None:
+        """Decide how many simulations to make, and in how many processes, by the simulator's speed."""
+        self.num_simulations = num_simulations
+        self.cores = cores or 1
+        if num_simulations is not None and cores is not None:
+            return
+        seed = stage_seed(self.entropy, Stage.TIMING)
+        self.simulator(1, seed)  # compiles
+        start = time.perf_counter()
+        self.simulator(TIMED, seed)
+        cost = (time.perf_counter() - start) / TIMED
+        wanted = num_simulations or self.options.num_steps * self.options.batch_size
+        if cores is None and cost * wanted > SECONDS_WORTH_PROCESSES:
+            self.cores = _available_cores()
+        budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
+        if num_simulations is None and cost * wanted / self.cores > budget:
+            affordable = int(budget * self.cores / cost)
+            self.num_simulations = max(min(affordable, wanted), FEWEST)
+            logger.info(
+                "One simulation takes %.2g ms: training on a fixed set of %d (num_simulations=%d repeats this).",
+                1e3 * cost,
+                self.num_simulations,
+                self.num_simulations,
+            )
+
+    def run(self, summary: SummaryChoice, density: DensityChoice) -> AmortizedPosterior:
+        """Simulate, choose the networks and train."""
+        pilot = self._pilot()
+        rows = self._rows(pilot)
+        statistics, held_out = self._parts(pilot)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
+            network = PosteriorNetwork.build(
+                layouts(self.spec, rows),
+                statistics.unconstrained,
+                network_data(self.spec, rows, statistics.data),
+                summary=summary,
+                density=density,
+            )
+        source = self._source(network, rows, statistics)
+        return self._train(network, rows, source, held_out, pilot, None)
+
+    def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
+        """Train a posterior's network further."""
+        pilot = self._pilot()
+        rows = posterior.structure
+        statistics, held_out = self._parts(pilot)
+        network = copied(posterior.network)
+        source = self._source(network, rows, statistics)
+        return self._train(network, rows, source, held_out, pilot, posterior.state)
+
+    def _pilot(self) -> Simulations:
+        if self.given is not None:
+            return self.given
+        start = time.perf_counter()
+        n = self.num_simulations or PILOT
+        pilot = self.simulator(n, stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
+        self.seconds = time.perf_counter() - start
+        share = sum(pilot.dropped.values()) / pilot.attempted
+        if pilot.dropped:
+            logger.log(
+                logging.WARNING if share > NOTABLE_DROPS else logging.INFO,
+                "Of %d simulations, %.2f%% were dropped, which truncates the prior: %s.",
+                pilot.attempted,
+                100 * share,
+                describe_dropped(pilot.dropped, pilot.attempted),
+            )
+        if self.spec.potentials:
+            logger.warning(
+                "The potentials %s are not simulated; importance weights bring them in. Where they matter much, "
+                "check pareto_k.",
+                list(self.spec.potentials),
+            )
+        return pilot
+
+    def _parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
+        """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
+        if self.num_simulations is None:
+            held_out = self.simulator(
+                HELD_OUT, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores
+            )
+            return pilot, held_out
+        order = np.random.default_rng(stage_seed(self.entropy, Stage.HELD_OUT)).permutation(
+            len(pilot)
+        )
+        size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1)
+        return pilot.take(order[size:]), pilot.take(order[:size])
+
+    def _rows(self, pilot: Simulations) -> Rows:
+        seed = stage_seed(self.entropy, Stage.STRUCTURE)
+        rows = find_rows(self.spec, pilot, LogDensity(self.spec, self.compile_kwargs), seed)
+        logger.info("Structure: %s.", rows)
+        return rows
+
+    def _source(self, network: PosteriorNetwork, rows: Rows, statistics: Simulations) -> Batches:
+        if self.num_simulations is not None:
+            prepared = network.prepare(
+                statistics.unconstrained,
+                network_data(self.spec, rows, statistics.data),
+                self.device,
+            )
+            return FixedSimulations(
+                *prepared,
+                self.options.batch_size,
+                seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
+                device=self.device,
+                seconds=self.seconds,
+            )
+        source: FreshSimulations | None = None
+
+        def simulate(n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+            made = source.simulations if source is not None else 0
+            seed = stage_seed(self.entropy, Stage.TRAINING, made)
+            simulations = self.simulator(n, seed, cores=self.cores)
+            return simulations.unconstrained, network_data(self.spec, rows, simulations.data)
+
+        def prepare(theta: np.ndarray, data: Mapping[str, np.ndarray]) -> Any:
+            return network.prepare(theta, data, self.device)
+
+        source = FreshSimulations(simulate, prepare, self.options.batch_size, device=self.device)
+        return source
+
+    def _train(
+        self,
+        network: PosteriorNetwork,
+        rows: Rows,
+        source: Batches,
+        held_out: Simulations,
+        pilot: Simulations,
+        state: TrainingState | None,
+    ) -> AmortizedPosterior:
+        trained: Trained = train(
+            network,
+            source,
+            network.prepare(
+                held_out.unconstrained, network_data(self.spec, rows, held_out.data), self.device
+            ),
+            self.options,
+            seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
+            resume=state,
+            progress=self.progressbar,
+            device=self.device,
+        )
+        report(trained)
+        return AmortizedPosterior(
+            spec=self.spec,
+            network=network,
+            structure=rows,
+            history=trained.history,
+            provenance=Provenance(
+                entropy=self.entropy,
+                training=self.options,
+                num_simulations=self.num_simulations,
+                cores=self.cores,
+                simulations=trained.simulations,
+                attempted=pilot.attempted,
+                dropped=pilot.dropped,
+                settled=trained.settled,
+                held_out_loss=float(trained.held_out_loss),
+                user_simulations=self.given is not None,
+            ),
+            state=trained.state,
+            context=self.context,
+            compile_kwargs=self.compile_kwargs,
+        )
+
+
+def continue_fit(
+    posterior: AmortizedPosterior,
+    options: Training,
+    *,
+    context: Mapping[str, Any] | None,
+    simulations: xr.DataTree | None,
+    device: str | torch.device | None,
+    progressbar: bool,
+) -> AmortizedPosterior:
+    """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
+    spec, provenance = posterior.spec, posterior.provenance
+    sources = context if context is not None else posterior.context
+    missing = [c.name for c in spec.context if c.name not in (sources or {})]
+    if missing:
+        raise ValueError(
+            f"context: sources of {missing} are needed to simulate further (files hold none)"
+        )
+    fit = _Fit(
+        spec,
+        sources or {},
+        options,
+        provenance.entropy,
+        choose_device(device),
+        progressbar,
+        posterior.compile_kwargs,
+    )
+    if provenance.user_simulations:
+        if simulations is None:
+            raise ValueError(
+                "simulations: this posterior was trained on simulations of yours; pass them again"
+            )
+        fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
+    else:
+        fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
+    return fit.resume(posterior)
+
+
+def layouts(spec: ModelSpec, rows: Rows) -> list[ArrayLayout]:
+    """Describe to the networks the arrays they will see, as :func:`network_data` makes them."""
+    shown = [*spec.data, *(v for v in spec.fixed if v.name in rows.names)]
+    return [ArrayLayout(v.name, v.shape, v.kind, rows=v.name in rows.names) for v in shown]
+
+
+def copied(network: PosteriorNetwork) -> PosteriorNetwork:
+    """Copy a network, so that training the copy leaves the original as it is."""
+    import copy
+
+    return copy.deepcopy(network)
+
+
+def _options(training: Training | None, max_time: float | None) -> Training:
+    if training is not None and not isinstance(training, Training):
+        raise TypeError(
+            f"training must be a pymc_amortized.Training, got {type(training).__name__}"
+        )
+    options = training or Training()
+    return options if max_time is None else replace(options, max_time=max_time)
+
+
+def _entropy(random_seed: RandomState) -> tuple[int, ...]:
+    entropy = seed_sequence(random_seed).entropy
+    return (int(entropy),) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
+
+
+def _check_count(name: str, value: Any, smallest: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

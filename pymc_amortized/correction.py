@@ -1,0 +1,103 @@
+r"""Importance correction of amortized draws by the model's exact density.
+
+Draws :math:`\theta_s \sim q(\theta \mid y)` get the weights :math:`w_s = p(\theta_s, y) / q(\theta_s \mid y)`; Pareto smoothing
+(Vehtari et al. 2024, JMLR 25(72)) tames their largest values and its shape :math:`\hat k` says whether they can be
+trusted. Corrected draws are resampled from the weighted ones, systematically and in order, so that repeated draws
+stand next to each other: ``az.ess`` and R-hat then see what the weights cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+FEWEST_FOR_TAIL = 25
+"""Fewer finite weights than this do not make a tail that a Pareto distribution can be fitted to."""
+
+
+def k_threshold(proposals: int) -> float:
+    """Largest Pareto k that `proposals` weights can be trusted with (Vehtari et al. 2024, eq. 13)."""
+    return min(1 - 1 / np.log10(max(proposals, 11)), 0.7)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Smoothed importance weights of one data set.
+
+    Attributes
+    ----------
+    weights : ndarray (chains, proposals)
+        Smoothed and normalized within each chain.
+    pareto_k : float
+        Shape of the tail, over all chains; infinite where hardly any weight is positive.
+    ess : float
+        Importance effective sample size, the sum over chains.
+    """
+
+    weights: np.ndarray
+    pareto_k: float
+    ess: float
+
+    @property
+    def reliable(self) -> bool:
+        """Whether k is small enough for that many proposals."""
+        return self.pareto_k <= k_threshold(self.weights.size)
+
+
+def smooth(log_ratios: np.ndarray) -> Weights:
+    """Pareto-smooth raw log weights.
+
+    Parameters
+    ----------
+    log_ratios : ndarray (chains, proposals)
+        Log of target over proposal density; -inf is a weight of zero.
+
+    Returns
+    -------
+    Weights
+        Where a chain has no positive weight, its weights are equal.
+    """
+    log_weights = np.array(log_ratios, dtype=float)
+    finite = np.isfinite(log_weights)
+    k = np.inf
+    if finite.sum() >= FEWEST_FOR_TAIL:
+        log_weights[finite], k = _smooth_tail(log_weights[finite])
+    largest = log_weights.max(axis=1, keepdims=True)
+    empty = ~np.isfinite(largest)
+    weights = np.where(empty, 1.0, np.exp(log_weights - np.where(empty, 0.0, largest)))
+    weights /= weights.sum(axis=1, keepdims=True)
+    ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
+    return Weights(weights, float(k), float(ess.sum()))
+
+
+def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    if np.ptp(log_weights) < 1e-10:  # the proposal is the target; there is no tail to fit
+        return log_weights, -np.inf
+    # arviz-stats takes the negated log weights, as in leave-one-out cross-validation
+    smoothed, k = array_stats.psislw(log_weights.max() - log_weights)
+    return smoothed, float(k)
+
+
+def resample(weights: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Systematic resampling within each chain.
+
+    Parameters
+    ----------
+    weights : ndarray (chains, proposals)
+        Normalized within each chain.
+    draws : int
+        Per chain.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray (chains, draws) of int
+        Indices of proposals, in increasing order.
+    """
+    positions = (rng.random((len(weights), 1)) + np.arange(draws)) / draws
+    edges = np.cumsum(weights, axis=1)
+    edges /= edges[:, -1:]
+    chosen = [np.searchsorted(e, p, side="right") for e, p in zip(edges, positions, strict=True)]
+    return np.minimum(np.stack(chosen), weights.shape[1] - 1)

@@ -1,0 +1,1 @@
+"""Reads a PyMC model: its roles, its simulator, its density and its structure. Never imports torch."""

@@ -1,0 +1,140 @@
+"""The model's own log density, and the way from unconstrained draws to its variables, for many draws at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.replace import graph_replace
+
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import flat_unconstrained, held_constants
+from pymc_amortized.graph.tensors import (
+    CompileKwargs,
+    batched_input,
+    like,
+    plain,
+    scan_over,
+    split_vector,
+)
+
+Data = Mapping[str, np.ndarray]
+
+
+class _DrawFunctions:
+    """Graphs in terms of a flat vector of unconstrained parameters and of the data."""
+
+    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec = spec
+        self._compile_kwargs = compile_kwargs
+        self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
+
+    def _in_terms_of_inputs(self, graphs: list[Any], data: Mapping[str, Any]) -> list[Any]:
+        """Put the flat vector in the place of the value variables, and inputs in that of the data."""
+        spec, model = self.spec, self.spec.model
+        values = [model.rvs_to_values[model[p.name]] for p in spec.parameters]
+        parts = split_vector(
+            self._vector, [(p.size, p.unconstrained_shape) for p in spec.parameters]
+        )
+        replacements: dict[Any, Any] = {
+            value: like(value, part.astype(value.type.dtype))
+            for value, part in zip(values, parts, strict=True)
+        }
+        for variable in spec.inputs:
+            var = model[variable.name]
+            old = model.rvs_to_values.get(var, var)
+            replacements[old] = like(old, data[variable.name])
+        return graph_replace(graphs, replacements, strict=False)
+
+    def _compile(self, graphs: list[Any]) -> Any:
+        data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in self.spec.inputs}
+        batch = batched_input("draws", "float64", (self.spec.dim,))
+        return scan_over(
+            self._in_terms_of_inputs(graphs, data),
+            sequences=[(self._vector, batch)],
+            inputs=list(data.values()),
+            compile_kwargs=self._compile_kwargs,
+        )
+
+    def _inputs(self, data: Data) -> list[np.ndarray]:
+        return [data[v.name] for v in self.spec.inputs]
+
+
+class LogDensity(_DrawFunctions):
+    """Joint log density of the value variables and the data, with Jacobians and potentials, as PyMC counts it."""
+
+    @cached_property
+    def _function(self) -> Any:
+        return self._compile([self.spec.model.logp()])
+
+    def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
+        """Evaluate at `theta` (draws, dim) for one data set; returns (draws,)."""
+        return self._function(theta, *self._inputs(data))[0]
+
+
+class Constrain(_DrawFunctions):
+    """Free variables on their own scale and deterministics, from unconstrained draws."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of what is returned, in PyMC's order: free variables, then deterministics."""
+        return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        graphs = model.replace_rvs_by_values([model[name] for name in self.names])
+        return self._compile([plain(g) for g in graphs])
+
+    def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
+        """Map `theta` (draws, dim) to name -> (draws, *shape) for one data set."""
+        values = self._function(theta, *self._inputs(data))
+        return dict(zip(self.names, values, strict=True))
+
+
+class Unconstrain:
+    """Unconstrained parameters from variables on their own scale, for simulations made elsewhere."""
+
+    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec = spec
+        self._compile_kwargs = compile_kwargs
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        sequences, replacements = [], {}
+        for p in self.spec.parameters:
+            rv = model[p.name]
+            placeholder = pt.tensor(p.name, dtype=p.dtype, shape=p.shape)
+            sequences.append((placeholder, batched_input(f"{p.name}_draws", p.dtype, p.shape)))
+            replacements[rv] = like(rv, placeholder)
+        flat = flat_unconstrained(self.spec)
+        replacements |= held_constants(self.spec)
+        return scan_over(
+            graph_replace([flat], replacements, strict=False),
+            sequences=sequences,
+            compile_kwargs=self._compile_kwargs,
+        )
+
+    def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Map name -> (n, *shape) to (n, dim)."""
+        return self._function(*[variables[p.name] for p in self.spec.parameters])[0]
+
+
+class LogDensityByVariable(_DrawFunctions):
+    """Each variable's and potential's own part of the joint log density."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        graphs = model.logp(vars=[*model.basic_RVs, *model.potentials], sum=False)
+        return self._compile([plain(g) for g in graphs])
+
+    def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
+        """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
+        model = self.spec.model
+        names = [v.name for v in (*model.basic_RVs, *model.potentials)]
+        return dict(zip(names, self._function(theta, *self._inputs(data)), strict=True))

@@ -1,0 +1,256 @@
+"""The prior predictive distribution of a model as one compiled, batched function.
+
+One simulation draws every random variable once. Beside the values, the compiled step returns for each variable whether
+the model gives that draw a finite log density (and its transform a finite image): random number generators
+accept parameters that the density refuses (a negative scale, an overflowing rate, an unordered vector under
+an ordering transform), and such draws are not draws of the model. They are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.parallel import run_tasks
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import simulation_graph
+from pymc_amortized.graph.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes
+
+CHUNK_BYTES = 64 * 2**20
+LARGEST_CHUNK = 8192
+SMALLEST_ACCEPTANCE = 0.01
+"""Below this share of usable simulations a model is refused: rejection would cost 100 times the simulator."""
+
+
+class SimulationError(ValueError):
+    """Hardly any simulation of the model can be used."""
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """Draws from the joint distribution of parameters and data.
+
+    Attributes
+    ----------
+    unconstrained : ndarray (n, dim)
+        Parameters on the scale of the model's value variables, flattened in the model's order.
+    variables : dict of name to ndarray (n, *shape)
+        Free variables on their own scale, and deterministics.
+    data : dict of name to ndarray (n, *shape)
+        Observed and context variables.
+    attempted : int
+        Simulations made, including those that were dropped.
+    dropped : dict of str to int
+        Why simulations were dropped, and how many.
+    """
+
+    unconstrained: np.ndarray
+    variables: dict[str, np.ndarray]
+    data: dict[str, np.ndarray]
+    attempted: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.unconstrained)
+
+    def take(self, index: Any) -> Simulations:
+        """Return some of the simulations; counts are those of all."""
+        return Simulations(
+            self.unconstrained[index],
+            {name: values[index] for name, values in self.variables.items()},
+            {name: values[index] for name, values in self.data.items()},
+            self.attempted,
+            self.dropped,
+        )
+
+
+def concatenate(parts: list[Simulations]) -> Simulations:
+    """Join simulations of the same model."""
+    dropped: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+    first = parts[0]
+    return Simulations(
+        np.concatenate([p.unconstrained for p in parts]),
+        {name: np.concatenate([p.variables[name] for p in parts]) for name in first.variables},
+        {name: np.concatenate([p.data[name] for p in parts]) for name in first.data},
+        sum(p.attempted for p in parts),
+        dict(dropped),
+    )
+
+
+class Simulator:
+    """Compiled simulator of a model's prior predictive distribution.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    context : ContextSampler, optional
+        Where the values of context variables come from.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        context: ContextSampler | None = None,
+        compile_kwargs: CompileKwargs | None = None,
+    ) -> None:
+        self.spec = spec
+        self.context = context or ContextSampler(spec, {})
+        self._compile_kwargs = compile_kwargs
+
+    def __call__(
+        self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1
+    ) -> Simulations:
+        """Simulate until `n` usable draws are there.
+
+        The result is a pure function of `n` and `seed`: it does not depend on `cores`.
+
+        Raises
+        ------
+        SimulationError
+            When fewer than one in a hundred simulations can be used.
+        """
+        seed = _fresh(seed)
+        parts: list[Simulations] = []
+        usable = attempted = 0
+        while usable < n:
+            rate = max(usable / attempted, SMALLEST_ACCEPTANCE) if attempted else 1.0
+            sizes = self._chunk_sizes(int(np.ceil((n - usable) / rate)))
+            tasks = list(zip(sizes, seed.spawn(len(sizes)), strict=True))
+            parts += run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
+            usable = sum(len(p) for p in parts)
+            attempted = sum(p.attempted for p in parts)
+            if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
+                raise SimulationError(_too_few(concatenate(parts)))
+        return concatenate(parts).take(slice(n))
+
+    def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
+        """Attempt `n` simulations in one call of the compiled function."""
+        context_seed, seed = seed.spawn(2)
+        context = self.context(n, context_seed)
+        return self._chunk(n, seed, context)
+
+    def _chunk(
+        self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray]
+    ) -> Simulations:
+        try:
+            outputs = self._loop(n, seed, [context[c.name] for c in self.spec.context])
+        except Exception as error:  # a model's own function may raise anything
+            if n == 1:
+                return self._nothing(f"{type(error).__name__}: {str(error).splitlines()[0:1]}")
+            # compiled code does not say which draw raised: halve until it stands alone
+            half = n // 2
+            return concatenate(
+                [
+                    self._chunk(size, child, {k: v[part] for k, v in context.items()})
+                    for size, part, child in zip(
+                        (half, n - half), (slice(half), slice(half, n)), seed.spawn(2), strict=True
+                    )
+                ]
+            )
+        return self._usable(outputs, context)
+
+    def _usable(self, outputs: list[np.ndarray], context: dict[str, np.ndarray]) -> Simulations:
+        finite, theta, *values = outputs
+        named = dict(zip(self._value_names, values, strict=True))
+        observed = {v.name: named.pop(v.name) for v in self.spec.observed}
+        everything = Simulations(theta, named, {**observed, **context}, len(theta))
+        fine = finite.all(axis=1)
+        if fine.all():
+            return everything
+        first = Counter(self._checks[i] for i in np.argmin(finite[~fine], axis=1))
+        kept = everything.take(fine)
+        return Simulations(kept.unconstrained, kept.variables, kept.data, len(theta), dict(first))
+
+    def _nothing(self, reason: str) -> Simulations:
+        """One attempted simulation that raised."""
+        spec = self.spec
+        model = spec.model
+        return Simulations(
+            np.empty((0, spec.dim)),
+            {n: np.empty((0, *self._shapes[n]), model[n].type.dtype) for n in self._variable_names},
+            {v.name: np.empty((0, *v.shape), v.dtype) for v in spec.data},
+            1,
+            {f"raised {reason}": 1},
+        )
+
+    @cached_property
+    def _variable_names(self) -> list[str]:
+        return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
+
+    @cached_property
+    def _value_names(self) -> list[str]:
+        return self._variable_names + [v.name for v in self.spec.observed]
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        model = self.spec.model
+        return evaluated_shapes(model, [model[name] for name in self._variable_names])
+
+    @cached_property
+    def _checks(self) -> list[str]:
+        return [f"{name}: log density or transform not finite" for name in self._checked_names]
+
+    @cached_property
+    def _checked_names(self) -> list[str]:
+        return [rv.name for rv in self.spec.model.basic_RVs]
+
+    @cached_property
+    def _loop(self) -> DrawLoop:
+        """The compiled loop; its outputs are the checks, the flat parameters and every named value."""
+        spec, model = self.spec, self.spec.model
+        outputs = simulation_graph(spec, self._value_names)
+        sequences = []
+        for c in spec.context:
+            batched = batched_input(c.name, c.dtype, c.shape)
+            sequences.append((model[c.name], batched))
+        return DrawLoop(outputs, sequences=sequences, compile_kwargs=self._compile_kwargs)
+
+    @cached_property
+    def _bytes_per_draw(self) -> int:
+        shapes = [self._shapes[n] for n in self._variable_names] + [v.shape for v in self.spec.data]
+        return 8 * (self.spec.dim + sum(int(np.prod(s, dtype=int)) for s in shapes))
+
+    def _chunk_sizes(self, n: int) -> list[int]:
+        largest = int(np.clip(CHUNK_BYTES // self._bytes_per_draw, 1, LARGEST_CHUNK))
+        whole, rest = divmod(n, largest)
+        return [largest] * whole + [rest] * (rest > 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave compiled functions behind: another process compiles its own."""
+        return {k: v for k, v in self.__dict__.items() if k != "_loop"}
+
+
+def _fresh(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:
+    """Spawning changes a seed sequence: work on a copy."""
+    if isinstance(seed, np.random.SeedSequence):
+        return np.random.SeedSequence(
+            entropy=seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size
+        )
+    return np.random.SeedSequence(seed)
+
+
+def _too_few(simulations: Simulations) -> str:
+    reasons = ", ".join(
+        f"{reason} ({count} of {simulations.attempted})"
+        for reason, count in sorted(simulations.dropped.items(), key=lambda item: -item[1])
+    )
+    return (
+        f"only {len(simulations)} of {simulations.attempted} simulations of the model can be used: {reasons}. "
+        "Narrow the priors to where the model is defined"
+    )
+
+
+def describe_dropped(dropped: Mapping[str, int], attempted: int) -> str:
+    """Say in one line which simulations were dropped and why."""
+    return "; ".join(f"{reason}: {count / attempted:.2%}" for reason, count in dropped.items())

@@ -1,0 +1,365 @@
+"""What a PyMC model says about its own inference: parameters, data and what may vary between data sets.
+
+:class:`ModelSpec` is a frozen snapshot. It owns a copy of the model in which every dimension and every data
+container that does not vary is a constant, so that nothing the user does to their model afterwards
+(``pm.set_data``, new variables) can change what a trained network means. Everything that is compiled is
+compiled from that copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pymc as pm
+from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
+from pymc.model.transform.optimization import freeze_dims_and_data
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import clone_replace
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.random.type import RandomGeneratorType
+
+from pymc_amortized.graph.suitability import (
+    density_obstacle,
+    op_name,
+    refuse_unsuited,
+    refuse_unsuited_parameters,
+)
+from pymc_amortized.graph.tensors import evaluated_shapes, plain
+
+Kind = Literal["real", "count", "binary", "categorical"]
+Role = Literal["observed", "context", "fixed"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A free random variable, as the networks and the results see it."""
+
+    name: str
+    value_name: str
+    shape: tuple[int, ...]
+    unconstrained_shape: tuple[int, ...]
+    dtype: str
+    transform: str | None
+
+    @property
+    def size(self) -> int:
+        """Number of unconstrained values."""
+        return int(np.prod(self.unconstrained_shape, dtype=int))
+
+
+@dataclass(frozen=True)
+class DataVariable:
+    """An observed variable, or a data container whose values vary between data sets."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    kind: Kind
+    role: Role
+    container: str | None = None
+    """Name of the ``pm.Data`` that holds an observed variable's values, if there is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSpec:
+    """A frozen snapshot of a model and of the roles its variables play.
+
+    Attributes
+    ----------
+    model : pymc.Model
+        The copy that everything is compiled from. The values of its observed variables are symbolic inputs,
+        its data containers are private.
+    parameters : tuple of Parameter
+        The free variables whose posterior is wanted, in the model's order.
+    nuisance : tuple of str
+        Free variables that are simulated and marginalized (``parameters=`` named a subset).
+    observed, context : tuple of DataVariable
+        What is given at inference, in the model's order.
+    fixed : tuple of DataVariable
+        Data containers that stay at the values they held.
+    held : dict of name to ndarray
+        Values that the model held for all of these when it was read.
+    """
+
+    model: pm.Model
+    parameters: tuple[Parameter, ...]
+    nuisance: tuple[str, ...]
+    observed: tuple[DataVariable, ...]
+    context: tuple[DataVariable, ...]
+    fixed: tuple[DataVariable, ...]
+    held: dict[str, np.ndarray]
+
+    @classmethod
+    def from_model(
+        cls,
+        model: pm.Model | None = None,
+        *,
+        observed: Sequence[str] | None = None,
+        parameters: Sequence[str] | None = None,
+        context: Iterable[str] = (),
+    ) -> ModelSpec:
+        """Take the snapshot.
+
+        Parameters
+        ----------
+        model : pymc.Model, optional
+            The model; the context's model by default.
+        observed : sequence of str, optional
+            Names of the variables that will be observed, for models that hold no data.
+        parameters : sequence of str, optional
+            Free variables whose joint marginal posterior is wanted; all by default.
+        context : iterable of str
+            Data containers whose values vary between data sets.
+
+        Raises
+        ------
+        ValueError, KeyError
+            When the model cannot be simulated or a name is not one the model has.
+        """
+        model = pm.modelcontext(model)
+        context = tuple(context)
+        _check_context(model, context)
+        containers = refuse_unsuited(model, observed, context)
+        if observed is not None:
+            model = _observe_placeholders(model, observed)
+        refuse_unsuited_parameters(model)
+        order = [rv.name for rv in (*model.free_RVs, *model.observed_RVs)]
+        wanted = _choose_parameters(model, parameters)
+        frozen = _freeze(model, set(containers.values()))
+        shapes = evaluated_shapes(frozen, [*frozen.basic_RVs, *frozen.data_vars])
+        held = _held_values(frozen)
+        snapshot = _with_symbolic_observations(frozen, shapes)
+
+        free = sorted(snapshot.free_RVs, key=lambda rv: order.index(rv.name))
+        observed_rvs = sorted(snapshot.observed_RVs, key=lambda rv: order.index(rv.name))
+
+        def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
+            return tuple(
+                _data_variable(snapshot, n, role, shapes[n], containers.get(n)) for n in names
+            )
+
+        others = [
+            v.name for v in snapshot.data_vars if v.name not in {*context, *containers.values()}
+        ]
+        spec = cls(
+            model=snapshot,
+            parameters=tuple(_parameter(snapshot, v, shapes) for v in free if v.name in wanted),
+            nuisance=tuple(rv.name for rv in free if rv.name not in wanted),
+            observed=described([rv.name for rv in observed_rvs], "observed"),
+            context=described(context, "context"),
+            fixed=described(others, "fixed"),
+            held=held,
+        )
+        _refuse_empty(spec)
+        return spec
+
+    @property
+    def dim(self) -> int:
+        """Length of the flattened unconstrained parameter vector."""
+        return sum(p.size for p in self.parameters)
+
+    @property
+    def data(self) -> tuple[DataVariable, ...]:
+        """Observed and context variables: what differs between data sets."""
+        return self.observed + self.context
+
+    @property
+    def inputs(self) -> tuple[DataVariable, ...]:
+        """Everything the density is a function of, beside the parameters."""
+        return self.observed + self.context + self.fixed
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter stands in the flattened unconstrained vector."""
+        ends = np.cumsum([p.size for p in self.parameters])
+        return {
+            p.name: slice(int(end) - p.size, int(end))
+            for p, end in zip(self.parameters, ends, strict=True)
+        }
+
+    @property
+    def deterministics(self) -> tuple[str, ...]:
+        """Deterministics that the wanted parameters and the data determine, in the model's order."""
+        hidden = {self.model[name] for name in self.nuisance}
+        return tuple(d.name for d in self.model.deterministics if hidden.isdisjoint(ancestors([d])))
+
+    @property
+    def potentials(self) -> tuple[str, ...]:
+        """Names of the model's potentials."""
+        return tuple(p.name for p in self.model.potentials)
+
+    @cached_property
+    def density_obstacle(self) -> str | None:
+        """Why the model's joint log density cannot be evaluated; None where it can."""
+        if self.nuisance:
+            return (
+                f"the marginal posterior without {', '.join(self.nuisance)} has no closed density"
+            )
+        return density_obstacle(self.model)
+
+
+def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
+    containers = {v.name for v in model.data_vars}
+    for name in context:
+        if name in model.coords:
+            raise ValueError(
+                f"context: {name!r} is a dimension. Data sets whose sizes differ are not supported "
+                f"yet; context may name data containers: {sorted(containers)}"
+            )
+        if name not in containers:
+            raise KeyError(
+                f"context: the model has no data container named {name!r}; it has {sorted(containers)}"
+            )
+
+
+def _observe_placeholders(model: pm.Model, observed: Sequence[str]) -> pm.Model:
+    """Mark variables as observed, with one simulated draw standing for the data to come."""
+    draws = pm.draw([model[name] for name in observed], random_seed=0)
+    return pm.observe(model, dict(zip(observed, draws, strict=True)))
+
+
+def _choose_parameters(model: pm.Model, parameters: Sequence[str] | None) -> set[str]:
+    free = [rv.name for rv in model.free_RVs]
+    if parameters is None:
+        return set(free)
+    if isinstance(parameters, str):
+        raise TypeError(f"parameters must be a sequence of names, got the string {parameters!r}")
+    unknown = [name for name in parameters if name not in free]
+    if unknown or not parameters:
+        raise KeyError(f"parameters: {unknown or 'no names'} given; the free variables are {free}")
+    _refuse_borrowed_bounds(model, set(parameters))
+    return set(parameters)
+
+
+def _refuse_borrowed_bounds(model: pm.Model, wanted: set[str]) -> None:
+    """A transform whose bounds depend on another variable cannot be undone without that variable."""
+    hidden = {rv for rv in model.free_RVs if rv.name not in wanted}
+    for rv in model.free_RVs:
+        transform = model.rvs_to_transforms[rv]
+        if rv.name not in wanted or transform is None:
+            continue
+        back = transform.backward(model.rvs_to_values[rv], *rv.owner.inputs)
+        borrowed = sorted(h.name for h in hidden.intersection(ancestors([back])))
+        if borrowed:
+            raise ValueError(
+                f"parameters: the range of {rv.name!r} depends on {borrowed}, "
+                "which must then be among the parameters too"
+            )
+
+
+def _freeze(model: pm.Model, containers: set[str]) -> pm.Model:
+    """Copy the model with constant dimensions and observations."""
+    with warnings.catch_warnings():
+        # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
+        warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
+        frozen = freeze_dims_and_data(model, data=sorted(containers))
+        for (
+            rv
+        ) in frozen.rvs_to_initial_values:  # not needed, and PyMC's graph functions refuse them
+            frozen.rvs_to_initial_values[rv] = None
+        return _freeze_unregistered_shared(frozen)
+
+
+def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
+    """Make constants of shared variables that were used without ``pm.Data``."""
+    registered = set(model.data_vars)
+    roots = [
+        *model.basic_RVs,
+        *model.deterministics,
+        *model.potentials,
+        *model.rvs_to_values.values(),
+    ]
+    loose = {
+        v: v.type.constant_type(type=v.type, data=v.get_value(), name=v.name)
+        for v in ancestors(roots)
+        if isinstance(v, SharedVariable)
+        and v not in registered
+        and not isinstance(v.type, RandomGeneratorType)
+    }
+    if not loose:
+        return model
+    fgraph, memo = fgraph_from_model(model)
+    constants = {memo.get(v, v): constant for v, constant in loose.items()}
+    rebuilt = FunctionGraph(
+        outputs=clone_replace(fgraph.outputs, replace=constants, rebuild_strict=False), clone=False
+    )
+    rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
+    return model_from_fgraph(rebuilt, mutate_fgraph=True)
+
+
+def _held_values(model: pm.Model) -> dict[str, np.ndarray]:
+    """Values of observations and data containers, by the name of the observed variable or container."""
+    held = {rv.name: model.rvs_to_values[rv] for rv in model.observed_RVs}
+    held |= {var.name: var for var in model.data_vars}
+    return {name: _value(var) for name, var in held.items()}
+
+
+def _value(var: Any) -> np.ndarray:
+    if isinstance(var, SharedVariable):
+        return np.asarray(var.get_value())
+    return np.asarray(var.data if isinstance(var, Constant) else plain(var).eval())
+
+
+def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> pm.Model:
+    """Observe inputs rather than constants: a constant may be shared with the rest of the graph."""
+    symbols = {}
+    for rv in model.observed_RVs:
+        symbol = model.rvs_to_values[rv].type.clone(shape=shapes[rv.name])(name=f"{rv.name}_value")
+        symbols[rv.name] = symbol
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
+        return pm.observe(model, symbols)
+
+
+def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> Parameter:
+    value = model.rvs_to_values[rv]
+    transform = model.rvs_to_transforms[rv]
+    return Parameter(
+        name=rv.name,
+        value_name=value.name,
+        shape=shapes[rv.name],
+        unconstrained_shape=shapes[value.name],
+        dtype=rv.type.dtype,
+        transform=None
+        if transform is None
+        else getattr(transform, "name", type(transform).__name__),
+    )
+
+
+def _data_variable(
+    model: pm.Model, name: str, role: Role, shape: tuple[int, ...], container: str | None
+) -> DataVariable:
+    var = model[name]
+    return DataVariable(
+        name=name,
+        shape=shape,
+        dtype=model.rvs_to_values.get(var, var).type.dtype,
+        dims=tuple(model.named_vars_to_dims.get(name, ())),
+        kind=_kind(var),
+        role=role,
+        container=container,
+    )
+
+
+def _kind(var: Any) -> Kind:
+    if var.type.dtype == "bool" or op_name(var) == "BernoulliRV":
+        return "binary"
+    if op_name(var) == "CategoricalRV":
+        return "categorical"
+    return "real" if var.type.dtype.startswith("float") else "count"
+
+
+def _refuse_empty(spec: ModelSpec) -> None:
+    for variable in (*spec.data, *spec.parameters):
+        if 0 in variable.shape:
+            raise ValueError(
+                f"{variable.name!r} has shape {variable.shape}: an empty variable cannot be learned from"
+            )

@@ -1,0 +1,90 @@
+"""The graph of one simulation: values, unconstrained values, and whether the model's density accepts them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pymc as pm
+import pytensor.tensor as pt
+from pymc.distributions.transforms import Ordered
+from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.tensor.random.op import RandomVariable
+
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.tensors import like, plain
+
+
+def held_constants(spec: ModelSpec) -> dict[Any, Any]:
+    """Fixed data containers of the snapshot, and constants of the values they hold."""
+    return {spec.model[v.name]: _constant(spec, v) for v in spec.fixed}
+
+
+def _constant(spec: ModelSpec, variable: DataVariable) -> Any:
+    var = spec.model[variable.name]
+    return like(var, pt.constant(spec.held[variable.name], name=variable.name))
+
+
+def flat_unconstrained(spec: ModelSpec) -> Any:
+    """Parameters on the scale of their value variables, as one vector."""
+    model = spec.model
+    values = [unconstrained(model, model[p.name]).flatten() for p in spec.parameters]
+    return pt.concatenate(values).astype("float64")
+
+
+def simulation_graph(spec: ModelSpec, names: list[str]) -> list[Any]:
+    """One simulation: a check for each random variable, the flat parameters, and the named values.
+
+    A check is False where the draw has no finite log density given its parents, or no finite unconstrained
+    image; checks are in the order of ``spec.model.basic_RVs``.
+    """
+    model = spec.model
+    checks = pt.stack([_is_finite(model, rv) for rv in model.basic_RVs])
+    outputs = [checks, flat_unconstrained(spec), *(plain(model[name]) for name in names)]
+    outputs = _sort_exchangeable(model, outputs)
+    # rebuilt, so that the shapes of constants become static and compiled loops need not check them
+    return clone_replace(outputs, held_constants(spec), rebuild_strict=False)
+
+
+def unconstrained(model: pm.Model, rv: Any) -> Any:
+    """Value of a free variable on the scale of its value variable."""
+    transform = model.rvs_to_transforms[rv]
+    return plain(rv if transform is None else transform.forward(rv, *rv.owner.inputs))
+
+
+def _is_finite(model: pm.Model, rv: Any) -> Any:
+    """Whether the draw has a finite log density given its parents, and a finite unconstrained image."""
+    checks = []
+    if rv in model.free_RVs:
+        checks.append(pt.isfinite(unconstrained(model, rv)).all())
+    checks.append(pt.isfinite(_own_log_density(model, rv)).all())
+    return pt.all(pt.stack(checks))
+
+
+def _own_log_density(model: pm.Model, rv: Any) -> Any:
+    value = rv.type()
+    try:
+        density = pm.logp(rv, value, warn_rvs=False)
+    except (NotImplementedError, RuntimeError):
+        return plain(rv)  # a variable without density is fine where its value is finite
+    return graph_replace([plain(density)], {value: rv}, strict=False)[0]
+
+
+def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:
+    """Sort independent, identically distributed elements that an ordering transform restricts.
+
+    The density under the transform is that of the ordered vector; for exchangeable elements, sorting draws from it
+    where rejecting would keep one draw in k!.
+    """
+    replacements = {}
+    for rv in model.free_RVs:
+        if isinstance(model.rvs_to_transforms[rv], Ordered) and _identically_distributed(rv):
+            sign = 1 if model.rvs_to_transforms[rv].ascending else -1
+            replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
+    return graph_replace(outputs, replacements, strict=False) if replacements else outputs
+
+
+def _identically_distributed(rv: Any) -> bool:
+    op = rv.owner.op
+    if not isinstance(op, RandomVariable) or op.ndim_supp > 0 or rv.type.ndim == 0:
+        return False
+    return all(p.type.ndim == 0 or p.type.broadcastable[-1] for p in op.dist_params(rv.owner))

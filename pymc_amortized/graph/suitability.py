@@ -1,0 +1,180 @@
+"""Which models can be simulated and learned, and what to do about those that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pymc as pm
+from pymc.data import MinibatchOp
+from pymc.distributions.continuous import FlatRV, HalfFlatRV
+from pymc.distributions.distribution import PartialObservedRV
+from pymc.distributions.multivariate import ICARRV
+from pymc.distributions.simulator import SimulatorRV
+from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pytensor.graph.basic import Variable
+from pytensor.tensor.shape import Shape, Shape_i
+
+
+def op_name(var: Any) -> str:
+    """Name of the operation that draws a variable, seen through ``pymc.dims`` wrappers."""
+    if var.owner is None:
+        return ""
+    return type(getattr(var.owner.op, "core_op", var.owner.op)).__name__
+
+
+def _core_op(var: Any) -> Any:
+    return None if var.owner is None else getattr(var.owner.op, "core_op", var.owner.op)
+
+
+def refuse_unsuited(
+    model: pm.Model, observed: Sequence[str] | None, context: Sequence[str]
+) -> dict[str, str]:
+    """Refuse what cannot be simulated, and find the containers of the observed values.
+
+    Returns
+    -------
+    dict
+        Name of the ``pm.Data`` that directly holds an observed variable's values, by variable.
+
+    Raises
+    ------
+    ValueError, KeyError
+        Naming the variable and what to do.
+    """
+    if model.parent is not None:
+        raise ValueError("the model is nested in another one; pass the outermost model")
+    _refuse_missing_names(model, observed)
+    for var in model.basic_RVs:
+        _refuse_variable(var)
+    _refuse_imputed(model)
+    _refuse_minibatch(model)
+    containers = _observed_containers(model)
+    for variable, name in containers.items():
+        if name in context:
+            raise ValueError(
+                f"context: {name!r} holds the observations of {variable!r}, which always vary"
+            )
+    return containers
+
+
+def refuse_unsuited_parameters(model: pm.Model) -> None:
+    """Refuse free variables that networks over continuous parameters cannot represent."""
+    if not model.free_RVs:
+        raise ValueError("the model has no free random variable: there is nothing to infer")
+    for rv in model.free_RVs:
+        if not rv.type.dtype.startswith("float"):
+            raise ValueError(
+                f"free variable {rv.name!r} is discrete ({rv.type.dtype}), which is not supported: "
+                "marginalize it (for example with pm.Mixture), or declare it observed"
+            )
+
+
+def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> None:
+    if observed is None:
+        if not model.observed_RVs:
+            raise ValueError(
+                "the model has no observed variable: pass observed=[...] with the names of the variables "
+                f"that will be observed, from {[rv.name for rv in model.free_RVs]}"
+            )
+        return
+    if isinstance(observed, str):
+        raise TypeError(f"observed must be a sequence of names, got the string {observed!r}")
+    allowed = [rv.name for rv in model.basic_RVs] + [d.name for d in model.deterministics]
+    unknown = [name for name in observed if name not in allowed]
+    if unknown or not observed:
+        raise KeyError(
+            f"observed: {unknown or 'no names'} given; the model's variables are {allowed}"
+        )
+    forgotten = [rv.name for rv in model.observed_RVs if rv.name not in observed]
+    if forgotten:
+        raise ValueError(
+            f"observed: the model also observes {forgotten}; name them too, or remove their observations"
+        )
+
+
+def _refuse_variable(var: Any) -> None:
+    op = _core_op(var)
+    if isinstance(op, FlatRV | HalfFlatRV):
+        raise ValueError(
+            f"{var.name!r} has an improper {op_name(var).removesuffix('RV')} prior, which cannot be simulated: "
+            "give it a proper prior that covers what is plausible"
+        )
+    if isinstance(op, ICARRV):
+        raise ValueError(
+            f"{var.name!r} is an ICAR, which is improper and cannot be simulated: use pm.CAR with alpha < 1"
+        )
+    if isinstance(op, MinibatchRandomVariable):
+        raise ValueError(
+            f"{var.name!r} has total_size, so that its density counts rows the simulator does not make: "
+            "remove total_size (training is on simulations, it does not need minibatches)"
+        )
+
+
+def _refuse_imputed(model: pm.Model) -> None:
+    free = {rv.name for rv in model.free_RVs}
+    for rv in model.observed_RVs:
+        name = rv.name.removesuffix("_observed")
+        imputed = name != rv.name and f"{name}_unobserved" in free
+        if imputed or isinstance(_core_op(rv), PartialObservedRV):
+            raise ValueError(
+                f"{name!r} has missing values that PyMC imputes, which is not supported: "
+                "drop the missing rows, or model complete data"
+            )
+
+
+def _refuse_minibatch(model: pm.Model) -> None:
+    roots = [*model.basic_RVs, *model.rvs_to_values.values()]
+    for var in _walk(roots):
+        if var.owner is not None and isinstance(var.owner.op, MinibatchOp):
+            raise ValueError(
+                "the model uses pm.Minibatch, which is not supported: pass the whole data "
+                "(pymc.model.transform.basic.remove_minibatched_nodes makes such a model)"
+            )
+
+
+def _observed_containers(model: pm.Model) -> dict[str, str]:
+    """Containers of the observed values; one that feeds the rest of the graph too is refused."""
+    holders = {v: v.name for v in model.data_vars}
+    roots = [*model.basic_RVs, *model.potentials]
+    used = set(_walk(roots, through_shapes=False))
+    containers = {}
+    for rv in model.observed_RVs:
+        value = model.rvs_to_values[rv]
+        for var in _walk([value], through_shapes=False):
+            if var in holders and var in used:
+                raise ValueError(
+                    f"data container {holders[var]!r} holds the observations of {rv.name!r} and feeds the rest of the "
+                    "model as well: simulated data would not. Use one container for the observations and "
+                    "another for the covariates, or write the dependence into the model (pm.AR, a scan)"
+                )
+        if value in holders:
+            containers[rv.name] = holders[value]
+    return containers
+
+
+def _walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Variable]:
+    """Ancestors of `roots`; optionally not those that only lend their shape."""
+    stack, seen = list(roots), set()
+    while stack:
+        var = stack.pop()
+        if var in seen:
+            continue
+        seen.add(var)
+        yield var
+        if var.owner is None:
+            continue
+        if through_shapes or not isinstance(var.owner.op, Shape | Shape_i):
+            stack.extend(var.owner.inputs)
+
+
+def density_obstacle(model: pm.Model) -> str | None:
+    """Why the joint log density of a model cannot be evaluated; None where it can."""
+    for rv in model.basic_RVs:
+        if isinstance(_core_op(rv), SimulatorRV):
+            return f"{rv.name!r} is a pm.Simulator, which has no density"
+        try:
+            model.logp(vars=[rv], sum=False)
+        except (NotImplementedError, RuntimeError) as error:
+            return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
+    return None

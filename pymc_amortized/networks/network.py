@@ -1,0 +1,278 @@
+r"""The posterior network: q(theta | data) over unconstrained parameters.
+
+Data are encoded and summarized, parameters standardized, and
+
+.. math::
+
+    \log q(\theta \mid x) = \log q(z(\theta) \mid s(e(x))) + \log \lvert dz / d\theta \rvert.
+
+Before training the built-in networks are set to the linear regression of the parameters on the
+summary's statistics, and the density to the residuals' normal distribution, both learned from the
+simulations that the statistics come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.networks.choices import (
+    DENSITIES,
+    SUMMARIES,
+    DensityChoice,
+    SummaryChoice,
+    density_options,
+    describe,
+    dry_run,
+    from_registry,
+    make_density,
+    make_summary,
+    summary_options,
+)
+from pymc_amortized.networks.density import CouplingSpline, Spline
+from pymc_amortized.networks.encoding import ArrayLayout, DataEncoder
+from pymc_amortized.networks.standardizer import ParameterStandardizer
+from pymc_amortized.networks.summary import Flat, Set, Summary, ridge_regression
+
+__all__ = ["PosteriorNetwork"]
+
+REGRESSION_UP_TO = 1_500  # statistics; the normal equations of so many take half a second
+
+
+class PosteriorNetwork(nn.Module):
+    """Standardizer, encoder, summary network and density.
+
+    Use :meth:`build` or :meth:`from_description`.
+    """
+
+    def __init__(
+        self,
+        standardizer: ParameterStandardizer,
+        encoder: DataEncoder,
+        summary: nn.Module,
+        density: nn.Module,
+        *,
+        features: int,
+        summary_options: Flat | Set | None,
+        density_options: Spline | None,
+    ) -> None:
+        super().__init__()
+        self.standardizer, self.encoder, self.summary, self.density = (
+            standardizer,
+            encoder,
+            summary,
+            density,
+        )
+        self.features = features
+        self.summary_options, self.density_options = summary_options, density_options
+
+    @classmethod
+    def build(
+        cls,
+        layouts: Sequence[ArrayLayout],
+        theta: np.ndarray,
+        data: Mapping[str, np.ndarray],
+        *,
+        summary: SummaryChoice = "auto",
+        density: DensityChoice = "spline",
+    ) -> PosteriorNetwork:
+        """Choose and start the networks.
+
+        Initialization takes random numbers from torch's global generator; fork it to keep its
+        state.
+
+        Parameters
+        ----------
+        layouts : sequence of ArrayLayout
+            The data arrays.
+        theta : ndarray
+            (n, dim), simulated unconstrained parameters.
+        data : mapping of str to ndarray
+            The data simulated with them, (n, *shape) each. Some thousands are enough.
+        summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
+            "auto" is "set" if any array has rows. A module maps the encoded arrays (a dict of
+            tensors, (batch, *shape, channels)) to (batch, features).
+        density : "spline", Spline, torch.nn.Module or callable
+            A module with the methods of :class:`ConditionalDensity`, or a function of the numbers
+            of parameters and features that makes one.
+        """
+        standardizer = ParameterStandardizer.fit(theta)
+        encoder = DataEncoder.fit(layouts, data)
+        options = summary_options(summary, encoder.layouts, standardizer.dim)
+        z, encoded = _prepare(standardizer, encoder, theta, data, None)
+        if options is not None:
+            module: nn.Module = make_summary(options, encoder, standardizer.dim)
+            features = options.features or 0
+        else:
+            assert isinstance(summary, nn.Module)
+            module, features = summary, dry_run(summary, encoded)
+        spline = density_options(density, standardizer.dim)
+        network = cls(
+            standardizer,
+            encoder,
+            module,
+            make_density(spline if spline is not None else density, standardizer.dim, features),
+            features=features,
+            summary_options=options,
+            density_options=spline,
+        )
+        if options is not None:
+            network._start(z, encoded)
+        return network.float()
+
+    def _start(self, z: Tensor, encoded: dict[str, Tensor]) -> None:
+        """Learn the statistics' scales, and begin at the regression of z on the statistics."""
+        summary, density = self.summary, self.density
+        assert isinstance(summary, Summary)
+        summary.fit(encoded, z)
+        with torch.no_grad():
+            t = summary.statistics(encoded)
+        if t.shape[1] > REGRESSION_UP_TO or len(z) < 50 or summary.features < z.shape[1]:
+            return
+        weight, bias, covariance = ridge_regression(t.double(), z.double().clamp(-8.0, 8.0))
+        summary.start_at(weight.float(), bias.float())
+        if isinstance(density, CouplingSpline):
+            density.head.start_at(covariance)
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained parameters."""
+        return self.standardizer.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the summary network and the density live; the statistics stay on the CPU."""
+        return next(
+            (p.device for m in (self.density, self.summary) for p in m.parameters()),
+            torch.device("cpu"),
+        )
+
+    def prepare(
+        self,
+        theta: np.ndarray,
+        data: Mapping[str, np.ndarray],
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """From arrays, what :meth:`loss` takes: z (n, dim) and encoded data, float32."""
+        return _prepare(self.standardizer, self.encoder, theta, data, device or self.device)
+
+    def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
+        return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]
+
+    def context(self, data: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+        """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
+        device = self.device
+        return self.summary(
+            {k: v.to(device) for k, v in self.encoder(_tensors(self.encoder, data)).items()}
+        )
+
+    def log_prob(
+        self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor]
+    ) -> Tensor:
+        """Log density (..., batch) of theta (..., batch, dim), float64 on the CPU."""
+        return self.log_prob_given(theta, self.context(data))
+
+    def log_prob_given(self, theta: np.ndarray | Tensor, context: Tensor) -> Tensor:
+        """The same, given :meth:`context` (batch, features)."""
+        z, log_det = self.standardizer(torch.as_tensor(theta))
+        log_prob = self.density.log_prob(z.to(context.device), context)  # type: ignore[operator]
+        return log_prob.cpu().double() + log_det
+
+    def sample(
+        self,
+        draws: int,
+        data: Mapping[str, np.ndarray | Tensor],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from q(theta | data).
+
+        Parameters
+        ----------
+        draws : int
+            Number of draws per data set.
+        data : mapping of str to ndarray or Tensor
+            Raw data, (batch, *shape) each.
+        generator : torch.Generator, optional
+            On the network's device: the source of all randomness.
+
+        Returns
+        -------
+        theta : Tensor
+            (draws, batch, dim), float64 on the CPU.
+        log_q : Tensor
+            (draws, batch), float64 on the CPU: the log density of each draw.
+        """
+        return self.sample_given(draws, self.context(data), generator)
+
+    def sample_given(
+        self, draws: int, context: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, given :meth:`context` (batch, features)."""
+        z, log_prob = self.density.sample(draws, context, generator)  # type: ignore[operator]
+        theta, log_det = self.standardizer.inverse(z)
+        return theta, log_prob.cpu().double() + log_det
+
+    def description(self) -> dict[str, Any]:
+        """All that is not a weight or buffer, as JSON; a user's own modules are named "user"."""
+        return {
+            "dim": self.dim,
+            "features": self.features,
+            "encoder": self.encoder.description(),
+            "summary": describe(self.summary_options, SUMMARIES),
+            "density": describe(self.density_options, DENSITIES),
+        }
+
+    @classmethod
+    def from_description(
+        cls,
+        description: Mapping[str, Any],
+        *,
+        summary: nn.Module | None = None,
+        density: nn.Module | Callable[[int, int], nn.Module] | None = None,
+    ) -> PosteriorNetwork:
+        """Build the network whose weights then come by ``load_state_dict``.
+
+        Parameters
+        ----------
+        description : mapping
+            From :meth:`description`.
+        summary, density : torch.nn.Module, optional
+            The user's own networks, where the description says so.
+        """
+        dim, features = int(description["dim"]), int(description["features"])
+        encoder = DataEncoder.from_description(description["encoder"])
+        options = from_registry(description["summary"], SUMMARIES, "summary", summary)
+        spline = from_registry(description["density"], DENSITIES, "density", density)
+        module = make_summary(options, encoder, dim) if isinstance(options, Flat | Set) else summary
+        assert module is not None
+        return cls(
+            ParameterStandardizer(dim),
+            encoder,
+            module,
+            make_density(spline if isinstance(spline, Spline) else density, dim, features),
+            features=features,
+            summary_options=options if isinstance(options, Flat | Set) else None,
+            density_options=spline if isinstance(spline, Spline) else None,
+        ).float()
+
+
+def _tensors(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
+    return {layout.name: torch.as_tensor(data[layout.name]) for layout in encoder.layouts}
+
+
+def _prepare(
+    standardizer: ParameterStandardizer,
+    encoder: DataEncoder,
+    theta: np.ndarray,
+    data: Mapping[str, np.ndarray],
+    device: torch.device | str | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        z, _ = standardizer(torch.as_tensor(theta))
+        encoded = encoder(_tensors(encoder, data))
+        return z.to(device), {name: values.to(device) for name, values in encoded.items()}

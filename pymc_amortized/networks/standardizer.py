@@ -1,0 +1,108 @@
+"""Standardization of the unconstrained parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pymc_amortized.networks.statistics import (
+    HEAVY,
+    LARGEST,
+    STATISTICS_SIZE,
+    HostModule,
+    robust,
+    standardize,
+    thin,
+)
+
+__all__ = ["ParameterStandardizer"]
+
+
+class ParameterStandardizer(HostModule):
+    r"""Unconstrained parameters (float64) <-> standardized ones (float32), one by one.
+
+    With :math:`w = (\theta - m) / s`, light tails give :math:`z = w`, heavy ones :math:`z =
+    (\operatorname{asinh}(w) - a) / b`. Both are monotonic, and both have an exact derivative.
+
+    Parameters
+    ----------
+    dim : int
+        Number of unconstrained parameters.
+    """
+
+    center: Tensor
+    scale: Tensor
+    heavy: Tensor
+    tail_center: Tensor
+    tail_scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        for name, value in (
+            ("center", 0.0),
+            ("scale", 1.0),
+            ("tail_center", 0.0),
+            ("tail_scale", 1.0),
+        ):
+            self.register_buffer(name, torch.full((dim,), value, dtype=torch.float64))
+        self.register_buffer("heavy", torch.zeros(dim, dtype=torch.bool))
+
+    @classmethod
+    def fit(cls, theta: np.ndarray) -> ParameterStandardizer:
+        """Learn locations and scales from simulated parameters (n, dim)."""
+        theta = np.asarray(theta, dtype=np.float64)
+        if theta.ndim != 2 or 0 in theta.shape:
+            raise ValueError(
+                f"theta has shape {theta.shape}, expected (simulations, parameters), neither 0"
+            )
+        standardizer = cls(theta.shape[1])
+        sample = thin(theta, STATISTICS_SIZE)
+        center, scale = robust(sample)
+        w = np.clip((np.clip(sample, -LARGEST, LARGEST) - center) / scale, -LARGEST, LARGEST)
+        heavy = np.quantile(np.abs(w), 0.999, axis=0) > HEAVY
+        tail_center, tail_scale = robust(np.arcsinh(w))
+        standardizer.center.copy_(torch.as_tensor(center))
+        standardizer.scale.copy_(torch.as_tensor(scale))
+        standardizer.heavy.copy_(torch.as_tensor(heavy))
+        standardizer.tail_center.copy_(torch.as_tensor(tail_center))
+        standardizer.tail_scale.copy_(torch.as_tensor(tail_scale))
+        return standardizer
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained parameters."""
+        return len(self.center)
+
+    def _log_slope(self, w: Tensor) -> Tensor:
+        """Sum over parameters of log |dz / dtheta|: (..., dim) -> (...)."""
+        tails = -torch.log(self.tail_scale) - torch.log(torch.hypot(torch.ones_like(w), w))
+        return (torch.where(self.heavy, tails, 0.0) - torch.log(self.scale)).sum(-1)
+
+    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardize.
+
+        Parameters
+        ----------
+        theta : Tensor
+            (..., dim), unconstrained.
+
+        Returns
+        -------
+        z : Tensor
+            (..., dim), float32, on the CPU.
+        log_det : Tensor
+            (...), float64: log |dz / dtheta|.
+        """
+        w = standardize(theta.to(device="cpu", dtype=torch.float64), self.center, self.scale)
+        z = torch.where(self.heavy, (torch.asinh(w) - self.tail_center) / self.tail_scale, w)
+        # Squares of what is cast to float32 may overflow to a density of zero, never to NaN.
+        return z.clamp(-1e30, 1e30).float(), self._log_slope(w)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`forward`: theta (..., dim) float64 and log |dz / dtheta| there (...)."""
+        z = z.to(device="cpu", dtype=torch.float64)
+        # sinh overflows float64 beyond 710.
+        tails = torch.sinh((self.tail_center + self.tail_scale * z).clamp(-690.0, 690.0))
+        w = torch.where(self.heavy, tails, z)
+        return (self.center + self.scale * w).clamp(-LARGEST, LARGEST), self._log_slope(w)

@@ -1,0 +1,183 @@
+"""``pm.sample_amortized``: the front door."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pymc as pm
+import xarray as xr
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.random.type import RandomGeneratorType
+
+from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.posterior import AmortizedPosterior, Correction
+from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.graph.tensors import CompileKwargs
+
+logger = logging.getLogger("pymc_amortized")
+
+FIT_ONLY = {"model", "context", "random_seed", "progressbar", "compile_kwargs"}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A posterior, and what it depends on."""
+
+    posterior: AmortizedPosterior
+    fingerprint: dict[str, str]
+
+
+_kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
+
+
+def sample_amortized(
+    draws: int = 1000,
+    *,
+    chains: int = 4,
+    model: pm.Model | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+    var_names: Sequence[str] | None = None,
+    correction: Correction = "auto",
+    context: Mapping[str, Any] | None = None,
+    fit_kwargs: Mapping[str, Any] | None = None,
+    idata_kwargs: Mapping[str, Any] | None = None,
+    compile_kwargs: CompileKwargs | None = None,
+) -> xr.DataTree:
+    """Draw posterior samples with a neural network trained on the model's own simulations.
+
+    The first call trains; later calls for the same model take milliseconds, as long as only the observed values (and declared
+    context) have changed. After any other change it trains again and says what changed.
+
+    Parameters
+    ----------
+    draws, chains : int
+        Draws per chain, and number of chains.
+    model : pymc.Model, optional
+        The context's model by default.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+    progressbar : bool
+        Whether to show the progress of training.
+    var_names : sequence of str, optional
+        Variables to return; all free variables and deterministics by default.
+    correction : {"auto", "psis", None}
+        See :meth:`AmortizedPosterior.sample`.
+    context : mapping of name to source, optional
+        Data containers whose values may change without training again; see :func:`fit_posterior`.
+    fit_kwargs : mapping, optional
+        Further arguments of :func:`fit_posterior`, for example ``{"max_time": 60}``.
+    idata_kwargs : mapping, optional
+        ``log_likelihood=True`` or ``log_prior=True`` add these groups.
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    xarray.DataTree
+        As from ``pm.sample``; see :meth:`AmortizedPosterior.sample`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When the model, its data or an argument do not fit; the message names it.
+    """
+    model = pm.modelcontext(model)
+    fit_kwargs = _checked_fit_kwargs(fit_kwargs)
+    fit_seed, sample_seed = seed_sequence(random_seed).spawn(2)
+    fingerprint = _fingerprint(model, context or {}, fit_kwargs)
+    kept = _kept.get(model)
+    changed = _changes(kept.fingerprint, fingerprint) if kept else []
+    if kept is None or changed:
+        if changed:
+            logger.info("Training again, because of changes in: %s.", ", ".join(changed))
+        posterior = fit_posterior(
+            model,
+            context=context,
+            random_seed=fit_seed.generate_state(4).tolist(),
+            progressbar=progressbar,
+            compile_kwargs=compile_kwargs,
+            **fit_kwargs,
+        )
+        _kept[model] = kept = _Kept(posterior, fingerprint)
+    return kept.posterior.sample(
+        _current_data(kept.posterior, model),
+        draws=draws,
+        chains=chains,
+        correction=correction,
+        var_names=var_names,
+        random_seed=sample_seed.generate_state(4).tolist(),
+        idata_kwargs=idata_kwargs,
+    )
+
+
+def _checked_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    kwargs = dict(fit_kwargs or {})
+    allowed = set(inspect.signature(fit_posterior).parameters) - FIT_ONLY - {"observed"}
+    unknown = sorted(set(kwargs) - allowed)
+    if unknown:
+        raise TypeError(f"fit_kwargs: {unknown} given; allowed are {sorted(allowed)}")
+    return kwargs
+
+
+def _current_data(posterior: AmortizedPosterior, model: pm.Model) -> dict[str, np.ndarray]:
+    """Observed and context values that the user's model holds now."""
+    values = {v.name: _value(model.rvs_to_values[model[v.name]]) for v in posterior.spec.observed}
+    return values | {c.name: _value(model[c.name]) for c in posterior.spec.context}
+
+
+def _value(var: Any) -> np.ndarray:
+    if isinstance(var, SharedVariable):
+        return np.asarray(var.get_value())
+    return np.asarray(var.data if isinstance(var, Constant) else var.eval())
+
+
+def _fingerprint(
+    model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """What training depended on, by name: variables, fixed data, coordinates, arguments."""
+    print_: dict[str, str] = {}
+    observed = {model.rvs_to_values[rv] for rv in model.observed_RVs}
+    for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
+        # models only grow: the same object is the same variable, as long as its model lives
+        print_[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
+    for rv in model.observed_RVs:
+        print_[f"shape of {rv.name!r}"] = str(_value(model.rvs_to_values[rv]).shape)
+    for var in model.data_vars:
+        varies = var in observed or var.name in context
+        value = _value(var)
+        print_[f"data {var.name!r}"] = str(value.shape) if varies else _digest(value)
+    loose = [
+        v
+        for v in ancestors([*model.basic_RVs, *model.deterministics, *model.potentials])
+        if isinstance(v, SharedVariable)
+        and v not in model.data_vars
+        and v not in model.dim_lengths.values()
+        and not isinstance(v.type, RandomGeneratorType)
+    ]
+    for i, v in enumerate(loose):
+        print_[f"shared variable {v.name or i!r}"] = _digest(_value(v))
+    for name, labels in model.coords.items():
+        print_[f"coords {name!r}"] = repr(labels)
+    for name, source in context.items():
+        print_[f"context {name!r}"] = source if isinstance(source, str) else str(id(source))
+    for name, argument in fit_kwargs.items():
+        print_[f"argument {name!r}"] = repr(argument)
+    return print_
+
+
+def _digest(value: np.ndarray) -> str:
+    content = np.ascontiguousarray(value)
+    return f"{value.shape} {value.dtype} {hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()}"
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))

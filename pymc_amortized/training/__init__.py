@@ -1,0 +1,32 @@
+"""The training loop, its sources of simulations, its checkpoints and its progress bar."""
+
+from pymc_amortized.training.device import available_devices, choose_device
+from pymc_amortized.training.history import History
+from pymc_amortized.training.loop import train
+from pymc_amortized.training.options import Training
+from pymc_amortized.training.progress import Status
+from pymc_amortized.training.source import (
+    Batches,
+    FixedSimulations,
+    FreshSimulations,
+    split,
+)
+from pymc_amortized.training.state import TrainingState
+from pymc_amortized.training.trained import Trained, report, summary_line
+
+__all__ = [
+    "Batches",
+    "FixedSimulations",
+    "FreshSimulations",
+    "History",
+    "Status",
+    "Trained",
+    "Training",
+    "TrainingState",
+    "available_devices",
+    "choose_device",
+    "report",
+    "split",
+    "summary_line",
+    "train",
+]

@@ -1,0 +1,92 @@
+"""Where to train, and the random numbers of that place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the devices this machine offers, the preferred one first."""
+    devices = []
+    if torch.cuda.is_available():
+        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return (*devices, "cpu")
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device to use.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+        "cpu", "cuda", "cuda:1", "mps", ... None takes CUDA if there is one, then MPS, then the CPU.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``device`` is not the name of a device, or of one that this machine does not have.
+    """
+    available = available_devices()
+    if device is None:
+        return torch.device(available[0])
+    listed = ", ".join(map(repr, available))
+    if not isinstance(device, str | torch.device):
+        raise TypeError(
+            f"device must be a string, a torch.device or None, got {device!r}. Available: {listed}."
+        )
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"device={device!r} is not a device of torch. Available: {listed}."
+        ) from None
+    # "cpu:0" and "mps:0" are other names of "cpu" and "mps"; CUDA devices are listed one by one.
+    plain = chosen.type if chosen.type != "cuda" and not chosen.index else str(chosen)
+    if plain not in available:
+        raise ValueError(f"device={str(device)!r} is not available here. Available: {listed}.")
+    return chosen
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's global generators that computations on ``device`` use."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Set what ``random_state`` returned; a generator without a state is left as it is."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def isolated_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, for dropout and the like, and put them back at the end."""
+    before = random_state(device)
+    try:
+        generator = torch.Generator().manual_seed(seed)
+        torch.set_rng_state(generator.get_state())
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+    finally:
+        set_random_state(device, before)

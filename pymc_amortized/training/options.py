@@ -1,0 +1,104 @@
+"""What a user can choose about training."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the networks are trained.
+
+    AdamW under a schedule that warms up linearly and then decays along a cosine to zero. The
+    schedule's clock is the share of the work that is done: steps of ``num_steps`` or seconds of
+    ``max_time``, whichever is further on.
+
+    Parameters
+    ----------
+    num_steps : int
+        Steps of the optimizer, of one batch each.
+    batch_size : int
+        Simulations in a batch.
+    learning_rate : float
+        The peak of the schedule.
+    warmup : float
+        Share of the training, in [0, 1), over which the learning rate rises to its peak.
+    weight_decay : float
+        Decoupled weight decay of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
+    clip_norm : float
+        The gradient of all weights together is shortened to this norm. ``inf`` never shortens it.
+    averaging : float
+        The weights that are judged, kept and returned are a moving average over about this share of
+        the steps made so far, in [0, 1). 0 takes the weights as they are.
+    evaluations : int
+        How many times, evenly over the training, the held-out loss is computed.
+    held_out : float
+        For a fixed set of simulations: the share of them, in (0, 1), that is held out to judge the
+        weights.
+    patience : int
+        For a fixed set of simulations: training stops after this many evaluations without a better
+        held-out loss.
+    max_time : float or None
+        Seconds after which training ends, simulating included. The learning rate still decays to
+        zero. None: no limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is of the wrong type or out of range.
+    """
+
+    num_steps: int = 5_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    clip_norm: float = 5.0
+    averaging: float = 0.05
+    evaluations: int = 100
+    held_out: float = 0.1
+    patience: int = 20
+    max_time: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "evaluations", "patience"):
+            self._integer(name, smallest=1)
+        self._real("learning_rate", "a number > 0", lambda value: 0 < value < math.inf)
+        self._real("warmup", "a number in [0, 1)", lambda value: 0 <= value < 1)
+        self._real("weight_decay", "a number >= 0", lambda value: 0 <= value < math.inf)
+        self._real("clip_norm", "a number > 0, inf for no clipping", lambda value: value > 0)
+        self._real("averaging", "a number in [0, 1)", lambda value: 0 <= value < 1)
+        self._real("held_out", "a number in (0, 1)", lambda value: 0 < value < 1)
+        if self.max_time is not None:
+            allowed = "a number of seconds > 0, or None for no limit"
+            self._real("max_time", allowed, lambda value: 0 < value < math.inf)
+
+    def _integer(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer >= {smallest}, got {value!r}.")
+        if value < smallest:
+            raise ValueError(f"{name} must be an integer >= {smallest}, got {value!r}.")
+        object.__setattr__(self, name, int(value))
+
+    def _real(self, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be {allowed}, got {value!r}.")
+        if not holds(float(value)):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+        object.__setattr__(self, name, float(value))
+
+    def description(self) -> dict[str, Any]:
+        """Return the options as plain numbers, for saving (an infinite ``clip_norm`` as None)."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["clip_norm"] = None if math.isinf(self.clip_norm) else self.clip_norm
+        return values
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> "Training":
+        """Rebuild options from what ``description`` returned."""
+        clip_norm = description.get("clip_norm", cls.clip_norm)
+        return cls(**{**description, "clip_norm": math.inf if clip_norm is None else clip_norm})

@@ -1,0 +1,223 @@
+"""Where training batches come from: simulations made afresh, or a fixed set of them.
+
+A batch is what the network's ``loss`` takes: standardized parameters ``z`` (batch, dim) and the
+encoded data, named tensors (batch, ...). It is prepared in large portions, never in the training
+step.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+Simulate = Callable[[int], tuple[np.ndarray, Mapping[str, np.ndarray]]]
+Prepare = Callable[[np.ndarray, Mapping[str, np.ndarray]], tuple[Tensor, Mapping[str, Tensor]]]
+
+# Large enough for the simulator's overhead per call to vanish, small enough for any memory.
+REFILL_BATCHES = 64
+REFILL_BYTES = 64 * 2**20
+
+
+class Batches(Protocol):
+    """A source of training batches, prepared and on the device."""
+
+    fixed: bool  # a finite set that is seen repeatedly, so that training can overfit
+    simulations: int  # distinct simulations given out or held so far
+    seconds: float  # spent on simulating and preparing
+
+    def next(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here, as JSON-able values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where ``state`` was taken."""
+        ...
+
+
+class FreshSimulations:
+    """Batches that are simulated as training goes, each seen once.
+
+    Parameters
+    ----------
+    simulate : callable
+        n -> (theta (n, dim) float64, data: named arrays (n, ...)). It may return fewer than n.
+    prepare : callable
+        (theta, data) -> (z (n, dim), encoded: named tensors (n, ...)), once per refill.
+    batch_size : int
+        Simulations in a batch.
+    device : torch.device
+        Where batches are wanted.
+    refill : int, optional
+        Simulations asked for at a time. By default it starts at one batch and doubles, up to 64
+        batches or 64 MiB of raw arrays: a slow simulator does not keep a short training waiting.
+        The sizes depend on the arrays alone, never on time, so that the same seed gives the same
+        simulations.
+    """
+
+    fixed = False
+
+    def __init__(
+        self,
+        simulate: Simulate,
+        prepare: Prepare,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        refill: int | None = None,
+    ) -> None:
+        self.simulate, self.prepare = simulate, prepare
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.simulations, self.seconds = 0, 0.0
+        self._growing = refill is None
+        self._refill = batch_size if refill is None else max(refill, batch_size)
+        self._held: Batch | None = None
+        self._used = self._size = 0
+
+    def next(self) -> Batch:
+        """Return the next batch, simulating when the last refill is used up."""
+        # A tail shorter than a batch is left: one batch size keeps compiled networks compiled.
+        if self._held is None or self._used + min(self.batch_size, self._size) > self._size:
+            self._held = self._simulated()
+            self._used, self._size = 0, len(self._held[0])
+        z, encoded = self._held
+        rows = slice(self._used, self._used + self.batch_size)
+        self._used += self.batch_size
+        return z[rows], {name: value[rows] for name, value in encoded.items()}
+
+    @torch.no_grad()
+    def _simulated(self) -> Batch:
+        start = time.perf_counter()
+        theta, data = self.simulate(self._refill)
+        if len(theta) == 0:
+            raise RuntimeError(
+                f"The simulator returned none of the {self._refill} simulations asked for."
+            )
+        z, encoded = self.prepare(theta, data)
+        batch = moved((z, encoded), self.device)
+        self.simulations += len(theta)
+        self.seconds += time.perf_counter() - start
+        if self._growing:
+            size = theta.nbytes + sum(np.asarray(value).nbytes for value in data.values())
+            affordable = int(REFILL_BYTES / max(size / len(theta) * self.batch_size, 1))
+            batches = min(2 * (self._refill // self.batch_size), REFILL_BATCHES, affordable)
+            self._refill = max(batches, 1) * self.batch_size
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Return the counts and the size of the next refill; simulations are drawn anew."""
+        return {"simulations": self.simulations, "seconds": self.seconds, "refill": self._refill}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue the counts of an earlier source."""
+        self.simulations, self.seconds = int(state["simulations"]), float(state["seconds"])
+        if self._growing:
+            self._refill = int(state["refill"])
+
+
+class FixedSimulations:
+    """Batches from a fixed set of simulations, in a new order every epoch.
+
+    Parameters
+    ----------
+    z : Tensor
+        Standardized parameters, (n, dim).
+    encoded : mapping
+        Named tensors (n, ...).
+    batch_size : int
+        Simulations in a batch; all of them if there are fewer.
+    seed : int
+        The order of an epoch is a pure function of the seed and the epoch's number.
+    device : torch.device
+        Where the set is kept.
+    seconds : float
+        What it took to simulate the set, for the report.
+    """
+
+    fixed = True
+
+    def __init__(
+        self,
+        z: Tensor,
+        encoded: Mapping[str, Tensor],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        seconds: float = 0.0,
+    ) -> None:
+        if len(z) == 0:
+            raise ValueError("FixedSimulations needs at least one simulation, got none.")
+        self.z, self.encoded = moved((z, encoded), torch.device(device))
+        self.batch_size, self.seed = min(batch_size, len(z)), seed
+        self.simulations, self.seconds = len(z), seconds
+        self._drawn, self._epoch = 0, -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def next(self) -> Batch:
+        """Return the next batch; less than a batch at an epoch's end waits for the next epoch."""
+        epoch, position = divmod(self._drawn, len(self.z) // self.batch_size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        self._drawn += 1
+        return self.z[rows], {name: value[rows] for name, value in self.encoded.items()}
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        (seed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randperm(len(self.z), generator=generator).to(self.z.device)
+
+    def state(self) -> dict[str, Any]:
+        """Return the number of batches drawn, from which all else follows."""
+        return {"drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after that number of batches."""
+        self._drawn = int(state["drawn"])
+
+
+def moved(batch: tuple[Tensor, Mapping[str, Tensor]], device: torch.device) -> Batch:
+    """Return the batch on the device."""
+    z, encoded = batch
+    return z.to(device), {name: value.to(device) for name, value in encoded.items()}
+
+
+def split(
+    z: Tensor, encoded: Mapping[str, Tensor], held_out: float, *, seed: int = 0
+) -> tuple[Batch, Batch]:
+    """Split simulations at random into those to train on and those held out.
+
+    Parameters
+    ----------
+    z : Tensor
+        (n, dim)
+    encoded : mapping
+        Named tensors (n, ...).
+    held_out : float
+        Share that is held out, at least one simulation.
+    seed : int
+        Decides which.
+
+    Returns
+    -------
+    training, held_out : tuple
+        Two pairs (z, encoded).
+    """
+    if len(z) < 2:
+        raise ValueError(f"At least 2 simulations are needed to hold some out, got {len(z)}.")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(z), generator=generator).to(z.device)
+    size = min(max(round(held_out * len(z)), 1), len(z) - 1)
+
+    def part(rows: Tensor) -> Batch:
+        return z[rows], {name: value[rows] for name, value in encoded.items()}
+
+    return part(order[size:]), part(order[:size])

@@ -1,0 +1,111 @@
+"""What training returns, and how it is judged and reported."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from pymc_amortized.training.history import History
+from pymc_amortized.training.settling import Stopped
+from pymc_amortized.training.state import TrainingState
+
+logger = logging.getLogger("pymc_amortized")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network and how it came about.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Holds the best weights, in evaluation mode.
+    history : History
+    state : TrainingState
+        To be passed to ``train(resume=...)``.
+    stopped : str
+        What ended training: "steps", "time", "patience", "interrupt" or "diverged".
+    settled : bool
+        Whether more steps would bring little: training came to its end, its last fifth lowered the
+        held-out loss by at most 0.02 nats beyond two standard errors, and it does not overfit.
+    gain : float
+        Nats by which the last fifth of training lowered the held-out loss. NaN if that is not
+        known.
+    gain_error : float
+        Standard error of ``gain`` over the held-out simulations.
+    overfit : float
+        Nats by which the last held-out loss lies above the best; 0 if within two standard errors,
+        or if simulations were fresh.
+    held_out_loss : float
+        Of the weights that the network holds.
+    simulations : int
+        Simulations used for training.
+    seconds_simulating, seconds_training : float
+        Over all trainings that were continued.
+    """
+
+    network: nn.Module = field(repr=False)
+    history: History = field(repr=False)
+    state: TrainingState = field(repr=False)
+    stopped: Stopped
+    settled: bool
+    gain: float
+    gain_error: float
+    overfit: float
+    held_out_loss: float
+    simulations: int
+    seconds_simulating: float
+    seconds_training: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended training."""
+        return self.stopped == "interrupt"
+
+
+_ENDINGS: dict[str, str] = {
+    "steps": "",
+    "time": " (max_time reached)",
+    "patience": " (stopped early)",
+    "interrupt": " (interrupted; the best weights so far are kept)",
+    "diverged": " (given up: most losses were not finite)",
+}
+
+
+def summary_line(trained: Trained) -> str:
+    """Return one line: what was done, how long it took, whether the loss settled."""
+    history = trained.history
+    steps = int(history.step[-1]) if len(history.step) else 0
+    line = (
+        f"Trained {steps:,} steps on {trained.simulations:,} simulations"
+        f"{_ENDINGS[trained.stopped]}: {trained.seconds_simulating:.1f} s simulating, "
+        f"{trained.seconds_training:.1f} s training. "
+        f"Held-out loss {trained.held_out_loss:.3f}; {_verdict(trained)}"
+    )
+    if history.skipped_steps:
+        line += f" {history.skipped_steps:,} steps were skipped, their loss not being finite"
+        line += f" ({history.restarts} restarts)." if history.restarts else "."
+    return line
+
+
+def _verdict(trained: Trained) -> str:
+    if trained.settled:
+        return "it settled."
+    if trained.overfit > 0:
+        return (
+            f"training overfits: the loss rose by {trained.overfit:.2f} after its best, whose "
+            "weights are kept. More simulations would help."
+        )
+    if math.isfinite(trained.gain):
+        return (
+            f"it did not settle: the last fifth of training still lowered it by "
+            f"{trained.gain:.3f} (+- {trained.gain_error:.3f}). More steps would help."
+        )
+    return "whether it settled is not known."
+
+
+def report(trained: Trained) -> None:
+    """Log ``summary_line``, as a warning where training did not settle or skipped steps."""
+    doubtful = not trained.settled or trained.history.restarts > 0
+    logger.log(logging.WARNING if doubtful else logging.INFO, summary_line(trained))

@@ -1,0 +1,92 @@
+"""All weights of a network as one flat vector.
+
+One vector makes everything that concerns all weights one operation: the gradient's norm, the
+optimizer's step, the moving average, keeping and restoring the best.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def scalar_loss(network: nn.Module, batch: tuple[Tensor, Mapping[str, Tensor]]) -> Tensor:
+    """Return the network's loss on a batch."""
+    loss: Tensor = network.loss(*batch)  # type: ignore[operator]
+    if loss.ndim:
+        raise ValueError(f"The network's loss must be a scalar, got shape {tuple(loss.shape)}.")
+    return loss
+
+
+class FlatWeights:
+    """The trainable parameters of a network, laid end to end.
+
+    While ``flattened()`` is entered the network's parameters are views of ``vector``; afterwards
+    they are tensors of their own again, with the values that the vector had at the end.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("The network has no trainable parameters.")
+        self.layout = [[name, list(p.shape)] for name, p in named]
+        self.parameters = [p for _, p in named]
+        kinds = {(str(p.dtype), str(p.device)) for p in self.parameters}
+        if len(kinds) > 1:
+            found = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds))
+            raise TypeError(
+                f"The network's parameters must share one dtype and one device, found {found}."
+            )
+        self.buffers = {name: b for name, b in network.named_buffers() if b is not None}
+        self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
+
+    @contextmanager
+    def flattened(self) -> Iterator[None]:
+        """Let the network compute with the vector."""
+        sizes = [p.numel() for p in self.parameters]
+        try:
+            for p, part in zip(self.parameters, self.vector.detach().split(sizes), strict=True):
+                p.data = part.view(p.shape)
+            yield
+        finally:
+            for p in self.parameters:
+                p.data = p.detach().clone()  # shared storage could not be saved
+                p.grad = None
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient of ``loss`` as one vector; zero where the loss involves no weight."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return torch.cat(
+            [
+                torch.zeros_like(p).view(-1) if g is None else g.reshape(-1)
+                for p, g in zip(self.parameters, gradients, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def set(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """Give the network these weights and, where given, buffers."""
+        self.vector.copy_(vector)
+        for name, value in (buffers or {}).items():
+            self.buffers[name].copy_(value)
+
+    @contextmanager
+    def replaced(
+        self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
+        """Let the network compute with other weights, and buffers where given, for a while."""
+        own, own_buffers = self.copy(), self.copied_buffers() if buffers else None
+        try:
+            self.set(vector, buffers)
+            yield
+        finally:
+            self.set(own, own_buffers)
+
+    def copy(self) -> Tensor:
+        """Return a copy of the vector."""
+        return self.vector.detach().clone()
+
+    def copied_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers, such as the running statistics of a user's network."""
+        return {name: value.detach().clone() for name, value in self.buffers.items()}
