@@ -57,9 +57,7 @@ def register[F: Callable[[], pm.Model]](
     """Add the decorated builder to the registry under its own name."""
 
     def add(build: F) -> F:
-        MODELS[build.__name__] = ModelCase(
-            build, frozenset(tags), has_density, exchangeable, " ".join(notes.split())
-        )
+        MODELS[build.__name__] = ModelCase(build, frozenset(tags), has_density, exchangeable, " ".join(notes.split()))
         return build
 
     return add
@@ -159,7 +157,12 @@ def frozen_model() -> pm.Model:
     return freeze_model(linear_regression())
 
 
-@register("regression", "frozen", exchangeable=False, notes="x has become a constant.")
+@register(
+    "regression",
+    "frozen",
+    exchangeable=True,
+    notes="x and y_data have become constants; x is still a data variable of the model.",
+)
 def frozen_data() -> pm.Model:
     return freeze_dims_and_data(observed_container())
 
@@ -300,9 +303,7 @@ def dirichlet_multinomial() -> pm.Model:
         share = pm.Dirichlet("share", np.full(3, 2.0), dims="species")
         concentration = pm.Gamma("concentration", 4.0, 0.2)
         y = np.random.default_rng(0).multinomial(15, np.full(3, 1 / 3), size=8)
-        pm.DirichletMultinomial(
-            "y", n=15, a=share * concentration, observed=y, dims=("site", "species")
-        )
+        pm.DirichletMultinomial("y", n=15, a=share * concentration, observed=y, dims=("site", "species"))
     return model
 
 
@@ -358,9 +359,7 @@ def zero_sum_effects() -> pm.Model:
     return model
 
 
-@register(
-    "bounds", "binary", "data", exchangeable=True, notes="The upper bound is a free variable."
-)
+@register("bounds", "binary", "data", exchangeable=True, notes="The upper bound is a free variable.")
 def dependent_bounds() -> pm.Model:
     with pm.Model() as model:
         group = pm.Data("group", _groups(3, 30))
@@ -388,9 +387,7 @@ def garch() -> pm.Model:
         omega = pm.Gamma("omega", 2.0, 4.0)
         alpha = pm.Beta("alpha", 2.0, 4.0)
         beta = pm.Uniform("beta", 0.0, 1.0 - alpha)
-        pm.GARCH11(
-            "y", omega=omega, alpha_1=alpha, beta_1=beta, initial_vol=1.0, observed=_normals(20)
-        )
+        pm.GARCH11("y", omega=omega, alpha_1=alpha, beta_1=beta, initial_vol=1.0, observed=_normals(20))
     return model
 
 
@@ -398,9 +395,7 @@ def garch() -> pm.Model:
 def gaussian_random_walk() -> pm.Model:
     with pm.Model(coords={"week": np.arange(12)}) as model:
         scale = pm.HalfNormal("scale", 0.3)
-        level = pm.GaussianRandomWalk(
-            "level", mu=0.0, sigma=scale, init_dist=pm.Normal.dist(1.0, 0.5), dims="week"
-        )
+        level = pm.GaussianRandomWalk("level", mu=0.0, sigma=scale, init_dist=pm.Normal.dist(1.0, 0.5), dims="week")
         pm.Poisson("y", pt.exp(level), observed=_counts(3.0, 12), dims="week")
     return model
 
@@ -416,9 +411,7 @@ def stochastic_volatility() -> pm.Model:
     with pm.Model() as model:
         scale = pm.Exponential("scale", 2.0)
         nu = pm.Exponential("nu", 0.1)
-        volatility = pm.GaussianRandomWalk(
-            "volatility", sigma=scale, init_dist=pm.Normal.dist(0.0, 1.0), shape=15
-        )
+        volatility = pm.GaussianRandomWalk("volatility", sigma=scale, init_dist=pm.Normal.dist(0.0, 1.0), shape=15)
         pm.StudentT("y", nu=nu, lam=pt.exp(-2.0 * volatility), observed=_normals(15))
     return model
 

@@ -6,12 +6,14 @@ contract on that backend, which compiles fast; a few run on PyTensor's default o
 others do so when slow tests are asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytest
 from models import MODELS, ModelCase
 from numpy.testing import assert_allclose, assert_array_equal
@@ -51,9 +53,7 @@ class Reference:
         self.observed = [rv.name for rv in model.observed_RVs]
         self.deterministics = [d.name for d in model.deterministics]
         self.containers = [
-            v.name
-            for v in model.data_vars
-            if isinstance(v, SharedVariable) and v not in self.values.values()
+            v.name for v in model.data_vars if isinstance(v, SharedVariable) and v not in self.values.values()
         ]
 
     @cached_property
@@ -71,9 +71,7 @@ class Reference:
         inputs |= {self.model[name]: self.model[name].type() for name in self.containers}
         graph = graph_replace(self.model.logp(), inputs, strict=False)
         points = [self.values[name] for name in self.free]
-        return pm.compile(
-            [*points, *inputs.values()], graph, on_unused_input="ignore", **INTERPRETED
-        )
+        return pm.compile([*points, *inputs.values()], graph, on_unused_input="ignore", **INTERPRETED)
 
     @cached_property
     def _backward(self):
@@ -149,10 +147,12 @@ class Contract:
     def point(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """Cut a flat vector of unconstrained values into those of each parameter."""
         slices = self.spec.slices
-        return {
-            p.name: theta[slices[p.name]].reshape(p.unconstrained_shape)
-            for p in self.spec.parameters
-        }
+        return {p.name: theta[slices[p.name]].reshape(p.unconstrained_shape) for p in self.spec.parameters}
+
+
+def interpreting() -> AbstractContextManager[None]:
+    """Keep PyTensor from calling the C compiler, which even FAST_COMPILE does for what scans do."""
+    return pytensor.config.change_flags(cxx="")
 
 
 def _runs() -> list:
@@ -165,9 +165,10 @@ def _runs() -> list:
 
 # Of the module's scope, so that pytest runs all tests of one model before those of the next.
 @pytest.fixture(scope="module", params=_runs())
-def contract(request: pytest.FixtureRequest) -> Contract:
+def contract(request: pytest.FixtureRequest) -> Iterator[Contract]:
     name, backend = request.param
-    return Contract(MODELS[name], MODELS[name].build(), backend)
+    with interpreting() if backend == "interpreted" else nullcontext():
+        yield Contract(MODELS[name], MODELS[name].build(), backend)
 
 
 def normal_scores(values: np.ndarray) -> np.ndarray:
@@ -199,14 +200,8 @@ def discrepancies(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> l
         return np.divide(mean_a - mean_b, error, out=np.zeros_like(error), where=error > 1e-9)
 
     means = standardized(first.mean(0), second.mean(0), (scores**2).mean(0))
-    products = standardized(
-        first.T @ first / n, second.T @ second / m, (scores**2).T @ scores**2 / (n + m)
-    )
-    found = [
-        f"mean of {label}: z = {z:.1f}"
-        for label, z in zip(labels, means, strict=True)
-        if abs(z) > z_limit
-    ]
+    products = standardized(first.T @ first / n, second.T @ second / m, (scores**2).T @ scores**2 / (n + m))
+    found = [f"mean of {label}: z = {z:.1f}" for label, z in zip(labels, means, strict=True) if abs(z) > z_limit]
     for i, j in zip(*np.nonzero(np.triu(abs(products) > z_limit)), strict=True):
         kind = f"variance of {labels[i]}" if i == j else f"correlation of {labels[i]}, {labels[j]}"
         found.append(f"{kind}: z = {products[i, j]:.1f}")
@@ -229,9 +224,7 @@ def test_discrepancies_are_found_where_there_are_some() -> None:
     assert any("mean of x[1]" in d for d in discrepancies(a, {**b, "x": b["x"] + [0, 0.8, 0]}))
     assert any("variance of x[2]" in d for d in discrepancies(a, {**b, "x": b["x"] * [1, 1, 2]}))
     shuffled = np.random.default_rng(3).permutation(b["y"])
-    assert [d.split(":")[0] for d in discrepancies(a, {**b, "y": shuffled})] == [
-        "correlation of x[0], y[0]"
-    ]
+    assert [d.split(":")[0] for d in discrepancies(a, {**b, "y": shuffled})] == ["correlation of x[0], y[0]"]
 
 
 def test_registry_covers_many_kinds() -> None:
@@ -245,9 +238,7 @@ def test_spec_describes_the_model(contract: Contract) -> None:
     reference = contract.reference
     assert [p.name for p in spec.parameters] == reference.free
     assert [v.name for v in spec.observed] == reference.observed
-    assert [v.name for v in spec.fixed] == [
-        v.name for v in model.data_vars if v not in reference.values.values()
-    ]
+    assert [v.name for v in spec.fixed] == [v.name for v in model.data_vars if v not in reference.values.values()]
     assert list(spec.deterministics) == reference.deterministics
     assert (spec.density_obstacle is None) == case.has_density
     initial = model.initial_point()
@@ -295,7 +286,6 @@ def test_simulations_have_the_shapes_and_dtypes_of_the_model(contract: Contract)
 
 def test_simulations_have_the_distribution_of_forward_draws(contract: Contract) -> None:
     simulations, spec = contract.simulations, contract.spec
-    # An order the transform imposes keeps as few as half of the draws.
     draws = contract.reference.draws(SIMULATIONS, contract.case.has_density)
     free = {p.name: simulations.variables[p.name] for p in spec.parameters}
     assert discrepancies({**free, **simulations.data}, draws) == []
@@ -374,9 +364,7 @@ def test_log_densities_equal_pymcs_compiled_function_at_the_held_data(contract: 
 
 
 def test_exchangeable_rows_are_found(contract: Contract) -> None:
-    rows = find_rows(
-        contract.spec, contract.simulations, contract.log_density, np.random.SeedSequence(3)
-    )
+    rows = find_rows(contract.spec, contract.simulations, contract.log_density, np.random.SeedSequence(3))
     assert bool(rows) == (contract.case.exchangeable is True), rows
     if rows:
         length = contract.spec.observed[0].shape[0]
@@ -385,6 +373,7 @@ def test_exchangeable_rows_are_found(contract: Contract) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear_regression", "negative_binomial", "shared_axis"])
+@interpreting()
 def test_context_reaches_simulator_and_density(name: str) -> None:
     model = MODELS[name].build()
     container = "clinic_index" if name == "negative_binomial" else "x"
@@ -404,10 +393,7 @@ def test_context_reaches_simulator_and_density(name: str) -> None:
         own.append(log_density(theta, data)[0])
         other = {**data, container: values[i + 1]}
         foreign.append(log_density(theta, other)[0])
-        point = {
-            p.name: theta[0, spec.slices[p.name]].reshape(p.unconstrained_shape)
-            for p in spec.parameters
-        }
+        point = {p.name: theta[0, spec.slices[p.name]].reshape(p.unconstrained_shape) for p in spec.parameters}
         theirs = [reference.log_density(point, d) for d in (data, other)]
         assert_allclose([own[-1], foreign[-1]], theirs, rtol=1e-8)
     # the data were simulated at their own context, not at another's

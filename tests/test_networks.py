@@ -94,14 +94,8 @@ def test_density_integrates_to_one() -> None:
     grid = torch.linspace(-12, 12, 3001)
     context = torch.randn(3, 4)
     with torch.no_grad():
-        values = (
-            shaken(CouplingSpline(1, 4))
-            .log_prob(grid[:, None, None].expand(-1, 3, 1), context)
-            .exp()
-        )
-        torch.testing.assert_close(
-            torch.trapezoid(values, grid, dim=0), torch.ones(3), atol=1e-3, rtol=0
-        )
+        values = shaken(CouplingSpline(1, 4)).log_prob(grid[:, None, None].expand(-1, 3, 1), context).exp()
+        torch.testing.assert_close(torch.trapezoid(values, grid, dim=0), torch.ones(3), atol=1e-3, rtol=0)
         grid = torch.linspace(-9, 9, 301)
         plane = torch.cartesian_prod(grid, grid)[:, None].expand(-1, 3, 2)
         values = shaken(CouplingSpline(2, 4)).log_prob(plane, context).exp()
@@ -128,9 +122,7 @@ def test_sampling_uses_the_given_generator_alone() -> None:
     context = torch.randn(2, 4)
     before = torch.random.get_rng_state()
     with torch.no_grad():
-        first, second = (
-            density.sample(10, context, torch.Generator().manual_seed(3))[0] for _ in range(2)
-        )
+        first, second = (density.sample(10, context, torch.Generator().manual_seed(3))[0] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -186,10 +178,7 @@ def test_standardizer_stays_finite() -> None:
     standardizer = ParameterStandardizer.fit(theta)
     z, log_det = standardizer(torch.tensor([[1e308], [-1e308], [0.1], [0.0]], dtype=torch.float64))
     assert torch.isfinite(z).all() and torch.isfinite(log_det).all()
-    assert all(
-        torch.isfinite(out).all()
-        for out in standardizer.inverse(torch.tensor([[1e30], [-1e30], [50.0]]))
-    )
+    assert all(torch.isfinite(out).all() for out in standardizer.inverse(torch.tensor([[1e30], [-1e30], [50.0]])))
 
 
 def encode(layout: ArrayLayout, values: np.ndarray, at: np.ndarray | None = None) -> Tensor:
@@ -264,9 +253,7 @@ def test_categories_are_one_hot() -> None:
 
 
 def test_outside_is_in_units_of_the_range() -> None:
-    encoder = DataEncoder.fit(
-        [ArrayLayout("y", (1,), "real")], {"y": np.array([[0.0], [10.0], [4.0]])}
-    )
+    encoder = DataEncoder.fit([ArrayLayout("y", (1,), "real")], {"y": np.array([[0.0], [10.0], [4.0]])})
     assert encoder.outside({"y": np.array([[3.0]])})["y"] == 0
     assert encoder.outside({"y": np.array([[3.0], [-20.0]])})["y"] == pytest.approx(2.0)
     assert math.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"])
@@ -301,9 +288,7 @@ SET = [
 FLAT = [ArrayLayout("y", (30,), "real"), ArrayLayout("hit", (2, 2), "binary")]
 
 
-def simulate(
-    layouts: list[ArrayLayout], n: int, dim: int, seed: int = 0
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def simulate(layouts: list[ArrayLayout], n: int, dim: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     theta = rng.normal(size=(n, dim))
     data: dict[str, np.ndarray] = {}
@@ -349,9 +334,7 @@ def test_network_round_trip(layouts: list[ArrayLayout], dim: int) -> None:
         z, encoded = network.prepare(theta, data)
         _, log_det = network.standardizer(torch.as_tensor(theta))
         expected = -(network.log_prob(theta, data) - log_det).mean()
-        torch.testing.assert_close(
-            network.loss(z, encoded).double(), expected, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(network.loss(z, encoded).double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_set_network_sees_a_set() -> None:
@@ -364,9 +347,7 @@ def test_set_network_sees_a_set() -> None:
         context = network.context(some)
         shuffled = network.context({k: v[:, order] if k in rows else v for k, v in some.items()})
         apart = network.context({k: v[:, order] if k == "y" else v for k, v in some.items()})
-        twice = network.context(
-            {k: np.concatenate([v, v], 1) if k in rows else v for k, v in some.items()}
-        )
+        twice = network.context({k: np.concatenate([v, v], 1) if k in rows else v for k, v in some.items()})
         other = network.context(some | {"total": some["total"] + 5})
     torch.testing.assert_close(shuffled, context, atol=1e-2, rtol=0)  # one-hot: collinear
     assert (apart - context).abs().max() > 0.01  # which y belongs to which x matters
@@ -379,11 +360,21 @@ def test_network_survives_extreme_data(layouts: list[ArrayLayout]) -> None:
     theta, data = simulate(layouts, 300, 2)
     network = excite(PosteriorNetwork.build(layouts, theta, data))
     for value in (1e300, -1e300, 0.0):
-        extreme = {
-            name: np.full_like(values[:2], value, dtype=np.float64) for name, values in data.items()
-        }
+        extreme = {name: np.full_like(values[:2], value, dtype=np.float64) for name, values in data.items()}
         with torch.no_grad():
             assert all(torch.isfinite(out).all() for out in network.sample(5, extreme))
+
+
+def test_arrays_of_any_layout() -> None:
+    """Read-only and reversed arrays give what plain ones do, without a warning."""
+    theta, data = simulate(FLAT, 100, 2)
+    network = PosteriorNetwork.build(FLAT, theta, data)
+    turned = {name: values[::-1].copy()[::-1] for name, values in data.items()}
+    frozen = {name: np.broadcast_to(values, values.shape) for name, values in data.items()}
+    with torch.no_grad():
+        expected = network.context(data)
+        assert torch.equal(network.context(turned), expected)
+        assert torch.equal(network.context(frozen), expected)
 
 
 def test_one_row_and_one_channel() -> None:
@@ -422,9 +413,7 @@ class Normal(nn.Module):
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         return torch.distributions.Normal(self.mean(context), 1.0).log_prob(z).sum(-1)
 
-    def sample(
-        self, draws: int, context: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         mean = self.mean(context)
         z = mean + torch.randn(draws, *mean.shape, generator=generator)
         return z, self.log_prob(z, context)
@@ -433,9 +422,7 @@ class Normal(nn.Module):
 @pytest.mark.parametrize("as_factory", [False, True])
 def test_modules_of_the_user(as_factory: bool) -> None:
     theta, data = simulate(FLAT, 200, 2)
-    network = PosteriorNetwork.build(
-        FLAT, theta, data, summary=Mean(), density=Normal if as_factory else Normal(2, 5)
-    )
+    network = PosteriorNetwork.build(FLAT, theta, data, summary=Mean(), density=Normal if as_factory else Normal(2, 5))
     description = network.description()
     assert description["features"] == 5
     with pytest.raises(ValueError, match="pass it as summary="):
@@ -463,9 +450,7 @@ def test_bad_choices_are_refused(options: dict[str, object], message: str) -> No
         PosteriorNetwork.build(FLAT, theta, data, **options)  # type: ignore[arg-type]
 
 
-def train(
-    network: PosteriorNetwork, theta: np.ndarray, data: dict[str, np.ndarray], steps: int
-) -> None:
+def train(network: PosteriorNetwork, theta: np.ndarray, data: dict[str, np.ndarray], steps: int) -> None:
     z, encoded = network.prepare(theta, data)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(steps):

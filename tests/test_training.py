@@ -288,9 +288,7 @@ def test_an_error_in_the_simulator_is_raised_and_leaves_a_whole_network():
 
 def saved_and_loaded(state):
     """Through bytes and JSON, as a file would have it."""
-    return TrainingState(
-        load(save(dict(state.tensors))), json.loads(json.dumps(state.values, allow_nan=False))
-    )
+    return TrainingState(load(save(dict(state.tensors))), json.loads(json.dumps(state.values, allow_nan=False)))
 
 
 @pytest.mark.parametrize("after", [0, 7, 20, 33])
@@ -313,18 +311,14 @@ def test_resuming_equals_not_having_stopped(after):
     for name in ("step", "held_out_loss", "learning_rate", "loss"):
         expected = getattr(whole.history, name)
         np.testing.assert_allclose(getattr(second.history, name), expected, rtol=1e-6)
-    torch.testing.assert_close(
-        weights_of(second.network), weights_of(whole.network), rtol=0, atol=0
-    )
+    torch.testing.assert_close(weights_of(second.network), weights_of(whole.network), rtol=0, atol=0)
     torch.testing.assert_close(second.network.seen, whole.network.seen)
     assert second.gain == whole.gain and second.gain_error == whole.gain_error
 
 
 def test_resuming_a_finished_training_begins_a_lower_schedule():
     first = train(gaussian(), fixed(), HELD_OUT, SHORT, device="cpu")
-    second = train(
-        gaussian(1), fixed(), HELD_OUT, SHORT, resume=saved_and_loaded(first.state), device="cpu"
-    )
+    second = train(gaussian(1), fixed(), HELD_OUT, SHORT, resume=saved_and_loaded(first.state), device="cpu")
     assert second.history.step[-1] == 120
     assert second.held_out_loss <= first.held_out_loss + 1e-6
     rates = second.history.learning_rate
@@ -347,9 +341,7 @@ def test_resuming_on_other_held_out_simulations_judges_anew():
 
 def test_resuming_another_network_is_refused():
     state = train(gaussian(), fixed(), HELD_OUT, SHORT, device="cpu").state
-    with pytest.raises(
-        ValueError, match=r"resume is the state of another network.*mean\.0\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"resume is the state of another network.*mean\.0\.weight"):
         train(gaussian(width=4), fixed(), HELD_OUT, SHORT, resume=state, device="cpu")
 
 
@@ -502,16 +494,13 @@ def test_max_time_is_respected_and_annealed():
 
 def evaluations(losses, spread=0.0):
     offsets = spread * np.array([-1.0, 1.0, -1.0, 1.0])
-    return [
-        Evaluation(i / (len(losses) - 1), loss + offsets * (i % 2), np.ones(4))
-        for i, loss in enumerate(losses)
-    ]
+    return [Evaluation(i / (len(losses) - 1), loss + offsets * (i % 2), np.ones(4)) for i, loss in enumerate(losses)]
 
 
 def test_settling():
     falling = evaluations(np.linspace(3, 0, 11))
     gain, error = last_gain(falling)
-    assert gain == pytest.approx(0.6) and error == pytest.approx(0, abs=1e-12)
+    assert gain == pytest.approx(1.5) and error == pytest.approx(0, abs=1e-12)
     assert not is_settled("steps", gain, error, 0.0)
     assert is_settled("steps", *last_gain(evaluations([3, 1] + [0] * 9)), 0.0)
     # A gain that is within its error does not count against it.
@@ -526,7 +515,7 @@ def test_settling():
 def test_too_few_steps_do_not_settle(caplog):
     options = Training(num_steps=40, batch_size=32, learning_rate=0.01)
     trained = train(gaussian(), fresh(), HELD_OUT, options, device="cpu")
-    assert not trained.settled and trained.gain > 0.02
+    assert not trained.settled and trained.gain > 0.05
     with caplog.at_level(logging.INFO, logger="pymc_amortized"):
         report(trained)
     assert "did not settle" in caplog.text and f"{trained.gain:.3f}" in caplog.text

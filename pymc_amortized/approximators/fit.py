@@ -54,8 +54,8 @@ PILOT = 4096
 """Simulations from which standardization and the networks' starting point are learned."""
 HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
-TIMED = 64
-"""Simulations that tell how slow the simulator is."""
+TIMED_SECONDS = 0.1
+"""How long the simulator is tried to learn its speed."""
 SIMULATION_SECONDS = 60.0
 """What simulating may cost at most, unless the user says otherwise: about what training costs."""
 FEWEST = 2000
@@ -189,11 +189,7 @@ class _Fit:
         self.cores = cores or 1
         if num_simulations is not None and cores is not None:
             return
-        seed = stage_seed(self.entropy, Stage.TIMING)
-        self.simulator(1, seed)  # compiles
-        start = time.perf_counter()
-        self.simulator(TIMED, seed)
-        cost = (time.perf_counter() - start) / TIMED
+        cost = self._seconds_per_simulation()
         wanted = num_simulations or self.options.num_steps * self.options.batch_size
         if cores is None and cost * wanted > SECONDS_WORTH_PROCESSES:
             self.cores = _available_cores()
@@ -208,6 +204,17 @@ class _Fit:
                 self.num_simulations,
             )
 
+    def _seconds_per_simulation(self) -> float:
+        """Time the simulator, with as many simulations as it takes to see beyond the cost of a call."""
+        seed, n, seconds = stage_seed(self.entropy, Stage.TIMING), 1, 0.0
+        self.simulator(n, seed)  # compiles
+        while seconds < TIMED_SECONDS and n < PILOT:
+            n *= 4
+            start = time.perf_counter()
+            self.simulator(n, seed)
+            seconds = time.perf_counter() - start
+        return seconds / n
+
     def run(self, summary: SummaryChoice, density: DensityChoice) -> AmortizedPosterior:
         """Simulate, choose the networks and train."""
         pilot = self._pilot()
@@ -217,8 +224,8 @@ class _Fit:
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
             network = PosteriorNetwork.build(
                 layouts(self.spec, rows),
-                statistics.unconstrained,
-                network_data(self.spec, rows, statistics.data),
+                statistics.unconstrained[:PILOT],
+                network_data(self.spec, rows, statistics.take(slice(PILOT)).data),
                 summary=summary,
                 density=density,
             )

@@ -34,23 +34,17 @@ SUMMARIES: dict[str, type[Flat] | type[Set]] = {"flat": Flat, "set": Set}
 DENSITIES: dict[str, type[Spline]] = {"spline": Spline}
 
 
-def summary_options(
-    summary: SummaryChoice, layouts: Sequence[ArrayLayout], dim: int
-) -> Flat | Set | None:
+def summary_options(summary: SummaryChoice, layouts: Sequence[ArrayLayout], dim: int) -> Flat | Set | None:
     """Resolved options of a built-in summary network; None for a user's own."""
     if isinstance(summary, nn.Module):
         return None
     if isinstance(summary, str):
         if summary != "auto" and summary not in SUMMARIES:
-            raise ValueError(
-                f"summary is {summary!r}; allowed: 'auto', {', '.join(map(repr, SUMMARIES))}"
-            )
+            raise ValueError(f"summary is {summary!r}; allowed: 'auto', {', '.join(map(repr, SUMMARIES))}")
         rows = any(layout.rows for layout in layouts)
         summary = SUMMARIES[("set" if rows else "flat") if summary == "auto" else summary]()
     if not isinstance(summary, Flat | Set):
-        raise TypeError(
-            f"summary is a {type(summary).__name__}; expected a name, Flat, Set or torch.nn.Module"
-        )
+        raise TypeError(f"summary is a {type(summary).__name__}; expected a name, Flat, Set or torch.nn.Module")
     if isinstance(summary, Set):
         summary = summary.resolve(max((x.shape[0] for x in layouts if x.rows), default=0))
     return replace(summary, features=summary.features or max(32, 2 * dim))
@@ -80,18 +74,10 @@ def make_density(density: Any, dim: int, features: int) -> nn.Module:
     """Build the density, or take the user's own, and check that it is one."""
     if isinstance(density, Spline):
         return CouplingSpline(dim, features, density)
-    module = (
-        density
-        if isinstance(density, nn.Module)
-        else density(dim, features)
-        if callable(density)
-        else density
-    )
+    module = density if isinstance(density, nn.Module) else density(dim, features) if callable(density) else density
     if not isinstance(module, nn.Module):
         raise TypeError(f"density gives a {type(module).__name__}; expected a torch.nn.Module")
-    if missing := [
-        name for name in ("log_prob", "sample") if not callable(getattr(module, name, None))
-    ]:
+    if missing := [name for name in ("log_prob", "sample") if not callable(getattr(module, name, None))]:
         raise TypeError(f"density {type(module).__name__} has no method {' and no '.join(missing)}")
     return module
 
@@ -107,9 +93,7 @@ def dry_run(summary: nn.Module, encoded: dict[str, Tensor]) -> int:
     batch = min(2, len(next(iter(encoded.values()))))
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != batch:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"summary gives {shape} for {batch} data sets; expected a tensor ({batch}, features)"
-        )
+        raise ValueError(f"summary gives {shape} for {batch} data sets; expected a tensor ({batch}, features)")
     return out.shape[1]
 
 
@@ -117,15 +101,11 @@ def describe(options: Any, registry: Mapping[str, type]) -> dict[str, Any]:
     """Name and options of a built-in network as JSON; None is a user's own."""
     if options is None:
         return {"kind": "user"}
-    kind = next(
-        name for name, options_type in registry.items() if isinstance(options, options_type)
-    )
+    kind = next(name for name, options_type in registry.items() if isinstance(options, options_type))
     return {"kind": kind, "options": asdict(options)}
 
 
-def from_registry(
-    entry: Mapping[str, Any], registry: Mapping[str, type], what: str, given: Any
-) -> Any:
+def from_registry(entry: Mapping[str, Any], registry: Mapping[str, type], what: str, given: Any) -> Any:
     """Options of a built-in network by name; None for a user's own, which has to be given."""
     kind = entry["kind"]
     if kind == "user":

@@ -41,9 +41,7 @@ class ConditionalDensity(Protocol):
         """Log densities (..., batch) of z (..., batch, dim), given context (batch, features)."""
         ...
 
-    def sample(
-        self, draws: int, context: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw (draws, batch, dim), with log densities (draws, batch), given (batch, features)."""
         ...
 
@@ -76,11 +74,7 @@ class Spline:
 
     def resolve(self, dim: int) -> Spline:
         """The same options with nothing left to choose."""
-        return (
-            self
-            if self.layers is not None
-            else replace(self, layers=1 if dim == 1 else 2 if dim == 2 else 4)
-        )
+        return self if self.layers is not None else replace(self, layers=1 if dim == 1 else 2 if dim == 2 else 4)
 
 
 class _GaussianHead(nn.Module):
@@ -107,9 +101,7 @@ class _GaussianHead(nn.Module):
         if self.full:
             raw = raw.unflatten(-1, (self.dim, self.dim))
         # No context may overflow: e^12 is 160,000.
-        log_diagonal = 12.0 * torch.tanh(
-            (raw.diagonal(dim1=-2, dim2=-1) if self.full else raw) / 12.0
-        )
+        log_diagonal = 12.0 * torch.tanh((raw.diagonal(dim1=-2, dim2=-1) if self.full else raw) / 12.0)
         factor = log_diagonal.exp()
         if self.full:
             # Columns in units of the diagonal: the entries below it then do not depend on scales.
@@ -161,9 +153,7 @@ class CouplingSpline(nn.Module):
         self.head = _GaussianHead(dim, features)
         size = (dim - self.kept) * spline_size(options.bins)
         self.project = nn.ModuleList(nn.Linear(features, hidden) for _ in range(layers))
-        self.enter = nn.ModuleList(
-            nn.Linear(self.kept, hidden, bias=False) for _ in range(layers if self.kept else 0)
-        )
+        self.enter = nn.ModuleList(nn.Linear(self.kept, hidden, bias=False) for _ in range(layers if self.kept else 0))
         self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.leave = nn.ModuleList(nn.Linear(hidden, size) for _ in range(layers))
         for last in self.leave:  # start at the identity
@@ -204,15 +194,11 @@ class CouplingSpline(nn.Module):
         u = _per_set(factor, z - mean).movedim(-1, 0)
         for layer in range(self.layers):
             kept, moved = u[self.permutations[layer]].tensor_split([self.kept])
-            moved, change = rational_quadratic(
-                moved, self._raw(layer, kept, self._project(layer, context))
-            )
+            moved, change = rational_quadratic(moved, self._raw(layer, kept, self._project(layer, context)))
             u, log_det = torch.cat([kept, moved]), log_det + change.sum(0)
         return self._base_log_prob(u) + log_det
 
-    def sample(
-        self, draws: int, context: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw, with the log density of every draw.
 
         Parameters
@@ -247,9 +233,7 @@ class CouplingSpline(nn.Module):
         """Mean, inverse factor, log determinant and every layer's projection of contexts."""
         mean, factor, log_det = self.head(context)
         if self.head.full:
-            inverse = torch.linalg.solve_triangular(
-                factor, self.head.eye.expand_as(factor), upper=False
-            )
+            inverse = torch.linalg.solve_triangular(factor, self.head.eye.expand_as(factor), upper=False)
         else:
             inverse = 1 / factor
         return (
@@ -259,9 +243,7 @@ class CouplingSpline(nn.Module):
             [self._project(layer, context) for layer in range(self.layers)],
         )
 
-    def _bend(
-        self, e: Tensor, prepared: tuple[Tensor, Tensor, Tensor, list[Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def _bend(self, e: Tensor, prepared: tuple[Tensor, Tensor, Tensor, list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Noise (dim, draws, batch) to draws (draws, batch, dim) and log densities."""
         mean, inverse_factor, log_det, projected = prepared
         log_prob = self._base_log_prob(e) + log_det

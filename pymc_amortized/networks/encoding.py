@@ -66,9 +66,7 @@ class ArrayLayout:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
         if self.kind not in get_args(Kind):
-            raise ValueError(
-                f"kind of {self.name!r} is {self.kind!r}; allowed: {', '.join(get_args(Kind))}"
-            )
+            raise ValueError(f"kind of {self.name!r} is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
         if self.rows and not self.shape:
             raise ValueError(f"{self.name!r} is a scalar: it has no axis of rows")
 
@@ -100,9 +98,7 @@ class _ArrayEncoder(HostModule):
     @classmethod
     def fit(cls, layout: ArrayLayout, raw: np.ndarray) -> _ArrayEncoder:
         if raw.shape[1:] != layout.shape:
-            raise ValueError(
-                f"{layout.name!r} has shape {raw.shape[1:]} per data set, expected {layout.shape}"
-            )
+            raise ValueError(f"{layout.name!r} has shape {raw.shape[1:]} per data set, expected {layout.shape}")
         values = np.asarray(raw, dtype=np.float64)
         if layout.rows:
             values = values.reshape(-1, *layout.feature_shape)
@@ -125,9 +121,7 @@ class _ArrayEncoder(HostModule):
             }
         else:
             center, scale = robust(sample)
-            w = np.abs(
-                np.clip((np.clip(sample, -LARGEST, LARGEST) - center) / scale, -LARGEST, LARGEST)
-            )
+            w = np.abs(np.clip((np.clip(sample, -LARGEST, LARGEST) - center) / scale, -LARGEST, LARGEST))
             heavy = bool(np.quantile(w, 0.999) > HEAVY)
             statistics |= {"center": center, "scale": scale}
         encoder = cls(layout, heavy)
@@ -180,9 +174,7 @@ class DataEncoder(HostModule):
 
     def __init__(self, layouts: Sequence[ArrayLayout], heavy: Sequence[bool]) -> None:
         super().__init__()
-        self._assemble(
-            [_ArrayEncoder(layout, tail) for layout, tail in zip(layouts, heavy, strict=True)]
-        )
+        self._assemble([_ArrayEncoder(layout, tail) for layout, tail in zip(layouts, heavy, strict=True)])
 
     def _assemble(self, arrays: Sequence[_ArrayEncoder]) -> None:
         # A list rather than a ModuleDict: variables may be called "a.b", "values" or "train".
@@ -205,9 +197,7 @@ class DataEncoder(HostModule):
         if missing := [name for name in names if name not in data]:
             raise KeyError(f"data lack {missing}; given: {sorted(data)}")
         encoder = cls([], [])
-        encoder._assemble(
-            [_ArrayEncoder.fit(layout, np.asarray(data[layout.name])) for layout in layouts]
-        )
+        encoder._assemble([_ArrayEncoder.fit(layout, np.asarray(data[layout.name])) for layout in layouts])
         return encoder
 
     def _encoders(self) -> list[_ArrayEncoder]:
@@ -228,9 +218,7 @@ class DataEncoder(HostModule):
 
     def outside(self, data: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Worst distance per variable beyond the simulated range, in its widths; 0 is inside."""
-        return {
-            array.layout.name: array.outside(data[array.layout.name]) for array in self._encoders()
-        }
+        return {array.layout.name: array.outside(data[array.layout.name]) for array in self._encoders()}
 
     def description(self) -> list[dict[str, Any]]:
         """All that is not a buffer, as JSON."""
@@ -242,7 +230,5 @@ class DataEncoder(HostModule):
     @classmethod
     def from_description(cls, description: Sequence[Mapping[str, Any]]) -> DataEncoder:
         """Build the encoder whose statistics then come by ``load_state_dict``."""
-        layouts = [
-            ArrayLayout(**{k: v for k, v in entry.items() if k != "heavy"}) for entry in description
-        ]
+        layouts = [ArrayLayout(**{k: v for k, v in entry.items() if k != "heavy"}) for entry in description]
         return cls(layouts, [bool(entry["heavy"]) for entry in description])

@@ -167,19 +167,15 @@ class PosteriorNetwork(nn.Module):
     def context(self, data: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
         device = self.device
-        return self.summary(
-            {k: v.to(device) for k, v in self.encoder(_tensors(self.encoder, data)).items()}
-        )
+        return self.summary({k: v.to(device) for k, v in self.encoder(_tensors(self.encoder, data)).items()})
 
-    def log_prob(
-        self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor]
-    ) -> Tensor:
+    def log_prob(self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Log density (..., batch) of theta (..., batch, dim), float64 on the CPU."""
         return self.log_prob_given(theta, self.context(data))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Tensor) -> Tensor:
         """The same, given :meth:`context` (batch, features)."""
-        z, log_det = self.standardizer(torch.as_tensor(theta))
+        z, log_det = self.standardizer(_tensor(theta))
         log_prob = self.density.log_prob(z.to(context.device), context)  # type: ignore[operator]
         return log_prob.cpu().double() + log_det
 
@@ -261,8 +257,16 @@ class PosteriorNetwork(nn.Module):
         ).float()
 
 
+def _tensor(values: np.ndarray | Tensor) -> Tensor:
+    """Wrap an array; one that torch cannot wrap (read-only, or with negative strides) is copied."""
+    if isinstance(values, Tensor):
+        return values
+    values = np.ascontiguousarray(values).reshape(np.shape(values))
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
 def _tensors(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
-    return {layout.name: torch.as_tensor(data[layout.name]) for layout in encoder.layouts}
+    return {layout.name: _tensor(data[layout.name]) for layout in encoder.layouts}
 
 
 def _prepare(
@@ -273,6 +277,6 @@ def _prepare(
     device: torch.device | str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        z, _ = standardizer(torch.as_tensor(theta))
+        z, _ = standardizer(_tensor(theta))
         encoded = encoder(_tensors(encoder, data))
         return z.to(device), {name: values.to(device) for name, values in encoded.items()}

@@ -53,9 +53,7 @@ class ParameterStandardizer(HostModule):
         """Learn locations and scales from simulated parameters (n, dim)."""
         theta = np.asarray(theta, dtype=np.float64)
         if theta.ndim != 2 or 0 in theta.shape:
-            raise ValueError(
-                f"theta has shape {theta.shape}, expected (simulations, parameters), neither 0"
-            )
+            raise ValueError(f"theta has shape {theta.shape}, expected (simulations, parameters), neither 0")
         standardizer = cls(theta.shape[1])
         sample = thin(theta, STATISTICS_SIZE)
         center, scale = robust(sample)

@@ -28,9 +28,7 @@ __all__ = [
 # 99.9 % of normal values lie within 3.3 scales, of exponential ones within 8.5, of t(3) within 13.
 HEAVY = 10.0
 LARGEST = 1e300  # leaves room for the arithmetic of float64
-STATISTICS_SIZE = (
-    2_000_000  # values per array that quantiles are taken from: a fraction of a second
-)
+STATISTICS_SIZE = 2_000_000  # values per array that quantiles are taken from: a fraction of a second
 
 
 class HostModule(nn.Module):
@@ -61,9 +59,7 @@ def robust(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Pairs of tail probabilities and their distance under a normal law.
     pairs = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152))
     levels = [0.5, *(level for low, high, _ in pairs for level in (low, high))]
-    median, *quantiles = (
-        np.quantile(values / 4, levels, axis=0) * 4
-    )  # interpolation must not overflow
+    median, *quantiles = np.quantile(values / 4, levels, axis=0) * 4  # interpolation must not overflow
     scale = np.zeros_like(median)
     floor = 1e-9 * np.abs(median) + 1e-290  # differences below are rounding, not spread
     for index, (_, _, distance) in enumerate(pairs):

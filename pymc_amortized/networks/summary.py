@@ -141,8 +141,7 @@ class Residual(nn.Module):
         super().__init__()
         self.enter = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            for _ in range(depth)
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
         )
         self.leave = nn.Linear(width, outputs)
 
@@ -228,16 +227,12 @@ class FlatSummary(Summary):
     basis: Tensor
     weights: Tensor
 
-    def __init__(
-        self, arrays: Sequence[EncodedArray], options: Flat, features: int, dim: int
-    ) -> None:
+    def __init__(self, arrays: Sequence[EncodedArray], options: Flat, features: int, dim: int) -> None:
         self.arrays = tuple(arrays)
         self.sizes = [math.prod(array.shape) * array.channels for array in arrays]
         total = sum(self.sizes)
         self.energies = total >= 4 * (dim + 1)  # otherwise little is left outside of the subspace
-        super().__init__(
-            total + 2 * len(self.sizes) * self.energies, 0, options.width, options.depth, features
-        )
+        super().__init__(total + 2 * len(self.sizes) * self.energies, 0, options.width, options.depth, features)
         if self.energies:
             self.register_buffer("basis", torch.zeros(total, dim))
             self.register_buffer("weights", torch.ones(total))

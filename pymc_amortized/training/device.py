@@ -39,15 +39,11 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device(available[0])
     listed = ", ".join(map(repr, available))
     if not isinstance(device, str | torch.device):
-        raise TypeError(
-            f"device must be a string, a torch.device or None, got {device!r}. Available: {listed}."
-        )
+        raise TypeError(f"device must be a string, a torch.device or None, got {device!r}. Available: {listed}.")
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(
-            f"device={device!r} is not a device of torch. Available: {listed}."
-        ) from None
+        raise ValueError(f"device={device!r} is not a device of torch. Available: {listed}.") from None
     # "cpu:0" and "mps:0" are other names of "cpu" and "mps"; CUDA devices are listed one by one.
     plain = chosen.type if chosen.type != "cuda" and not chosen.index else str(chosen)
     if plain not in available:

@@ -66,9 +66,7 @@ class History:
             raise ValueError(f"The series of a History must have one length, got {shapes}.")
 
     @classmethod
-    def of(
-        cls, series: Mapping[str, Sequence[float]], *, skipped_steps: int, restarts: int
-    ) -> "History":
+    def of(cls, series: Mapping[str, Sequence[float]], *, skipped_steps: int, restarts: int) -> "History":
         """Build a history from named series."""
         arrays: dict[str, Any] = {name: np.asarray(series[name]) for name in SERIES}
         return cls(**arrays, skipped_steps=skipped_steps, restarts=restarts)
@@ -76,8 +74,7 @@ class History:
     def description(self) -> dict[str, Any]:
         """Return the history as JSON-able values; what is not finite becomes a string."""
         described: dict[str, Any] = {
-            name: [v if np.isfinite(v) else str(v) for v in getattr(self, name).tolist()]
-            for name in SERIES
+            name: [v if np.isfinite(v) else str(v) for v in getattr(self, name).tolist()] for name in SERIES
         }
         return {**described, "skipped_steps": self.skipped_steps, "restarts": self.restarts}
 
@@ -86,9 +83,7 @@ class History:
         """Rebuild a history from what ``description`` returned."""
         names = {entry.name for entry in fields(cls)}
         if set(description) != names:
-            raise ValueError(
-                f"A History is described by {sorted(names)}, got {sorted(description)}."
-            )
+            raise ValueError(f"A History is described by {sorted(names)}, got {sorted(description)}.")
         values = {name: [float(v) for v in description[name]] for name in SERIES}
         counts = {name: int(description[name]) for name in ("skipped_steps", "restarts")}
         return cls.of(values, **counts)
@@ -116,9 +111,7 @@ class History:
         settled = self.held_out_loss[np.isfinite(self.held_out_loss)]
         settled = settled[len(settled) // 20 :]  # the first losses are far above all others
         if len(settled) > 1 and np.ptp(settled) > 0:
-            ax.set_ylim(
-                settled.min() - 0.1 * np.ptp(settled), settled.max() + 0.1 * np.ptp(settled)
-            )
+            ax.set_ylim(settled.min() - 0.1 * np.ptp(settled), settled.max() + 0.1 * np.ptp(settled))
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats per simulation)")
         ax.legend()

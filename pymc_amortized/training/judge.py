@@ -29,9 +29,7 @@ class Judge:
         Their held-out loss, inf before there is any.
     """
 
-    def __init__(
-        self, network: nn.Module, weights: FlatWeights, held_out: Batch, batch_size: int
-    ) -> None:
+    def __init__(self, network: nn.Module, weights: FlatWeights, held_out: Batch, batch_size: int) -> None:
         self.network, self.weights = network, weights
         self.chunks, self.sizes = _chunked(held_out, batch_size)
         self.evaluations: list[Evaluation] = []
@@ -93,13 +91,9 @@ class Judge:
         losses = self.losses(self.best, self.best_buffers)
         self.best_loss = Evaluation(0.0, losses, self.sizes).loss
         earlier = tensors["evaluations.losses"].cpu().numpy()
-        if earlier.shape[1:] == losses.shape and math.isclose(
-            self.best_loss, best_loss, rel_tol=1e-5, abs_tol=1e-5
-        ):
+        if earlier.shape[1:] == losses.shape and math.isclose(self.best_loss, best_loss, rel_tol=1e-5, abs_tol=1e-5):
             fractions = tensors["evaluations.fractions"].tolist()
-            self.evaluations = [
-                Evaluation(f, row, self.sizes) for f, row in zip(fractions, earlier, strict=True)
-            ]
+            self.evaluations = [Evaluation(f, row, self.sizes) for f, row in zip(fractions, earlier, strict=True)]
 
 
 def _chunked(held_out: Batch, batch_size: int) -> tuple[list[Batch], np.ndarray]:

@@ -337,6 +337,4 @@ class _Run:
 
 def _adamw(vector: nn.Parameter, options: Training) -> torch.optim.AdamW:
     fused = vector.device.type in ("cpu", "cuda", "mps") and vector.is_floating_point()
-    return torch.optim.AdamW(
-        [vector], lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused
-    )
+    return torch.optim.AdamW([vector], lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)

@@ -52,11 +52,11 @@ class Training:
 
     num_steps: int = 5_000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
-    averaging: float = 0.05
+    averaging: float = 0.03
     evaluations: int = 100
     held_out: float = 0.1
     patience: int = 20

@@ -66,9 +66,7 @@ class ProgressBar:
 
     def __init__(self, console: Console | None = None) -> None:
         def text(field: str, heading: str) -> TextColumn:
-            return TextColumn(
-                f"{{task.fields[{field}]}}", table_column=Column(heading, no_wrap=True)
-            )
+            return TextColumn(f"{{task.fields[{field}]}}", table_column=Column(heading, no_wrap=True))
 
         self._display = _Table(
             BarColumn(
@@ -87,9 +85,7 @@ class ProgressBar:
             auto_refresh=False,
             expand=True,
         )
-        self._task = self._display.add_task(
-            "Training", total=1.0, step="0", loss="", held_out="", remaining="-:--:--"
-        )
+        self._task = self._display.add_task("Training", total=1.0, step="0", loss="", held_out="", remaining="-:--:--")
 
     def __enter__(self) -> Self:
         self._display.start()

@@ -8,10 +8,14 @@ import numpy as np
 
 Stopped = Literal["steps", "time", "patience", "interrupt", "diverged"]
 
-# Training has settled when its last fifth brought no more than this many nats ...
-SETTLED_SHARE = 0.2
-SETTLED_NATS = 0.02
-# ... by more than this many standard errors of the difference.
+# What the second half of a training brings foretells what twice the steps would bring: on a problem
+# with four modes the second halves of 400, 800 and 1,600 steps brought 0.47, 0.41 and 0.42 nats, and
+# twice the steps 0.59, 0.50 and 0.42. The last few steps foretell nothing: annealing makes their gain
+# small in any case.
+SETTLED_SHARE = 0.5
+# 0.05 nats is a Kullback-Leibler divergence as of a mean that is off by 0.3 standard deviations.
+SETTLED_NATS = 0.05
+# Differences are believed when they are larger than this many of their standard errors.
 STANDARD_ERRORS = 2.0
 
 
@@ -41,13 +45,11 @@ def difference(first: Evaluation, second: Evaluation) -> tuple[float, float]:
     mean = float(np.average(lower, weights=first.sizes))
     if len(lower) < 2 or not math.isfinite(mean):
         return mean, math.nan
-    return mean, float(
-        np.sqrt(np.average((lower - mean) ** 2, weights=first.sizes) / (len(lower) - 1))
-    )
+    return mean, float(np.sqrt(np.average((lower - mean) ** 2, weights=first.sizes) / (len(lower) - 1)))
 
 
 def last_gain(evaluations: list[Evaluation], share: float = SETTLED_SHARE) -> tuple[float, float]:
-    """Return what the last share of the training brought, in nats, and its standard error."""
+    """Return what the last share of training brought, in nats, and the standard error of that."""
     if not evaluations:
         return math.nan, math.nan
     last = evaluations[-1]

@@ -97,9 +97,7 @@ class FreshSimulations:
         start = time.perf_counter()
         theta, data = self.simulate(self._refill)
         if len(theta) == 0:
-            raise RuntimeError(
-                f"The simulator returned none of the {self._refill} simulations asked for."
-            )
+            raise RuntimeError(f"The simulator returned none of the {self._refill} simulations asked for.")
         z, encoded = self.prepare(theta, data)
         batch = moved((z, encoded), self.device)
         self.simulations += len(theta)
@@ -190,9 +188,7 @@ def moved(batch: tuple[Tensor, Mapping[str, Tensor]], device: torch.device) -> B
     return z.to(device), {name: value.to(device) for name, value in encoded.items()}
 
 
-def split(
-    z: Tensor, encoded: Mapping[str, Tensor], held_out: float, *, seed: int = 0
-) -> tuple[Batch, Batch]:
+def split(z: Tensor, encoded: Mapping[str, Tensor], held_out: float, *, seed: int = 0) -> tuple[Batch, Batch]:
     """Split simulations at random into those to train on and those held out.
 
     Parameters

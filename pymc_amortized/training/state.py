@@ -83,6 +83,5 @@ def check_layout(saved: list[Any], own: list[Any]) -> None:
             )
     if len(saved) != len(own):
         raise ValueError(
-            f"resume is the state of another network: it holds {len(saved)} parameters, "
-            f"this network has {len(own)}."
+            f"resume is the state of another network: it holds {len(saved)} parameters, this network has {len(own)}."
         )

@@ -27,8 +27,8 @@ class Trained:
     stopped : str
         What ended training: "steps", "time", "patience", "interrupt" or "diverged".
     settled : bool
-        Whether more steps would bring little: training came to its end, its last fifth lowered the
-        held-out loss by at most 0.02 nats beyond two standard errors, and it does not overfit.
+        Whether more steps would bring little: training came to its end, its second half lowered the
+        held-out loss by at most 0.05 nats beyond two standard errors, and it does not overfit.
     gain : float
         Nats by which the last fifth of training lowered the held-out loss. NaN if that is not
         known.
@@ -99,8 +99,8 @@ def _verdict(trained: Trained) -> str:
         )
     if math.isfinite(trained.gain):
         return (
-            f"it did not settle: the last fifth of training still lowered it by "
-            f"{trained.gain:.3f} (+- {trained.gain_error:.3f}). More steps would help."
+            f"it did not settle: the second half of training lowered it by {trained.gain:.3f} "
+            f"(+- {trained.gain_error:.3f}), and twice the steps may bring as much again."
         )
     return "whether it settled is not known."
 

@@ -35,9 +35,7 @@ class FlatWeights:
         kinds = {(str(p.dtype), str(p.device)) for p in self.parameters}
         if len(kinds) > 1:
             found = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds))
-            raise TypeError(
-                f"The network's parameters must share one dtype and one device, found {found}."
-            )
+            raise TypeError(f"The network's parameters must share one dtype and one device, found {found}.")
         self.buffers = {name: b for name, b in network.named_buffers() if b is not None}
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
 
@@ -72,9 +70,7 @@ class FlatWeights:
             self.buffers[name].copy_(value)
 
     @contextmanager
-    def replaced(
-        self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None
-    ) -> Iterator[None]:
+    def replaced(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Let the network compute with other weights, and buffers where given, for a while."""
         own, own_buffers = self.copy(), self.copied_buffers() if buffers else None
         try:

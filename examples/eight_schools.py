@@ -1,0 +1,75 @@
+"""Eight schools: amortized inference beside NUTS.
+
+Data: Rubin (1981), "Estimation in parallel randomized experiments", Journal of Educational Statistics 6(4), table 1;
+the model is that of Gelman et al., Bayesian Data Analysis, section 5.5, in its non-centered form.
+
+Run: python examples/eight_schools.py [output folder]
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import arviz as az
+import numpy as np
+import pymc as pm
+
+import pymc_amortized  # noqa: F401  (adds pm.sample_amortized)
+
+SCHOOLS = ["Choate", "Deerfield", "Phillips Andover", "Phillips Exeter", "Hotchkiss", "Lawrenceville", "St. Paul's", "Mt. Hermon"]
+EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+STANDARD_ERROR = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def eight_schools() -> pm.Model:
+    with pm.Model(coords={"school": SCHOOLS}) as model:
+        effect = pm.Data("effect", EFFECT, dims="school")
+        mu = pm.Normal("mu", 0, 5)
+        tau = pm.HalfCauchy("tau", 5)
+        z = pm.Normal("z", 0, 1, dims="school")
+        theta = pm.Deterministic("theta", mu + tau * z, dims="school")
+        pm.Normal("y", theta, STANDARD_ERROR, observed=effect, dims="school")
+    return model
+
+
+def timed(function, *args, **kwargs):
+    start = time.perf_counter()
+    result = function(*args, **kwargs)
+    return result, time.perf_counter() - start
+
+
+def difference(amortized, nuts, names):
+    """Differences of means in posterior standard deviations, and ratios of standard deviations."""
+    ours, theirs = (az.summary(dt, var_names=names, kind="stats", round_to="none") for dt in (amortized, nuts))
+    return (ours["mean"] - theirs["mean"]) / theirs["sd"], ours["sd"] / theirs["sd"]
+
+
+def main(output: Path) -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pymc_amortized").setLevel(logging.INFO)
+    with eight_schools():
+        amortized, training = timed(pm.sample_amortized, random_seed=1)
+        nuts, sampling = timed(pm.sample, random_seed=1, progressbar=False, target_accept=0.95)
+        # another data set: nothing is trained again
+        pm.set_data({"effect": EFFECT[::-1].copy()})
+        _, again = timed(pm.sample_amortized, random_seed=2)
+
+    print(az.summary(amortized, var_names=["mu", "tau", "theta"]))
+    shift, ratio = difference(amortized, nuts, ["mu", "tau", "theta"])
+    stats = amortized.sample_stats
+    print(f"\ntraining and sampling {training:.1f} s; NUTS {sampling:.1f} s; the next data set {1e3 * again:.0f} ms")
+    print(f"means differ from NUTS by at most {shift.abs().max():.3f} posterior sd,")
+    print(f"sds by a factor of {ratio.min():.3f} to {ratio.max():.3f}")
+    print(f"Pareto k {float(stats.pareto_k):.2f}, importance ESS {float(stats.importance_ess):.0f}")
+
+    plot = az.plot_forest(
+        {"NUTS": nuts, "amortized": amortized}, var_names=["mu", "tau", "theta"], combined=True
+    )
+    plot.savefig(output / "eight_schools.png")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo_output")
+    folder.mkdir(parents=True, exist_ok=True)
+    main(folder)
