@@ -377,7 +377,7 @@ def autoregression() -> pm.Model:
     with pm.Model() as model:
         rho = pm.Normal("rho", [0.5, -0.2], 0.2)
         sigma = pm.HalfNormal("sigma", 1.0)
-        pm.AR("y", rho, sigma, init_dist=pm.Normal.dist(0.0, 1.0), observed=_normals(25))
+        pm.AR("y", rho, sigma, init_dist=pm.Normal.dist(0.0, 1.0), observed=_normals(15))
     return model
 
 
@@ -387,7 +387,7 @@ def garch() -> pm.Model:
         omega = pm.Gamma("omega", 2.0, 4.0)
         alpha = pm.Beta("alpha", 2.0, 4.0)
         beta = pm.Uniform("beta", 0.0, 1.0 - alpha)
-        pm.GARCH11("y", omega=omega, alpha_1=alpha, beta_1=beta, initial_vol=1.0, observed=_normals(20))
+        pm.GARCH11("y", omega=omega, alpha_1=alpha, beta_1=beta, initial_vol=1.0, observed=_normals(12))
     return model
 
 
@@ -579,18 +579,18 @@ def labelled_dims() -> pm.Model:
 
 @register("ode", "scan", "count", exchangeable=False)
 def epidemic() -> pm.Model:
-    """SIR by Euler's method: 20 days, four steps a day, new cases observed."""
+    """SIR by Euler's method: 12 periods of two steps, the number of infected observed."""
 
-    def day(
+    def period(
         susceptible: TensorVariable,
         infected: TensorVariable,
         contact: TensorVariable,
         recovery: TensorVariable,
     ) -> tuple[TensorVariable, TensorVariable]:
-        for _ in range(4):
-            new = 0.25 * contact * susceptible * infected
+        for _ in range(2):
+            new = contact * susceptible * infected
             susceptible = susceptible - new
-            infected = infected + new - 0.25 * recovery * infected
+            infected = infected + new - recovery * infected
         return susceptible, infected
 
     with pm.Model() as model:
@@ -598,13 +598,13 @@ def epidemic() -> pm.Model:
         recovery = pm.LogNormal("recovery", np.log(0.2), 0.2)
         start = [pt.constant(0.99, dtype="float64"), pt.constant(0.01, dtype="float64")]
         _, infected = scan(
-            day,
+            period,
             outputs_info=start,
             non_sequences=[contact, recovery],
-            n_steps=20,
+            n_steps=12,
             return_updates=False,
         )
-        pm.Poisson("y", 200.0 * infected, observed=_counts(30.0, 20))
+        pm.Poisson("y", 200.0 * infected, observed=_counts(30.0, 12))
     return model
 
 

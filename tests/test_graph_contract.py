@@ -260,9 +260,11 @@ def test_spec_describes_the_model(contract: Contract) -> None:
 
 def test_dims_and_coords_survive(contract: Contract) -> None:
     before, after = contract.model, contract.spec.model
-    assert {k: tuple(v) for k, v in after.named_vars_to_dims.items()} == {
-        k: tuple(v) for k, v in before.named_vars_to_dims.items()
-    }
+    # pymc.dims writes down that scalars have no dims; copies of a model leave that out
+    named = [
+        {name: tuple(dims) for name, dims in model.named_vars_to_dims.items() if dims} for model in (before, after)
+    ]
+    assert named[0] == named[1]
     assert set(after.coords) == set(before.coords)
     for dim, labels in before.coords.items():
         assert_array_equal(after.coords[dim], labels)

@@ -44,7 +44,9 @@ from pymc_amortized.training import (
     Training,
     TrainingState,
     choose_device,
+    fastest_step,
     report,
+    torch_threads,
     train,
 )
 
@@ -178,6 +180,8 @@ class _Fit:
         self.cores = 1
         self.given: Simulations | None = None
         self.seconds = 0.0
+        self.cost = 0.0
+        self.threads = torch.get_num_threads()
 
     def use(self, simulations: Simulations) -> None:
         """Train on the user's simulations."""
@@ -189,8 +193,8 @@ class _Fit:
         self.cores = cores or 1
         if num_simulations is not None and cores is not None:
             return
-        cost = self._seconds_per_simulation()
-        wanted = num_simulations or self.options.num_steps * self.options.batch_size
+        self.cost = cost = self._seconds_per_simulation()
+        wanted = num_simulations or self.options.steps * self.options.batch_size
         if cores is None and cost * wanted > SECONDS_WORTH_PROCESSES:
             self.cores = _available_cores()
         budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
@@ -229,6 +233,8 @@ class _Fit:
                 summary=summary,
                 density=density,
             )
+        batch = statistics.take(slice(self.options.batch_size))
+        self._plan_steps(network, *self._prepared(network, rows, batch))
         source = self._source(network, rows, statistics)
         return self._train(network, rows, source, held_out, pilot, None)
 
@@ -238,6 +244,7 @@ class _Fit:
         rows = posterior.structure
         statistics, held_out = self._parts(pilot)
         network = copied(posterior.network)
+        self._plan_steps(network, *self._prepared(network, rows, statistics.take(slice(self.options.batch_size))))
         source = self._source(network, rows, statistics)
         return self._train(network, rows, source, held_out, pilot, posterior.state)
 
@@ -284,15 +291,26 @@ class _Fit:
         logger.info("Structure: %s.", rows)
         return rows
 
+    def _prepared(
+        self, network: PosteriorNetwork, rows: Rows, simulations: Simulations
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        data = network_data(self.spec, rows, simulations.data)
+        return network.prepare(simulations.unconstrained, data, self.device)
+
+    def _plan_steps(
+        self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]
+    ) -> None:
+        """Decide how many steps to make, by what one takes."""
+        network.to(self.device)
+        step, self.threads = fastest_step(network, z, encoded)
+        if self.num_simulations is None:
+            step += self.cost * self.options.batch_size / self.cores
+        self.options = self.options.planned(step)
+
     def _source(self, network: PosteriorNetwork, rows: Rows, statistics: Simulations) -> Batches:
         if self.num_simulations is not None:
-            prepared = network.prepare(
-                statistics.unconstrained,
-                network_data(self.spec, rows, statistics.data),
-                self.device,
-            )
             return FixedSimulations(
-                *prepared,
+                *self._prepared(network, rows, statistics),
                 self.options.batch_size,
                 seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
                 device=self.device,
@@ -321,18 +339,17 @@ class _Fit:
         pilot: Simulations,
         state: TrainingState | None,
     ) -> AmortizedPosterior:
-        trained: Trained = train(
-            network,
-            source,
-            network.prepare(
-                held_out.unconstrained, network_data(self.spec, rows, held_out.data), self.device
-            ),
-            self.options,
-            seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
-            resume=state,
-            progress=self.progressbar,
-            device=self.device,
-        )
+        with torch_threads(self.threads):
+            trained: Trained = train(
+                network,
+                source,
+                self._prepared(network, rows, held_out),
+                self.options,
+                seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
+                resume=state,
+                progress=self.progressbar,
+                device=self.device,
+            )
         report(trained)
         return AmortizedPosterior(
             spec=self.spec,

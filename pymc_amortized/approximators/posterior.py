@@ -25,7 +25,7 @@ from pymc_amortized.graph.structure import Rows
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.results import posterior_tree
-from pymc_amortized.training import History, Training, TrainingState
+from pymc_amortized.training import History, Training, TrainingState, torch_threads
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -248,7 +248,7 @@ class AmortizedPosterior:
 
         options = replace(
             self.provenance.training,
-            num_steps=self.provenance.training.num_steps if num_steps is None else num_steps,
+            num_steps=self.provenance.training.steps if num_steps is None else num_steps,
             max_time=max_time,
         )
         return continue_fit(
@@ -304,7 +304,8 @@ class AmortizedPosterior:
         def propose(
             indices: np.ndarray, n: int, generator: torch.Generator
         ) -> tuple[np.ndarray, np.ndarray]:
-            with torch.inference_mode():
+            # one thread: many small operations, at which threads would only wait for each other
+            with torch.inference_mode(), torch_threads(1):
                 features = self._features_of(datasets, indices)
                 theta, log_q = self.network.sample(n, features, generator)
             return theta.numpy(), log_q.numpy()

@@ -1,6 +1,6 @@
 """The training loop, its sources of simulations, its checkpoints and its progress bar."""
 
-from pymc_amortized.training.device import available_devices, choose_device
+from pymc_amortized.training.device import available_devices, choose_device, torch_threads
 from pymc_amortized.training.history import History
 from pymc_amortized.training.loop import train
 from pymc_amortized.training.options import Training
@@ -12,6 +12,7 @@ from pymc_amortized.training.source import (
     split,
 )
 from pymc_amortized.training.state import TrainingState
+from pymc_amortized.training.timing import fastest_step
 from pymc_amortized.training.trained import Trained, report, summary_line
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "TrainingState",
     "available_devices",
     "choose_device",
+    "fastest_step",
     "report",
     "split",
     "summary_line",
+    "torch_threads",
     "train",
 ]

@@ -86,3 +86,14 @@ def isolated_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_random_state(device, before)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads, and put their number back at the end."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)

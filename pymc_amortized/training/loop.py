@@ -153,7 +153,7 @@ class _Run:
             self.advance(fraction)
             if self.shown.due(time.perf_counter()):
                 self.shown(self.status())
-        return "steps" if self.at.cycle_step >= self.options.num_steps else "time"
+        return "steps" if self.at.cycle_step >= self.options.steps else "time"
 
     def advance(self, fraction: float) -> None:
         """Make one step."""
@@ -175,7 +175,7 @@ class _Run:
 
     def fraction(self) -> float:
         """Return the share of the training that is done, by steps or time."""
-        by_steps = self.at.cycle_step / self.options.num_steps
+        by_steps = self.at.cycle_step / self.options.steps
         if self.options.max_time is None:
             return by_steps
         return max(by_steps, (self.at.cycle_seconds + self.elapsed()) / self.options.max_time)
@@ -187,7 +187,7 @@ class _Run:
     def rate(self, fraction: float) -> float:
         """Return the learning rate."""
         # Taken halfway through the coming step, so that it is never quite zero.
-        halfway = fraction + 0.5 / self.options.num_steps
+        halfway = fraction + 0.5 / self.options.steps
         peak = self.options.learning_rate * RESTART_RATE**self.at.cycle * 0.5**self.at.restarts
         return peak * scheduled(halfway, self.at.cycle_step, self.options.warmup)
 

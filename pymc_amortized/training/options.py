@@ -2,9 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
+
+# Without the user's word: simple models have settled by 5,000 steps, and nobody minds a minute.
+MOST_STEPS = 5_000
+DEFAULT_SECONDS = 60.0
+# However slow a step: with fewer there is no schedule to speak of.
+FEWEST_STEPS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +23,9 @@ class Training:
 
     Parameters
     ----------
-    num_steps : int
-        Steps of the optimizer, of one batch each.
+    num_steps : int or None
+        Steps of the optimizer, of one batch each. None: as many as take about a minute, at most
+        5,000; what that came to stands in the posterior's ``provenance.training``.
     batch_size : int
         Simulations in a batch.
     learning_rate : float
@@ -50,7 +57,7 @@ class Training:
         If an option is of the wrong type or out of range.
     """
 
-    num_steps: int = 5_000
+    num_steps: int | None = None
     batch_size: int = 256
     learning_rate: float = 3e-3
     warmup: float = 0.05
@@ -64,7 +71,8 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "evaluations", "patience"):
-            self._integer(name, smallest=1)
+            if name != "num_steps" or self.num_steps is not None:
+                self._integer(name, smallest=1)
         self._real("learning_rate", "a number > 0", lambda value: 0 < value < math.inf)
         self._real("warmup", "a number in [0, 1)", lambda value: 0 <= value < 1)
         self._real("weight_decay", "a number >= 0", lambda value: 0 <= value < math.inf)
@@ -74,6 +82,26 @@ class Training:
         if self.max_time is not None:
             allowed = "a number of seconds > 0, or None for no limit"
             self._real("max_time", allowed, lambda value: 0 < value < math.inf)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule, where nothing has been planned by the clock."""
+        return MOST_STEPS if self.num_steps is None else self.num_steps
+
+    def planned(self, seconds_per_step: float) -> "Training":
+        """Choose the number of steps by what a step takes; what the user chose stays.
+
+        Parameters
+        ----------
+        seconds_per_step : float
+            Simulating included.
+        """
+        if self.num_steps is not None:
+            return self
+        if self.max_time is not None:
+            return replace(self, num_steps=max(int(self.max_time / seconds_per_step), FEWEST_STEPS))
+        affordable = int(DEFAULT_SECONDS / seconds_per_step)
+        return replace(self, num_steps=min(max(affordable, FEWEST_STEPS), MOST_STEPS))
 
     def _integer(self, name: str, smallest: int) -> None:
         value = getattr(self, name)
