@@ -1,7 +1,7 @@
 r"""Importance correction of amortized draws by the model's exact density.
 
-Draws :math:`\theta_s \sim q(\theta \mid y)` get the weights :math:`w_s = p(\theta_s, y) / q(\theta_s \mid y)`; Pareto smoothing
-(Vehtari et al. 2024, JMLR 25(72)) tames their largest values and its shape :math:`\hat k` says whether they can be
+Draws :math:`\theta_s \sim q(\theta \mid y)` get the weights :math:`w_s = p(\theta_s, y) / q(\theta_s \mid y)`; Pareto
+smoothing (Vehtari et al. 2024, JMLR 25(72)) tames their largest values and its shape :math:`\hat k` says whether they can be
 trusted. Corrected draws are resampled from the weighted ones, systematically and in order, so that repeated draws
 stand next to each other: ``az.ess`` and R-hat then see what the weights cost.
 """
@@ -68,6 +68,8 @@ def smooth(log_ratios: np.ndarray) -> Weights:
     empty = ~np.isfinite(largest)
     weights = np.where(empty, 1.0, np.exp(log_weights - np.where(empty, 0.0, largest)))
     weights /= weights.sum(axis=1, keepdims=True)
+    if empty.any():
+        k = np.inf  # draws of that chain are not draws from the target
     ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
     return Weights(weights, float(k), float(ess.sum()))
 

@@ -50,9 +50,7 @@ def posterior_tree(
         "sample_stats": _stats_dataset(squeezed(stats), stat_dims, datasets, attrs),
         "observed_data": _dataset(spec, squeezed(observed), lead, datasets),
     }
-    constants = _constant_data(
-        spec, squeezed({c.name: datasets.values[c.name] for c in spec.context}), datasets
-    )
+    constants = _constant_data(spec, squeezed({c.name: datasets.values[c.name] for c in spec.context}), datasets)
     if constants:
         groups["constant_data"] = constants
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
@@ -74,9 +72,7 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     if context:
         groups["prior_context"] = _dataset(spec, context, sample, one)
     if spec.fixed:
-        groups["constant_data"] = _dataset(
-            spec, {v.name: spec.held[v.name] for v in spec.fixed}, [], one
-        )
+        groups["constant_data"] = _dataset(spec, {v.name: spec.held[v.name] for v in spec.fixed}, [], one)
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 

@@ -55,8 +55,8 @@ def sample_amortized(
 ) -> xr.DataTree:
     """Draw posterior samples with a neural network trained on the model's own simulations.
 
-    The first call trains; later calls for the same model take milliseconds, as long as only the observed values (and declared
-    context) have changed. After any other change it trains again and says what changed.
+    The first call trains; later calls for the same model take milliseconds, as long as only the observed values (and
+    declared context) have changed. After any other change it trains again and says what changed.
 
     Parameters
     ----------
@@ -140,9 +140,7 @@ def _value(var: Any) -> np.ndarray:
     return np.asarray(var.data if isinstance(var, Constant) else var.eval())
 
 
-def _fingerprint(
-    model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]
-) -> dict[str, str]:
+def _fingerprint(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]) -> dict[str, str]:
     """What training depended on, by name: variables, fixed data, coordinates, arguments."""
     print_: dict[str, str] = {}
     observed = {model.rvs_to_values[rv] for rv in model.observed_RVs}

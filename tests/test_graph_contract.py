@@ -40,6 +40,8 @@ pytestmark = [
     # Priors reach where exp overflows; interpreted code says so, compiled code does not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
+    # For what is a Python function by nature (Simulator, CustomDist by random) or not yet in numba.
+    pytest.mark.filterwarnings("ignore:Numba will use object mode"),
 ]
 
 

@@ -1,7 +1,7 @@
 """Posteriors in files: weights and a description, never code.
 
-A file is in the safetensors format. Its metadata describe the networks (by names from a fixed registry) and the model they
-were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few points.
+A file is in the safetensors format. Its metadata describe the networks (by names from a fixed registry) and the model
+they were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few points.
 The model itself is the user's to bring; whatever differs is named.
 """
 
@@ -114,9 +114,7 @@ def load(
         with safe_open(path, framework="pt") as file:
             return _read(file, path, model, summary, density, compile_kwargs)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}"
-        ) from None
+        raise ValueError(f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}") from None
 
 
 def _read(
@@ -151,9 +149,7 @@ def _read(
         points = {k: v.numpy() for k, v in _group(file, "points", None).items()}
         expected = description["density"]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path.name!r} is damaged: its description lacks or garbles {error}"
-        ) from error
+        raise ValueError(f"{path.name!r} is damaged: its description lacks or garbles {error}") from error
     if expected is not None:
         _refuse_other_density(expected, _densities(spec, points, compile_kwargs))
     return posterior
@@ -162,15 +158,11 @@ def _read(
 def _metadata(file: Any, path: Path) -> dict[str, Any]:
     metadata = file.metadata() or {}
     if KEY not in metadata:
-        raise ValueError(
-            f"{path.name!r} is a safetensors file, but not one that pymc_amortized wrote"
-        )
+        raise ValueError(f"{path.name!r} is a safetensors file, but not one that pymc_amortized wrote")
     try:
         description = json.loads(metadata[KEY])
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path.name!r} is damaged: its description cannot be read ({error})"
-        ) from None
+        raise ValueError(f"{path.name!r} is damaged: its description cannot be read ({error})") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         given = description.get("format") if isinstance(description, dict) else None
         raise ValueError(
@@ -194,9 +186,7 @@ def _spec(model: pm.Model | None, arguments: Mapping[str, Any]) -> ModelSpec:
         return ModelSpec.from_model(
             model,
             observed=arguments["observed"] if to_observe else None,
-            parameters=None
-            if free - set(to_observe) == set(arguments["parameters"])
-            else arguments["parameters"],
+            parameters=None if free - set(to_observe) == set(arguments["parameters"]) else arguments["parameters"],
             context=arguments["context"],
         )
     except KeyError as error:
@@ -208,8 +198,8 @@ def _described(spec: ModelSpec) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for p in spec.parameters:
         described[f"free variable {p.name!r}"] = asdict(p)
-    for name in spec.nuisance:
-        described[f"free variable {name!r}"] = "marginalized"
+    for p in spec.nuisance:
+        described[f"free variable {p.name!r}"] = {**asdict(p), "marginalized": True}
     for v in spec.data:
         kind = {k: value for k, value in asdict(v).items() if k != "container"}
         described[f"{v.role} variable {v.name!r}"] = kind
@@ -254,9 +244,7 @@ def _refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> N
 def _difference(saved: Any, given: Any) -> str:
     if isinstance(saved, dict) and isinstance(given, dict):
         keys = [k for k in {**saved, **given} if saved.get(k) != given.get(k)]
-        return ", ".join(
-            f"{k}: {saved.get(k)} in the file, {given.get(k)} in the model" for k in keys
-        )
+        return ", ".join(f"{k}: {saved.get(k)} in the file, {given.get(k)} in the model" for k in keys)
     return f"{saved} in the file, {given} in the model"
 
 
@@ -300,9 +288,7 @@ def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[flo
             )
 
 
-def _network(
-    file: Any, description: Mapping[str, Any], summary: nn.Module | None, density: Any
-) -> PosteriorNetwork:
+def _network(file: Any, description: Mapping[str, Any], summary: nn.Module | None, density: Any) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
     _refuse_large_options(description, len(file.keys()))
     with torch.device("meta"):
@@ -312,9 +298,7 @@ def _network(
     stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
     if set(stored) != set(expected):
         differing = sorted(set(stored) ^ set(expected))[:5]
-        raise ValueError(
-            f"the weights in the file are not those of the network it describes: {differing}"
-        )
+        raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
     for name, tensor in expected.items():
         piece = file.get_slice(stored[name])
         if list(piece.get_shape()) != list(tensor.shape):
@@ -338,9 +322,7 @@ def _refuse_large_options(description: Any, tensors: int) -> None:
     if isinstance(description, Mapping):
         for name, value in description.items():
             if name in ("layers", "depth") and isinstance(value, int) and value > tensors:
-                raise ValueError(
-                    f"the file describes a network of {value} {name}, but holds {tensors} tensors"
-                )
+                raise ValueError(f"the file describes a network of {value} {name}, but holds {tensors} tensors")
             _refuse_large_options(value, tensors)
     elif isinstance(description, list):
         for value in description:
@@ -361,9 +343,7 @@ def _group(file: Any, group: str, largest: int | None) -> dict[str, Tensor]:
             continue
         size = math.prod(file.get_slice(key).get_shape())
         if largest is not None and size > max(largest, 100_000):
-            raise ValueError(
-                f"tensor {key!r} in the file has {size} elements, more than the whole network"
-            )
+            raise ValueError(f"tensor {key!r} in the file has {size} elements, more than the whole network")
         tensors[key.removeprefix(f"{group}.")] = file.get_tensor(key)
     return tensors
 

@@ -32,7 +32,7 @@ from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Rows, find_rows
+from pymc_amortized.graph.structure import TRIALS, Rows, find_rows
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.encoding import ArrayLayout
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
@@ -64,7 +64,11 @@ FEWEST = 2000
 """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
 SECONDS_WORTH_PROCESSES = 20.0
 """Starting processes and compiling in each costs about 10 s."""
-ROWS_CHECKED = 16
+CHECKED = 32
+"""Held-out data sets on which the importance efficiency is measured at the end."""
+DOUBTFUL_EFFICIENCY = 0.05
+"""Below this, twenty proposals buy less than one independent draw; sampling makes at most 16 for each."""
+DOUBTFUL_SHARE = 0.1
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""
 
@@ -103,11 +107,11 @@ def fit_posterior(
         training: a PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what
         the container holds), or a callable that takes a :class:`numpy.random.Generator` and returns one value.
     simulations : xarray.DataTree, optional
-        Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train on
-        instead of new simulations.
+        Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train
+        on instead of new simulations.
     num_simulations : int, optional
-        Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would take
-        more than a minute, as many as can be made in a minute.
+        Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
+        take more than a minute, as many as can be made in a minute.
     summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
         Network that condenses the data. "auto" takes a set network where the model's density shows that rows are
         exchangeable. A module of your own maps encoded arrays (dict of (batch, *shape, channels)) to (batch, features).
@@ -173,9 +177,7 @@ class _Fit:
     ) -> None:
         self.spec, self.context, self.options, self.entropy = spec, context, options, entropy
         self.device, self.progressbar, self.compile_kwargs = device, progressbar, compile_kwargs
-        self.simulator = Simulator(
-            spec, context=ContextSampler(spec, context), compile_kwargs=compile_kwargs
-        )
+        self.simulator = Simulator(spec, context=ContextSampler(spec, context), compile_kwargs=compile_kwargs)
         self.num_simulations: int | None = None
         self.cores = 1
         self.given: Simulations | None = None
@@ -275,19 +277,19 @@ class _Fit:
     def _parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         if self.num_simulations is None:
-            held_out = self.simulator(
-                HELD_OUT, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores
-            )
+            held_out = self.simulator(HELD_OUT, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
             return pilot, held_out
-        order = np.random.default_rng(stage_seed(self.entropy, Stage.HELD_OUT)).permutation(
-            len(pilot)
-        )
+        order = np.random.default_rng(stage_seed(self.entropy, Stage.HELD_OUT)).permutation(len(pilot))
         size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
     def _rows(self, pilot: Simulations) -> Rows:
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
-        rows = find_rows(self.spec, pilot, LogDensity(self.spec, self.compile_kwargs), seed)
+        joint = self.spec.jointly()
+        if self.spec.nuisance:  # the density is that of all free variables
+            context = ContextSampler(joint, self.context)
+            pilot = Simulator(joint, context=context, compile_kwargs=self.compile_kwargs)(TRIALS, seed)
+        rows = find_rows(joint, pilot, LogDensity(joint, self.compile_kwargs), seed)
         logger.info("Structure: %s.", rows)
         return rows
 
@@ -297,9 +299,7 @@ class _Fit:
         data = network_data(self.spec, rows, simulations.data)
         return network.prepare(simulations.unconstrained, data, self.device)
 
-    def _plan_steps(
-        self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]
-    ) -> None:
+    def _plan_steps(self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]) -> None:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
         step, self.threads = fastest_step(network, z, encoded)
@@ -350,8 +350,7 @@ class _Fit:
                 progress=self.progressbar,
                 device=self.device,
             )
-        report(trained)
-        return AmortizedPosterior(
+        posterior = AmortizedPosterior(
             spec=self.spec,
             network=network,
             structure=rows,
@@ -372,6 +371,24 @@ class _Fit:
             context=self.context,
             compile_kwargs=self.compile_kwargs,
         )
+        self._report(trained, posterior, held_out)
+        return posterior
+
+    def _report(self, trained: Trained, posterior: AmortizedPosterior, held_out: Simulations) -> None:
+        """Log how training went, and how efficient its result is where the density can tell."""
+        if self.spec.density_obstacle is not None:
+            report(trained)
+            return
+        seed = stage_seed(self.entropy, Stage.LOOP, 1)
+        weights = posterior.weights_of(held_out.take(slice(CHECKED)).data, seed)
+        efficiency = float(np.median([w.ess / w.weights.size for w in weights]))
+        poor = sum(not w.reliable for w in weights)
+        remark = (
+            f"On {len(weights)} simulated data sets the importance efficiency is {efficiency:.0%} (median); "
+            f"{poor} have a Pareto k too large."
+        )
+        doubtful = efficiency < DOUBTFUL_EFFICIENCY or poor > DOUBTFUL_SHARE * len(weights)
+        report(trained, remark, doubtful=doubtful or trained.history.restarts > 0)
 
 
 def continue_fit(
@@ -388,9 +405,7 @@ def continue_fit(
     sources = context if context is not None else posterior.context
     missing = [c.name for c in spec.context if c.name not in (sources or {})]
     if missing:
-        raise ValueError(
-            f"context: sources of {missing} are needed to simulate further (files hold none)"
-        )
+        raise ValueError(f"context: sources of {missing} are needed to simulate further (files hold none)")
     fit = _Fit(
         spec,
         sources or {},
@@ -402,9 +417,7 @@ def continue_fit(
     )
     if provenance.user_simulations:
         if simulations is None:
-            raise ValueError(
-                "simulations: this posterior was trained on simulations of yours; pass them again"
-            )
+            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
         fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
     else:
         fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
@@ -426,9 +439,7 @@ def copied(network: PosteriorNetwork) -> PosteriorNetwork:
 
 def _options(training: Training | None, max_time: float | None) -> Training:
     if training is not None and not isinstance(training, Training):
-        raise TypeError(
-            f"training must be a pymc_amortized.Training, got {type(training).__name__}"
-        )
+        raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
     options = training or Training()
     return options if max_time is None else replace(options, max_time=max_time)
 

@@ -16,8 +16,9 @@ import pytensor.tensor as pt
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.sampling import Draws, draw, warn_of_poor_weights
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, warn_of_poor_weights
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.correction import Weights
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity, LogDensityByVariable
 from pymc_amortized.graph.spec import ModelSpec
@@ -137,9 +138,9 @@ class AmortizedPosterior:
         Returns
         -------
         xarray.DataTree
-            Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as ``pm.sample`` returns them.
-            ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for each
-            proposal ``proposal_log_weight``, and for each data set ``pareto_k`` and ``importance_ess``.
+            Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
+            ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
+            each proposal ``proposal_log_weight``, and for each data set ``pareto_k`` and ``importance_ess``.
 
         Raises
         ------
@@ -169,9 +170,7 @@ class AmortizedPosterior:
         )
         return self._with_extras(tree, observed, extras)
 
-    def logp(
-        self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None
-    ) -> np.ndarray:
+    def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
 
         Parameters
@@ -209,9 +208,7 @@ class AmortizedPosterior:
         """
         values = read_datasets(self.spec, observed).one(0)
         model = self.spec.model
-        symbols = {
-            v.name: like(model[v.name], pt.constant(values[v.name])) for v in self.spec.observed
-        }
+        symbols = {v.name: like(model[v.name], pt.constant(values[v.name])) for v in self.spec.observed}
         conditioned = pm.observe(model, symbols)
         with conditioned:
             for variable in self.spec.context:
@@ -272,6 +269,20 @@ class AmortizedPosterior:
 
         save(self, path)
 
+    def weights_of(self, data: Mapping[str, np.ndarray], seed: np.random.SeedSequence) -> list[Weights]:
+        """Importance weights of the network's draws for several data sets.
+
+        Parameters
+        ----------
+        data : mapping of name to ndarray (n, *shape)
+            Observed and context variables.
+        seed : numpy.random.SeedSequence
+        """
+        n = len(next(iter(data.values())))
+        datasets = DataSets(dict(data), np.arange(n), True)
+        results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
+        return [r.weights for r in results if r.weights is not None]
+
     def __repr__(self) -> str:
         p = self.provenance
         shapes = ", ".join(f"{v.name}{list(v.shape) or ''}" for v in self.spec.parameters)
@@ -301,9 +312,7 @@ class AmortizedPosterior:
     ) -> list[Draws]:
         fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
 
-        def propose(
-            indices: np.ndarray, n: int, generator: torch.Generator
-        ) -> tuple[np.ndarray, np.ndarray]:
+        def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
             # one thread: many small operations, at which threads would only wait for each other
             with torch.inference_mode(), torch_threads(1):
                 features = self._features_of(datasets, indices)
@@ -327,16 +336,12 @@ class AmortizedPosterior:
     def _features_of(self, datasets: DataSets, index: Any) -> dict[str, np.ndarray]:
         return network_data(self.spec, self.structure, datasets.take(index))
 
-    def _constrained(
-        self, datasets: DataSets, results: list[Draws], names: list[str]
-    ) -> dict[str, np.ndarray]:
+    def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
         fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
         chains, draws, dim = results[0].theta.shape
         out: dict[str, np.ndarray] = {}
         for i, result in enumerate(results):
-            values = self._constrain(
-                result.theta.reshape(chains * draws, dim), {**fixed, **datasets.one(i)}
-            )
+            values = self._constrain(result.theta.reshape(chains * draws, dim), {**fixed, **datasets.one(i)})
             for name in names:
                 if i == 0:
                     shape = (len(results), chains, draws, *values[name].shape[1:])
@@ -347,9 +352,7 @@ class AmortizedPosterior:
     def _flat(self, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
         expected = {p.value_name: p for p in self.spec.parameters}
         if set(point) != set(expected):
-            raise KeyError(
-                f"point holds {sorted(point)}; the value variables are {sorted(expected)}"
-            )
+            raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
         parts, lead = [], None
         for name, parameter in expected.items():
             value = np.asarray(point[name], dtype=float)
@@ -360,9 +363,7 @@ class AmortizedPosterior:
                     f"{', '.join(map(str, parameter.unconstrained_shape))})"
                 )
             if lead is not None and value.shape[:split] != lead:
-                raise ValueError(
-                    f"point[{name!r}] has leading shape {value.shape[:split]}, others {lead}"
-                )
+                raise ValueError(f"point[{name!r}] has leading shape {value.shape[:split]}, others {lead}")
             lead = value.shape[:split]
             parts.append(value.reshape(-1, parameter.size))
         return np.concatenate(parts, axis=1), lead or ()
@@ -409,9 +410,7 @@ class AmortizedPosterior:
         index = next(i for i, r in enumerate(results) if np.all(np.isneginf(r.log_weights)))
         fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
         theta = results[index].theta.reshape(-1, self.spec.dim)
-        parts = LogDensityByVariable(self.spec, self.compile_kwargs)(
-            theta, {**fixed, **datasets.one(index)}
-        )
+        parts = LogDensityByVariable(self.spec, self.compile_kwargs)(theta, {**fixed, **datasets.one(index)})
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in self.spec.observed:
             part = parts[variable.name].reshape(len(theta), -1)
@@ -442,14 +441,11 @@ class AmortizedPosterior:
         }
         if p.dropped:
             attrs["prior_truncated"] = "; ".join(
-                f"{reason}: {count} of {p.attempted} simulations"
-                for reason, count in p.dropped.items()
+                f"{reason}: {count} of {p.attempted} simulations" for reason, count in p.dropped.items()
             )
         return attrs
 
-    def _with_extras(
-        self, tree: xr.DataTree, observed: Any, extras: Mapping[str, bool]
-    ) -> xr.DataTree:
+    def _with_extras(self, tree: xr.DataTree, observed: Any, extras: Mapping[str, bool]) -> xr.DataTree:
         if not any(extras.values()):
             return tree
         with self.to_model(observed):
@@ -460,31 +456,22 @@ class AmortizedPosterior:
         return tree
 
 
-def network_data(
-    spec: ModelSpec, rows: Rows, values: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def network_data(spec: ModelSpec, rows: Rows, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays the network sees: what varies, and fixed covariates that belong to exchangeable rows."""
     n = len(next(iter(values.values())))
-    companions = {
-        v.name: np.broadcast_to(spec.held[v.name], (n, *v.shape))
-        for v in spec.fixed
-        if v.name in rows.names
-    }
+    companions = {v.name: np.broadcast_to(spec.held[v.name], (n, *v.shape)) for v in spec.fixed if v.name in rows.names}
     return {**values, **companions}
 
 
 def _sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
     per_draw = ["chain", "draw"]
-    stats: dict[str, tuple[list[str], np.ndarray]] = {
-        "log_q": (per_draw, np.stack([r.log_q for r in results]))
-    }
+    stats: dict[str, tuple[list[str], np.ndarray]] = {"log_q": (per_draw, np.stack([r.log_q for r in results]))}
     if results[0].weights is None:
         return stats
     stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
     most = max(r.log_weights.shape[1] for r in results)
     padded = [
-        np.pad(r.log_weights, ((0, 0), (0, most - r.log_weights.shape[1])), constant_values=np.nan)
-        for r in results
+        np.pad(r.log_weights, ((0, 0), (0, most - r.log_weights.shape[1])), constant_values=np.nan) for r in results
     ]
     stats["proposal_log_weight"] = (["chain", "proposal"], np.stack(padded))
     weights = [r.weights for r in results if r.weights is not None]
@@ -515,11 +502,7 @@ def _checked_idata_kwargs(kwargs: Mapping[str, Any] | None, batched: bool) -> di
     kwargs = dict(kwargs or {})
     unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
     if unknown:
-        raise ValueError(
-            f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'"
-        )
+        raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
     if batched and any(kwargs.values()):
-        raise ValueError(
-            "idata_kwargs is for one data set; use to_model for each with batched=True"
-        )
+        raise ValueError("idata_kwargs is for one data set; use to_model for each with batched=True")
     return {name: bool(value) for name, value in kwargs.items()}

@@ -90,9 +90,7 @@ class _Proposals:
 
     def settle(self, draws: int, rng: np.random.Generator | None) -> Draws:
         """Resample; without a generator, take the first draws as they are."""
-        theta, log_q, log_p = (
-            np.concatenate(p, axis=1) for p in (self.theta, self.log_q, self.log_p)
-        )
+        theta, log_q, log_p = (np.concatenate(p, axis=1) for p in (self.theta, self.log_q, self.log_p))
         if rng is None or self.weights is None:
             index = np.broadcast_to(np.arange(draws), (self.chains, draws))
         else:
@@ -145,9 +143,7 @@ def draw(
         torch_seed, resampling_seed = child.spawn(2)
         generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
         sets = {int(i): _Proposals(chains) for i in indices}
-        _propose_until_good(
-            sets, propose, log_density, first, draws if corrected else None, generator
-        )
+        _propose_until_good(sets, propose, log_density, first, draws if corrected else None, generator)
         rng = np.random.default_rng(resampling_seed) if corrected else None
         results += [s.settle(draws, rng) for s in sets.values()]
     return results
@@ -212,14 +208,8 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
     if not poor:
         return
     worst_label, worst = max(poor, key=lambda item: item[1])
-    which = (
-        f"{len(poor)} of {len(results)} data sets" if len(results) > 1 else "The importance weights"
-    )
-    at = (
-        f" (worst: {worst:.2f} at data set {worst_label})"
-        if len(results) > 1
-        else f" ({worst:.2f})"
-    )
+    which = f"{len(poor)} of {len(results)} data sets" if len(results) > 1 else "The importance weights"
+    at = f" (worst: {worst:.2f} at data set {worst_label})" if len(results) > 1 else f" ({worst:.2f})"
     size = max(r.log_weights.size for r in results)
     logger.warning(
         "%s have a Pareto k above %.2f%s: corrected draws cannot be trusted there. Train longer "

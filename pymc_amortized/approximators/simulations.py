@@ -33,8 +33,8 @@ def simulate(
 ) -> xr.DataTree:
     """Sample the prior predictive distribution of a model, fast.
 
-    Like ``pm.sample_prior_predictive``, but the loop over draws runs inside compiled code, and draws that the model's own
-    density excludes (a negative scale, an unordered vector under an ordering transform) are replaced by new ones.
+    Like ``pm.sample_prior_predictive``, but the loop over draws runs inside compiled code, and draws that the model's
+    own density excludes (a negative scale, an unordered vector under an ordering transform) are replaced by new ones.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def simulate(
     Returns
     -------
     xarray.DataTree
-        Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``. The attributes
-        of ``prior`` count what was attempted and dropped.
+        Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
+        The attributes of ``prior`` count what was attempted and dropped.
     """
     from pymc_amortized.approximators.posterior import positive
 
@@ -66,9 +66,7 @@ def simulate(
     return prior_tree(spec, simulator(draws, seed_sequence(random_seed), cores=cores))
 
 
-def read_simulations(
-    spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None
-) -> Simulations:
+def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
     """Take a user's simulations.
 
     Parameters
@@ -100,12 +98,8 @@ def read_simulations(
     theta = Unconstrain(spec, compile_kwargs)(variables)
     usable = np.isfinite(theta).all(axis=1)
     if usable.sum() < 20:
-        raise ValueError(
-            f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows"
-        )
-    dropped = (
-        {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
-    )
+        raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
+    dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
     return Simulations(theta[usable], {}, datasets.take(usable), len(theta), dropped)
 
 
@@ -115,9 +109,7 @@ def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:
     dataset = tree[group].to_dataset()
     missing = [name for name in names if name not in dataset.data_vars]
     if missing:
-        raise KeyError(
-            f"simulations: group {group!r} lacks {missing}; it has {sorted(map(str, dataset.data_vars))}"
-        )
+        raise KeyError(f"simulations: group {group!r} lacks {missing}; it has {sorted(map(str, dataset.data_vars))}")
     return {name: _stacked(dataset[name]) for name in names}
 
 

@@ -55,13 +55,9 @@ class ContextSampler:
         name = variable.name
         if isinstance(source, str):
             if source != "resample":
-                raise ValueError(
-                    f"context[{name!r}]: {source!r} is not understood; did you mean 'resample'?"
-                )
+                raise ValueError(f"context[{name!r}]: {source!r} is not understood; did you mean 'resample'?")
             if not variable.shape:
-                raise ValueError(
-                    f"context[{name!r}]: a scalar has no rows to resample; give a distribution"
-                )
+                raise ValueError(f"context[{name!r}]: a scalar has no rows to resample; give a distribution")
         elif isinstance(source, Variable):
             self._loops[name] = DrawLoop([plain(_sized(name, source, variable.shape))])
         elif callable(source):

@@ -65,9 +65,9 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     """
     if data is None:
         if batched:
-            raise ValueError(
-                "observed is needed with batched=True: the model holds a single data set"
-            )
+            raise ValueError("observed is needed with batched=True: the model holds a single data set")
+        if not spec.holds_data:
+            raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
         values = {v.name: spec.held[v.name][None] for v in spec.data}
         return DataSets(values, np.arange(1), False)
     given = _by_variable(spec, _as_mapping(data))
@@ -78,23 +78,18 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     arrays = _same_length(spec, arrays)
     n = len(next(iter(arrays.values())))
     if labels is not None and len(labels) != n:
-        raise ValueError(
-            f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets"
-        )
+        raise ValueError(f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets")
     return DataSets(arrays, np.arange(n) if labels is None else labels, True)
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
     if isinstance(data, xr.DataTree):
-        raise TypeError(
-            "observed is a DataTree; pass one of its groups, for example dt.observed_data"
-        )
+        raise TypeError("observed is a DataTree; pass one of its groups, for example dt.observed_data")
     if isinstance(data, xr.DataTree | xr.Dataset):
         return {str(name): data[name] for name in data.data_vars}
     if not isinstance(data, Mapping):
         raise TypeError(
-            "observed must map names of observed variables to arrays, as in {'y': array}; "
-            f"got {type(data).__name__}"
+            f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"
         )
     return dict(data)
 
@@ -111,9 +106,7 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
                 f"vary between data sets, train with context={{{name!r}: ...}}"
             )
         if name not in names:
-            raise KeyError(
-                f"observed: the model has no data named {name!r}; it has {sorted(names)}"
-            )
+            raise KeyError(f"observed: the model has no data named {name!r}; it has {sorted(names)}")
         if names[name] in given:
             raise KeyError(f"observed: {names[name]!r} is given twice, once as {name!r}")
         given[names[name]] = value
@@ -135,9 +128,7 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -
         value = _arranged(spec, variable, value, batched)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
-            raise ValueError(
-                f"{variable.name!r} has masked values; missing data are not supported yet"
-            )
+            raise ValueError(f"{variable.name!r} has masked values; missing data are not supported yet")
         value = value.data
     array = _numeric(variable, value)
     _check_shape(variable, array, batched)
@@ -145,9 +136,7 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -
     return _cast(variable, array)
 
 
-def _arranged(
-    spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batched: bool
-) -> np.ndarray:
+def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batched: bool) -> np.ndarray:
     """Bring a DataArray into the model's order of dims and of coordinate labels."""
     if not variable.dims:
         leading = [DATASET_DIM] if batched and DATASET_DIM in value.dims else []
@@ -186,9 +175,7 @@ def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
                 f"the model expects {variable.dtype}"
             ) from None
     if array.dtype.kind not in "buif":
-        raise TypeError(
-            f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}"
-        )
+        raise TypeError(f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}")
     return array
 
 
@@ -204,9 +191,7 @@ def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> No
         hint = ", after a leading axis of data sets"
     elif given[1:] == variable.shape and array.ndim == len(variable.shape) + 1:
         hint = "; pass batched=True for several data sets"
-    raise ValueError(
-        f"{variable.name!r} has shape {given}; the model's is {variable.shape}{named}{hint}"
-    )
+    raise ValueError(f"{variable.name!r} has shape {given}; the model's is {variable.shape}{named}{hint}")
 
 
 def _check_values(variable: DataVariable, array: np.ndarray) -> None:
@@ -253,8 +238,6 @@ def _same_length(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np
     if n == 0:
         raise ValueError("observed holds no data set: the leading axis has length 0")
     return {
-        v.name: arrays[v.name]
-        if v.name in lengths
-        else np.broadcast_to(arrays[v.name], (n, *v.shape))
+        v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *v.shape))
         for v in spec.data
     }

@@ -15,6 +15,7 @@ from pymc_amortized.graph.step import flat_unconstrained, held_constants
 from pymc_amortized.graph.tensors import (
     CompileKwargs,
     batched_input,
+    evaluated_shapes,
     like,
     plain,
     scan_over,
@@ -36,12 +37,9 @@ class _DrawFunctions:
         """Put the flat vector in the place of the value variables, and inputs in that of the data."""
         spec, model = self.spec, self.spec.model
         values = [model.rvs_to_values[model[p.name]] for p in spec.parameters]
-        parts = split_vector(
-            self._vector, [(p.size, p.unconstrained_shape) for p in spec.parameters]
-        )
+        parts = split_vector(self._vector, [(p.size, p.unconstrained_shape) for p in spec.parameters])
         replacements: dict[Any, Any] = {
-            value: like(value, part.astype(value.type.dtype))
-            for value, part in zip(values, parts, strict=True)
+            value: like(value, part.astype(value.type.dtype)) for value, part in zip(values, parts, strict=True)
         }
         for variable in spec.inputs:
             var = model[variable.name]
@@ -59,8 +57,23 @@ class _DrawFunctions:
             compile_kwargs=self._compile_kwargs,
         )
 
-    def _inputs(self, data: Data) -> list[np.ndarray]:
-        return [data[v.name] for v in self.spec.inputs]
+    def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
+        """Call the compiled function; NaN for draws at which compiled code raises.
+
+        It does not say which draw raised (a division by zero, a factorization that fails): halve until it stands alone.
+        """
+        try:
+            return self._function(theta, *[data[v.name] for v in self.spec.inputs])
+        except (ArithmeticError, np.linalg.LinAlgError):
+            if len(theta) == 1:
+                return [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
+            half = len(theta) // 2
+            parts = (self._evaluate(theta[:half], data), self._evaluate(theta[half:], data))
+            return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        """Shapes of what the compiled function returns for one draw."""
+        raise NotImplementedError
 
 
 class LogDensity(_DrawFunctions):
@@ -72,7 +85,10 @@ class LogDensity(_DrawFunctions):
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set; returns (draws,)."""
-        return self._function(theta, *self._inputs(data))[0]
+        return self._evaluate(theta, data)[0]
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        return [()]
 
 
 class Constrain(_DrawFunctions):
@@ -91,8 +107,12 @@ class Constrain(_DrawFunctions):
 
     def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
         """Map `theta` (draws, dim) to name -> (draws, *shape) for one data set."""
-        values = self._function(theta, *self._inputs(data))
-        return dict(zip(self.names, values, strict=True))
+        return dict(zip(self.names, self._evaluate(theta, data), strict=True))
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        model = self.spec.model
+        shapes = evaluated_shapes(model, [model[name] for name in self.names])
+        return [shapes[name] for name in self.names]
 
 
 class Unconstrain:
@@ -137,4 +157,5 @@ class LogDensityByVariable(_DrawFunctions):
         """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
         model = self.spec.model
         names = [v.name for v in (*model.basic_RVs, *model.potentials)]
-        return dict(zip(names, self._function(theta, *self._inputs(data)), strict=True))
+        values = self._function(theta, *[data[v.name] for v in self.spec.inputs])
+        return dict(zip(names, values, strict=True))

@@ -21,9 +21,7 @@ _pickled: WeakKeyDictionary[Any, tuple[str, bytes]] = WeakKeyDictionary()
 _received: dict[str, Any] = {}
 
 
-def run_tasks(
-    simulator: Simulator, tasks: list[tuple[int, np.random.SeedSequence]], cores: int
-) -> list[Simulations]:
+def run_tasks(simulator: Simulator, tasks: list[tuple[int, np.random.SeedSequence]], cores: int) -> list[Simulations]:
     """Run `simulator.chunk` on every (size, seed), in order, in `cores` processes."""
     if simulator not in _pickled:
         _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))

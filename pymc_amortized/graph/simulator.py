@@ -108,9 +108,7 @@ class Simulator:
         self.context = context or ContextSampler(spec, {})
         self._compile_kwargs = compile_kwargs
 
-    def __call__(
-        self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1
-    ) -> Simulations:
+    def __call__(self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1) -> Simulations:
         """Simulate until `n` usable draws are there.
 
         The result is a pure function of `n` and `seed`: it does not depend on `cores`.
@@ -140,9 +138,7 @@ class Simulator:
         context = self.context(n, context_seed)
         return self._chunk(n, seed, context)
 
-    def _chunk(
-        self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray]
-    ) -> Simulations:
+    def _chunk(self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray]) -> Simulations:
         try:
             outputs = self._loop(n, seed, [context[c.name] for c in self.spec.context])
         except Exception as error:  # a model's own function may raise anything
@@ -234,9 +230,7 @@ class Simulator:
 def _fresh(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:
     """Spawning changes a seed sequence: work on a copy."""
     if isinstance(seed, np.random.SeedSequence):
-        return np.random.SeedSequence(
-            entropy=seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size
-        )
+        return np.random.SeedSequence(entropy=seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
     return np.random.SeedSequence(seed)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -79,7 +79,7 @@ class ModelSpec:
         its data containers are private.
     parameters : tuple of Parameter
         The free variables whose posterior is wanted, in the model's order.
-    nuisance : tuple of str
+    nuisance : tuple of Parameter
         Free variables that are simulated and marginalized (``parameters=`` named a subset).
     observed, context : tuple of DataVariable
         What is given at inference, in the model's order.
@@ -87,15 +87,18 @@ class ModelSpec:
         Data containers that stay at the values they held.
     held : dict of name to ndarray
         Values that the model held for all of these when it was read.
+    holds_data : bool
+        Whether the observed ones are data; for a generative model they are one simulated draw.
     """
 
     model: pm.Model
     parameters: tuple[Parameter, ...]
-    nuisance: tuple[str, ...]
+    nuisance: tuple[Parameter, ...]
     observed: tuple[DataVariable, ...]
     context: tuple[DataVariable, ...]
     fixed: tuple[DataVariable, ...]
     held: dict[str, np.ndarray]
+    holds_data: bool = True
 
     @classmethod
     def from_model(
@@ -128,35 +131,30 @@ class ModelSpec:
         context = tuple(context)
         _check_context(model, context)
         containers = refuse_unsuited(model, observed, context)
+        order = [v.name for v in (*model.basic_RVs, *model.deterministics)]
         if observed is not None:
             model = _observe_placeholders(model, observed)
         refuse_unsuited_parameters(model)
-        order = [rv.name for rv in (*model.free_RVs, *model.observed_RVs)]
         wanted = _choose_parameters(model, parameters)
         frozen = _freeze(model, set(containers.values()))
         shapes = evaluated_shapes(frozen, [*frozen.basic_RVs, *frozen.data_vars])
         held = _held_values(frozen)
         snapshot = _with_symbolic_observations(frozen, shapes)
-
-        free = sorted(snapshot.free_RVs, key=lambda rv: order.index(rv.name))
-        observed_rvs = sorted(snapshot.observed_RVs, key=lambda rv: order.index(rv.name))
+        _tidy(snapshot, order, containers.values())
 
         def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
-            return tuple(
-                _data_variable(snapshot, n, role, shapes[n], containers.get(n)) for n in names
-            )
+            return tuple(_data_variable(snapshot, n, role, shapes[n], containers.get(n)) for n in names)
 
-        others = [
-            v.name for v in snapshot.data_vars if v.name not in {*context, *containers.values()}
-        ]
+        free = [_parameter(snapshot, rv, shapes) for rv in snapshot.free_RVs]
         spec = cls(
             model=snapshot,
-            parameters=tuple(_parameter(snapshot, v, shapes) for v in free if v.name in wanted),
-            nuisance=tuple(rv.name for rv in free if rv.name not in wanted),
-            observed=described([rv.name for rv in observed_rvs], "observed"),
+            parameters=tuple(p for p in free if p.name in wanted),
+            nuisance=tuple(p for p in free if p.name not in wanted),
+            observed=described([rv.name for rv in snapshot.observed_RVs], "observed"),
             context=described(context, "context"),
-            fixed=described(others, "fixed"),
+            fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
             held=held,
+            holds_data=observed is None,
         )
         _refuse_empty(spec)
         return spec
@@ -176,19 +174,16 @@ class ModelSpec:
         """Everything the density is a function of, beside the parameters."""
         return self.observed + self.context + self.fixed
 
-    @property
-    def slices(self) -> dict[str, slice]:
-        """Where each parameter stands in the flattened unconstrained vector."""
-        ends = np.cumsum([p.size for p in self.parameters])
-        return {
-            p.name: slice(int(end) - p.size, int(end))
-            for p, end in zip(self.parameters, ends, strict=True)
-        }
+    def jointly(self) -> ModelSpec:
+        """Return the same with the posterior of all free variables wanted."""
+        free = {p.name: p for p in (*self.parameters, *self.nuisance)}
+        ordered = tuple(free[rv.name] for rv in self.model.free_RVs)
+        return replace(self, parameters=ordered, nuisance=())
 
     @property
     def deterministics(self) -> tuple[str, ...]:
         """Deterministics that the wanted parameters and the data determine, in the model's order."""
-        hidden = {self.model[name] for name in self.nuisance}
+        hidden = {self.model[p.name] for p in self.nuisance}
         return tuple(d.name for d in self.model.deterministics if hidden.isdisjoint(ancestors([d])))
 
     @property
@@ -200,9 +195,8 @@ class ModelSpec:
     def density_obstacle(self) -> str | None:
         """Why the model's joint log density cannot be evaluated; None where it can."""
         if self.nuisance:
-            return (
-                f"the marginal posterior without {', '.join(self.nuisance)} has no closed density"
-            )
+            hidden = ", ".join(p.name for p in self.nuisance)
+            return f"the marginal posterior without {hidden} has no closed density"
         return density_obstacle(self.model)
 
 
@@ -215,9 +209,7 @@ def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
                 f"yet; context may name data containers: {sorted(containers)}"
             )
         if name not in containers:
-            raise KeyError(
-                f"context: the model has no data container named {name!r}; it has {sorted(containers)}"
-            )
+            raise KeyError(f"context: the model has no data container named {name!r}; it has {sorted(containers)}")
 
 
 def _observe_placeholders(model: pm.Model, observed: Sequence[str]) -> pm.Model:
@@ -261,9 +253,7 @@ def _freeze(model: pm.Model, containers: set[str]) -> pm.Model:
         # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
         warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
         frozen = freeze_dims_and_data(model, data=sorted(containers))
-        for (
-            rv
-        ) in frozen.rvs_to_initial_values:  # not needed, and PyMC's graph functions refuse them
+        for rv in frozen.rvs_to_initial_values:  # not needed, and PyMC's graph functions refuse them
             frozen.rvs_to_initial_values[rv] = None
         return _freeze_unregistered_shared(frozen)
 
@@ -280,17 +270,13 @@ def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
     loose = {
         v: v.type.constant_type(type=v.type, data=v.get_value(), name=v.name)
         for v in ancestors(roots)
-        if isinstance(v, SharedVariable)
-        and v not in registered
-        and not isinstance(v.type, RandomGeneratorType)
+        if isinstance(v, SharedVariable) and v not in registered and not isinstance(v.type, RandomGeneratorType)
     }
     if not loose:
         return model
     fgraph, memo = fgraph_from_model(model)
     constants = {memo.get(v, v): constant for v, constant in loose.items()}
-    rebuilt = FunctionGraph(
-        outputs=clone_replace(fgraph.outputs, replace=constants, rebuild_strict=False), clone=False
-    )
+    rebuilt = FunctionGraph(outputs=clone_replace(fgraph.outputs, replace=constants, rebuild_strict=False), clone=False)
     rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
     return model_from_fgraph(rebuilt, mutate_fgraph=True)
 
@@ -319,6 +305,18 @@ def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int,
         return pm.observe(model, symbols)
 
 
+def _tidy(model: pm.Model, order: Sequence[str], containers: Iterable[str]) -> None:
+    """Give variables back the order they were written in, and forget containers of observations.
+
+    PyMC's graph functions order variables topologically; the containers have become constants that nothing reads.
+    """
+    for variables in (model.free_RVs, model.observed_RVs, model.deterministics):
+        variables.sort(key=lambda v: order.index(v.name))
+    for name in containers:
+        model.data_vars.remove(model.named_vars.pop(name))
+        model.named_vars_to_dims.pop(name, None)
+
+
 def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> Parameter:
     value = model.rvs_to_values[rv]
     transform = model.rvs_to_transforms[rv]
@@ -328,9 +326,7 @@ def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> 
         shape=shapes[rv.name],
         unconstrained_shape=shapes[value.name],
         dtype=rv.type.dtype,
-        transform=None
-        if transform is None
-        else getattr(transform, "name", type(transform).__name__),
+        transform=None if transform is None else getattr(transform, "name", type(transform).__name__),
     )
 
 
@@ -360,6 +356,4 @@ def _kind(var: Any) -> Kind:
 def _refuse_empty(spec: ModelSpec) -> None:
     for variable in (*spec.data, *spec.parameters):
         if 0 in variable.shape:
-            raise ValueError(
-                f"{variable.name!r} has shape {variable.shape}: an empty variable cannot be learned from"
-            )
+            raise ValueError(f"{variable.name!r} has shape {variable.shape}: an empty variable cannot be learned from")

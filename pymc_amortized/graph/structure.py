@@ -1,7 +1,7 @@
 """Whether the rows of the data can be told apart.
 
-Rows are exchangeable when permuting them, together with the covariates that belong to them, leaves the model's joint log density
-unchanged. That is tested on simulated data, where (unlike for placeholder zeros) a permutation changes
+Rows are exchangeable when permuting them, together with the covariates that belong to them, leaves the model's joint
+log density unchanged. That is tested on simulated data, where (unlike for placeholder zeros) a permutation changes
 the arrays. Then a summary network may treat the data as a set.
 """
 
@@ -47,9 +47,7 @@ class Rows:
         return f"{self.length} exchangeable rows of {', '.join(self.names)}: {self.reason}"
 
 
-def find_rows(
-    spec: ModelSpec, simulations: Simulations, log_density: LogDensity, seed: np.random.SeedSequence
-) -> Rows:
+def find_rows(spec: ModelSpec, simulations: Simulations, log_density: LogDensity, seed: np.random.SeedSequence) -> Rows:
     """Look for an exchangeable leading axis shared by all observed variables.
 
     Parameters

@@ -27,9 +27,7 @@ def _core_op(var: Any) -> Any:
     return None if var.owner is None else getattr(var.owner.op, "core_op", var.owner.op)
 
 
-def refuse_unsuited(
-    model: pm.Model, observed: Sequence[str] | None, context: Sequence[str]
-) -> dict[str, str]:
+def refuse_unsuited(model: pm.Model, observed: Sequence[str] | None, context: Sequence[str]) -> dict[str, str]:
     """Refuse what cannot be simulated, and find the containers of the observed values.
 
     Returns
@@ -52,9 +50,7 @@ def refuse_unsuited(
     containers = _observed_containers(model)
     for variable, name in containers.items():
         if name in context:
-            raise ValueError(
-                f"context: {name!r} holds the observations of {variable!r}, which always vary"
-            )
+            raise ValueError(f"context: {name!r} holds the observations of {variable!r}, which always vary")
     return containers
 
 
@@ -83,14 +79,10 @@ def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> No
     allowed = [rv.name for rv in model.basic_RVs] + [d.name for d in model.deterministics]
     unknown = [name for name in observed if name not in allowed]
     if unknown or not observed:
-        raise KeyError(
-            f"observed: {unknown or 'no names'} given; the model's variables are {allowed}"
-        )
+        raise KeyError(f"observed: {unknown or 'no names'} given; the model's variables are {allowed}")
     forgotten = [rv.name for rv in model.observed_RVs if rv.name not in observed]
     if forgotten:
-        raise ValueError(
-            f"observed: the model also observes {forgotten}; name them too, or remove their observations"
-        )
+        raise ValueError(f"observed: the model also observes {forgotten}; name them too, or remove their observations")
 
 
 def _refuse_variable(var: Any) -> None:

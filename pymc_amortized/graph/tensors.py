@@ -45,10 +45,7 @@ def evaluated_shapes(model: pm.Model, variables: Sequence[Any]) -> dict[str, tup
     computed: dict[str, tuple[int, ...]] = {}
     if unknown:
         function = pm.compile([], [v.shape for v in unknown.values()], mode="FAST_COMPILE")
-        computed = {
-            name: tuple(int(k) for k in shape)
-            for name, shape in zip(unknown, function(), strict=True)
-        }
+        computed = {name: tuple(int(k) for k in shape) for name, shape in zip(unknown, function(), strict=True)}
     return {name: computed.get(name, var.type.shape) for name, var in wanted.items()}
 
 
@@ -85,15 +82,11 @@ def scan_over(
 
     def step(*slices: Any) -> list[Any]:
         # inputs are passed as non_sequences only so that scan sees them
-        return graph_replace(
-            list(outputs), dict(zip(placeholders, slices, strict=False)), strict=False
-        )
+        return graph_replace(list(outputs), dict(zip(placeholders, slices, strict=False)), strict=False)
 
     looped = pytensor.scan(step, sequences=batched, return_updates=False)
     looped = looped if isinstance(looped, list) else [looped]
-    return pm.compile(
-        [*batched, *inputs], looped, on_unused_input="ignore", **(compile_kwargs or {})
-    )
+    return pm.compile([*batched, *inputs], looped, on_unused_input="ignore", **(compile_kwargs or {}))
 
 
 class DrawLoop:
@@ -148,9 +141,7 @@ class DrawLoop:
             **(compile_kwargs or {}),
         )
 
-    def __call__(
-        self, n: int, seed: np.random.SeedSequence, sequences: Sequence[np.ndarray] = ()
-    ) -> list[np.ndarray]:
+    def __call__(self, n: int, seed: np.random.SeedSequence, sequences: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
         """Return the draws, each output with a leading axis of length `n`."""
         states = [np.random.Generator(np.random.PCG64(s)) for s in seed.spawn(self.generators)]
         return self._function(n, *sequences, *states)

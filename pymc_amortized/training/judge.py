@@ -23,6 +23,8 @@ class Judge:
     ----------
     evaluations : list of Evaluation
         Of the present cycle.
+    parameters : int
+        How many the network infers.
     best : Tensor
         The best weights so far, the initial ones before there are any.
     best_loss : float
@@ -32,6 +34,7 @@ class Judge:
     def __init__(self, network: nn.Module, weights: FlatWeights, held_out: Batch, batch_size: int) -> None:
         self.network, self.weights = network, weights
         self.chunks, self.sizes = _chunked(held_out, batch_size)
+        self.parameters = held_out[0].shape[-1]
         self.evaluations: list[Evaluation] = []
         self.best, self.best_loss = weights.copy(), math.inf
         self.best_buffers = weights.copied_buffers()

@@ -249,7 +249,7 @@ class _Run:
             history=self.history(),
             state=state,
             stopped=stopped,
-            settled=is_settled(stopped, gain, error, overfit),
+            settled=is_settled(stopped, gain, error, overfit, self.judge.parameters),
             gain=gain,
             gain_error=error,
             overfit=overfit,

@@ -13,7 +13,7 @@ Stopped = Literal["steps", "time", "patience", "interrupt", "diverged"]
 # twice the steps 0.59, 0.50 and 0.42. The last few steps foretell nothing: annealing makes their gain
 # small in any case.
 SETTLED_SHARE = 0.5
-# 0.05 nats is a Kullback-Leibler divergence as of a mean that is off by 0.3 standard deviations.
+# Per parameter: 0.05 nats is a Kullback-Leibler divergence as of a mean that is off by 0.3 standard deviations.
 SETTLED_NATS = 0.05
 # Differences are believed when they are larger than this many of their standard errors.
 STANDARD_ERRORS = 2.0
@@ -68,8 +68,8 @@ def rise(evaluations: list[Evaluation]) -> float:
     return above if above > max(STANDARD_ERRORS * error, SETTLED_NATS) else 0.0
 
 
-def is_settled(stopped: Stopped, gain: float, error: float, overfit: float) -> bool:
+def is_settled(stopped: Stopped, gain: float, error: float, overfit: float, parameters: int = 1) -> bool:
     """Apply the rule that ``Trained.settled`` states."""
     if stopped in ("interrupt", "diverged") or overfit > 0:
         return False
-    return gain - STANDARD_ERRORS * (error if math.isfinite(error) else 0.0) <= SETTLED_NATS
+    return gain - STANDARD_ERRORS * (error if math.isfinite(error) else 0.0) <= SETTLED_NATS * parameters

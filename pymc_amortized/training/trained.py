@@ -105,7 +105,17 @@ def _verdict(trained: Trained) -> str:
     return "whether it settled is not known."
 
 
-def report(trained: Trained) -> None:
-    """Log ``summary_line``, as a warning where training did not settle or skipped steps."""
-    doubtful = not trained.settled or trained.history.restarts > 0
-    logger.log(logging.WARNING if doubtful else logging.INFO, summary_line(trained))
+def report(trained: Trained, remark: str = "", *, doubtful: bool | None = None) -> None:
+    """Log ``summary_line`` and a remark, as a warning where there is doubt.
+
+    Parameters
+    ----------
+    remark : str
+        What else is known of the result.
+    doubtful : bool, optional
+        Whether to warn; by default, where training did not settle or went back to its best weights.
+    """
+    if doubtful is None:
+        doubtful = not trained.settled or trained.history.restarts > 0
+    line = f"{summary_line(trained)} {remark}".rstrip()
+    logger.log(logging.WARNING if doubtful else logging.INFO, line)
