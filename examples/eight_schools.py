@@ -13,13 +13,25 @@ from pathlib import Path
 
 import arviz as az
 import numpy as np
+import pandas as pd
 import pymc as pm
+import xarray as xr
 
 import pymc_amortized  # noqa: F401  (adds pm.sample_amortized)
 
-SCHOOLS = ["Choate", "Deerfield", "Phillips Andover", "Phillips Exeter", "Hotchkiss", "Lawrenceville", "St. Paul's", "Mt. Hermon"]
+SCHOOLS = [
+    "Choate",
+    "Deerfield",
+    "Phillips Andover",
+    "Phillips Exeter",
+    "Hotchkiss",
+    "Lawrenceville",
+    "St. Paul's",
+    "Mt. Hermon",
+]
 EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 STANDARD_ERROR = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+NAMES = ["mu", "tau", "theta"]
 
 
 def eight_schools() -> pm.Model:
@@ -39,10 +51,40 @@ def timed(function, *args, **kwargs):
     return result, time.perf_counter() - start
 
 
-def difference(amortized, nuts, names):
-    """Differences of means in posterior standard deviations, and ratios of standard deviations."""
-    ours, theirs = (az.summary(dt, var_names=names, kind="stats", round_to="none") for dt in (amortized, nuts))
-    return (ours["mean"] - theirs["mean"]) / theirs["sd"], ours["sd"] / theirs["sd"]
+def difference(amortized: xr.DataTree, nuts: xr.DataTree) -> pd.DataFrame:
+    """Means and standard deviations side by side."""
+    ours, theirs = (az.summary(dt, var_names=NAMES, kind="stats", round_to="none") for dt in (amortized, nuts))
+    return pd.DataFrame(
+        {
+            "mean": ours["mean"],
+            "mean (NUTS)": theirs["mean"],
+            "sd": ours["sd"],
+            "sd (NUTS)": theirs["sd"],
+            "shift / sd": (ours["mean"] - theirs["mean"]) / theirs["sd"],
+            "sd ratio": ours["sd"] / theirs["sd"],
+        }
+    )
+
+
+def compare(amortized: xr.DataTree, nuts: xr.DataTree) -> None:
+    """Print the table of differences, and what the weights say of the correction."""
+    table = difference(amortized, nuts)
+    stats = amortized.sample_stats
+    print("\n" + table.to_string(float_format="{:.2f}".format))
+    print(f"\nMeans differ from those of NUTS by at most {table['shift / sd'].abs().max():.2f} posterior sds,")
+    print(f"sds by factors of {table['sd ratio'].min():.2f} to {table['sd ratio'].max():.2f}.")
+    print(f"Pareto k {float(stats.pareto_k):.2f}, importance ESS {float(stats.importance_ess):.0f}.")
+
+
+def plot(amortized: xr.DataTree, nuts: xr.DataTree, path: Path) -> None:
+    collection = az.plot_forest(
+        {"NUTS": nuts, "amortized": amortized},
+        var_names=NAMES,
+        combined=True,
+        figure_kwargs={"figsize": (9, 7)},
+    )
+    collection.add_legend("model")
+    collection.savefig(path, bbox_inches="tight", dpi=150)
 
 
 def main(output: Path) -> None:
@@ -50,23 +92,15 @@ def main(output: Path) -> None:
     logging.getLogger("pymc_amortized").setLevel(logging.INFO)
     with eight_schools():
         amortized, training = timed(pm.sample_amortized, random_seed=1)
-        nuts, sampling = timed(pm.sample, random_seed=1, progressbar=False, target_accept=0.95)
+        nuts, sampling = timed(pm.sample, chains=4, random_seed=1, progressbar=False, target_accept=0.95)
         # another data set: nothing is trained again
         pm.set_data({"effect": EFFECT[::-1].copy()})
         _, again = timed(pm.sample_amortized, random_seed=2)
-
-    print(az.summary(amortized, var_names=["mu", "tau", "theta"]))
-    shift, ratio = difference(amortized, nuts, ["mu", "tau", "theta"])
-    stats = amortized.sample_stats
-    print(f"\ntraining and sampling {training:.1f} s; NUTS {sampling:.1f} s; the next data set {1e3 * again:.0f} ms")
-    print(f"means differ from NUTS by at most {shift.abs().max():.3f} posterior sd,")
-    print(f"sds by a factor of {ratio.min():.3f} to {ratio.max():.3f}")
-    print(f"Pareto k {float(stats.pareto_k):.2f}, importance ESS {float(stats.importance_ess):.0f}")
-
-    plot = az.plot_forest(
-        {"NUTS": nuts, "amortized": amortized}, var_names=["mu", "tau", "theta"], combined=True
+    compare(amortized, nuts)
+    print(
+        f"Training and sampling took {training:.0f} s, NUTS {sampling:.0f} s; the next data set {1e3 * again:.0f} ms."
     )
-    plot.savefig(output / "eight_schools.png")
+    plot(amortized, nuts, output / "eight_schools.png")
 
 
 if __name__ == "__main__":

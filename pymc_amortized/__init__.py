@@ -8,7 +8,7 @@ from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
-from pymc_amortized.networks import Flat, Set, Spline
+from pymc_amortized.networks import Flat, Set, Spline, ZukoDensity
 from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 
@@ -18,10 +18,11 @@ __all__ = [
     "Set",
     "Spline",
     "Training",
+    "ZukoDensity",
     "fit_posterior",
     "load",
     "sample_amortized",
     "simulate",
 ]
 
-_pm.sample_amortized = sample_amortized  # type: ignore[attr-defined]
+_pm.sample_amortized = sample_amortized

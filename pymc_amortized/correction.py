@@ -1,9 +1,9 @@
 r"""Importance correction of amortized draws by the model's exact density.
 
 Draws :math:`\theta_s \sim q(\theta \mid y)` get the weights :math:`w_s = p(\theta_s, y) / q(\theta_s \mid y)`; Pareto
-smoothing (Vehtari et al. 2024, JMLR 25(72)) tames their largest values and its shape :math:`\hat k` says whether they can be
-trusted. Corrected draws are resampled from the weighted ones, systematically and in order, so that repeated draws
-stand next to each other: ``az.ess`` and R-hat then see what the weights cost.
+smoothing (Vehtari et al. 2024, JMLR 25(72)) tames their largest values and its shape :math:`\hat k` says whether they
+can be trusted. Corrected draws are resampled from the weighted ones, systematically and in order, so that repeated
+draws stand next to each other: ``az.ess`` and R-hat then see what the weights cost.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.type import RandomGeneratorType
 
+from pymc_amortized.approximators.arguments import Correction
 from pymc_amortized.approximators.fit import fit_posterior
-from pymc_amortized.approximators.posterior import AmortizedPosterior, Correction
+from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.tensors import CompileKwargs
 

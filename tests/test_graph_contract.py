@@ -109,6 +109,12 @@ class Reference:
         return {name: np.stack([values[name] for values in kept]) for name in kept[0]}
 
 
+def cut(spec: ModelSpec, theta: np.ndarray) -> dict[str, np.ndarray]:
+    """Cut a flat vector of unconstrained values into those of each parameter."""
+    parts = np.split(theta, np.cumsum([p.size for p in spec.parameters])[:-1])
+    return {p.name: part.reshape(p.unconstrained_shape) for p, part in zip(spec.parameters, parts, strict=True)}
+
+
 @dataclass(frozen=True, eq=False)
 class Contract:
     """One model, compiled once for all tests of it."""
@@ -147,9 +153,7 @@ class Contract:
         return {**self.spec.held, **{name: array[index] for name, array in values.items()}}
 
     def point(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """Cut a flat vector of unconstrained values into those of each parameter."""
-        slices = self.spec.slices
-        return {p.name: theta[slices[p.name]].reshape(p.unconstrained_shape) for p in self.spec.parameters}
+        return cut(self.spec, theta)
 
 
 def interpreting() -> AbstractContextManager[None]:
@@ -397,7 +401,7 @@ def test_context_reaches_simulator_and_density(name: str) -> None:
         own.append(log_density(theta, data)[0])
         other = {**data, container: values[i + 1]}
         foreign.append(log_density(theta, other)[0])
-        point = {p.name: theta[0, spec.slices[p.name]].reshape(p.unconstrained_shape) for p in spec.parameters}
+        point = cut(spec, theta[0])
         theirs = [reference.log_density(point, d) for d in (data, other)]
         assert_allclose([own[-1], foreign[-1]], theirs, rtol=1e-8)
     # the data were simulated at their own context, not at another's

@@ -20,6 +20,7 @@ from pymc_amortized.networks import (
     PosteriorNetwork,
     Set,
     Spline,
+    ZukoDensity,
 )
 from pymc_amortized.networks.spline import rational_quadratic, spline_size
 
@@ -483,3 +484,17 @@ def test_training_reaches_the_conjugate_posterior(rows: bool) -> None:
     ratio = draws.std(0)[:, 0].numpy() / sd
     assert np.median(error) < 0.1 and np.quantile(error, 0.95) < 0.3
     assert 0.8 < np.quantile(ratio, 0.05) and np.quantile(ratio, 0.95) < 1.25
+
+
+def test_a_flow_of_zuko_is_a_density_and_leaves_global_random_numbers_alone() -> None:
+    zuko = pytest.importorskip("zuko")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        density = ZukoDensity(zuko.flows.MAF(3, 4, transforms=2))
+    context = torch.linspace(-1, 1, 8).reshape(2, 4)
+    before = torch.get_rng_state()
+    z, log_prob = density.sample(5, context, torch.Generator().manual_seed(1))
+    again, _ = density.sample(5, context, torch.Generator().manual_seed(1))
+    assert z.shape == (5, 2, 3)
+    torch.testing.assert_close(density.log_prob(z, context), log_prob, atol=1e-4, rtol=1e-4)
+    assert torch.equal(z, again) and torch.equal(before, torch.get_rng_state())

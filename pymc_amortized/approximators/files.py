@@ -1,12 +1,13 @@
 """Posteriors in files: weights and a description, never code.
 
 A file is in the safetensors format. Its metadata describe the networks (by names from a fixed registry) and the model
-they were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few points.
-The model itself is the user's to bring; whatever differs is named.
+they were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few
+points. The model itself is the user's to bring; whatever differs is named.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -26,7 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pymc_amortized
-from pymc_amortized.approximators.posterior import AmortizedPosterior, Provenance
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensityByVariable
@@ -312,8 +314,6 @@ def _network(file: Any, description: Mapping[str, Any], summary: nn.Module | Non
 
 
 def _on_meta(module: Any) -> Any:
-    import copy
-
     return copy.deepcopy(module).to("meta") if isinstance(module, nn.Module) else module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -15,11 +16,10 @@ import pymc as pm
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.posterior import (
-    AmortizedPosterior,
-    Provenance,
-    network_data,
-)
+from pymc_amortized.approximators.arguments import whole
+from pymc_amortized.approximators.inputs import layouts, network_data
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
     RandomState,
     Stage,
@@ -27,14 +27,13 @@ from pymc_amortized.approximators.seeds import (
     stage_integer,
     stage_seed,
 )
-from pymc_amortized.approximators.simulations import read_simulations
+from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_simulations
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import TRIALS, Rows, find_rows
 from pymc_amortized.graph.tensors import CompileKwargs
-from pymc_amortized.networks.encoding import ArrayLayout
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training import (
     Batches,
@@ -147,8 +146,10 @@ def fit_posterior(
     """
     options = _options(training, max_time)
     place = choose_device(device)
-    _check_count("num_simulations", num_simulations, smallest=20)
-    _check_count("cores", cores, smallest=1)
+    if num_simulations is not None:
+        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    if cores is not None:
+        cores = whole("cores", cores)
     context = dict(context or {})
     spec = ModelSpec.from_model(model, observed=observed, parameters=parameters, context=context)
     entropy = _entropy(random_seed)
@@ -424,16 +425,8 @@ def continue_fit(
     return fit.resume(posterior)
 
 
-def layouts(spec: ModelSpec, rows: Rows) -> list[ArrayLayout]:
-    """Describe to the networks the arrays they will see, as :func:`network_data` makes them."""
-    shown = [*spec.data, *(v for v in spec.fixed if v.name in rows.names)]
-    return [ArrayLayout(v.name, v.shape, v.kind, rows=v.name in rows.names) for v in shown]
-
-
 def copied(network: PosteriorNetwork) -> PosteriorNetwork:
     """Copy a network, so that training the copy leaves the original as it is."""
-    import copy
-
     return copy.deepcopy(network)
 
 
@@ -447,15 +440,6 @@ def _options(training: Training | None, max_time: float | None) -> Training:
 def _entropy(random_seed: RandomState) -> tuple[int, ...]:
     entropy = seed_sequence(random_seed).entropy
     return (int(entropy),) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
-
-
-def _check_count(name: str, value: Any, smallest: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer of at least {smallest}, got {value!r}")
-    if value < smallest:
-        raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
 
 
 def _available_cores() -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pymc as pm
@@ -16,61 +15,33 @@ import pytensor.tensor as pt
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, warn_of_poor_weights
+from pymc_amortized.approximators.arguments import (
+    Correction,
+    chosen_names,
+    corrected,
+    flat_point,
+    wanted_groups,
+    whole,
+)
+from pymc_amortized.approximators.doubt import (
+    explain_impossible,
+    say_once_that_uncorrected,
+    warn_of_extrapolation,
+    warn_of_poor_weights,
+)
+from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.provenance import Provenance
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.datasets import DataSets, read_datasets
-from pymc_amortized.graph.density import Constrain, LogDensity, LogDensityByVariable
+from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Rows
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.results import posterior_tree
-from pymc_amortized.training import History, Training, TrainingState, torch_threads
-
-logger = logging.getLogger("pymc_amortized")
-
-Correction = Literal["auto", "psis"] | None
-FAR_OUTSIDE = 0.1
-"""Data this far beyond the simulated range, in units of its width, are warned about."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a posterior was trained: all that is needed to repeat or continue it.
-
-    Attributes
-    ----------
-    entropy : tuple of int
-        Seed of everything random.
-    training : Training
-    num_simulations : int or None
-        Size of the fixed set of simulations; None for fresh ones at every step.
-    cores : int
-        Processes that simulated.
-    simulations : int
-        Simulations that training consumed.
-    attempted : int
-        Simulations made for statistics and held-out data, including dropped ones.
-    dropped : dict of str to int
-        Why some of those were dropped.
-    settled : bool
-        Whether the loss had settled.
-    held_out_loss : float
-    user_simulations : bool
-        Whether the simulations were the user's.
-    """
-
-    entropy: tuple[int, ...]
-    training: Training
-    num_simulations: int | None
-    cores: int
-    simulations: int
-    attempted: int
-    dropped: dict[str, int]
-    settled: bool
-    held_out_loss: float
-    user_simulations: bool
+from pymc_amortized.training import History, TrainingState, torch_threads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,27 +119,28 @@ class AmortizedPosterior:
             When an argument or the data do not fit the model; the message names it.
         """
         started = time.perf_counter()
-        draws, chains = positive("draws", draws), positive("chains", chains)
-        names = self._checked_names(var_names)
-        extras = _checked_idata_kwargs(idata_kwargs, batched)
-        corrected = self._checked_correction(correction)
+        draws, chains = whole("draws", draws), whole("chains", chains)
+        names = chosen_names(var_names, self._constrain.names)
+        groups = wanted_groups(idata_kwargs, batched)
+        correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
-        self._warn_if_outside(datasets)
-        seed = seed_sequence(random_seed)
-        results = self._draw(datasets, draws, chains, corrected, seed)
-        if any(np.all(np.isneginf(r.log_weights)) for r in results):
-            self._explain_impossible(datasets, results)
-        if corrected:
+        warn_of_extrapolation(self.network.encoder.outside(self._network_data(datasets, slice(None))))
+        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed))
+        explain_impossible(self.spec, datasets, results, self.compile_kwargs)
+        if correct:
             warn_of_poor_weights(results, datasets.labels)
+        elif correction == "auto" and self.spec.density_obstacle:
+            say_once_that_uncorrected(self.spec.density_obstacle)
         variables = self._constrained(datasets, results, names)
+        attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
         tree = posterior_tree(
             self.spec,
             datasets,
             variables=variables,
-            sample_stats=_sample_stats(results),
-            attrs=self._attrs(corrected, time.perf_counter() - started),
+            sample_stats=sample_stats(results),
+            attrs=attrs | self.provenance.attributes(),
         )
-        return self._with_extras(tree, observed, extras)
+        return self._with_groups(tree, observed, groups)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
@@ -187,10 +159,10 @@ class AmortizedPosterior:
             Normalized over the value variables, Jacobians included, as PyMC counts. Subtracting it from
             ``model.compile_logp()(point)`` gives log importance weights.
         """
-        theta, lead = self._flat(point)
+        theta, lead = flat_point(self.spec, point)
         datasets = read_datasets(self.spec, observed)
         with torch.inference_mode():
-            values = self.network.log_prob(theta[:, None], self._features_of(datasets, slice(None)))
+            values = self.network.log_prob(theta[:, None], self._network_data(datasets, slice(None)))
         return values.numpy()[:, 0].reshape(lead)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
@@ -310,17 +282,15 @@ class AmortizedPosterior:
         corrected: bool,
         seed: np.random.SeedSequence,
     ) -> list[Draws]:
-        fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
-
         def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
             # one thread: many small operations, at which threads would only wait for each other
             with torch.inference_mode(), torch_threads(1):
-                features = self._features_of(datasets, indices)
+                features = self._network_data(datasets, indices)
                 theta, log_q = self.network.sample(n, features, generator)
             return theta.numpy(), log_q.numpy()
 
         def log_density(theta: np.ndarray, index: int) -> np.ndarray:
-            return self._log_density(theta, {**fixed, **datasets.one(index)})
+            return self._log_density(theta, self._everything_given(datasets, index))
 
         return draw(
             propose,
@@ -333,15 +303,18 @@ class AmortizedPosterior:
             device=self.network.device,
         )
 
-    def _features_of(self, datasets: DataSets, index: Any) -> dict[str, np.ndarray]:
+    def _network_data(self, datasets: DataSets, index: Any) -> dict[str, np.ndarray]:
         return network_data(self.spec, self.structure, datasets.take(index))
 
+    def _everything_given(self, datasets: DataSets, index: int) -> dict[str, np.ndarray]:
+        """One data set with what the model holds fixed, as densities take it."""
+        return {**{v.name: self.spec.held[v.name] for v in self.spec.fixed}, **datasets.one(index)}
+
     def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
-        fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
         chains, draws, dim = results[0].theta.shape
         out: dict[str, np.ndarray] = {}
         for i, result in enumerate(results):
-            values = self._constrain(result.theta.reshape(chains * draws, dim), {**fixed, **datasets.one(i)})
+            values = self._constrain(result.theta.reshape(chains * draws, dim), self._everything_given(datasets, i))
             for name in names:
                 if i == 0:
                     shape = (len(results), chains, draws, *values[name].shape[1:])
@@ -349,160 +322,11 @@ class AmortizedPosterior:
                 out[name][i] = values[name].reshape(out[name].shape[1:])
         return out
 
-    def _flat(self, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
-        expected = {p.value_name: p for p in self.spec.parameters}
-        if set(point) != set(expected):
-            raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
-        parts, lead = [], None
-        for name, parameter in expected.items():
-            value = np.asarray(point[name], dtype=float)
-            split = value.ndim - len(parameter.unconstrained_shape)
-            if split < 0 or value.shape[split:] != parameter.unconstrained_shape:
-                raise ValueError(
-                    f"point[{name!r}] has shape {value.shape}; expected (..., "
-                    f"{', '.join(map(str, parameter.unconstrained_shape))})"
-                )
-            if lead is not None and value.shape[:split] != lead:
-                raise ValueError(f"point[{name!r}] has leading shape {value.shape[:split]}, others {lead}")
-            lead = value.shape[:split]
-            parts.append(value.reshape(-1, parameter.size))
-        return np.concatenate(parts, axis=1), lead or ()
-
-    def _checked_names(self, var_names: Sequence[str] | None) -> list[str]:
-        allowed = self._constrain.names
-        if var_names is None:
-            return allowed
-        if isinstance(var_names, str):
-            raise TypeError(f"var_names must be a sequence of names, got the string {var_names!r}")
-        unknown = [name for name in var_names if name not in allowed]
-        if unknown or not var_names:
-            raise KeyError(f"var_names: {unknown or 'no names'} given; available are {allowed}")
-        return [name for name in allowed if name in var_names]
-
-    def _checked_correction(self, correction: Correction) -> bool:
-        obstacle = self.spec.density_obstacle
-        if correction not in ("auto", "psis", None):
-            raise ValueError(f"correction must be 'auto', 'psis' or None, got {correction!r}")
-        if correction == "psis" and obstacle:
-            raise ValueError(f"correction='psis' needs the model's density: {obstacle}")
-        if correction is None and self.spec.potentials:
-            raise ValueError(
-                f"correction=None is refused: the model's potentials {list(self.spec.potentials)} are no part of the "
-                "simulations, only the importance weights bring them in"
-            )
-        if obstacle and correction == "auto":
-            _say_once_that_uncorrected(obstacle)
-        return correction is not None and obstacle is None
-
-    def _warn_if_outside(self, datasets: DataSets) -> None:
-        everything = self._features_of(datasets, slice(None))
-        for name, distance in self.network.encoder.outside(everything).items():
-            if distance > FAR_OUTSIDE:
-                logger.warning(
-                    "Some values of %r lie beyond anything the model simulated, by %.2g times the simulated range: "
-                    "the network extrapolates. Check units, or widen the priors.",
-                    name,
-                    distance,
-                )
-
-    def _explain_impossible(self, datasets: DataSets, results: list[Draws]) -> None:
-        """No proposal is possible under the model: because of the data, or because of the network."""
-        index = next(i for i, r in enumerate(results) if np.all(np.isneginf(r.log_weights)))
-        fixed = {v.name: self.spec.held[v.name] for v in self.spec.fixed}
-        theta = results[index].theta.reshape(-1, self.spec.dim)
-        parts = LogDensityByVariable(self.spec, self.compile_kwargs)(theta, {**fixed, **datasets.one(index)})
-        where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
-        for variable in self.spec.observed:
-            part = parts[variable.name].reshape(len(theta), -1)
-            never = np.all(~np.isfinite(part), axis=0)
-            if never.any():
-                value = datasets.values[variable.name][index]
-                element = int(np.argmax(never))
-                shown = value.flat[element] if part.shape[1] == value.size else value
-                raise ValueError(
-                    f"the value {shown} of {variable.name!r}{where} (element {element}) has no density under the "
-                    "model at any proposed parameter: it is outside the variable's support, or far from "
-                    "anything the prior can produce"
-                )
-        names = [n for n, part in parts.items() if not np.isfinite(part).any()]
-        logger.warning(
-            "No proposed parameter%s has a finite log density (%s): its draws are uncorrected.",
-            where,
-            ", ".join(names) or "jointly",
-        )
-
-    def _attrs(self, corrected: bool, seconds: float) -> dict[str, Any]:
-        p = self.provenance
-        attrs: dict[str, Any] = {
-            "sampling_time": seconds,
-            "correction": "psis" if corrected else "none",
-            "trained_on_simulations": p.simulations,
-            "training_settled": int(p.settled),
-        }
-        if p.dropped:
-            attrs["prior_truncated"] = "; ".join(
-                f"{reason}: {count} of {p.attempted} simulations" for reason, count in p.dropped.items()
-            )
-        return attrs
-
-    def _with_extras(self, tree: xr.DataTree, observed: Any, extras: Mapping[str, bool]) -> xr.DataTree:
-        if not any(extras.values()):
-            return tree
-        with self.to_model(observed):
-            if extras.get("log_likelihood"):
-                pm.compute_log_likelihood(tree, progressbar=False)
-            if extras.get("log_prior"):
-                pm.compute_log_prior(tree, progressbar=False)
+    def _with_groups(self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool]) -> xr.DataTree:
+        if any(groups.values()):
+            model = self.to_model(observed)
+            if groups.get("log_likelihood"):
+                pm.compute_log_likelihood(tree, model=model, progressbar=False)
+            if groups.get("log_prior"):
+                pm.stats.compute_log_prior(tree, model=model, progressbar=False)
         return tree
-
-
-def network_data(spec: ModelSpec, rows: Rows, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays the network sees: what varies, and fixed covariates that belong to exchangeable rows."""
-    n = len(next(iter(values.values())))
-    companions = {v.name: np.broadcast_to(spec.held[v.name], (n, *v.shape)) for v in spec.fixed if v.name in rows.names}
-    return {**values, **companions}
-
-
-def _sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
-    per_draw = ["chain", "draw"]
-    stats: dict[str, tuple[list[str], np.ndarray]] = {"log_q": (per_draw, np.stack([r.log_q for r in results]))}
-    if results[0].weights is None:
-        return stats
-    stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
-    most = max(r.log_weights.shape[1] for r in results)
-    padded = [
-        np.pad(r.log_weights, ((0, 0), (0, most - r.log_weights.shape[1])), constant_values=np.nan) for r in results
-    ]
-    stats["proposal_log_weight"] = (["chain", "proposal"], np.stack(padded))
-    weights = [r.weights for r in results if r.weights is not None]
-    stats["pareto_k"] = ([], np.array([w.pareto_k for w in weights]))
-    stats["importance_ess"] = ([], np.array([w.ess for w in weights]))
-    return stats
-
-
-_said: set[str] = set()
-
-
-def _say_once_that_uncorrected(obstacle: str) -> None:
-    if obstacle not in _said:
-        _said.add(obstacle)
-        logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
-
-
-def positive(name: str, value: Any) -> int:
-    """Check that an argument is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be a positive integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value}")
-    return int(value)
-
-
-def _checked_idata_kwargs(kwargs: Mapping[str, Any] | None, batched: bool) -> dict[str, bool]:
-    kwargs = dict(kwargs or {})
-    unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
-    if unknown:
-        raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
-    if batched and any(kwargs.values()):
-        raise ValueError("idata_kwargs is for one data set; use to_model for each with batched=True")
-    return {name: bool(value) for name, value in kwargs.items()}

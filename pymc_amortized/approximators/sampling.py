@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pymc_amortized.correction import Weights, k_threshold, resample, smooth
-
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.correction import Weights, resample, smooth
 
 BLOCK = 2**17
 """Proposals that are drawn at once: enough to keep the processor busy, few enough for its caches."""
@@ -190,32 +187,19 @@ def _propose_once(
             sets[i].add(mine, log_q[:, column], np.full(len(mine), np.nan))
 
 
-def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
-    """Log which data sets have a Pareto k above the threshold, and what to do."""
-    undefined = sum(r.undefined for r in results)
-    if undefined:
-        logger.warning(
-            "The model's log density was NaN or infinite at %d of %d proposals, which got no weight: "
-            "look for operations in the model that overflow.",
-            undefined,
-            sum(r.log_weights.size for r in results),
-        )
-    poor = [
-        (label, r.weights.pareto_k)
-        for label, r in zip(labels, results, strict=True)
-        if r.weights is not None and not r.weights.reliable
-    ]
-    if not poor:
-        return
-    worst_label, worst = max(poor, key=lambda item: item[1])
-    which = f"{len(poor)} of {len(results)} data sets" if len(results) > 1 else "The importance weights"
-    at = f" (worst: {worst:.2f} at data set {worst_label})" if len(results) > 1 else f" ({worst:.2f})"
-    size = max(r.log_weights.size for r in results)
-    logger.warning(
-        "%s have a Pareto k above %.2f%s: corrected draws cannot be trusted there. Train longer "
-        "(posterior.continue_training), check that the data are like what the model simulates, or run pm.sample "
-        "on posterior.to_model(...).",
-        which,
-        k_threshold(size),
-        at,
-    )
+def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Collect what is known of draws, proposals and data sets: name -> (dims, ndarray (datasets, *dims))."""
+    per_draw = ["chain", "draw"]
+    stats: dict[str, tuple[list[str], np.ndarray]] = {"log_q": (per_draw, np.stack([r.log_q for r in results]))}
+    weights = [r.weights for r in results if r.weights is not None]
+    if not weights:
+        return stats
+    stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
+    most = max(r.log_weights.shape[1] for r in results)
+    padded = np.full((len(results), len(results[0].log_weights), most), np.nan)
+    for row, result in zip(padded, results, strict=True):
+        row[:, : result.log_weights.shape[1]] = result.log_weights
+    stats["proposal_log_weight"] = (["chain", "proposal"], padded)
+    stats["pareto_k"] = ([], np.array([w.pareto_k for w in weights]))
+    stats["importance_ess"] = ([], np.array([w.ess for w in weights]))
+    return stats

@@ -9,6 +9,7 @@ import numpy as np
 import pymc as pm
 import xarray as xr
 
+from pymc_amortized.approximators.arguments import whole
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import read_datasets
@@ -19,6 +20,8 @@ from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.results import prior_tree
 
 SAMPLE = ("chain", "draw")
+FEWEST_USABLE = 20
+"""With fewer simulations nothing can be held out."""
 
 
 def simulate(
@@ -56,9 +59,7 @@ def simulate(
         Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
         The attributes of ``prior`` count what was attempted and dropped.
     """
-    from pymc_amortized.approximators.posterior import positive
-
-    draws, cores = positive("draws", draws), positive("cores", cores)
+    draws, cores = whole("draws", draws), whole("cores", cores)
     context = dict(context or {})
     spec = ModelSpec.from_model(model, observed=observed, context=context)
     sampler = ContextSampler(spec, context)
@@ -97,7 +98,7 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
             )
     theta = Unconstrain(spec, compile_kwargs)(variables)
     usable = np.isfinite(theta).all(axis=1)
-    if usable.sum() < 20:
+    if usable.sum() < FEWEST_USABLE:
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
     dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
     return Simulations(theta[usable], {}, datasets.take(usable), len(theta), dropped)

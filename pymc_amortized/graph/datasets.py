@@ -86,7 +86,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     if isinstance(data, xr.DataTree):
         raise TypeError("observed is a DataTree; pass one of its groups, for example dt.observed_data")
     if isinstance(data, xr.DataTree | xr.Dataset):
-        return {str(name): data[name] for name in data.data_vars}
+        return {str(name): data[str(name)] for name in data.data_vars}
     if not isinstance(data, Mapping):
         raise TypeError(
             f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"

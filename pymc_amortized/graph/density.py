@@ -33,6 +33,11 @@ class _DrawFunctions:
         self._compile_kwargs = compile_kwargs
         self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
 
+    @cached_property
+    def _function(self) -> Any:
+        """The compiled function of draws and data."""
+        raise NotImplementedError
+
     def _in_terms_of_inputs(self, graphs: list[Any], data: Mapping[str, Any]) -> list[Any]:
         """Put the flat vector in the place of the value variables, and inputs in that of the data."""
         spec, model = self.spec, self.spec.model

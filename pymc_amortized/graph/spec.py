@@ -132,8 +132,9 @@ class ModelSpec:
         _check_context(model, context)
         containers = refuse_unsuited(model, observed, context)
         order = [v.name for v in (*model.basic_RVs, *model.deterministics)]
-        if observed is not None:
-            model = _observe_placeholders(model, observed)
+        without_data = set(observed or ()) - {rv.name for rv in model.observed_RVs}
+        if without_data:
+            model = _observe_placeholders(model, sorted(without_data))
         refuse_unsuited_parameters(model)
         wanted = _choose_parameters(model, parameters)
         frozen = _freeze(model, set(containers.values()))
@@ -154,7 +155,7 @@ class ModelSpec:
             context=described(context, "context"),
             fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
             held=held,
-            holds_data=observed is None,
+            holds_data=not without_data,
         )
         _refuse_empty(spec)
         return spec
@@ -354,6 +355,7 @@ def _kind(var: Any) -> Kind:
 
 
 def _refuse_empty(spec: ModelSpec) -> None:
-    for variable in (*spec.data, *spec.parameters):
-        if 0 in variable.shape:
-            raise ValueError(f"{variable.name!r} has shape {variable.shape}: an empty variable cannot be learned from")
+    shapes = {v.name: v.shape for v in spec.data} | {p.name: p.shape for p in spec.parameters}
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise ValueError(f"{name!r} has shape {shape}: an empty variable cannot be learned from")

@@ -3,6 +3,7 @@
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice
 from pymc_amortized.networks.density import ConditionalDensity, CouplingSpline, Spline
 from pymc_amortized.networks.encoding import ArrayLayout, DataEncoder
+from pymc_amortized.networks.library import ZukoDensity
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.standardizer import ParameterStandardizer
 from pymc_amortized.networks.summary import EncodedArray, Flat, FlatSummary, Set, SetSummary
@@ -22,4 +23,5 @@ __all__ = [
     "SetSummary",
     "Spline",
     "SummaryChoice",
+    "ZukoDensity",
 ]

@@ -1,0 +1,85 @@
+"""Checks of arguments, at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pymc_amortized.graph.spec import ModelSpec
+
+Correction = Literal["auto", "psis"] | None
+
+
+def whole(name: str, value: Any, *, smallest: int = 1) -> int:
+    """Check that an argument is an integer of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
+    return int(value)
+
+
+def corrected(spec: ModelSpec, correction: Any) -> bool:
+    """Check `correction` against the model, and return whether draws are corrected."""
+    if correction not in ("auto", "psis", None):
+        raise ValueError(f"correction must be 'auto', 'psis' or None, got {correction!r}")
+    obstacle = spec.density_obstacle
+    if correction == "psis" and obstacle:
+        raise ValueError(f"correction='psis' needs the model's density: {obstacle}")
+    if spec.potentials and (correction is None or obstacle):
+        raise ValueError(
+            f"uncorrected draws are refused: the model's potentials {list(spec.potentials)} are no part of the "
+            f"simulations, only importance weights bring them in{f', and {obstacle}' if obstacle else ''}"
+        )
+    return correction is not None and obstacle is None
+
+
+def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
+    """Check the names of variables to return."""
+    if var_names is None:
+        return allowed
+    if isinstance(var_names, str):
+        raise TypeError(f"var_names must be a sequence of names, got the string {var_names!r}")
+    unknown = [name for name in var_names if name not in allowed]
+    if unknown or not var_names:
+        raise KeyError(f"var_names: {unknown or 'no names'} given; available are {allowed}")
+    return [name for name in allowed if name in var_names]
+
+
+def wanted_groups(idata_kwargs: Mapping[str, Any] | None, batched: bool) -> dict[str, bool]:
+    """Check ``idata_kwargs``."""
+    kwargs = dict(idata_kwargs or {})
+    unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
+    if unknown:
+        raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
+    if batched and any(kwargs.values()):
+        raise ValueError("idata_kwargs is for one data set; use to_model for each with batched=True")
+    return {name: bool(value) for name, value in kwargs.items()}
+
+
+def flat_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Flatten a point of value variables.
+
+    Returns
+    -------
+    theta : ndarray (n, dim)
+    lead : tuple of int
+        The leading shape that `n` stands for.
+    """
+    expected = {p.value_name: p for p in spec.parameters}
+    if set(point) != set(expected):
+        raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
+    parts, leads = [], {}
+    for name, parameter in expected.items():
+        value = np.asarray(point[name], dtype=float)
+        split = value.ndim - len(parameter.unconstrained_shape)
+        if split < 0 or value.shape[split:] != parameter.unconstrained_shape:
+            shape = ", ".join(["...", *map(str, parameter.unconstrained_shape)])
+            raise ValueError(f"point[{name!r}] has shape {value.shape}; expected ({shape})")
+        leads[name] = value.shape[:split]
+        parts.append(value.reshape(-1, parameter.size))
+    if len(set(leads.values())) != 1:
+        raise ValueError(f"point: the value variables have different leading shapes: {leads}")
+    return np.concatenate(parts, axis=1), next(iter(leads.values()))

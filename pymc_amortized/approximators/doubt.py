@@ -1,0 +1,113 @@
+"""Doubt about a result: said aloud, with a number and an advice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pymc_amortized.approximators.sampling import Draws
+from pymc_amortized.correction import k_threshold
+from pymc_amortized.graph.datasets import DataSets
+from pymc_amortized.graph.density import LogDensityByVariable
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.tensors import CompileKwargs
+
+logger = logging.getLogger("pymc_amortized")
+
+FAR_OUTSIDE = 0.1
+"""Data this far beyond the simulated range, in units of its width, are warned about."""
+
+_said: set[str] = set()
+
+
+def say_once_that_uncorrected(obstacle: str) -> None:
+    """Log, once for each reason, that draws are the network's own."""
+    if obstacle not in _said:
+        _said.add(obstacle)
+        logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
+
+
+def warn_of_extrapolation(distances: Mapping[str, float]) -> None:
+    """Log which variables lie beyond anything that was simulated."""
+    for name, distance in distances.items():
+        if distance > FAR_OUTSIDE:
+            logger.warning(
+                "Some values of %r lie beyond anything the model simulated, by %.2g times the simulated range: "
+                "the network extrapolates. Check units, or widen the priors.",
+                name,
+                distance,
+            )
+
+
+def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
+    """Log which data sets have a Pareto k above the threshold, and what to do."""
+    undefined = sum(r.undefined for r in results)
+    if undefined:
+        logger.warning(
+            "The model's log density was NaN or infinite at %d of %d proposals, which got no weight: "
+            "look for operations in the model that overflow.",
+            undefined,
+            sum(r.log_weights.size for r in results),
+        )
+    poor = [
+        (r.weights.pareto_k, str(label), r.log_weights.size)
+        for label, r in zip(labels, results, strict=True)
+        if r.weights is not None and not r.weights.reliable
+    ]
+    if not poor:
+        return
+    k, label, proposals = max(poor)
+    which = "The importance weights have" if len(results) == 1 else f"{len(poor)} of {len(results)} data sets have"
+    where = "" if len(results) == 1 else f" at data set {label}"
+    logger.warning(
+        "%s a Pareto k above %.2f (largest: %.2f%s): corrected draws cannot be trusted there. Train longer "
+        "(posterior.continue_training), check that the data are like what the model simulates, or run pm.sample "
+        "on posterior.to_model(...).",
+        which,
+        k_threshold(proposals),
+        k,
+        where,
+    )
+
+
+def explain_impossible(
+    spec: ModelSpec, datasets: DataSets, results: list[Draws], compile_kwargs: CompileKwargs | None
+) -> None:
+    """Find out why no proposal for a data set is possible under the model.
+
+    Raises
+    ------
+    ValueError
+        When it is because of a value that the model cannot produce.
+    """
+    for index, result in enumerate(results):
+        if not np.all(np.isneginf(result.log_weights)):
+            continue
+        theta = result.theta.reshape(-1, spec.dim)
+        fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+        parts = LogDensityByVariable(spec, compile_kwargs)(theta, {**fixed, **datasets.one(index)})
+        where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
+        for variable in spec.observed:
+            _refuse_impossible_value(variable.name, parts[variable.name], datasets.values[variable.name][index], where)
+        names = [n for n, part in parts.items() if not np.isfinite(part).any()]
+        logger.warning(
+            "No proposed parameter%s has a finite log density (%s): its draws are uncorrected.",
+            where,
+            ", ".join(names) or "jointly",
+        )
+
+
+def _refuse_impossible_value(name: str, log_density: np.ndarray, value: Any, where: str) -> None:
+    part = log_density.reshape(len(log_density), -1)
+    never = np.all(~np.isfinite(part), axis=0)
+    if not never.any():
+        return
+    element = int(np.argmax(never))
+    shown = value.flat[element] if part.shape[1] == value.size else value
+    raise ValueError(
+        f"the value {shown} of {name!r}{where} (element {element}) has no density under the model at any proposed "
+        "parameter: it is outside the variable's support, or far from anything the prior can produce"
+    )

@@ -1,0 +1,37 @@
+"""Flows of the zuko library as conditional densities."""
+
+from __future__ import annotations
+
+import torch
+import zuko
+from torch import Tensor, nn
+
+__all__ = ["ZukoDensity"]
+
+
+class ZukoDensity(nn.Module):
+    """A flow of zuko, for more variety than the built-in spline has.
+
+    Parameters
+    ----------
+    flow : zuko.flows.Flow
+        With as many features as there are unconstrained parameters and as large a context as the summary has features:
+        ``density=lambda dim, features: pma.ZukoDensity(zuko.flows.MAF(dim, features))``.
+    """
+
+    def __init__(self, flow: zuko.lazy.LazyDistribution) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        """Log density of z (..., batch, dim) given context (batch, features): (..., batch)."""
+        return self.flow(context).log_prob(z)
+
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw z (draws, batch, dim) given context (batch, features), with log densities (draws, batch)."""
+        devices = [context.device] if context.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            # zuko draws from torch's global generator: seed that from the given one, and put it back
+            seed = torch.randint(2**62, (1,), generator=generator, device=context.device)
+            torch.manual_seed(int(seed))
+            return self.flow(context).rsample_and_log_prob((draws,))
