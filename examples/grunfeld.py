@@ -45,16 +45,16 @@ def panel() -> xr.Dataset:
     )
 
 
-def wandering(rng: np.random.Generator) -> np.ndarray:
-    """Two correlated series that wander and trend, standardized, (year, covariate)."""
+def wandering(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Pairs of correlated series that wander and trend, standardized: (count, year, covariate)."""
     n = len(YEARS)
-    steps = rng.normal(size=(n, 2))
-    correlation = rng.uniform(-0.3, 0.95)
-    steps[:, 1] = correlation * steps[:, 0] + np.sqrt(1 - correlation**2) * steps[:, 1]
-    share = rng.uniform(0, 1, size=2)  # between noise and a random walk
-    series = share * np.cumsum(steps, axis=0) / np.sqrt(n / 2) + (1 - share) * steps
-    series += rng.normal(0, 1, size=2) * np.linspace(-1, 1, n)[:, None]
-    return (series - series.mean(axis=0)) / series.std(axis=0, ddof=1)
+    steps = rng.normal(size=(count, n, 2))
+    correlation = rng.uniform(-0.3, 0.95, size=(count, 1))
+    steps[..., 1] = correlation * steps[..., 0] + np.sqrt(1 - correlation**2) * steps[..., 1]
+    share = rng.uniform(size=(count, 1, 2))  # between noise and a random walk
+    series = share * np.cumsum(steps, axis=1) / np.sqrt(n / 2) + (1 - share) * steps
+    series += rng.normal(size=(count, 1, 2)) * np.linspace(-1, 1, n)[:, None]
+    return (series - series.mean(axis=1, keepdims=True)) / series.std(axis=1, ddof=1, keepdims=True)
 
 
 def regression(firm: xr.Dataset) -> pm.Model:
@@ -129,7 +129,10 @@ def main(output: Path) -> None:
     firms = panel()
     model = regression(firms.isel(dataset=0))
 
-    posterior, training = timed(pma.fit_posterior, model, context={"x": wandering}, random_seed=1)
+    # drawn from a large pool: a callable runs once for each simulation, so it should be quick
+    pool = wandering(50_000, np.random.default_rng(1))
+    context = {"x": lambda rng: pool[rng.integers(len(pool))]}
+    posterior, training = timed(pma.fit_posterior, model, context=context, random_seed=1)
     posterior.sample(firms, batched=True, draws=10)  # compiles
     amortized, answering = timed(posterior.sample, firms, batched=True, random_seed=1)
     nuts, sampling = timed(run_nuts, model, firms)

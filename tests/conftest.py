@@ -5,7 +5,10 @@ from typing import Any
 
 import pymc as pm
 import pytest
+import xarray as xr
 from closed_forms import CLOSED_FORMS
+from small_models import brief_fit, line, mixed_kinds
+from models import MODELS
 
 import pymc_amortized as pma
 
@@ -44,3 +47,60 @@ def proportion_posterior() -> pma.AmortizedPosterior:
 def covariates_posterior() -> pma.AmortizedPosterior:
     """Return the posterior of a regression whose covariates differ between data sets."""
     return briefly(CLOSED_FORMS["covariates"].build(), num_steps=800, context={"x": pm.Normal.dist(0.0, 1.0)})
+
+
+@pytest.fixture(scope="session")
+def schools_posterior() -> pma.AmortizedPosterior:
+    """Return the posterior of eight schools, not centered."""
+    return briefly(MODELS["eight_schools"].build(), num_steps=800)
+
+
+@pytest.fixture(scope="session")
+def schools_marginal() -> pma.AmortizedPosterior:
+    """Return the posterior of the hyperparameters of eight schools alone."""
+    return briefly(MODELS["eight_schools"].build(), num_steps=800, parameters=["mu", "tau"])
+
+
+@pytest.fixture(scope="session")
+def schools_nuts() -> xr.DataTree:
+    """Return NUTS's draws for eight schools."""
+    return nuts(MODELS["eight_schools"].build(), target_accept=0.95)
+
+
+@pytest.fixture(scope="session")
+def logistic_posterior() -> pma.AmortizedPosterior:
+    """Return the posterior of a logistic regression."""
+    return briefly(MODELS["logistic_regression"].build())
+
+
+@pytest.fixture(scope="session")
+def logistic_nuts() -> xr.DataTree:
+    """Return NUTS's draws for the logistic regression."""
+    return nuts(MODELS["logistic_regression"].build())
+
+
+@pytest.fixture(scope="session")
+def regression_nuts() -> xr.DataTree:
+    """Return a few draws of NUTS for the conjugate regression, for their layout."""
+    return nuts(CLOSED_FORMS["regression"].build(), tune=100, draws=50, chains=2)
+
+
+def nuts(model: pm.Model, **kwargs: Any) -> xr.DataTree:
+    """Run ``pm.sample`` quietly, with a fixed seed."""
+    with model:
+        return pm.sample(random_seed=1, progressbar=False, compute_convergence_checks=False, **kwargs)
+
+
+# Posteriors that are only ever sampled from, of models with many kinds of data and of a small one
+
+
+@pytest.fixture(scope="session")
+def mixed_posterior() -> pma.AmortizedPosterior:
+    """Return a rough posterior of data of all kinds, with a context."""
+    return brief_fit(mixed_kinds(), context={"offset": pm.Normal.dist(0, 1)})
+
+
+@pytest.fixture(scope="session")
+def line_posterior() -> pma.AmortizedPosterior:
+    """Return a rough posterior of a line."""
+    return brief_fit(line())

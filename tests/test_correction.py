@@ -107,8 +107,8 @@ def test_smooth_of_constant_weights_is_reliable_and_loses_nothing():
 
 def test_nearly_constant_weights_are_reliable():
     """A proposal that is all but exact leaves weights near 1, whatever the shape of what little tail there is."""
-    z = np.random.default_rng(0).normal(size=(4, 1000))
-    smoothed = smooth(1e-4 * np.exp(np.abs(z) * 2))
+    ripple = 1e-5 * np.exp(log_pareto(1.5, (4, 1000)))
+    smoothed = smooth(np.minimum(ripple, 0.1))
     assert smoothed.ess > 3990
     assert smoothed.reliable
 
@@ -170,7 +170,9 @@ def rescale(monkeypatch: pytest.MonkeyPatch, factor: float, shift: float = 0.0) 
     monkeypatch.setattr(PosteriorNetwork, "sample", wrong)
 
 
-@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (2.0, 0.0), (0.8, 0.3), (0.35, 0.0), (0.5, 1.5), (4.0, 3.0)])
+# A network that only draws too widely is left out: its mean is known better than the weights' effective sample size says,
+# because the weights are small where a draw is far from the mean.
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (0.8, 0.3), (0.35, 0.0), (0.5, 1.5), (1.5, 2.0), (4.0, 3.0)])
 def test_arviz_sees_no_more_draws_than_the_weights_are_worth(conjugate_posterior, monkeypatch, factor, shift):
     rescale(monkeypatch, factor, shift)
     dt = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
@@ -221,7 +223,7 @@ def test_among_many_data_sets_the_worst_is_named(conjugate_posterior, monkeypatc
     k = dt.sample_stats.pareto_k
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"{int((k > 0.7).sum())} of 5 data sets" in message
-    assert f"worst: {float(k.max()):.2f} at data set {int(k.argmax())}" in message
+    assert f"worst: {float(k.max()):.2f} at data set {np.argmax(k.to_numpy())}" in message
 
 
 def test_raw_draws_do_not_warn_and_still_report_their_weights(conjugate_posterior, monkeypatch, caplog):

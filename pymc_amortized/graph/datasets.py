@@ -222,7 +222,7 @@ def _first(mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _cast(variable: DataVariable, array: np.ndarray) -> np.ndarray:
-    cast = np.ascontiguousarray(array, dtype=variable.dtype)
+    cast = np.asarray(array, dtype=variable.dtype, order="C")
     if cast.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise ValueError(f"{variable.name!r} has values that do not fit into {variable.dtype}")
     if cast.dtype.kind == "f" and not np.isfinite(cast).all():

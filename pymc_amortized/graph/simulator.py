@@ -139,8 +139,9 @@ class Simulator:
         return self._chunk(n, seed, context)
 
     def _chunk(self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray]) -> Simulations:
+        loop = self._loop  # a graph that cannot be compiled is no failed simulation
         try:
-            outputs = self._loop(n, seed, [context[c.name] for c in self.spec.context])
+            outputs = loop(n, seed, [context[c.name] for c in self.spec.context])
         except Exception as error:  # a model's own function may raise anything
             if n == 1:
                 return self._nothing(f"{type(error).__name__}: {str(error).splitlines()[0:1]}")

@@ -6,11 +6,13 @@ from typing import Any
 
 import pymc as pm
 import pytensor.tensor as pt
+from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import Ordered
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.tensor.random.op import RandomVariable
 
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.suitability import core_op
 from pymc_amortized.graph.tensors import like, plain
 
 
@@ -61,12 +63,21 @@ def _is_finite(model: pm.Model, rv: Any) -> Any:
 
 
 def _own_log_density(model: pm.Model, rv: Any) -> Any:
+    """Log density of a draw given its parents, of which it uses the same draws.
+
+    Parents are hidden from PyMC while it derives the density: it would take apart and duplicate random ones.
+    """
+    if isinstance(core_op(rv), SimulatorRV):
+        return plain(rv)  # what PyMC calls its density simulates again
     value = rv.type()
+    parents = {v: v.type() for v in model.basic_RVs if v is not rv}
+    (alone,) = clone_replace([rv], parents)
     try:
-        density = pm.logp(rv, value, warn_rvs=False)
+        density = pm.logp(alone, value, warn_rvs=False)
     except (NotImplementedError, RuntimeError):
         return plain(rv)  # a variable without density is fine where its value is finite
-    return graph_replace([plain(density)], {value: rv}, strict=False)[0]
+    drawn = {value: rv, **{placeholder: v for v, placeholder in parents.items()}}
+    return graph_replace([plain(density)], drawn, strict=False)[0]
 
 
 def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:

@@ -17,13 +17,12 @@ from pytensor.tensor.shape import Shape, Shape_i
 
 
 def op_name(var: Any) -> str:
-    """Name of the operation that draws a variable, seen through ``pymc.dims`` wrappers."""
-    if var.owner is None:
-        return ""
-    return type(getattr(var.owner.op, "core_op", var.owner.op)).__name__
+    """Name of the operation that draws a variable."""
+    return type(core_op(var)).__name__
 
 
-def _core_op(var: Any) -> Any:
+def core_op(var: Any) -> Any:
+    """Return the operation that draws a variable, seen through ``pymc.dims`` wrappers."""
     return None if var.owner is None else getattr(var.owner.op, "core_op", var.owner.op)
 
 
@@ -86,7 +85,7 @@ def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> No
 
 
 def _refuse_variable(var: Any) -> None:
-    op = _core_op(var)
+    op = core_op(var)
     if isinstance(op, FlatRV | HalfFlatRV):
         raise ValueError(
             f"{var.name!r} has an improper {op_name(var).removesuffix('RV')} prior, which cannot be simulated: "
@@ -108,7 +107,7 @@ def _refuse_imputed(model: pm.Model) -> None:
     for rv in model.observed_RVs:
         name = rv.name.removesuffix("_observed")
         imputed = name != rv.name and f"{name}_unobserved" in free
-        if imputed or isinstance(_core_op(rv), PartialObservedRV):
+        if imputed or isinstance(core_op(rv), PartialObservedRV):
             raise ValueError(
                 f"{name!r} has missing values that PyMC imputes, which is not supported: "
                 "drop the missing rows, or model complete data"
@@ -163,7 +162,7 @@ def _walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Vari
 def density_obstacle(model: pm.Model) -> str | None:
     """Why the joint log density of a model cannot be evaluated; None where it can."""
     for rv in model.basic_RVs:
-        if isinstance(_core_op(rv), SimulatorRV):
+        if isinstance(core_op(rv), SimulatorRV):
             return f"{rv.name!r} is a pm.Simulator, which has no density"
         try:
             model.logp(vars=[rv], sum=False)

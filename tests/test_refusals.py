@@ -1,0 +1,379 @@
+"""Models that are refused, each by name and with what to do; and those that are nearly, but not."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+import pymc_amortized as pma
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.simulator import SimulationError
+from pymc_amortized.graph.spec import ModelSpec
+
+Y = np.arange(4.0)
+
+
+def model_of(write: Callable[[], object], **kwargs: object) -> pm.Model:
+    """Make a model of what a function writes down."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Data in y contains missing values", category=Warning)
+        with pm.Model(**kwargs) as model:
+            write()
+    return model
+
+
+def observe(mean: object) -> object:
+    return pm.Normal("y", mean, 1.0, observed=Y)
+
+
+def minibatch(**kwargs: object) -> None:
+    pm.Normal("y", pm.Normal("m"), 1.0, observed=pm.Minibatch(Y, batch_size=2), **kwargs)
+
+
+def minibatch_with_covariates() -> None:
+    x, y = pm.Minibatch(Y, Y, batch_size=2)
+    pm.Normal("y", pm.Normal("m") * x, 1.0, observed=y)
+
+
+def lags() -> None:
+    d = pm.Data("d", np.arange(10.0))
+    pm.Normal("y", pm.Normal("m") * d[:-1], 1.0, observed=d[1:])
+
+
+def centered_by_the_data() -> None:
+    d = pm.Data("d", np.arange(10.0))
+    pm.Normal("y", pm.Normal("m") + d.mean(), 1.0, observed=d)
+
+
+def potential_of_the_data() -> None:
+    d, m = pm.Data("d", np.arange(10.0)), pm.Normal("m")
+    pm.Normal("y", m, 1.0, observed=d)
+    pm.Potential("p", m * d.sum())
+
+
+def residuals() -> None:
+    d, m = pm.Data("d", np.arange(10.0)), pm.Normal("m")
+    pm.Normal("y", m, 1.0, observed=d)
+    pm.Deterministic("residual", d - m)
+
+
+def one_container_for_two() -> None:
+    d, m = pm.Data("d", np.arange(10.0)), pm.Normal("m")
+    pm.Normal("y", m, 1.0, observed=d)
+    pm.Normal("z", m, 2.0, observed=d)
+
+
+MISSING = np.ma.masked_invalid([1.0, np.nan, 2.0, 3.0])
+HALF_MISSING = np.array([[1.0, np.nan], [2.0, 3.0]])
+COUNTS = np.ma.masked_values([1, -1, 2], -1)
+ISLANDS = np.array([[0, 1], [1, 0]])
+
+REFUSED = {
+    "flat": (lambda: observe(pm.Flat("f")), "'f' has an improper Flat prior.*proper prior"),
+    "half flat": (lambda: observe(pm.HalfFlat("f")), "'f' has an improper HalfFlat prior.*proper prior"),
+    "icar": (lambda: observe(pm.ICAR("f", W=ISLANDS)[0]), "'f' is an ICAR.*pm.CAR"),
+    "no observed": (lambda: pm.Normal("m"), r"no observed variable: pass observed=\[...\].*\['m'\]"),
+    "no free": (lambda: observe(0.0), "no free random variable"),
+    "empty": (lambda: None, "no observed variable"),
+    "total_size": (
+        lambda: pm.Normal("y", pm.Normal("m"), 1.0, observed=Y, total_size=100),
+        "'y' has total_size.*remove total_size",
+    ),
+    "minibatch": (minibatch, "pm.Minibatch.*remove_minibatched_nodes"),
+    "minibatch and total_size": (lambda: minibatch(total_size=4), "'y' has total_size"),
+    "minibatched covariates": (minibatch_with_covariates, "pm.Minibatch"),
+    "poisson": (lambda: observe(pm.Poisson("k", 3.0)), "'k' is discrete.*marginalize"),
+    "bernoulli": (lambda: observe(pm.Bernoulli("k", 0.3)), "'k' is discrete.*marginalize"),
+    "categorical": (lambda: observe(pm.Categorical("k", [0.3, 0.7])), "'k' is discrete.*marginalize"),
+    "missing": (lambda: pm.Normal("y", pm.Normal("m"), observed=MISSING), "'y' has missing values.*drop"),
+    "missing as NaN": (
+        lambda: pm.Normal("y", pm.Normal("m"), observed=MISSING.filled(np.nan)),
+        "'y' has missing values.*drop",
+    ),
+    "missing counts": (lambda: pm.Poisson("y", pm.HalfNormal("m"), observed=COUNTS), "'y' has missing values"),
+    "missing in vectors": (
+        lambda: pm.MvNormal("y", pm.Normal("m", shape=2), np.eye(2), observed=HALF_MISSING),
+        "'y' has missing values",
+    ),
+    "lags": (lags, "'d' holds the observations of 'y' and feeds the rest.*pm.AR"),
+    "centered by the data": (centered_by_the_data, "'d' holds the observations of 'y' and feeds the rest"),
+    "potential of the data": (potential_of_the_data, "'d' holds the observations of 'y' and feeds the rest"),
+    "residuals": (residuals, "'d' holds the observations of 'y' and feeds the rest"),
+    "one container for two": (one_container_for_two, "'d' holds the observations of.*'y'.*'z'"),
+    "empty observed": (
+        lambda: pm.Normal("y", pm.Normal("m"), observed=np.zeros(0)),
+        r"'y' has shape \(0,\): an empty variable",
+    ),
+    "empty free": (lambda: [pm.Normal("e", shape=0), observe(pm.Normal("m"))], r"'e' has shape \(0,\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*missing values:pymc.exceptions.ImputationWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsuited_models_are_refused_by_name(name):
+    write, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        ModelSpec.from_model(model_of(write))
+
+
+def test_a_nested_model_is_refused_and_its_parent_taken():
+    with pm.Model() as outer, pm.Model("inner") as inner:
+        observe(pm.Normal("m"))
+    with pytest.raises(ValueError, match="nested.*outermost"):
+        ModelSpec.from_model(inner)
+    assert [v.name for v in ModelSpec.from_model(outer).observed] == ["inner::y"]
+
+
+def shape_by_argument() -> None:
+    d = pm.Data("d", np.arange(10.0))
+    pm.Normal("y", pm.Normal("m"), 1.0, observed=d, shape=d.shape)
+
+
+def shape_by_ones() -> None:
+    d = pm.Data("d", np.arange(10.0))
+    pm.Normal("y", pm.Normal("m") * pt.ones(d.shape[0]), 1.0, observed=d)
+
+
+def shape_of_a_parameter() -> None:
+    d = pm.Data("d", np.arange(10.0))
+    pm.Normal("y", pm.Normal("m", shape=d.shape[0]), 1.0, observed=d)
+
+
+@pytest.mark.parametrize("write", [shape_by_argument, shape_by_ones, shape_of_a_parameter])
+def test_a_container_whose_shape_alone_is_used_is_taken(write):
+    (observed,) = ModelSpec.from_model(model_of(write)).observed
+    assert (observed.name, observed.container, observed.shape) == ("y", "d", (10,))
+
+
+def two_free() -> None:
+    pm.Normal("m")
+    pm.Normal("q")
+
+
+def bounds() -> None:
+    observe(pm.Uniform("u", 0.0, pm.HalfNormal("a")))
+
+
+NAMES = {
+    "a string": (two_free, {"observed": "q"}, TypeError, "observed must be a sequence of names"),
+    "a number": (two_free, {"observed": 5}, TypeError, "observed"),
+    "unknown": (two_free, {"observed": ["zz"]}, KeyError, r"observed: \['zz'\] given.*\['m', 'q'\]"),
+    "none": (two_free, {"observed": []}, KeyError, "observed: no names given"),
+    "all": (two_free, {"observed": ["m", "q"]}, ValueError, "no free random variable"),
+    "a parameters string": (
+        two_free,
+        {"observed": ["q"], "parameters": "m"},
+        TypeError,
+        "parameters must be a sequence",
+    ),
+    "a parameters number": (two_free, {"observed": ["q"], "parameters": 3}, TypeError, "parameters"),
+    "unknown parameters": (
+        two_free,
+        {"observed": ["q"], "parameters": ["z"]},
+        KeyError,
+        r"parameters: \['z'\] given; the free variables are \['m'\]",
+    ),
+    "no parameters": (two_free, {"observed": ["q"], "parameters": []}, KeyError, "parameters: no names"),
+    "borrowed bounds": (bounds, {"parameters": ["u"]}, ValueError, r"range of 'u' depends on \['a'\]"),
+    "forgotten": (
+        lambda: [two_free(), observe(0.0)],
+        {"observed": ["q"]},
+        ValueError,
+        r"also observes \['y'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_variables_are_checked(name):
+    write, arguments, error, message = NAMES[name]
+    with pytest.raises(error, match=message):
+        ModelSpec.from_model(model_of(write), **arguments)
+
+
+# context
+
+
+def with_containers() -> None:
+    x = pm.Data("x", np.zeros(4), dims="obs")
+    h = pm.Data("h", 1.0)
+    pm.Normal("y", pm.Normal("m") * x * h, 1.0, observed=pm.Data("y_data", Y), dims="obs")
+
+
+def fitted_context(context: object) -> None:
+    """Go as far as a fit does with its context, which is not far."""
+    model = model_of(with_containers, coords={"obs": range(4)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pymc_amortized.approximators.fit._Fit.plan", _accepted)
+        pma.fit_posterior(model, context=context, progressbar=False)
+
+
+class ContextAcceptedError(Exception):
+    """The context was found to be fine."""
+
+
+def _accepted(*_: object) -> None:
+    raise ContextAcceptedError
+
+
+CONTEXTS = {
+    "unknown": ({"q": "resample"}, KeyError, r"no data container named 'q'; it has \['h', 'x', 'y_data'\]"),
+    "a dim": ({"obs": (2, 3)}, ValueError, "'obs' is a dimension"),
+    "observed container": ({"y_data": "resample"}, ValueError, "'y_data' holds the observations of 'y'"),
+    "observed variable": ({"y": "resample"}, KeyError, "no data container named 'y'"),
+    "free variable": ({"m": "resample"}, KeyError, "no data container named 'm'"),
+    "wrong shape": ({"x": pm.Normal.dist(shape=3)}, ValueError, r"context\['x'\].*\(3,\).*\(4,\)"),
+    "vector for scalar": ({"h": pm.Normal.dist(shape=2)}, ValueError, r"context\['h'\].*\(2,\)"),
+    "wrong vector": (
+        {"x": pm.MvNormal.dist(np.zeros(3), np.eye(3))},
+        ValueError,
+        r"context\['x'\].*\(3,\).*\(4,\)",
+    ),
+    "scalar resampled": ({"h": "resample"}, ValueError, r"context\['h'\]: a scalar has no rows"),
+    "another word": ({"x": "bootstrap"}, ValueError, r"context\['x'\]: 'bootstrap' is not understood"),
+    "a number": ({"x": 3.0}, TypeError, r"context\['x'\] must be a PyMC distribution"),
+    "nothing": ({"x": None}, TypeError, r"context\['x'\] must be a PyMC distribution"),
+    "an array": ({"x": np.zeros(4)}, TypeError, r"context\['x'\] must be a PyMC distribution"),
+    "callable of wrong shape": ({"x": lambda rng: np.zeros(3)}, ValueError, r"context\['x'\].*\(3,\).*\(4,\)"),
+    "callable of NaN": ({"x": lambda rng: np.full(4, np.nan)}, ValueError, r"context\['x'\].*NaN"),
+    "callable of strings": ({"x": lambda rng: list("abcd")}, (TypeError, ValueError), r"context\['x'\]"),
+    "callable without argument": ({"x": lambda: np.zeros(4)}, TypeError, r"context\['x'\]"),
+    "a distribution's class": ({"x": pm.Normal}, TypeError, r"context\['x'\]"),
+    "names alone": (("x",), TypeError, "context"),
+    "one name": ("x", TypeError, "context"),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_wrong_context_is_refused_by_name(name):
+    context, error, message = CONTEXTS[name]
+    with pytest.raises(error, match=message):
+        fitted_context(context)
+
+
+RIGHT = [
+    {"x": "resample"},
+    {"x": pm.Normal.dist()},
+    {"x": pm.MvNormal.dist(np.zeros(4), np.eye(4))},
+    {"x": lambda rng: rng.normal(size=4), "h": pm.HalfNormal.dist()},
+]
+
+
+@pytest.mark.parametrize("context", RIGHT)
+def test_right_context_is_taken(context):
+    with pytest.raises(ContextAcceptedError):
+        fitted_context(context)
+
+
+def test_context_is_drawn_by_the_seed():
+    spec = ModelSpec.from_model(model_of(with_containers, coords={"obs": range(4)}), context=["x"])
+    sampler = ContextSampler(spec, {"x": lambda rng: rng.normal(size=4)})
+    a, b, c = (sampler(3, np.random.SeedSequence(seed))["x"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+# simulations that fail
+
+
+def negative_scale() -> None:
+    sd = pm.Normal("sd", -5.0, 1.0)
+    pm.Normal("y", 0.0, sd, observed=Y)
+
+
+def test_too_few_usable_simulations_name_the_variable():
+    with pytest.raises(SimulationError, match=r"only \d+ of \d+ simulations.*y: log density.*Narrow the priors"):
+        pma.simulate(model_of(negative_scale), 300, random_seed=1)
+
+
+def raising(probability: float) -> Callable[[], None]:
+    """Write a model whose simulator divides by zero so often."""
+
+    def random(mean: float, rng: np.random.Generator, size: object) -> np.ndarray:
+        if rng.random() < probability:
+            1 / 0  # noqa: B018
+        return rng.normal(mean, 1.0, size=size)
+
+    def logp(value: object, mean: object) -> object:
+        return pm.logp(pm.Normal.dist(mean, 1.0), value)
+
+    return lambda: pm.CustomDist("y", pm.Normal("m"), random=random, logp=logp, observed=Y)
+
+
+# numba says that it cannot compile a Python function
+@pytest.mark.filterwarnings("ignore:.*numba.*:UserWarning", "ignore:.*object mode.*")
+class TestRaisingSimulators:
+    def test_one_that_raises_now_and_then_survives_and_is_counted(self):
+        prior = pma.simulate(model_of(raising(0.05)), 200, random_seed=1)["prior"]
+        assert prior["m"].shape == (1, 200)
+        assert np.isfinite(prior["m"]).all()
+        (dropped,) = [count for reason, count in prior.attrs.items() if "ZeroDivisionError" in reason]
+        assert dropped == prior.attrs["simulations_attempted"] - 200 > 0
+
+    def test_one_that_always_raises_is_an_error_that_says_so(self):
+        with pytest.raises(SimulationError, match=r"only 0 of \d+ simulations.*ZeroDivisionError"):
+            pma.simulate(model_of(raising(2.0)), 50, random_seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:RNG Variable .* has multiple distinct clients:UserWarning")
+def test_a_generator_without_update_is_refused():
+    def dist(mean: object, size: object) -> object:
+        rng = pytensor.shared(np.random.default_rng(1))
+        noise = pt.random.normal(0.0, 1.0, size=size, rng=rng)
+        return mean + noise + pt.random.normal(0.0, 1.0, size=size, rng=rng)
+
+    with pytest.raises(ValueError, match="random generator.*never advanced.*update"):
+        pma.simulate(model_of(lambda: pm.CustomDist("y", pm.Normal("m"), dist=dist, observed=Y)), 50, random_seed=1)
+
+
+# arguments of the functions that simulate and train
+
+ARGUMENTS = [
+    ({"num_simulations": 5}, ValueError, "num_simulations"),
+    ({"num_simulations": 1.5}, TypeError, "num_simulations"),
+    ({"cores": 0}, ValueError, "cores"),
+    ({"cores": "2"}, TypeError, "cores"),
+    ({"training": {"num_steps": 5}}, TypeError, "training must be a pymc_amortized.Training"),
+    ({"max_time": -1.0}, ValueError, "max_time"),
+    ({"max_time": "a"}, TypeError, "max_time"),
+    ({"device": "abacus"}, ValueError, "device"),
+    ({"random_seed": -1}, ValueError, "random_seed"),
+    ({"simulations": {"prior": 1}}, TypeError, "simulations must be a DataTree"),
+    ({"summary": "conv"}, ValueError, "summary is 'conv'"),
+    ({"summary": 3}, TypeError, "summary"),
+    ({"density": "maf"}, ValueError, "density is 'maf'"),
+    ({"density": 3}, TypeError, "density"),
+    ({"model": 3}, TypeError, "model"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS)
+def test_arguments_of_fit_posterior_are_checked_before_anything_is_simulated(arguments, error, message, monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.fit._Fit.plan", _accepted)
+    model = model_of(lambda: observe(pm.Normal("m")))
+    with pytest.raises(error, match=message):
+        pma.fit_posterior(**{"model": model, "progressbar": False, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"draws": 0}, ValueError, "draws"),
+        ({"draws": 1.5}, TypeError, "draws"),
+        ({"cores": 0}, ValueError, "cores"),
+        ({"random_seed": -1}, ValueError, "random_seed"),
+    ],
+)
+def test_arguments_of_simulate_are_checked(arguments, error, message):
+    with pytest.raises(error, match=message):
+        pma.simulate(model_of(lambda: observe(pm.Normal("m"))), **arguments)
+
+
+@pytest.mark.parametrize("function", [pma.simulate, pma.fit_posterior, pma.sample_amortized])
+def test_no_model_is_an_error(function):
+    with pytest.raises(TypeError, match=r"[Nn]o model on context stack"):
+        function()
