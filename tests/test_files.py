@@ -170,10 +170,10 @@ OTHERS = {
     "data container": (lambda: line(x=np.linspace(-1, 1.1, 4)), "data container 'x' differs"),
     "transform": (lambda: line(spread=interval(0.0)), "free variable 'sigma' differs.*transform: log.*interval"),
     "name": (lambda: line(slope="b"), "'slope'"),
-    "shape": (lambda: line(rows=3), r"'x'|'y'.*\[4\].*\[3\]"),
+    "shape": (lambda: line(rows=3), r"\[4\].*\[3\]"),
     "another variable": (steeper, "free variable 'extra' is not in the file"),
     "a potential": (with_potential, "potential 'pull' is not in the file"),
-    "kinds of data": (mixed_kinds, "the model is not the one in the file"),
+    "kinds of data": (mixed_kinds, "'slope'"),
 }
 
 
@@ -350,7 +350,7 @@ LIES = {
     "network is null": (setting("network", value=None), "damaged"),
     "encoder is null": (setting("network", "encoder", value=None), "damaged"),
     "dim is text": (setting("network", "dim", value="many"), "damaged|dim"),
-    "negative dim": (setting("network", "dim", value=-3), ""),
+    "negative dim": (setting("network", "dim", value=-3), "dim"),
     "another dim": (setting("network", "dim", value=3), "weight"),
     "history": (setting("history", value=[]), "damaged"),
     "history of text": (setting("history", "loss", value=["x"]), "damaged|history|History"),
@@ -361,9 +361,9 @@ LIES = {
     "wide": (setting("network", "density", "options", "hidden", value=900_000), "weight"),
     "very wide": (setting("network", "density", "options", "hidden", value=10**12), "option of 1000000000000"),
     "deep": (setting("network", "density", "options", "layers", value=10**5), "100000 layers"),
-    "wide and float": (setting("network", "density", "options", "hidden", value=1e9), ""),
+    "wide and float": (setting("network", "density", "options", "hidden", value=1e9), "hidden|damaged|option"),
     "features": (setting("network", "features", value=10**6), "weight"),
-    "categories": (setting("network", "encoder", 0, "categories", value=10**6), ""),
+    "categories": (setting("network", "encoder", 0, "categories", value=10**6), "categories|weight|damaged|option"),
 }
 
 

@@ -112,11 +112,6 @@ def add_potential(model):
         pm.Potential("pull", -(model["slope"] ** 2))
 
 
-def change_coords(model):
-    with model:
-        pm.set_data({"x": np.linspace(-1, 1, 4)}, coords={"obs": list("abcd")})
-
-
 CHANGES = [
     (change_covariates, "data 'x'"),
     (add_variable, "variable 'another'"),
@@ -128,8 +123,7 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "said"), CHANGES)
 def test_other_changes_train_again_and_are_named(fits, caplog, change, said):
     model = line()
-    sampling._fingerprint(model, {}, FIT)
-    sample(model, correction="auto")
+    sample(model)
     sample(model)
     assert len(fits) == 1
     before = sampling._kept[model].fingerprint
@@ -225,11 +219,10 @@ def test_the_cache_does_not_keep_models_alive(fits):
     model = line()
     sample(model)
     assert model in sampling._kept
-    before, alive = len(sampling._kept), weakref.ref(model)
+    alive = weakref.ref(model)
     del model
     gc.collect()
     assert alive() is None
-    assert len(sampling._kept) == before - 1
 
 
 def test_frozen_models_are_models():

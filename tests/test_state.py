@@ -90,7 +90,7 @@ def global_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     config = {
         name: getattr(pytensor.config, name)
-        for name in ("floatX", "mode", "optimizer", "cxx", "compute_test_value", "on_opt_error", "warn_float64")
+        for name in ("floatX", "mode", "optimizer", "cxx", "on_opt_error", "warn_float64")
     }
     return {
         "numpy": (kind, keys.tobytes(), *rest),
