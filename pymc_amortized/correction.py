@@ -78,7 +78,8 @@ def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if np.ptp(log_weights) < 1e-10:  # the proposal is the target; there is no tail to fit
         return log_weights, -np.inf
     # arviz-stats takes the negated log weights, as in leave-one-out cross-validation
-    smoothed, k = array_stats.psislw(log_weights.max() - log_weights)
+    with np.errstate(over="ignore"):  # of weights so heavy that k is far beyond any threshold
+        smoothed, k = array_stats.psislw(log_weights.max() - log_weights)
     return smoothed, float(k)
 
 

@@ -72,7 +72,7 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     if context:
         groups["prior_context"] = _dataset(spec, context, sample, one)
     if spec.fixed:
-        groups["constant_data"] = _dataset(spec, {v.name: spec.held[v.name] for v in spec.fixed}, [], one)
+        groups["constant_data"] = _dataset(spec, {v.name: spec.held[v.name].copy() for v in spec.fixed}, [], one)
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
@@ -80,7 +80,7 @@ def _constant_data(spec: ModelSpec, context: Arrays, datasets: DataSets) -> xr.D
     lead = [DATASET_DIM] if datasets.batched else []
     parts = []
     if spec.fixed:
-        fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+        fixed = {v.name: spec.held[v.name].copy() for v in spec.fixed}
         parts.append(_dataset(spec, fixed, [], DataSets({}, np.arange(1), False)))
     if context:
         parts.append(_dataset(spec, context, lead, datasets))

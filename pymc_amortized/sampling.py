@@ -13,12 +13,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pymc as pm
 import xarray as xr
+from pymc.model.core import BaseModel
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Constant
+from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
+from pytensor.printing import debugprint
 from pytensor.tensor.random.type import RandomGeneratorType
 
-from pymc_amortized.approximators.arguments import Correction
+from pymc_amortized.approximators.arguments import Correction, chosen_names, known, mapping, wanted_groups, whole
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
@@ -91,10 +93,17 @@ def sample_amortized(
     ValueError, KeyError, TypeError
         When the model, its data or an argument do not fit; the message names it.
     """
+    if model is not None and not isinstance(model, BaseModel):
+        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
     model = pm.modelcontext(model)
+    draws, chains = whole("draws", draws), whole("chains", chains)
+    known(correction)
+    wanted_groups(idata_kwargs, batched=False)
+    chosen_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
+    context = mapping("context", context)
     fit_kwargs = _checked_fit_kwargs(fit_kwargs)
     fit_seed, sample_seed = seed_sequence(random_seed).spawn(2)
-    fingerprint = _fingerprint(model, context or {}, fit_kwargs)
+    fingerprint = _fingerprint(model, context, fit_kwargs)
     kept = _kept.get(model)
     changed = _changes(kept.fingerprint, fingerprint) if kept else []
     if kept is None or changed:
@@ -121,7 +130,7 @@ def sample_amortized(
 
 
 def _checked_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    kwargs = dict(fit_kwargs or {})
+    kwargs = mapping("fit_kwargs", fit_kwargs)
     allowed = set(inspect.signature(fit_posterior).parameters) - FIT_ONLY - {"observed"}
     unknown = sorted(set(kwargs) - allowed)
     if unknown:
@@ -143,34 +152,43 @@ def _value(var: Any) -> np.ndarray:
 
 def _fingerprint(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]) -> dict[str, str]:
     """What training depended on, by name: variables, fixed data, coordinates, arguments."""
-    print_: dict[str, str] = {}
-    observed = {model.rvs_to_values[rv] for rv in model.observed_RVs}
+    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
+    observed = set(ancestors(values))
+    prints: dict[str, str] = {}
     for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
         # models only grow: the same object is the same variable, as long as its model lives
-        print_[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
-    for rv in model.observed_RVs:
-        print_[f"shape of {rv.name!r}"] = str(_value(model.rvs_to_values[rv]).shape)
+        prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
+    for rv, value in zip(model.observed_RVs, values, strict=True):
+        prints[f"shape of {rv.name!r}"] = str(_value(value).shape)
     for var in model.data_vars:
         varies = var in observed or var.name in context
-        value = _value(var)
-        print_[f"data {var.name!r}"] = str(value.shape) if varies else _digest(value)
-    loose = [
+        prints[f"data {var.name!r}"] = str(_value(var).shape) if varies else _digest(_value(var))
+    for i, array in enumerate(_loose_arrays(model, observed)):
+        prints[f"array {array.name or i!r}"] = _digest(_value(array))
+    prints |= {f"coords {name!r}": repr(labels) for name, labels in model.coords.items()}
+    prints |= {f"context {name!r}": _source_print(source) for name, source in context.items()}
+    prints |= {f"argument {name!r}": repr(argument) for name, argument in fit_kwargs.items()}
+    return prints
+
+
+def _loose_arrays(model: pm.Model, observed: set[Any]) -> list[Any]:
+    """Arrays used without ``pm.Data``: shared variables, and constants that may be written into in place."""
+    known_ones = {*model.data_vars, *model.dim_lengths.values(), *observed}
+    return [
         v
         for v in ancestors([*model.basic_RVs, *model.deterministics, *model.potentials])
-        if isinstance(v, SharedVariable)
-        and v not in model.data_vars
-        and v not in model.dim_lengths.values()
+        if isinstance(v, SharedVariable | Constant)
+        and v not in known_ones
         and not isinstance(v.type, RandomGeneratorType)
+        and (isinstance(v, SharedVariable) or (isinstance(v.data, np.ndarray) and v.data.size > 1))
     ]
-    for i, v in enumerate(loose):
-        print_[f"shared variable {v.name or i!r}"] = _digest(_value(v))
-    for name, labels in model.coords.items():
-        print_[f"coords {name!r}"] = repr(labels)
-    for name, source in context.items():
-        print_[f"context {name!r}"] = source if isinstance(source, str) else str(id(source))
-    for name, argument in fit_kwargs.items():
-        print_[f"argument {name!r}"] = repr(argument)
-    return print_
+
+
+def _source_print(source: Any) -> str:
+    """Tell sources of context apart: distributions by their graph, callables by identity."""
+    if isinstance(source, Variable):
+        return str(debugprint(source, file="str", id_type="", print_type=True))
+    return source if isinstance(source, str) else str(id(source))
 
 
 def _digest(value: np.ndarray) -> str:

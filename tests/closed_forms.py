@@ -10,6 +10,7 @@ import arviz as az
 import numpy as np
 import pymc as pm
 import xarray as xr
+from scipy import stats
 
 Data = Mapping[str, np.ndarray]
 Moments = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -108,8 +109,8 @@ def regression_log_likelihood(draws: xr.Dataset, y: np.ndarray) -> np.ndarray:
 
 
 def regression_data() -> dict[str, np.ndarray]:
-    variance = np.array([1.0, 0.3, 8.0, 1.0])
-    beta = np.array([[0.0, 0.0], [1.5, -1.0], [-3.0, 6.0], [4.0, 4.0]])
+    variance = np.array([0.7, 0.3, 3.5, 1.0])
+    beta = np.array([[0.0, 0.0], [1.0, -1.0], [-2.0, 5.0], [3.0, 3.0]])
     noise = np.random.default_rng(5).normal(size=(4, 20))
     return {"y": beta @ DESIGN.T + np.sqrt(variance)[:, None] * noise}
 
@@ -135,7 +136,7 @@ def proportion_moments(data: Data) -> Moments:
 
 
 def proportion_data() -> dict[str, np.ndarray]:
-    p = np.array([0.0, 0.05, 0.4, 0.7, 0.98])
+    p = np.array([0.05, 0.2, 0.4, 0.7, 0.9])
     return {"y": np.random.default_rng(6).binomial(TRIALS, p[:, None], size=(len(p), GROUPS))}
 
 
@@ -209,12 +210,6 @@ def ess_of(values: xr.DataArray) -> np.ndarray:
     return np.stack(sizes)
 
 
-def moments_of(draws: xr.Dataset, names: list[str]) -> Moments:
-    """Means and sds of reference draws, with a leading axis of one data set."""
-    over = ("chain", "draw")
-    return {n: (draws[n].mean(over).to_numpy()[None], draws[n].std(over).to_numpy()[None]) for n in names}
-
-
 def rank_test(ranks: np.ndarray, draws: int, bins: int = 10) -> float:
     """P-value of a chi-square test that ranks among `draws` draws are uniform on 0 .. draws.
 
@@ -222,7 +217,5 @@ def rank_test(ranks: np.ndarray, draws: int, bins: int = 10) -> float:
     ----------
     ranks : ndarray (data sets,)
     """
-    from scipy import stats
-
     counts = np.bincount(ranks * bins // (draws + 1), minlength=bins)
     return float(stats.chisquare(counts).pvalue)

@@ -154,8 +154,6 @@ def test_extreme_values_are_said_to_lie_outside_and_give_finite_draws(mixed_post
     assert np.isfinite(dt.posterior["mu"]).all()
 
 
-
-
 NAMES = [
     ({"z": 1}, KeyError, "no data named 'z'"),
     ({1: 1}, KeyError, "no data named 1"),

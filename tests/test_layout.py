@@ -45,9 +45,7 @@ def imported(tree: ast.AST, parents: list[str]) -> Iterator[tuple[int, str]]:
             above = parents[: len(parents) - node.level + 1] if node.level else []
             start = ".".join([*above, *([node.module] if node.module else [])])
             yield from ((node.lineno, f"{start}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-            ("import_module", "__import__")
-        ):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             for argument in node.args[:1]:
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                     yield node.lineno, argument.value
@@ -78,9 +76,7 @@ def test_imports_point_downstream(name):
     files = sorted((PACKAGE / name).rglob("*.py"))
     assert files, f"pymc_amortized/{name} holds no Python files"
     found = [
-        line
-        for file in files
-        for line in trespasses(file.read_text(), file.relative_to(ROOT).as_posix(), ROOMS[name])
+        line for file in files for line in trespasses(file.read_text(), file.relative_to(ROOT).as_posix(), ROOMS[name])
     ]
     assert not found, "\n".join(found)
 
@@ -141,9 +137,7 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 @pytest.mark.parametrize("name", ["graph", "networks", "training"])
 def test_a_room_stands_without_the_other_libraries(name):
     absent = sorted(ROOMS[name].libraries)
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(PACKAGE), name, *absent], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", ALONE, str(PACKAGE), name, *absent], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

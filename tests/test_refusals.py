@@ -103,7 +103,7 @@ REFUSED = {
     "centered by the data": (centered_by_the_data, "'d' holds the observations of 'y' and feeds the rest"),
     "potential of the data": (potential_of_the_data, "'d' holds the observations of 'y' and feeds the rest"),
     "residuals": (residuals, "'d' holds the observations of 'y' and feeds the rest"),
-    "one container for two": (one_container_for_two, "'d' holds the observations of.*'y'.*'z'"),
+    "one container for two": (one_container_for_two, "'d' holds the observations of both 'y' and 'z'"),
     "empty observed": (
         lambda: pm.Normal("y", pm.Normal("m"), observed=np.zeros(0)),
         r"'y' has shape \(0,\): an empty variable",

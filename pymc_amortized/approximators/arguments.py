@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.suitability import names_of
 
 Correction = Literal["auto", "psis"] | None
 
@@ -21,10 +22,16 @@ def whole(name: str, value: Any, *, smallest: int = 1) -> int:
     return int(value)
 
 
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Check that an argument is a mapping; None is an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of names, got {value!r}")
+    return dict(value or {})
+
+
 def corrected(spec: ModelSpec, correction: Any) -> bool:
     """Check `correction` against the model, and return whether draws are corrected."""
-    if correction not in ("auto", "psis", None):
-        raise ValueError(f"correction must be 'auto', 'psis' or None, got {correction!r}")
+    known(correction)
     obstacle = spec.density_obstacle
     if correction == "psis" and obstacle:
         raise ValueError(f"correction='psis' needs the model's density: {obstacle}")
@@ -36,12 +43,17 @@ def corrected(spec: ModelSpec, correction: Any) -> bool:
     return correction is not None and obstacle is None
 
 
+def known(correction: Any) -> None:
+    """Check that `correction` is one of those there are."""
+    if correction is not None and correction not in ("auto", "psis"):
+        raise ValueError(f"correction must be 'auto', 'psis' or None, got {correction!r}")
+
+
 def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
     """Check the names of variables to return."""
     if var_names is None:
         return allowed
-    if isinstance(var_names, str):
-        raise TypeError(f"var_names must be a sequence of names, got the string {var_names!r}")
+    var_names = names_of("var_names", var_names)
     unknown = [name for name in var_names if name not in allowed]
     if unknown or not var_names:
         raise KeyError(f"var_names: {unknown or 'no names'} given; available are {allowed}")
@@ -50,7 +62,7 @@ def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[st
 
 def wanted_groups(idata_kwargs: Mapping[str, Any] | None, batched: bool) -> dict[str, bool]:
     """Check ``idata_kwargs``."""
-    kwargs = dict(idata_kwargs or {})
+    kwargs = mapping("idata_kwargs", idata_kwargs)
     unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
     if unknown:
         raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
@@ -69,17 +81,21 @@ def flat_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, t
         The leading shape that `n` stands for.
     """
     expected = {p.value_name: p for p in spec.parameters}
+    point = mapping("point", point)
     if set(point) != set(expected):
         raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
     parts, leads = [], {}
     for name, parameter in expected.items():
-        value = np.asarray(point[name], dtype=float)
+        try:
+            value = np.asarray(point[name], dtype=float)
+        except (TypeError, ValueError):
+            raise TypeError(f"point[{name!r}] must be numbers, got {point[name]!r}") from None
         split = value.ndim - len(parameter.unconstrained_shape)
         if split < 0 or value.shape[split:] != parameter.unconstrained_shape:
             shape = ", ".join(["...", *map(str, parameter.unconstrained_shape)])
             raise ValueError(f"point[{name!r}] has shape {value.shape}; expected ({shape})")
         leads[name] = value.shape[:split]
-        parts.append(value.reshape(-1, parameter.size))
+        parts.append(value.reshape(int(np.prod(leads[name], dtype=int)), parameter.size))
     if len(set(leads.values())) != 1:
         raise ValueError(f"point: the value variables have different leading shapes: {leads}")
     return np.concatenate(parts, axis=1), next(iter(leads.values()))

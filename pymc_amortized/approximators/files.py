@@ -11,8 +11,10 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pymc_amortized
+from pymc_amortized.approximators.inputs import layouts
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
@@ -36,6 +39,7 @@ from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Rows
 from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.encoding import ArrayLayout
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import History, Training, TrainingState
 
@@ -45,6 +49,8 @@ POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
 SAME = 1e-6
 """Relative difference of log densities that another version or machine explains."""
+LARGEST_STATE = 100_000
+"""Elements that a tensor of the training's state may have beside a small network (held-out losses, generators)."""
 LARGEST_OPTION = 1_000_000
 """No built-in network has an option beyond this; a larger number is an attempt on the memory."""
 
@@ -75,8 +81,11 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
             "training": posterior.provenance.training.description(),
         },
     }
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, Path(path), metadata={KEY: json.dumps(description, allow_nan=False)})
+    save_file(plain, path, metadata={KEY: json.dumps(description, allow_nan=False)})
 
 
 def load(
@@ -128,33 +137,70 @@ def _read(
     compile_kwargs: CompileKwargs | None,
 ) -> AmortizedPosterior:
     description = _metadata(file, path)
-    try:
-        arguments = description["arguments"]
-        spec = _spec(model, arguments)
-        _refuse_other_model(description["model"], _described(spec))
-        network = _network(file, description["network"], summary, density)
-        state = TrainingState(_group(file, "state", _size(network)), description["state"])
-        provenance = dict(description["provenance"])
-        provenance["training"] = Training.from_description(provenance["training"])
-        provenance["entropy"] = tuple(provenance["entropy"])
-        structure = description["structure"]
+    model = _model(model)
+    with _damage(path):
+        arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
+        described, expected = dict(description["model"]), description["density"]
+    spec = _spec(model, arguments)
+    _refuse_other_model(described, _described(spec))
+    with _damage(path):
+        structure = _structure(spec, description["structure"])
+        network = _network(file, description["network"], layouts(spec, structure), summary, density)
         posterior = AmortizedPosterior(
             spec=spec,
             network=network,
-            structure=Rows(tuple(structure["names"]), structure["length"], structure["reason"]),
+            structure=structure,
             history=History.from_description(description["history"]),
-            provenance=Provenance(**provenance),
-            state=state,
+            provenance=_provenance(description["provenance"]),
+            state=TrainingState(_state_tensors(file, network), description["state"]),
             context=None,
             compile_kwargs=compile_kwargs,
         )
-        points = {k: v.numpy() for k, v in _group(file, "points", None).items()}
-        expected = description["density"]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path.name!r} is damaged: its description lacks or garbles {error}") from error
+        points = _stored_points(file, spec)
+    if (expected is None) != (spec.density_obstacle is not None):
+        raise ValueError("the model is not the one in the file: only one of them has a log density")
     if expected is not None:
         _refuse_other_density(expected, _densities(spec, points, compile_kwargs))
     return posterior
+
+
+_ARGUMENTS = ("observed", "parameters", "context")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say of a description that cannot be followed that the file is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path.name!r} is damaged: its description lacks or garbles {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path.name!r} is damaged: {error}") from error
+
+
+def _model(model: pm.Model | None) -> pm.Model:
+    try:
+        return pm.modelcontext(model)
+    except TypeError:
+        raise TypeError(
+            "model: a file holds no model; pass the one the posterior was trained for, or load it inside `with model:`"
+        ) from None
+
+
+def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Rows:
+    rows = Rows(tuple(described["names"]), int(described["length"]), str(described["reason"]))
+    shapes = {v.name: v.shape for v in spec.inputs}
+    for name in rows.names:
+        if shapes[name][:1] != (rows.length,):
+            raise KeyError(f"rows of {name!r}")
+    return rows
+
+
+def _provenance(described: Mapping[str, Any]) -> Provenance:
+    values = dict(described)
+    values["training"] = Training.from_description(values["training"])
+    values["entropy"] = tuple(int(e) for e in values["entropy"])
+    return Provenance(**values)
 
 
 def _metadata(file: Any, path: Path) -> dict[str, Any]:
@@ -174,14 +220,8 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
     return description
 
 
-def _spec(model: pm.Model | None, arguments: Mapping[str, Any]) -> ModelSpec:
+def _spec(model: pm.Model, arguments: Mapping[str, Any]) -> ModelSpec:
     """Read the user's model the way the saved one was read."""
-    try:
-        model = pm.modelcontext(model)
-    except TypeError:
-        raise TypeError(
-            "model: a file holds no model; pass the one the posterior was trained for, or load it inside `with model:`"
-        ) from None
     free = {rv.name for rv in model.free_RVs}
     to_observe = [name for name in arguments["observed"] if name in free]
     try:
@@ -290,27 +330,59 @@ def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[flo
             )
 
 
-def _network(file: Any, description: Mapping[str, Any], summary: nn.Module | None, density: Any) -> PosteriorNetwork:
+def _network(
+    file: Any, description: Mapping[str, Any], expected: list[ArrayLayout], summary: nn.Module | None, density: Any
+) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
     _refuse_large_options(description, len(file.keys()))
     with torch.device("meta"):
-        expected = PosteriorNetwork.from_description(
-            description, summary=_on_meta(summary), density=_on_meta(density)
-        ).state_dict()
+        empty = PosteriorNetwork.from_description(description, summary=_on_meta(summary), density=_on_meta(density))
+    _refuse_other_layouts(empty.encoder.layouts, expected)
+    wanted = empty.state_dict()
     stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
-    if set(stored) != set(expected):
-        differing = sorted(set(stored) ^ set(expected))[:5]
+    if set(stored) != set(wanted):
+        differing = sorted(set(stored) ^ set(wanted))[:5]
         raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
-    for name, tensor in expected.items():
-        piece = file.get_slice(stored[name])
-        if list(piece.get_shape()) != list(tensor.shape):
-            raise ValueError(
-                f"weight {name!r} has shape {list(piece.get_shape())} in the file; "
-                f"the network it describes needs {list(tensor.shape)}"
-            )
+    for name, tensor in wanted.items():
+        _refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
     network = PosteriorNetwork.from_description(description, summary=summary, density=density)
-    network.load_state_dict({name: file.get_tensor(key) for name, key in stored.items()})
+    weights = {name: file.get_tensor(key) for name, key in stored.items()}
+    for name, weight in weights.items():
+        if weight.is_floating_point() and torch.isnan(weight).any():
+            raise ValueError(f"weight {name!r} in the file is not a number")
+    network.load_state_dict(weights)
     return network.eval()
+
+
+def _refuse_other_layouts(described: Sequence[ArrayLayout], expected: Sequence[ArrayLayout]) -> None:
+    """The network must read the data of this model, in its order."""
+    for ours, theirs in zip_longest(expected, described):
+        if ours is not None and theirs is not None and ours.kind == "categorical":
+            ours = replace(ours, categories=theirs.categories)  # learned from simulations
+        if ours != theirs:
+            raise ValueError(f"the network in the file reads {theirs}, the model provides {ours}")
+
+
+def _refuse_other_tensor(file: Any, key: str, shape: list[int], dtype: torch.dtype) -> None:
+    piece = file.get_slice(key)
+    given = (list(piece.get_shape()), str(piece.get_dtype()))
+    if given[0] != shape or given[1] not in _DTYPES.get(dtype, ()):
+        raise ValueError(
+            f"weight {key.removeprefix('network.')!r} has shape {given[0]} and dtype {given[1]}; "
+            f"{shape} and {str(dtype).removeprefix('torch.')} are needed"
+        )
+
+
+_DTYPES = {
+    torch.float32: ("F32",),
+    torch.float64: ("F64",),
+    torch.int64: ("I64",),
+    torch.bool: ("BOOL",),
+    torch.uint8: ("U8",),
+    torch.int32: ("I32",),
+    torch.float16: ("F16",),
+    torch.bfloat16: ("BF16",),
+}
 
 
 def _on_meta(module: Any) -> Any:
@@ -331,21 +403,31 @@ def _refuse_large_options(description: Any, tensors: int) -> None:
         raise ValueError(f"the file describes a network with an option of {description}")
 
 
-def _size(network: nn.Module) -> int:
-    return sum(t.numel() for t in network.state_dict().values())
-
-
-def _group(file: Any, group: str, largest: int | None) -> dict[str, Tensor]:
-    """Read the tensors of a group, none of them larger than the network they belong to."""
+def _state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
+    """Read where training stood; no tensor of it is larger than the network it belongs to."""
+    largest = max(sum(t.numel() for t in network.state_dict().values()), LARGEST_STATE)
     tensors = {}
     for key in file.keys():
-        if not key.startswith(f"{group}."):
+        if not key.startswith("state."):
             continue
         size = math.prod(file.get_slice(key).get_shape())
-        if largest is not None and size > max(largest, 100_000):
+        if size > largest:
             raise ValueError(f"tensor {key!r} in the file has {size} elements, more than the whole network")
-        tensors[key.removeprefix(f"{group}.")] = file.get_tensor(key)
+        tensors[key.removeprefix("state.")] = file.get_tensor(key)
+    missing = [name for name in ("now.weights", "now.average", "best.weights") if name not in tensors]
+    if missing:
+        raise KeyError(f"the state of training ({missing})")
     return tensors
+
+
+def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
+    shapes = {"theta": (spec.dim,), **{f"data.{v.name}": v.shape for v in spec.data}}
+    points = {}
+    for name, shape in shapes.items():
+        if list(file.get_slice(f"points.{name}").get_shape()) != [POINTS, *shape]:
+            raise KeyError(f"the points of {name!r}")
+        points[name] = file.get_tensor(f"points.{name}").numpy()
+    return points
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ import pymc as pm
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.arguments import whole
+from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.inputs import layouts, network_data
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
@@ -34,6 +34,7 @@ from pymc_amortized.graph.simulator import Simulations, Simulator, describe_drop
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import TRIALS, Rows, find_rows
 from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training import (
     Batches,
@@ -113,7 +114,8 @@ def fit_posterior(
         take more than a minute, as many as can be made in a minute.
     summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
         Network that condenses the data. "auto" takes a set network where the model's density shows that rows are
-        exchangeable. A module of your own maps encoded arrays (dict of (batch, *shape, channels)) to (batch, features).
+        exchangeable. A module of your own maps encoded arrays (dict of ``(batch, *shape, channels)``) to
+        (batch, features).
     density : "spline", Spline, torch.nn.Module or callable
         Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
         ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.
@@ -150,7 +152,8 @@ def fit_posterior(
         num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     if cores is not None:
         cores = whole("cores", cores)
-    context = dict(context or {})
+    context = mapping("context", context)
+    check_choices(summary, density)
     spec = ModelSpec.from_model(model, observed=observed, parameters=parameters, context=context)
     entropy = _entropy(random_seed)
     fit = _Fit(spec, context, options, entropy, place, progressbar, compile_kwargs)

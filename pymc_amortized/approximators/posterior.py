@@ -131,7 +131,8 @@ class AmortizedPosterior:
             warn_of_poor_weights(results, datasets.labels)
         elif correction == "auto" and self.spec.density_obstacle:
             say_once_that_uncorrected(self.spec.density_obstacle)
-        variables = self._constrained(datasets, results, names)
+        computed = self._constrain.names if any(groups.values()) else names
+        variables = self._constrained(datasets, results, computed)
         attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
         tree = posterior_tree(
             self.spec,
@@ -140,7 +141,7 @@ class AmortizedPosterior:
             sample_stats=sample_stats(results),
             attrs=attrs | self.provenance.attributes(),
         )
-        return self._with_groups(tree, observed, groups)
+        return self._with_groups(tree, observed, groups, names)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
@@ -148,7 +149,7 @@ class AmortizedPosterior:
         Parameters
         ----------
         point : mapping of name to array_like
-            Value variables as in ``model.initial_point()`` (``"tau_log__"``), each (..., *shape) with the same
+            Value variables as in ``model.initial_point()`` (``"tau_log__"``), each ``(..., *shape)`` with the same
             leading shape.
         observed : mapping of name to array_like, optional
             One data set; by default, what the model held.
@@ -161,6 +162,8 @@ class AmortizedPosterior:
         """
         theta, lead = flat_point(self.spec, point)
         datasets = read_datasets(self.spec, observed)
+        if len(theta) == 0:
+            return np.empty(lead)
         with torch.inference_mode():
             values = self.network.log_prob(theta[:, None], self._network_data(datasets, slice(None)))
         return values.numpy()[:, 0].reshape(lead)
@@ -246,7 +249,7 @@ class AmortizedPosterior:
 
         Parameters
         ----------
-        data : mapping of name to ndarray (n, *shape)
+        data : mapping of name to ndarray ``(n, *shape)``
             Observed and context variables.
         seed : numpy.random.SeedSequence
         """
@@ -322,11 +325,16 @@ class AmortizedPosterior:
                 out[name][i] = values[name].reshape(out[name].shape[1:])
         return out
 
-    def _with_groups(self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool]) -> xr.DataTree:
-        if any(groups.values()):
-            model = self.to_model(observed)
-            if groups.get("log_likelihood"):
-                pm.compute_log_likelihood(tree, model=model, progressbar=False)
-            if groups.get("log_prior"):
-                pm.stats.compute_log_prior(tree, model=model, progressbar=False)
+    def _with_groups(
+        self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]
+    ) -> xr.DataTree:
+        """Add log densities by PyMC, which reads every free variable; then leave what was asked for."""
+        if not any(groups.values()):
+            return tree
+        model = self.to_model(observed)
+        if groups.get("log_likelihood"):
+            pm.compute_log_likelihood(tree, model=model, progressbar=False)
+        if groups.get("log_prior"):
+            pm.stats.compute_log_prior(tree, model=model, progressbar=False)
+        tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree

@@ -9,7 +9,7 @@ import numpy as np
 import pymc as pm
 import xarray as xr
 
-from pymc_amortized.approximators.arguments import whole
+from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import read_datasets
@@ -60,7 +60,7 @@ def simulate(
         The attributes of ``prior`` count what was attempted and dropped.
     """
     draws, cores = whole("draws", draws), whole("cores", cores)
-    context = dict(context or {})
+    context = mapping("context", context)
     spec = ModelSpec.from_model(model, observed=observed, context=context)
     sampler = ContextSampler(spec, context)
     simulator = Simulator(spec, context=sampler, compile_kwargs=compile_kwargs)

@@ -60,8 +60,8 @@ class ContextSampler:
                 raise ValueError(f"context[{name!r}]: a scalar has no rows to resample; give a distribution")
         elif isinstance(source, Variable):
             self._loops[name] = DrawLoop([plain(_sized(name, source, variable.shape))])
-        elif callable(source):
-            self._call(variable, source, 1, np.random.SeedSequence(0))
+        elif callable(source) and not isinstance(source, type):
+            self._try(variable, source)
         else:
             raise TypeError(
                 f"context[{name!r}] must be a PyMC distribution (pm.Normal.dist(0, 1)), 'resample' or a callable "
@@ -89,13 +89,19 @@ class ContextSampler:
         values = np.empty((n, *variable.shape), dtype=variable.dtype)
         for i in range(n):
             value = np.asarray(source(rng))
-            if value.shape != variable.shape:
+            if value.shape != variable.shape or not np.isfinite(value).all():
                 raise ValueError(
-                    f"context[{variable.name!r}]: the callable returned shape {value.shape}, "
-                    f"the container has {variable.shape}"
+                    f"context[{variable.name!r}]: the callable returned {_described(value)}, "
+                    f"the container holds numbers of shape {variable.shape}"
                 )
             values[i] = value
         return values
+
+    def _try(self, variable: DataVariable, source: Callable[[np.random.Generator], Any]) -> None:
+        try:
+            self._call(variable, source, 1, np.random.SeedSequence(0))
+        except TypeError as error:
+            raise TypeError(f"context[{variable.name!r}]: the callable rng -> array fails: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave compiled functions behind."""
@@ -117,3 +123,7 @@ def _sized(name: str, dist: Any, shape: tuple[int, ...]) -> Any:
             "a scalar distribution is drawn independently for every element"
         )
     return dist
+
+
+def _described(value: np.ndarray) -> str:
+    return f"shape {value.shape}" if np.isfinite(value).all() else "NaN or infinite values"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
@@ -63,12 +64,14 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     ValueError, TypeError
         A value has the wrong type, shape, dims, coordinates or support.
     """
+    if not isinstance(batched, bool | np.bool_):
+        raise TypeError(f"batched must be True or False, got {batched!r}")
     if data is None:
         if batched:
             raise ValueError("observed is needed with batched=True: the model holds a single data set")
         if not spec.holds_data:
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
-        values = {v.name: spec.held[v.name][None] for v in spec.data}
+        values = {v.name: spec.held[v.name][None].copy() for v in spec.data}
         return DataSets(values, np.arange(1), False)
     given = _by_variable(spec, _as_mapping(data))
     labels = _labels(given) if batched else None
@@ -84,9 +87,11 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
 
 def _as_mapping(data: Any) -> dict[str, Any]:
     if isinstance(data, xr.DataTree):
-        raise TypeError("observed is a DataTree; pass one of its groups, for example dt.observed_data")
-    if isinstance(data, xr.DataTree | xr.Dataset):
-        return {str(name): data[str(name)] for name in data.data_vars}
+        if data.children:
+            raise TypeError(f"observed is a DataTree with groups {sorted(data.children)}; pass one of them")
+        data = data.to_dataset()
+    if isinstance(data, xr.Dataset):
+        return {str(name): data[name] for name in data.data_vars}
     if not isinstance(data, Mapping):
         raise TypeError(
             f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"
@@ -117,15 +122,26 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
-    for value in given.values():
-        if isinstance(value, xr.DataArray) and DATASET_DIM in value.coords:
-            return value.coords[DATASET_DIM].to_numpy()
-    return None
+    """Labels of the data sets; variables that carry labels must carry the same, in the same order."""
+    labels: np.ndarray | None = None
+    for name, value in given.items():
+        if not isinstance(value, xr.DataArray) or DATASET_DIM not in value.coords:
+            continue
+        theirs = value.coords[DATASET_DIM].to_numpy()
+        if labels is not None and not np.array_equal(labels, theirs):
+            raise ValueError(
+                f"{name!r} has other {DATASET_DIM!r} labels, or another order of them, than a variable before it; "
+                "align them first (xarray.align), or pass one xarray.Dataset"
+            )
+        labels = theirs
+    return labels
 
 
 def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -> np.ndarray:
     if isinstance(value, xr.DataArray):
         value = _arranged(spec, variable, value, batched)
+    elif isinstance(value, pd.DataFrame | pd.Series) and not batched:
+        value = _from_pandas(spec, variable, value)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
             raise ValueError(f"{variable.name!r} has masked values; missing data are not supported yet")
@@ -149,16 +165,32 @@ def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batc
         )
     for dim in variable.dims:
         labels = spec.model.coords.get(dim)
-        if labels is None or dim not in value.coords:
-            continue
-        theirs = value.coords[dim].to_numpy()
-        if sorted(map(str, theirs)) != sorted(map(str, labels)):
-            raise ValueError(
-                f"{variable.name!r}: the labels of dim {dim!r} are not the model's; "
-                f"got {theirs[:5]}..., the model has {np.asarray(labels)[:5]}..."
-            )
-        value = value.sel({dim: list(labels)})
+        if labels is not None and dim in value.coords:
+            order = _positions(variable, dim, value.coords[dim].to_numpy(), labels)
+            value = value.isel({dim: order})
     return value.transpose(*wanted).to_numpy()
+
+
+def _positions(variable: DataVariable, dim: str, theirs: Any, labels: Any) -> np.ndarray:
+    """Where the model's labels stand among those given."""
+    order = pd.Index(theirs).get_indexer(pd.Index(labels)) if pd.Index(theirs).is_unique else np.array([-1])
+    if len(theirs) != len(labels) or np.any(order < 0):
+        raise ValueError(
+            f"{variable.name!r}: the labels of dim {dim!r} are not the model's; "
+            f"got {list(theirs[:5])}..., the model has {list(labels[:5])}..."
+        )
+    return order
+
+
+def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | pd.Series) -> np.ndarray:
+    """Take pandas data by position, as PyMC does, but text labels of a named dim by name."""
+    array = value.to_numpy()
+    axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
+    for axis, (dim, theirs) in enumerate(zip(variable.dims[-len(axes) :], axes[-len(variable.dims) :], strict=False)):
+        labels = spec.model.coords.get(dim)
+        if labels is not None and theirs.inferred_type == "string" and pd.Index(labels).inferred_type == "string":
+            array = np.take(array, _positions(variable, dim, theirs, labels), axis=axis)
+    return array
 
 
 def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
@@ -222,12 +254,14 @@ def _first(mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _cast(variable: DataVariable, array: np.ndarray) -> np.ndarray:
-    cast = np.asarray(array, dtype=variable.dtype, order="C")
+    """A copy in the model's dtype: results must not share memory with what the user may change."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = np.array(array, dtype=variable.dtype, order="C")
     if cast.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise ValueError(f"{variable.name!r} has values that do not fit into {variable.dtype}")
     if cast.dtype.kind == "f" and not np.isfinite(cast).all():
         raise ValueError(f"{variable.name!r} has values that overflow {variable.dtype}")
-    return cast.reshape(array.shape)
+    return cast
 
 
 def _same_length(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -143,18 +143,17 @@ class Simulator:
         try:
             outputs = loop(n, seed, [context[c.name] for c in self.spec.context])
         except Exception as error:  # a model's own function may raise anything
+            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0])
             if n == 1:
-                return self._nothing(f"{type(error).__name__}: {str(error).splitlines()[0:1]}")
-            # compiled code does not say which draw raised: halve until it stands alone
+                return raised
+            # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
             half = n // 2
-            return concatenate(
-                [
-                    self._chunk(size, child, {k: v[part] for k, v in context.items()})
-                    for size, part, child in zip(
-                        (half, n - half), (slice(half), slice(half, n)), seed.spawn(2), strict=True
-                    )
-                ]
-            )
+            parts = zip((slice(half), slice(half, n)), seed.spawn(2), strict=True)
+            halves = [
+                self._chunk(part.stop - (part.start or 0), child, {k: v[part] for k, v in context.items()})
+                for part, child in parts
+            ]
+            return concatenate([raised, *halves])
         return self._usable(outputs, context)
 
     def _usable(self, outputs: list[np.ndarray], context: dict[str, np.ndarray]) -> Simulations:

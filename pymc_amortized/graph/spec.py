@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pymc as pm
+from pymc.model.core import BaseModel
 from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
 from pymc.model.transform.optimization import freeze_dims_and_data
 from pytensor.compile.sharedvalue import SharedVariable
@@ -27,6 +28,7 @@ from pytensor.tensor.random.type import RandomGeneratorType
 
 from pymc_amortized.graph.suitability import (
     density_obstacle,
+    names_of,
     op_name,
     refuse_unsuited,
     refuse_unsuited_parameters,
@@ -127,6 +129,8 @@ class ModelSpec:
         ValueError, KeyError
             When the model cannot be simulated or a name is not one the model has.
         """
+        if model is not None and not isinstance(model, BaseModel):
+            raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
         model = pm.modelcontext(model)
         context = tuple(context)
         _check_context(model, context)
@@ -223,8 +227,7 @@ def _choose_parameters(model: pm.Model, parameters: Sequence[str] | None) -> set
     free = [rv.name for rv in model.free_RVs]
     if parameters is None:
         return set(free)
-    if isinstance(parameters, str):
-        raise TypeError(f"parameters must be a sequence of names, got the string {parameters!r}")
+    parameters = names_of("parameters", parameters)
     unknown = [name for name in parameters if name not in free]
     if unknown or not parameters:
         raise KeyError(f"parameters: {unknown or 'no names'} given; the free variables are {free}")

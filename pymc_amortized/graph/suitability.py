@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pymc as pm
@@ -24,6 +24,13 @@ def op_name(var: Any) -> str:
 def core_op(var: Any) -> Any:
     """Return the operation that draws a variable, seen through ``pymc.dims`` wrappers."""
     return None if var.owner is None else getattr(var.owner.op, "core_op", var.owner.op)
+
+
+def names_of(argument: str, value: Any) -> list[str]:
+    """Check that an argument is a sequence of names."""
+    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(v, str) for v in value):
+        raise TypeError(f"{argument} must be a sequence of names, got {value!r}")
+    return list(value)
 
 
 def refuse_unsuited(model: pm.Model, observed: Sequence[str] | None, context: Sequence[str]) -> dict[str, str]:
@@ -73,8 +80,7 @@ def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> No
                 f"that will be observed, from {[rv.name for rv in model.free_RVs]}"
             )
         return
-    if isinstance(observed, str):
-        raise TypeError(f"observed must be a sequence of names, got the string {observed!r}")
+    observed = names_of("observed", observed)
     allowed = [rv.name for rv in model.basic_RVs] + [d.name for d in model.deterministics]
     unknown = [name for name in observed if name not in allowed]
     if unknown or not observed:
@@ -127,9 +133,9 @@ def _refuse_minibatch(model: pm.Model) -> None:
 def _observed_containers(model: pm.Model) -> dict[str, str]:
     """Containers of the observed values; one that feeds the rest of the graph too is refused."""
     holders = {v: v.name for v in model.data_vars}
-    roots = [*model.basic_RVs, *model.potentials]
+    roots = [*model.basic_RVs, *model.potentials, *model.deterministics]
     used = set(_walk(roots, through_shapes=False))
-    containers = {}
+    containers: dict[str, str] = {}
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
         for var in _walk([value], through_shapes=False):
@@ -140,6 +146,12 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
                     "another for the covariates, or write the dependence into the model (pm.AR, a scan)"
                 )
         if value in holders:
+            other = next((name for name, held in containers.items() if held == holders[value]), None)
+            if other is not None:
+                raise ValueError(
+                    f"data container {holders[value]!r} holds the observations of both {other!r} and {rv.name!r}: "
+                    "give each a container of its own"
+                )
             containers[rv.name] = holders[value]
     return containers
 
@@ -165,7 +177,7 @@ def density_obstacle(model: pm.Model) -> str | None:
         if isinstance(core_op(rv), SimulatorRV):
             return f"{rv.name!r} is a pm.Simulator, which has no density"
         try:
-            model.logp(vars=[rv], sum=False)
+            pm.logp(rv, rv.type(), warn_rvs=False)
         except (NotImplementedError, RuntimeError) as error:
             return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
     return None

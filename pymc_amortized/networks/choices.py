@@ -50,6 +50,14 @@ def summary_options(summary: SummaryChoice, layouts: Sequence[ArrayLayout], dim:
     return replace(summary, features=summary.features or max(32, 2 * dim))
 
 
+def check_choices(summary: Any, density: Any) -> None:
+    """Refuse what is no choice of networks, before anything is simulated for them."""
+    summary_options(summary, (), 1)
+    density_options(density, 1)
+    if not isinstance(density, str | Spline | nn.Module) and not callable(density):
+        raise TypeError(f"density is a {type(density).__name__}; expected a name, Spline, torch.nn.Module or factory")
+
+
 def make_summary(options: Flat | Set, encoder: DataEncoder, dim: int) -> nn.Module:
     """Build a built-in summary network for the encoder's arrays."""
     arrays = [
