@@ -7,8 +7,8 @@ import pymc as pm
 import pytest
 import xarray as xr
 from closed_forms import CLOSED_FORMS
-from small_models import brief_fit, line, mixed_kinds
 from models import MODELS
+from small_models import brief_fit, line, mixed_kinds
 
 import pymc_amortized as pma
 

@@ -335,7 +335,7 @@ def _network(
 ) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
     _refuse_large_options(description, len(file.keys()))
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
         empty = PosteriorNetwork.from_description(description, summary=_on_meta(summary), density=_on_meta(density))
     _refuse_other_layouts(empty.encoder.layouts, expected)
     wanted = empty.state_dict()
@@ -345,7 +345,8 @@ def _network(
         raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
     for name, tensor in wanted.items():
         _refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
-    network = PosteriorNetwork.from_description(description, summary=summary, density=density)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
+        network = PosteriorNetwork.from_description(description, summary=summary, density=density)
     weights = {name: file.get_tensor(key) for name, key in stored.items()}
     for name, weight in weights.items():
         if weight.is_floating_point() and torch.isnan(weight).any():
