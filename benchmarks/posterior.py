@@ -27,6 +27,7 @@ import zuko
 import pymc_amortized as pma
 
 MANY = 1000
+LONG = 4000  # draws in each of 4 chains where means are compared, so that Monte Carlo errors are small
 HEADER = f"""\
 The worst parameter against the closed form (conjugate normal) or NUTS, for each data set. Wanted: corrected means
 within 0.1 sd (+ 4 Monte Carlo errors), sds 0.9 to 1.1; raw 0.2 and 0.75 to 1.25; training below 120 s.
@@ -153,12 +154,12 @@ def compare(name: str, count: int) -> tuple[pma.AmortizedPosterior, Nuts | None]
             reference = closed_form(y)
         else:
             kwargs = {"target_accept": 0.95} if name == "eight_schools" else {}
-            # longer than the default, so that its own error is small; the time quoted is that of the default
-            reference, _ = nuts(posterior, y, draws=4000, **kwargs)
+            # the time quoted is that of the default number of draws
+            reference, _ = nuts(posterior, y, draws=LONG, **kwargs)
             if times is None:
                 _, times = nuts(posterior, y, **kwargs)
-        corrected = posterior.sample({"y": y}, random_seed=1)
-        raw = posterior.sample({"y": y}, random_seed=2, correction=None)
+        corrected = posterior.sample({"y": y}, draws=LONG, random_seed=1)
+        raw = posterior.sample({"y": y}, draws=LONG, random_seed=2, correction=None)
         fine, rough = (Comparison.of(moments(tree), reference) for tree in (corrected, raw))
         stats = corrected.sample_stats
         efficiency = float(stats.importance_ess) / stats.proposal_log_weight.size

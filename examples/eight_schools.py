@@ -81,7 +81,7 @@ def plot(amortized: xr.DataTree, nuts: xr.DataTree, path: Path) -> None:
         {"NUTS": nuts, "amortized": amortized},
         var_names=NAMES,
         combined=True,
-        figure_kwargs={"figsize": (9, 7)},
+        figure_kwargs={"figsize": (9, 6), "width_ratios": [1, 2]},
     )
     collection.add_legend("model")
     collection.savefig(path, bbox_inches="tight", dpi=150)

@@ -111,7 +111,7 @@ def plot(amortized: xr.DataTree, nuts: xr.DataTree, path: Path) -> None:
         var_names=["slope"],
         combined=True,
         labels=["covariate", "dataset"],
-        figure_kwargs={"figsize": (9, 10)},
+        figure_kwargs={"figsize": (10, 9), "width_ratios": [1, 1.6]},
     )
     collection.add_legend("model")
     collection.savefig(path, bbox_inches="tight", dpi=150)

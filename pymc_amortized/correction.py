@@ -15,6 +15,8 @@ from arviz_stats.base import array_stats
 
 FEWEST_FOR_TAIL = 25
 """Fewer finite weights than this do not make a tail that a Pareto distribution can be fitted to."""
+HARMLESS_WEIGHT = 2.0
+"""Largest weight, in units of the mean, of weights that are as good as constant."""
 
 
 def k_threshold(proposals: int) -> float:
@@ -42,8 +44,13 @@ class Weights:
 
     @property
     def reliable(self) -> bool:
-        """Whether k is small enough for that many proposals."""
-        return self.pareto_k <= k_threshold(self.weights.size)
+        """Whether k is small enough for that many proposals of positive weight.
+
+        k is a shape without a scale: where no weight is far above the mean, the tail does not matter, whatever its shape.
+        """
+        if self.weights.max() * self.weights.shape[1] <= HARMLESS_WEIGHT and np.isfinite(self.pareto_k):
+            return True
+        return self.pareto_k <= k_threshold(int(np.count_nonzero(self.weights)))
 
 
 def smooth(log_ratios: np.ndarray) -> Weights:
@@ -78,8 +85,10 @@ def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if np.ptp(log_weights) < 1e-10:  # the proposal is the target; there is no tail to fit
         return log_weights, -np.inf
     # arviz-stats takes the negated log weights, as in leave-one-out cross-validation
-    with np.errstate(over="ignore"):  # of weights so heavy that k is far beyond any threshold
+    with np.errstate(all="ignore"):  # of weights so heavy that k is far beyond any threshold
         smoothed, k = array_stats.psislw(log_weights.max() - log_weights)
+    if not np.isfinite(k) or not np.isfinite(smoothed).all():
+        return log_weights, np.inf
     return smoothed, float(k)
 
 

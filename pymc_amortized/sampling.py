@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import joblib
 import numpy as np
 import pymc as pm
+import torch
 import xarray as xr
 from pymc.model.core import BaseModel
 from pytensor.compile.sharedvalue import SharedVariable
@@ -19,11 +21,13 @@ from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
 from pytensor.printing import debugprint
 from pytensor.tensor.random.type import RandomGeneratorType
+from pytensor.tensor.type_other import NoneTypeT
 
 from pymc_amortized.approximators.arguments import Correction, chosen_names, known, mapping, wanted_groups, whole
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.graph.suitability import walk
 from pymc_amortized.graph.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")
@@ -68,6 +72,7 @@ def sample_amortized(
     model : pymc.Model, optional
         The context's model by default.
     random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
     progressbar : bool
         Whether to show the progress of training.
     var_names : sequence of str, optional
@@ -163,20 +168,22 @@ def _fingerprint(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mappin
     for var in model.data_vars:
         varies = var in observed or var.name in context
         prints[f"data {var.name!r}"] = str(_value(var).shape) if varies else _digest(_value(var))
-    for i, array in enumerate(_loose_arrays(model, observed)):
+    for i, array in enumerate(_loose_arrays(model)):
         prints[f"array {array.name or i!r}"] = _digest(_value(array))
-    prints |= {f"coords {name!r}": repr(labels) for name, labels in model.coords.items()}
-    prints |= {f"context {name!r}": _source_print(source) for name, source in context.items()}
-    prints |= {f"argument {name!r}": repr(argument) for name, argument in fit_kwargs.items()}
+    for name, length in model.dim_lengths.items():
+        held = isinstance(length, SharedVariable | Constant)  # other lengths follow from data
+        prints[f"dimension {name!r}"] = f"{_value(length) if held else ''} {model.coords.get(name)!r}"
+    prints |= {f"context {name!r}": _content(source) for name, source in context.items()}
+    prints |= {f"argument {name!r}": _content(argument) for name, argument in fit_kwargs.items()}
     return prints
 
 
-def _loose_arrays(model: pm.Model, observed: set[Any]) -> list[Any]:
+def _loose_arrays(model: pm.Model) -> list[Any]:
     """Arrays used without ``pm.Data``: shared variables, and constants that may be written into in place."""
-    known_ones = {*model.data_vars, *model.dim_lengths.values(), *observed}
+    known_ones = {*model.data_vars, *model.dim_lengths.values()}
     return [
         v
-        for v in ancestors([*model.basic_RVs, *model.deterministics, *model.potentials])
+        for v in walk([*model.basic_RVs, *model.deterministics, *model.potentials], through_shapes=False)
         if isinstance(v, SharedVariable | Constant)
         and v not in known_ones
         and not isinstance(v.type, RandomGeneratorType)
@@ -184,11 +191,18 @@ def _loose_arrays(model: pm.Model, observed: set[Any]) -> list[Any]:
     ]
 
 
-def _source_print(source: Any) -> str:
-    """Tell sources of context apart: distributions by their graph, callables by identity."""
-    if isinstance(source, Variable):
-        return str(debugprint(source, file="str", id_type="", print_type=True))
-    return source if isinstance(source, str) else str(id(source))
+def _content(argument: Any) -> str:
+    """Tell arguments apart by what they hold; what cannot be hashed, such as a lambda, by identity."""
+    if isinstance(argument, Variable):
+        arrays = [v for v in ancestors([argument]) if isinstance(v, SharedVariable | Constant)]
+        values = [_digest(_value(v)) for v in arrays if not isinstance(v.type, RandomGeneratorType | NoneTypeT)]
+        return f"{debugprint(argument, file='str', id_type='', print_type=True)} {values}"
+    if callable(argument) and not isinstance(argument, torch.nn.Module):
+        return str(id(argument))
+    try:
+        return str(joblib.hash(argument))
+    except Exception:  # whatever pickling an argument may raise
+        return str(id(argument))
 
 
 def _digest(value: np.ndarray) -> str:

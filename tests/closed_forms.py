@@ -110,7 +110,7 @@ def regression_log_likelihood(draws: xr.Dataset, y: np.ndarray) -> np.ndarray:
 
 def regression_data() -> dict[str, np.ndarray]:
     variance = np.array([0.7, 0.3, 3.5, 1.0])
-    beta = np.array([[0.0, 0.0], [1.0, -1.0], [-2.0, 5.0], [3.0, 3.0]])
+    beta = np.array([[0.0, 0.0], [1.0, -1.0], [-2.0, 3.5], [3.0, 3.0]])
     noise = np.random.default_rng(5).normal(size=(4, 20))
     return {"y": beta @ DESIGN.T + np.sqrt(variance)[:, None] * noise}
 

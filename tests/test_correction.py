@@ -105,7 +105,6 @@ def test_smooth_of_constant_weights_is_reliable_and_loses_nothing():
     assert_allclose(smoothed.ess, 1000.0)
 
 
-@pytest.mark.xfail(reason="Pareto k is a shape without a scale: it is large even where the tail weighs nothing")
 def test_nearly_constant_weights_are_reliable():
     """A proposal that is all but exact leaves weights near 1, whatever the shape of what little tail there is."""
     ripple = 1e-5 * np.exp(log_pareto(1.5, (4, 1000)))

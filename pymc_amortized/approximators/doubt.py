@@ -17,6 +17,8 @@ from pymc_amortized.graph.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")
 
+FEWEST_EFFECTIVE = 400
+"""Effective draws that estimates should rest on (Vehtari et al. 2021: 100 for each of four chains)."""
 FAR_OUTSIDE = 0.1
 """Data this far beyond the simulated range, in units of its width, are warned about."""
 
@@ -52,6 +54,7 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
             undefined,
             sum(r.log_weights.size for r in results),
         )
+    _warn_of_few(results, labels)
     poor = [
         (r.weights.pareto_k, str(label), r.log_weights.size)
         for label, r in zip(labels, results, strict=True)
@@ -71,6 +74,28 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
         k,
         where,
     )
+
+
+def _warn_of_few(results: list[Draws], labels: np.ndarray) -> None:
+    """Log where weights are reliable, but concentrate on few proposals."""
+    few = [
+        (r.weights.ess, str(label))
+        for label, r in zip(labels, results, strict=True)
+        if r.weights is not None
+        and r.weights.reliable
+        and r.weights.ess < min(FEWEST_EFFECTIVE, r.theta[..., 0].size / 2)
+    ]
+    if few:
+        ess, label = min(few)
+        logger.warning(
+            "The importance effective sample size is small for %d of %d data sets (smallest: %.0f%s), although "
+            "Pareto k is fine: estimates are as noisy as from that many draws. Train longer "
+            "(posterior.continue_training).",
+            len(few),
+            len(results),
+            ess,
+            "" if len(results) == 1 else f" at data set {label}",
+        )
 
 
 def explain_impossible(

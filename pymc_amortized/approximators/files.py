@@ -38,6 +38,7 @@ from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Rows
+from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.encoding import ArrayLayout
 from pymc_amortized.networks.network import PosteriorNetwork
@@ -71,7 +72,7 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
             "parameters": [p.name for p in spec.parameters],
             "context": [c.name for c in spec.context],
         },
-        "density": None if spec.density_obstacle else _densities(spec, points),
+        "density": _densities(spec.jointly(), points),
         "structure": asdict(posterior.structure),
         "network": posterior.network.description(),
         "history": posterior.history.description(),
@@ -101,6 +102,7 @@ def load(
     Parameters
     ----------
     path : path-like
+        The file.
     model : pymc.Model, optional
         The model it was trained for; the context's model by default. It is compared with the one in the file.
     summary, density : torch.nn.Module, optional
@@ -140,7 +142,7 @@ def _read(
     model = _model(model)
     with _damage(path):
         arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
-        described, expected = dict(description["model"]), description["density"]
+        described, expected = dict(description["model"]), dict(description["density"])
     spec = _spec(model, arguments)
     _refuse_other_model(described, _described(spec))
     with _damage(path):
@@ -157,10 +159,7 @@ def _read(
             compile_kwargs=compile_kwargs,
         )
         points = _stored_points(file, spec)
-    if (expected is None) != (spec.density_obstacle is not None):
-        raise ValueError("the model is not the one in the file: only one of them has a log density")
-    if expected is not None:
-        _refuse_other_density(expected, _densities(spec, points, compile_kwargs))
+    _refuse_other_density(expected, _densities(spec.jointly(), points, compile_kwargs))
     return posterior
 
 
@@ -260,10 +259,13 @@ def _described(spec: ModelSpec) -> dict[str, Any]:
 
 def _constants(spec: ModelSpec) -> list[str]:
     model = spec.model
-    roots = [*model.basic_RVs, *model.potentials]
-    arrays = {v for v in ancestors(roots) if isinstance(v, Constant) and np.size(v.data) > 1}
-    digests = {_digest(np.asarray(v.data)) for v in arrays if np.asarray(v.data).dtype != object}
-    return sorted(digests)
+    arrays = {v for v in ancestors([*model.basic_RVs, *model.potentials]) if isinstance(v, Constant)}
+    arrays = {v for v in arrays if np.size(v.data) > 1}
+    for rv in model.basic_RVs:
+        if not has_density(model, rv):  # no density will tell its scalars apart
+            others = [v for v in model.basic_RVs if v is not rv]
+            arrays |= {v for v in ancestors(rv.owner.inputs, blockers=others) if isinstance(v, Constant)}
+    return sorted({_digest(np.asarray(v.data)) for v in arrays if np.asarray(v.data).dtype.kind in "buifc"})
 
 
 def _digest(array: np.ndarray) -> str:
@@ -292,7 +294,7 @@ def _difference(saved: Any, given: Any) -> str:
 
 def _points(posterior: AmortizedPosterior) -> dict[str, np.ndarray]:
     """Prior draws with their data, at which densities are compared."""
-    spec = posterior.spec
+    spec = posterior.spec.jointly()
     sources = posterior.context
     if spec.context and sources is None:
         sources = {c.name: _constant_source(spec.held[c.name]) for c in spec.context}
@@ -422,7 +424,7 @@ def _state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
 
 
 def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
-    shapes = {"theta": (spec.dim,), **{f"data.{v.name}": v.shape for v in spec.data}}
+    shapes = {"theta": (spec.jointly().dim,), **{f"data.{v.name}": v.shape for v in spec.data}}
     points = {}
     for name, shape in shapes.items():
         if list(file.get_slice(f"points.{name}").get_shape()) != [POINTS, *shape]:

@@ -60,6 +60,8 @@ TIMED_SECONDS = 0.1
 """How long the simulator is tried to learn its speed."""
 SIMULATION_SECONDS = 60.0
 """What simulating may cost at most, unless the user says otherwise: about what training costs."""
+SLOW_BATCH = 0.05
+"""Seconds that simulating one batch may take: several training steps. Slower ones are simulated once and reused."""
 FEWEST = 2000
 """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
 SECONDS_WORTH_PROCESSES = 20.0
@@ -128,7 +130,9 @@ def fit_posterior(
     device : str or torch.device, optional
         Where to train; CUDA, MPS or the CPU, whichever is there.
     random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
     progressbar : bool
+        Whether to show the progress of training.
     compile_kwargs : mapping, optional
         Passed to ``pymc.compile``.
 
@@ -187,7 +191,6 @@ class _Fit:
         self.given: Simulations | None = None
         self.seconds = 0.0
         self.cost = 0.0
-        self.threads = torch.get_num_threads()
 
     def use(self, simulations: Simulations) -> None:
         """Train on the user's simulations."""
@@ -200,13 +203,13 @@ class _Fit:
         if num_simulations is not None and cores is not None:
             return
         self.cost = cost = self._seconds_per_simulation()
-        wanted = num_simulations or self.options.steps * self.options.batch_size
-        if cores is None and cost * wanted > SECONDS_WORTH_PROCESSES:
-            self.cores = _available_cores()
+        batch_cost = cost * self.options.batch_size
         budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
-        if num_simulations is None and cost * wanted / self.cores > budget:
-            affordable = int(budget * self.cores / cost)
-            self.num_simulations = max(min(affordable, wanted), FEWEST)
+        expected = cost * num_simulations if num_simulations else min(batch_cost * self.options.steps, budget)
+        if cores is None and expected > SECONDS_WORTH_PROCESSES:
+            self.cores = _available_cores()
+        if num_simulations is None and batch_cost / self.cores > SLOW_BATCH:
+            self.num_simulations = max(int(budget * self.cores / cost), FEWEST)
             logger.info(
                 "One simulation takes %.2g ms: training on a fixed set of %d (num_simulations=%d repeats this).",
                 1e3 * cost,
@@ -284,7 +287,7 @@ class _Fit:
             held_out = self.simulator(HELD_OUT, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
             return pilot, held_out
         order = np.random.default_rng(stage_seed(self.entropy, Stage.HELD_OUT)).permutation(len(pilot))
-        size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1)
+        size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
     def _rows(self, pilot: Simulations) -> Rows:
@@ -306,10 +309,10 @@ class _Fit:
     def _plan_steps(self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]) -> None:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
-        step, self.threads = fastest_step(network, z, encoded)
+        step, threads = fastest_step(network, z, encoded, self.options.threads)
         if self.num_simulations is None:
             step += self.cost * self.options.batch_size / self.cores
-        self.options = self.options.planned(step)
+        self.options = replace(self.options.planned(step), threads=threads)
 
     def _source(self, network: PosteriorNetwork, rows: Rows, statistics: Simulations) -> Batches:
         if self.num_simulations is not None:
@@ -343,7 +346,7 @@ class _Fit:
         pilot: Simulations,
         state: TrainingState | None,
     ) -> AmortizedPosterior:
-        with torch_threads(self.threads):
+        with torch_threads(self.options.threads or torch.get_num_threads()):
             trained: Trained = train(
                 network,
                 source,
@@ -442,7 +445,7 @@ def _options(training: Training | None, max_time: float | None) -> Training:
 
 def _entropy(random_seed: RandomState) -> tuple[int, ...]:
     entropy = seed_sequence(random_seed).entropy
-    return (int(entropy),) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
+    return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
 
 
 def _available_cores() -> int:

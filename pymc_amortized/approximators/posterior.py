@@ -103,6 +103,7 @@ class AmortizedPosterior:
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default.
         random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
             ``log_likelihood=True`` or ``log_prior=True`` add these groups, for one data set.
 

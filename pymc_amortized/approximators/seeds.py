@@ -32,9 +32,11 @@ def seed_sequence(random_seed: Any) -> np.random.SeedSequence:
         When it is negative or no seed.
     """
     if isinstance(random_seed, np.random.Generator):
-        return np.random.SeedSequence(random_seed.integers(2**63))
+        return np.random.SeedSequence(int(random_seed.integers(2**63)))
     if isinstance(random_seed, np.random.RandomState):
-        return np.random.SeedSequence(random_seed.randint(2**31))
+        return np.random.SeedSequence(int(random_seed.randint(2**31)))
+    if isinstance(random_seed, np.integer | np.ndarray):
+        random_seed = random_seed.tolist()
     if isinstance(random_seed, bool):
         raise TypeError(f"random_seed must be an integer, got {random_seed!r}")
     try:

@@ -12,7 +12,7 @@ import xarray as xr
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import read_datasets
+from pymc_amortized.graph.datasets import DATASET_DIM, arranged, read_datasets
 from pymc_amortized.graph.density import Unconstrain
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
@@ -50,6 +50,7 @@ def simulate(
     cores : int
         Processes that simulate; the result does not depend on it.
     random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
     compile_kwargs : mapping, optional
         Passed to ``pymc.compile``.
 
@@ -90,13 +91,14 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
     datasets = read_datasets(spec, data, batched=True)
     variables = {}
     for p in spec.parameters:
-        variables[p.name] = np.asarray(free[p.name], dtype=p.dtype)
+        variables[p.name] = arranged(spec, p, free[p.name])
         if variables[p.name].shape != (len(datasets), *p.shape):
             raise ValueError(
                 f"simulations: prior[{p.name!r}] has shape {variables[p.name].shape[1:]} for each of "
                 f"{len(variables[p.name])} draws; expected {p.shape} for each of {len(datasets)}"
             )
-    theta = Unconstrain(spec, compile_kwargs)(variables)
+    context = {c.name: datasets.values[c.name] for c in spec.context}
+    theta = Unconstrain(spec, compile_kwargs)({**variables, **context})
     usable = np.isfinite(theta).all(axis=1)
     if usable.sum() < FEWEST_USABLE:
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
@@ -114,6 +116,6 @@ def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:
     return {name: _stacked(dataset[name]) for name in names}
 
 
-def _stacked(values: xr.DataArray) -> np.ndarray:
-    array = values.transpose(*SAMPLE, ...).to_numpy()
-    return array.reshape(-1, *array.shape[2:])
+def _stacked(values: xr.DataArray) -> xr.DataArray:
+    """Join chains and draws into one dim of data sets, which comes first."""
+    return values.stack({DATASET_DIM: SAMPLE}, create_index=False).transpose(DATASET_DIM, ...)

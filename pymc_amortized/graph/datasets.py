@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.spec import DataVariable, ModelSpec, Parameter
 
 DATASET_DIM = "dataset"
 
@@ -137,6 +137,13 @@ def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
     return labels
 
 
+def arranged(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.ndarray:
+    """Bring simulated values of a free variable, (dataset, *shape) in any order, into the model's order."""
+    dims = tuple(spec.model.named_vars_to_dims.get(parameter.name, ()))
+    variable = DataVariable(parameter.name, parameter.shape, parameter.dtype, dims, "real", "observed")
+    return np.asarray(_arranged(spec, variable, value, True), dtype=parameter.dtype)
+
+
 def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -> np.ndarray:
     if isinstance(value, xr.DataArray):
         value = _arranged(spec, variable, value, batched)
@@ -159,9 +166,12 @@ def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batc
         return value.transpose(*leading, ...).to_numpy()
     wanted = [*([DATASET_DIM] if DATASET_DIM in value.dims else []), *variable.dims]
     if set(value.dims) != set(wanted):
+        extra = [d for d in value.dims if d not in variable.dims]
+        hint = f"; rename {extra[0]!r} to {DATASET_DIM!r}" if batched and len(extra) == 1 else ""
         raise ValueError(
             f"{variable.name!r} has dims {tuple(value.dims)}; the model's are {variable.dims}"
             + (f", after {DATASET_DIM!r}" if batched else "")
+            + hint
         )
     for dim in variable.dims:
         labels = spec.model.coords.get(dim)
@@ -175,9 +185,10 @@ def _positions(variable: DataVariable, dim: str, theirs: Any, labels: Any) -> np
     """Where the model's labels stand among those given."""
     order = pd.Index(theirs).get_indexer(pd.Index(labels)) if pd.Index(theirs).is_unique else np.array([-1])
     if len(theirs) != len(labels) or np.any(order < 0):
+        missing, unknown = sorted(map(str, set(labels) - set(theirs))), sorted(map(str, set(theirs) - set(labels)))
         raise ValueError(
             f"{variable.name!r}: the labels of dim {dim!r} are not the model's; "
-            f"got {list(theirs[:5])}..., the model has {list(labels[:5])}..."
+            f"missing {missing[:5]}, unknown {unknown[:5]}, {len(theirs)} given for {len(labels)}"
         )
     return order
 
@@ -229,10 +240,10 @@ def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> No
 def _check_values(variable: DataVariable, array: np.ndarray) -> None:
     bad = ~np.isfinite(array)
     if bad.any():
-        what = "NaN" if np.isnan(array).any() else "infinite values"
+        nan = np.isnan(array).any()
+        what, why = ("NaN", "; missing data are not supported yet") if nan else ("infinite values", "")
         raise ValueError(
-            f"{variable.name!r} has {what} ({int(bad.sum())} of {array.size}, the first at "
-            f"{_first(bad)}); missing data are not supported yet"
+            f"{variable.name!r} has {what} ({int(bad.sum())} of {array.size}, the first at {_first(bad)}){why}"
         )
     if variable.kind == "binary":
         outside = (array != 0) & (array != 1)

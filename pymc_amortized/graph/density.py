@@ -12,6 +12,7 @@ from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import flat_unconstrained, held_constants
+from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import (
     CompileKwargs,
     batched_input,
@@ -89,8 +90,19 @@ class LogDensity(_DrawFunctions):
         return self._compile([self.spec.model.logp()])
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
-        """Evaluate at `theta` (draws, dim) for one data set; returns (draws,)."""
-        return self._evaluate(theta, data)[0]
+        """Evaluate at `theta` (draws, dim) for one data set; returns (draws,).
+
+        PyMC's density of a circular variable is periodic, and so improper; here it is that of one period.
+        """
+        log_density = self._evaluate(theta, data)[0]
+        if self._circular.any():
+            outside = (np.abs(theta[:, self._circular]) > np.pi).any(axis=1)
+            log_density = np.where(outside, -np.inf, log_density)
+        return log_density
+
+    @cached_property
+    def _circular(self) -> np.ndarray:
+        return np.concatenate([np.full(p.size, p.transform == "circular") for p in self.spec.parameters])
 
     def _shapes(self, data: Data) -> list[tuple[int, ...]]:
         return [()]
@@ -130,12 +142,15 @@ class Unconstrain:
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        sequences, replacements = [], {}
+        sequences: list[tuple[Any, Any]] = []
+        replacements: dict[Any, Any] = {}
         for p in self.spec.parameters:
             rv = model[p.name]
             placeholder = pt.tensor(p.name, dtype=p.dtype, shape=p.shape)
             sequences.append((placeholder, batched_input(f"{p.name}_draws", p.dtype, p.shape)))
             replacements[rv] = like(rv, placeholder)
+        for c in self.spec.context:
+            sequences.append((model[c.name], batched_input(c.name, c.dtype, c.shape)))
         flat = flat_unconstrained(self.spec)
         replacements |= held_constants(self.spec)
         return scan_over(
@@ -145,8 +160,9 @@ class Unconstrain:
         )
 
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Map name -> (n, *shape) to (n, dim)."""
-        return self._function(*[variables[p.name] for p in self.spec.parameters])[0]
+        """Map free and context variables, name -> (n, *shape), to (n, dim)."""
+        names = [p.name for p in self.spec.parameters] + [c.name for c in self.spec.context]
+        return self._function(*[variables[name] for name in names])[0]
 
 
 class LogDensityByVariable(_DrawFunctions):
@@ -155,12 +171,16 @@ class LogDensityByVariable(_DrawFunctions):
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        graphs = model.logp(vars=[*model.basic_RVs, *model.potentials], sum=False)
+        graphs = model.logp(vars=self._variables, sum=False)
         return self._compile([plain(g) for g in graphs])
+
+    @cached_property
+    def _variables(self) -> list[Any]:
+        """Those that have a density."""
+        model = self.spec.model
+        return [rv for rv in model.basic_RVs if has_density(model, rv)] + list(model.potentials)
 
     def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
         """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
-        model = self.spec.model
-        names = [v.name for v in (*model.basic_RVs, *model.potentials)]
         values = self._function(theta, *[data[v.name] for v in self.spec.inputs])
-        return dict(zip(names, values, strict=True))
+        return dict(zip([v.name for v in self._variables], values, strict=True))

@@ -141,11 +141,14 @@ class ModelSpec:
             model = _observe_placeholders(model, sorted(without_data))
         refuse_unsuited_parameters(model)
         wanted = _choose_parameters(model, parameters)
-        frozen = _freeze(model, set(containers.values()))
+        # also those that observations are computed from
+        feeding = set(ancestors(model.rvs_to_values[rv] for rv in model.observed_RVs))
+        holders = {v.name for v in model.data_vars if v in feeding}
+        frozen = _freeze(model, holders)
         shapes = evaluated_shapes(frozen, [*frozen.basic_RVs, *frozen.data_vars])
         held = _held_values(frozen)
         snapshot = _with_symbolic_observations(frozen, shapes)
-        _tidy(snapshot, order, containers.values())
+        _tidy(snapshot, order, holders)
 
         def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
             return tuple(_data_variable(snapshot, n, role, shapes[n], containers.get(n)) for n in names)

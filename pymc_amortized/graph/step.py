@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import Ordered
 from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.op import RandomVariable
 
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
@@ -86,11 +87,15 @@ def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:
     The density under the transform is that of the ordered vector; for exchangeable elements, sorting draws from it
     where rejecting would keep one draw in k!.
     """
-    replacements = {}
+    replacements: dict[Any, Any] = {}
     for rv in model.free_RVs:
-        if isinstance(model.rvs_to_transforms[rv], Ordered) and _identically_distributed(rv):
-            sign = 1 if model.rvs_to_transforms[rv].ascending else -1
-            replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
+        transform = model.rvs_to_transforms[rv]
+        if not isinstance(transform, Ordered) or not _identically_distributed(rv):
+            continue
+        if not replacements.keys().isdisjoint(ancestors([rv])):
+            continue  # its parent is replaced already, in a graph that it is not part of: left to rejection
+        sign = 1 if transform.ascending else -1
+        replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
     return graph_replace(outputs, replacements, strict=False) if replacements else outputs
 
 

@@ -12,7 +12,10 @@ from pymc.distributions.distribution import PartialObservedRV
 from pymc.distributions.multivariate import ICARRV
 from pymc.distributions.simulator import SimulatorRV
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
+from pytensor.scalar.basic import Cast
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import Shape, Shape_i
 
 
@@ -122,7 +125,7 @@ def _refuse_imputed(model: pm.Model) -> None:
 
 def _refuse_minibatch(model: pm.Model) -> None:
     roots = [*model.basic_RVs, *model.rvs_to_values.values()]
-    for var in _walk(roots):
+    for var in walk(roots):
         if var.owner is not None and isinstance(var.owner.op, MinibatchOp):
             raise ValueError(
                 "the model uses pm.Minibatch, which is not supported: pass the whole data "
@@ -133,18 +136,21 @@ def _refuse_minibatch(model: pm.Model) -> None:
 def _observed_containers(model: pm.Model) -> dict[str, str]:
     """Containers of the observed values; one that feeds the rest of the graph too is refused."""
     holders = {v: v.name for v in model.data_vars}
+    lengths = set(model.dim_lengths.values())
     roots = [*model.basic_RVs, *model.potentials, *model.deterministics]
-    used = set(_walk(roots, through_shapes=False))
+    used = set(walk(roots, through_shapes=False))
     containers: dict[str, str] = {}
     for rv in model.observed_RVs:
         value = model.rvs_to_values[rv]
-        for var in _walk([value], through_shapes=False):
-            if var in holders and var in used:
+        for var in walk([value], through_shapes=False):
+            held = var in holders or (isinstance(var, SharedVariable) and var not in lengths)
+            if held and var in used:
                 raise ValueError(
-                    f"data container {holders[var]!r} holds the observations of {rv.name!r} and feeds the rest of the "
+                    f"data container {var.name!r} holds the observations of {rv.name!r} and feeds the rest of the "
                     "model as well: simulated data would not. Use one container for the observations and "
                     "another for the covariates, or write the dependence into the model (pm.AR, a scan)"
                 )
+        value = _uncast(value)
         if value in holders:
             other = next((name for name, held in containers.items() if held == holders[value]), None)
             if other is not None:
@@ -156,7 +162,7 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
     return containers
 
 
-def _walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Variable]:
+def walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Variable]:
     """Ancestors of `roots`; optionally not those that only lend their shape."""
     stack, seen = list(roots), set()
     while stack:
@@ -171,13 +177,28 @@ def _walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Vari
             stack.extend(var.owner.inputs)
 
 
+def _uncast(value: Any) -> Any:
+    """See through the conversion of a container's dtype to the variable's."""
+    op = None if value.owner is None else value.owner.op
+    return _uncast(value.owner.inputs[0]) if isinstance(op, Elemwise) and isinstance(op.scalar_op, Cast) else value
+
+
+def has_density(model: pm.Model, rv: Any) -> bool:
+    """Whether PyMC can evaluate the log density of a variable given its parents."""
+    return _variable_obstacle(model, rv) is None
+
+
 def density_obstacle(model: pm.Model) -> str | None:
     """Why the joint log density of a model cannot be evaluated; None where it can."""
-    for rv in model.basic_RVs:
-        if isinstance(core_op(rv), SimulatorRV):
-            return f"{rv.name!r} is a pm.Simulator, which has no density"
-        try:
-            pm.logp(rv, rv.type(), warn_rvs=False)
-        except (NotImplementedError, RuntimeError) as error:
-            return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
+    obstacles = (_variable_obstacle(model, rv) for rv in model.basic_RVs)
+    return next((obstacle for obstacle in obstacles if obstacle), None)
+
+
+def _variable_obstacle(model: pm.Model, rv: Any) -> str | None:
+    if isinstance(core_op(rv), SimulatorRV):
+        return f"{rv.name!r} is a pm.Simulator, which has no density"
+    try:
+        pm.logp(rv, rv.type(), warn_rvs=False)
+    except (NotImplementedError, RuntimeError) as error:
+        return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -82,7 +83,10 @@ def make_density(density: Any, dim: int, features: int) -> nn.Module:
     """Build the density, or take the user's own, and check that it is one."""
     if isinstance(density, Spline):
         return CouplingSpline(dim, features, density)
-    module = density if isinstance(density, nn.Module) else density(dim, features) if callable(density) else density
+    if isinstance(density, nn.Module):
+        module = copy.deepcopy(density)  # the user's stays as it is
+    else:
+        module = density(dim, features) if callable(density) else density
     if not isinstance(module, nn.Module):
         raise TypeError(f"density gives a {type(module).__name__}; expected a torch.nn.Module")
     if missing := [name for name in ("log_prob", "sample") if not callable(getattr(module, name, None))]:

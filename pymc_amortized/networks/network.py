@@ -13,6 +13,7 @@ simulations that the statistics come from.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ class PosteriorNetwork(nn.Module):
             features = options.features or 0
         else:
             assert isinstance(summary, nn.Module)
+            summary = copy.deepcopy(summary)  # the user's stays as it is
             module, features = summary, dry_run(summary, encoded)
         spline = density_options(density, standardizer.dim)
         network = cls(
@@ -244,7 +246,7 @@ class PosteriorNetwork(nn.Module):
         encoder = DataEncoder.from_description(description["encoder"])
         options = from_registry(description["summary"], SUMMARIES, "summary", summary)
         spline = from_registry(description["density"], DENSITIES, "density", density)
-        module = make_summary(options, encoder, dim) if isinstance(options, Flat | Set) else summary
+        module = make_summary(options, encoder, dim) if isinstance(options, Flat | Set) else copy.deepcopy(summary)
         assert module is not None
         return cls(
             ParameterStandardizer(dim),

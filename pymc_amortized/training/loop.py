@@ -29,7 +29,7 @@ from pymc_amortized.training.judge import Judge
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
 from pymc_amortized.training.schedule import scheduled
-from pymc_amortized.training.settling import Stopped, is_settled, last_gain, rise
+from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise
 from pymc_amortized.training.source import Batches, moved
 from pymc_amortized.training.state import (
     Standing,
@@ -242,6 +242,7 @@ class _Run:
         self.judge.use_best()
         self.network.eval()
         gain, error = last_gain(self.judge.evaluations)
+        judged = enough_to_judge(self.at.cycle_step, len(self.judge.evaluations))
         overfit = rise(self.judge.evaluations) if self.source.fixed else 0.0
         simulating = self.source.seconds - self.simulated_before
         return Trained(
@@ -249,7 +250,7 @@ class _Run:
             history=self.history(),
             state=state,
             stopped=stopped,
-            settled=is_settled(stopped, gain, error, overfit, self.judge.parameters),
+            settled=judged and is_settled(stopped, gain, error, overfit, self.judge.parameters),
             gain=gain,
             gain_error=error,
             overfit=overfit,

@@ -51,6 +51,10 @@ class Training:
         Seconds after which training ends, simulating included. The learning rate still decays to
         zero. None: no limit.
 
+    threads : int or None
+        Threads of the processor that torch computes with. None: one, or all that torch may use,
+        whichever is faster.
+
     Raises
     ------
     TypeError, ValueError
@@ -68,10 +72,11 @@ class Training:
     held_out: float = 0.1
     patience: int = 20
     max_time: float | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "evaluations", "patience"):
-            if name != "num_steps" or self.num_steps is not None:
+        for name in ("num_steps", "batch_size", "evaluations", "patience", "threads"):
+            if getattr(self, name) is not None or name not in ("num_steps", "threads"):
                 self._integer(name, smallest=1)
         self._real("learning_rate", "a number > 0", lambda value: 0 < value < math.inf)
         self._real("warmup", "a number in [0, 1)", lambda value: 0 <= value < 1)
@@ -98,10 +103,11 @@ class Training:
         """
         if self.num_steps is not None:
             return self
-        if self.max_time is not None:
-            return replace(self, num_steps=max(int(self.max_time / seconds_per_step), FEWEST_STEPS))
-        affordable = int(DEFAULT_SECONDS / seconds_per_step)
-        return replace(self, num_steps=min(max(affordable, FEWEST_STEPS), MOST_STEPS))
+        affordable = int((self.max_time or DEFAULT_SECONDS) / seconds_per_step)
+        most = MOST_STEPS if self.max_time is None else affordable
+        steps = max(min(affordable, most), FEWEST_STEPS)
+        # an evaluation takes as long as some three steps: no more than a tenth of the time goes there
+        return replace(self, num_steps=steps, evaluations=min(self.evaluations, max(affordable // 30, 4)))
 
     def _integer(self, name: str, smallest: int) -> None:
         value = getattr(self, name)

@@ -15,6 +15,9 @@ Stopped = Literal["steps", "time", "patience", "interrupt", "diverged"]
 SETTLED_SHARE = 0.5
 # Per parameter: 0.05 nats is a Kullback-Leibler divergence as of a mean that is off by 0.3 standard deviations.
 SETTLED_NATS = 0.05
+# The second half of a handful of steps brings little because it is a handful.
+FEWEST_STEPS_JUDGED = 100
+FEWEST_EVALUATIONS = 4
 # Differences are believed when they are larger than this many of their standard errors.
 STANDARD_ERRORS = 2.0
 
@@ -66,6 +69,11 @@ def rise(evaluations: list[Evaluation]) -> float:
     best = min(evaluations, key=lambda e: e.loss)
     above, error = difference(evaluations[-1], best)
     return above if above > max(STANDARD_ERRORS * error, SETTLED_NATS) else 0.0
+
+
+def enough_to_judge(steps: int, evaluations: int) -> bool:
+    """Tell whether a training was long enough for its second half to say anything."""
+    return steps >= FEWEST_STEPS_JUDGED and evaluations >= FEWEST_EVALUATIONS
 
 
 def is_settled(stopped: Stopped, gain: float, error: float, overfit: float, parameters: int = 1) -> bool:

@@ -11,7 +11,9 @@ from pymc_amortized.training.device import torch_threads
 TRIED = 4
 
 
-def fastest_step(network: nn.Module, z: Tensor, encoded: Mapping[str, Tensor]) -> tuple[float, int]:
+def fastest_step(
+    network: nn.Module, z: Tensor, encoded: Mapping[str, Tensor], threads: int | None = None
+) -> tuple[float, int]:
     """Time a loss with its gradient on a batch, on one thread and on all that torch may use.
 
     Threads wait for each other at every operation: on a machine that does other work besides, two can be ten
@@ -25,6 +27,8 @@ def fastest_step(network: nn.Module, z: Tensor, encoded: Mapping[str, Tensor]) -
         (batch, dim)
     encoded : mapping
         Named tensors (batch, ...).
+    threads : int, optional
+        The only number of threads to try.
 
     Returns
     -------
@@ -33,12 +37,12 @@ def fastest_step(network: nn.Module, z: Tensor, encoded: Mapping[str, Tensor]) -
         The faster number of threads.
     """
     allowed = torch.get_num_threads()
-    if z.device.type != "cpu" or allowed == 1:
+    if z.device.type != "cpu":
         return _seconds(network, z, encoded), allowed
     timed = []
-    for threads in (1, allowed):
-        with torch_threads(threads):
-            timed.append((_seconds(network, z, encoded), threads))
+    for number in [threads] if threads else sorted({1, allowed}):
+        with torch_threads(number):
+            timed.append((_seconds(network, z, encoded), number))
     return min(timed)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from pymc_amortized.training.history import History
-from pymc_amortized.training.settling import Stopped
+from pymc_amortized.training.settling import Stopped, enough_to_judge
 from pymc_amortized.training.state import TrainingState
 
 logger = logging.getLogger("pymc_amortized")
@@ -97,6 +97,9 @@ def _verdict(trained: Trained) -> str:
             f"training overfits: the loss rose by {trained.overfit:.2f} after its best, whose "
             "weights are kept. More simulations would help."
         )
+    steps = trained.history.step
+    if not enough_to_judge(int(steps[-1]) if len(steps) else 0, len(steps)):
+        return "so short a training cannot tell whether it settled."
     if math.isfinite(trained.gain):
         return (
             f"it did not settle: the second half of training lowered it by {trained.gain:.3f} "
