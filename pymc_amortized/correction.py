@@ -46,7 +46,8 @@ class Weights:
     def reliable(self) -> bool:
         """Whether k is small enough for that many proposals of positive weight.
 
-        k is a shape without a scale: where no weight is far above the mean, the tail does not matter, whatever its shape.
+        k is a shape without a scale: where no weight is far above the mean, the tail does not matter, whatever its
+        shape.
         """
         if self.weights.max() * self.weights.shape[1] <= HARMLESS_WEIGHT and np.isfinite(self.pareto_k):
             return True
