@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from arviz_base import dict_to_dataset
+from arviz_base import dict_to_dataset, make_attrs
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
 import pymc_amortized
@@ -121,4 +121,4 @@ def _stats_dataset(
     coords: dict[str, Any] = {d: np.arange(n) for d, n in sizes.items()}
     if DATASET_DIM in coords:
         coords[DATASET_DIM] = datasets.labels
-    return xr.Dataset(variables, coords=coords, attrs=dict(attrs))
+    return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=pymc_amortized))

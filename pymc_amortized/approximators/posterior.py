@@ -126,7 +126,7 @@ class AmortizedPosterior:
         correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
         warn_of_extrapolation(self.network.encoder.outside(self._network_data(datasets, slice(None))))
-        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed))
+        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
         if correct:
             warn_of_poor_weights(results, datasets.labels)
@@ -285,12 +285,15 @@ class AmortizedPosterior:
         chains: int,
         corrected: bool,
         seed: np.random.SeedSequence,
+        *,
+        bounded: bool = False,
     ) -> list[Draws]:
         def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
             # one thread: many small operations, at which threads would only wait for each other
             with torch.inference_mode(), torch_threads(1):
                 features = self._network_data(datasets, indices)
-                theta, log_q = self.network.sample(n, features, generator)
+                sample = self.network.sample_within if bounded else self.network.sample
+                theta, log_q = sample(n, features, generator)
             return theta.numpy(), log_q.numpy()
 
         def log_density(theta: np.ndarray, index: int) -> np.ndarray:

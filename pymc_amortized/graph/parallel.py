@@ -27,7 +27,7 @@ def run_tasks(simulator: Simulator, tasks: list[tuple[int, np.random.SeedSequenc
         _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))
     key, payload = _pickled[simulator]
     jobs = (joblib.delayed(_work)(key, payload, *task) for task in tasks)
-    return joblib.Parallel(n_jobs=cores, backend="loky")(jobs)
+    return joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs)
 
 
 def _work(key: str, payload: bytes, n: int, seed: np.random.SeedSequence) -> Simulations:

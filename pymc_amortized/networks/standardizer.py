@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from pymc_amortized.networks.statistics import (
 )
 
 __all__ = ["ParameterStandardizer"]
+
+MARGIN = 0.1  # of the simulated range, by which parameters may lie beyond it
 
 
 class ParameterStandardizer(HostModule):
@@ -36,6 +40,8 @@ class ParameterStandardizer(HostModule):
     heavy: Tensor
     tail_center: Tensor
     tail_scale: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,6 +50,8 @@ class ParameterStandardizer(HostModule):
             ("scale", 1.0),
             ("tail_center", 0.0),
             ("tail_scale", 1.0),
+            ("low", -math.inf),
+            ("high", math.inf),
         ):
             self.register_buffer(name, torch.full((dim,), value, dtype=torch.float64))
         self.register_buffer("heavy", torch.zeros(dim, dtype=torch.bool))
@@ -65,12 +73,19 @@ class ParameterStandardizer(HostModule):
         standardizer.heavy.copy_(torch.as_tensor(heavy))
         standardizer.tail_center.copy_(torch.as_tensor(tail_center))
         standardizer.tail_scale.copy_(torch.as_tensor(tail_scale))
+        low, high = theta.min(axis=0), theta.max(axis=0)
+        standardizer.low.copy_(torch.as_tensor(low - MARGIN * (high - low)))
+        standardizer.high.copy_(torch.as_tensor(high + MARGIN * (high - low)))
         return standardizer
 
     @property
     def dim(self) -> int:
         """Number of unconstrained parameters."""
         return len(self.center)
+
+    def within(self, theta: Tensor) -> Tensor:
+        """Tell which theta (..., dim) lie in the simulated range or little beyond: (...)."""
+        return ((theta >= self.low) & (theta <= self.high)).all(-1)
 
     def _log_slope(self, w: Tensor) -> Tensor:
         """Sum over parameters of log |dz / dtheta|: (..., dim) -> (...)."""
