@@ -148,7 +148,7 @@ def test_resized_observations_train_again(fits, caplog):
             pm.set_data({"y_data": np.zeros(6)}, coords={"obs": range(6)})
         sample(model)
     assert len(fits) == 2
-    assert "coords 'obs'" in caplog.text
+    assert "dimension 'obs'" in caplog.text
     assert "shape of 'y'" in caplog.text
 
 

@@ -252,7 +252,7 @@ def test_held_out_losses_that_are_never_finite_keep_the_last_weights():
     trained = train(gaussian(), fresh(), broken, SHORT, device="cpu")
     assert trained.held_out_loss == math.inf and not trained.settled
     assert torch.isfinite(weights_of(trained.network)).all()
-    assert "not known" in summary_line(trained)
+    assert "cannot tell" in summary_line(trained)
     json.dumps(trained.state.values, allow_nan=False)
 
 
@@ -518,7 +518,7 @@ def test_too_few_steps_do_not_settle(caplog):
     assert not trained.settled and trained.gain > 0.05
     with caplog.at_level(logging.INFO, logger="pymc_amortized"):
         report(trained)
-    assert "did not settle" in caplog.text and f"{trained.gain:.3f}" in caplog.text
+    assert "cannot tell whether it settled" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 

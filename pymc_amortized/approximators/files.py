@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import pymc_amortized
 from pymc_amortized.approximators.inputs import layouts
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
@@ -214,7 +214,7 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
         given = description.get("format") if isinstance(description, dict) else None
         raise ValueError(
             f"{path.name!r} has format {given!r}; this version of pymc_amortized "
-            f"({pymc_amortized.__version__}) reads format {FORMAT}"
+            f"({version('pymc-amortized')}) reads format {FORMAT}"
         )
     return description
 
@@ -435,7 +435,7 @@ def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
 
 def _versions() -> dict[str, str]:
     return {
-        "pymc_amortized": pymc_amortized.__version__,
+        "pymc_amortized": version("pymc-amortized"),
         "pymc": pm.__version__,
         "torch": torch.__version__,
     }

@@ -14,6 +14,7 @@ from pymc.distributions.simulator import SimulatorRV
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
+from pytensor.graph.replace import clone_replace
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import Shape, Shape_i
@@ -197,8 +198,11 @@ def density_obstacle(model: pm.Model) -> str | None:
 def _variable_obstacle(model: pm.Model, rv: Any) -> str | None:
     if isinstance(core_op(rv), SimulatorRV):
         return f"{rv.name!r} is a pm.Simulator, which has no density"
+    # random parents are hidden, which PyMC would take apart to derive the density
+    parents = {v: v.type() for v in model.basic_RVs if v is not rv}
+    (alone,) = clone_replace([rv], parents)
     try:
-        pm.logp(rv, rv.type(), warn_rvs=False)
+        pm.logp(alone, rv.type(), warn_rvs=False)
     except (NotImplementedError, RuntimeError) as error:
         return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
     return None
