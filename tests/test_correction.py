@@ -159,7 +159,7 @@ def test_resample_never_takes_what_has_no_weight():
 
 def rescale(monkeypatch: pytest.MonkeyPatch, factor: float, shift: float = 0.0) -> None:
     """Make every network draw too widely or too narrowly around its mean, and say so in its density."""
-    right = PosteriorNetwork.sample
+    right = PosteriorNetwork.sample_given
 
     def wrong(self, *args, **kwargs):
         theta, log_q = right(self, *args, **kwargs)
@@ -167,7 +167,7 @@ def rescale(monkeypatch: pytest.MonkeyPatch, factor: float, shift: float = 0.0) 
         moved = mean + factor * (theta - mean) + shift * theta.std(dim=0, keepdim=True)
         return moved, log_q - theta.shape[-1] * np.log(factor)
 
-    monkeypatch.setattr(PosteriorNetwork, "sample", wrong)
+    monkeypatch.setattr(PosteriorNetwork, "sample_given", wrong)
 
 
 # A network that only draws too widely is left out: its mean is known better than the weights' effective sample size

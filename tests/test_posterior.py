@@ -226,14 +226,14 @@ def test_ranks_of_a_regression_are_uniform(regression_posterior):
 
 @pytest.mark.parametrize("factor", [0.6, 1.6])
 def test_over_and_underconfidence_is_caught_and_corrected(conjugate_posterior, conjugate_truth, monkeypatch, factor):
-    right = PosteriorNetwork.sample
+    right = PosteriorNetwork.sample_given
 
     def scaled(self, *args, **kwargs):
         theta, log_q = right(self, *args, **kwargs)
         mean = theta.mean(dim=0, keepdim=True)
         return mean + factor * (theta - mean), log_q - np.log(factor)
 
-    monkeypatch.setattr(PosteriorNetwork, "sample", scaled)
+    monkeypatch.setattr(PosteriorNetwork, "sample_given", scaled)
     raw = calibration_draws(conjugate_posterior, {"y": conjugate_truth[1]}, correction=None)
     assert max(conjugate_p_values(raw, conjugate_truth).values()) < CAUGHT
     corrected = calibration_draws(conjugate_posterior, {"y": conjugate_truth[1]})
