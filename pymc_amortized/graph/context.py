@@ -1,55 +1,96 @@
-"""Where the values of context variables come from during training."""
+"""Where sizes, covariates and gaps of data sets come from during training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
 from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 
+from pymc_amortized.graph.sizes import Range, read_range
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.tensors import DrawLoop, plain
 
 Source = Any
 """A PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"``, or a callable ``rng -> array``."""
+Lengths = Mapping[str, int]
+"""Length of each dimension that varies, in one data set."""
+
+
+def split_context(model: pm.Model, context: Mapping[str, Any]) -> tuple[tuple[Range, ...], dict[str, Source]]:
+    """Tell the dimensions of ``context=`` from the data containers."""
+    dims = [name for name in context if name in model.dim_lengths]
+    sizes = tuple(read_range(model, dim, context[dim]) for dim in dims)
+    return sizes, {name: source for name, source in context.items() if name not in dims}
 
 
 class ContextSampler:
-    """Draws values of the context variables, one set for each simulation.
+    """Draws lengths of dimensions, values of the context variables, and gaps in the observed ones.
 
     Parameters
     ----------
     spec : ModelSpec
     sources : mapping of name to source
         For each context variable of the spec: a PyMC distribution created by ``.dist()`` (drawn independently for
-        every element when it is scalar), ``"resample"`` (rows drawn with replacement from the values the
-        model held; containers of the same length are resampled together), or a callable that takes a
-        :class:`numpy.random.Generator` and returns the values for one data set.
+        every element when it is scalar, for every row when it is a row), ``"resample"`` (rows drawn with replacement
+        from the values the model held; containers that share the dimension, or the length, are resampled together), or
+        a callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for, and returns
+        the values for one data set.
+    missing : mapping of name to rate or callable
+        For each observed variable with gaps: their mean share (each data set has its own, uniform from 0 to twice
+        that), or a callable that takes a generator and a shape and returns True where a value is missing.
     """
 
-    def __init__(self, spec: ModelSpec, sources: Mapping[str, Source]) -> None:
-        self._variables = spec.context
-        self._sources = dict(sources)
+    def __init__(
+        self, spec: ModelSpec, sources: Mapping[str, Source], missing: Mapping[str, Any] | None = None
+    ) -> None:
+        self._spec, self._variables = spec, spec.context
+        self._sources, self._missing = dict(sources), dict(missing or {})
         self._held = spec.held
         self._loops: dict[str, DrawLoop] = {}
         for variable in spec.context:
             self._check(variable, sources[variable.name])
+        for name, source in self._missing.items():
+            _check_gaps(name, source)
 
-    def __call__(self, n: int, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
+    def lengths(self, seed: np.random.SeedSequence) -> dict[str, int]:
+        """Draw the lengths of one group of data sets."""
+        rng = np.random.default_rng(seed)
+        return {r.dim: r.draw(rng) for r in self._spec.sizes}
+
+    def __call__(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
         """Return `n` values of every context variable: name -> (n, *shape)."""
         rows_seed, *seeds = seed.spawn(1 + len(self._variables))
         values = {}
         for variable, child in zip(self._variables, seeds, strict=True):
             source = self._sources[variable.name]
             if isinstance(source, str):
-                values[variable.name] = self._resample(variable, n, rows_seed)
+                values[variable.name] = self._resample(variable, n, rows_seed, lengths or {})
             elif isinstance(source, Variable):
-                values[variable.name] = self._draw(variable, n, child)
+                values[variable.name] = self._draw(variable, n, child, lengths or {})
             else:
-                values[variable.name] = self._call(variable, source, n, child)
+                values[variable.name] = self._call(variable, source, n, child, lengths or {})
         return values
+
+    def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
+        """Draw where values are missing: name -> bool (n, *shape)."""
+        observed = [v for v in self._spec.observed if v.missing]
+        masks = {}
+        for variable, child in zip(observed, seed.spawn(len(observed)), strict=True):
+            rng = np.random.default_rng(child)
+            shape = variable.shape_at(lengths or {})
+            source = self._missing.get(variable.name, 0.0)
+            if callable(source):
+                masks[variable.name] = np.stack([_mask(variable.name, source(rng, shape), shape) for _ in range(n)])
+            else:
+                share = rng.uniform(0, min(2 * source, 1), size=(n, *[1] * len(shape)))
+                masks[variable.name] = rng.uniform(size=(n, *shape)) < share
+        return masks
 
     def _check(self, variable: DataVariable, source: Source) -> None:
         name = variable.name
@@ -59,7 +100,9 @@ class ContextSampler:
             if not variable.shape:
                 raise ValueError(f"context[{name!r}]: a scalar has no rows to resample; give a distribution")
         elif isinstance(source, Variable):
-            self._loops[name] = DrawLoop([plain(_sized(name, source, variable.shape))])
+            lengths = {d: pt.lscalar(d) for d in variable.sized}
+            dist = plain(_sized(variable, source, lengths))
+            self._loops[name] = DrawLoop([dist], inputs=list(lengths.values()))
         elif callable(source) and not isinstance(source, type):
             self._try(variable, source)
         else:
@@ -68,38 +111,48 @@ class ContextSampler:
                 f"rng -> array, got {type(source).__name__}"
             )
 
-    def _resample(self, variable: DataVariable, n: int, seed: np.random.SeedSequence) -> np.ndarray:
-        rows = variable.shape[0]
+    def _resample(
+        self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths
+    ) -> np.ndarray:
+        held = self._held[variable.name]
+        axis = variable.shape.index(None) if variable.sized else 0
+        rows = variable.shape_at(lengths)[axis]
         # the same generator for every container of this length: rows stay together
-        rng = np.random.default_rng([rows, *seed.generate_state(4)])
-        return self._held[variable.name][rng.integers(rows, size=(n, rows))]
+        rng = np.random.default_rng([held.shape[axis], *seed.generate_state(4)])
+        chosen = rng.integers(held.shape[axis], size=(n, rows))
+        return np.moveaxis(held.take(chosen, axis=axis), axis, 0)
 
-    def _draw(self, variable: DataVariable, n: int, seed: np.random.SeedSequence) -> np.ndarray:
-        (values,) = self._loops[variable.name](n, seed)
+    def _draw(self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> np.ndarray:
+        (values,) = self._loops[variable.name](n, seed, inputs=[lengths[d] for d in variable.sized])
         return values.astype(variable.dtype, copy=False)
 
     def _call(
         self,
         variable: DataVariable,
-        source: Callable[[np.random.Generator], Any],
+        source: Callable[..., Any],
         n: int,
         seed: np.random.SeedSequence,
+        lengths: Lengths,
     ) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        values = np.empty((n, *variable.shape), dtype=variable.dtype)
+        shape, wanted = variable.shape_at(lengths), _asked_for(source, lengths)
+        values = np.empty((n, *shape), dtype=variable.dtype)
         for i in range(n):
-            value = np.asarray(source(rng))
-            if value.shape != variable.shape or not np.isfinite(value).all():
+            value = np.asarray(source(rng, **wanted))
+            if value.shape != shape or not np.isfinite(value).all():
+                asked = f"; it takes the length as a keyword argument {variable.sized[0]!r}" if variable.sized else ""
                 raise ValueError(
                     f"context[{variable.name!r}]: the callable returned {_described(value)}, "
-                    f"the container holds numbers of shape {variable.shape}"
+                    f"where numbers of shape {shape} were expected{asked}"
                 )
             values[i] = value
         return values
 
-    def _try(self, variable: DataVariable, source: Callable[[np.random.Generator], Any]) -> None:
+    def _try(self, variable: DataVariable, source: Callable[..., Any]) -> None:
+        ends = [{r.dim: r.smallest for r in self._spec.sizes}, self._spec.largest]
         try:
-            self._call(variable, source, 1, np.random.SeedSequence(0))
+            for lengths in ends[: 1 + bool(self._spec.sizes)]:
+                self._call(variable, source, 1, np.random.SeedSequence(0), lengths)
         except TypeError as error:
             raise TypeError(f"context[{variable.name!r}]: the callable rng -> array fails: {error}") from error
 
@@ -114,15 +167,63 @@ class ContextSampler:
             self._check(variable, self._sources[variable.name])
 
 
-def _sized(name: str, dist: Any, shape: tuple[int, ...]) -> Any:
-    if dist.type.ndim == 0 and shape:
-        return change_dist_size(dist, shape)
-    if dist.type.shape != shape:
+def _sized(variable: DataVariable, dist: Any, lengths: Mapping[str, Any]) -> Any:
+    """Give a distribution the shape of a container, drawing it independently along the leading axes it lacks."""
+    name, shape = variable.name, variable.shape
+    ndim = dist.type.ndim
+    lead = shape[: len(shape) - ndim]
+    if ndim > len(shape) or None in shape[len(lead) :] or tuple(dist.type.shape) != shape[len(lead) :]:
         raise ValueError(
-            f"context[{name!r}]: the distribution has shape {dist.type.shape}, the container has {shape}; "
+            f"context[{name!r}]: the distribution has shape {dist.type.shape}, the container has {shape}"
+            f"{' (None: the length varies)' if None in shape else ''}; "
             "a scalar distribution is drawn independently for every element"
         )
-    return dist
+    if not lead:
+        return dist
+    dims = [variable.dims[i] if n is None else None for i, n in enumerate(lead)]
+    return change_dist_size(dist, [lengths[d] if d else n for d, n in zip(dims, lead, strict=True)], expand=True)
+
+
+def _asked_for(source: Callable[..., Any], lengths: Lengths) -> dict[str, int]:
+    """Return the lengths that a callable takes as keyword arguments."""
+    try:
+        parameters = inspect.signature(source).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(lengths)
+    return {p.name: lengths[p.name] for p in parameters if p.name in lengths}
+
+
+def read_missing(missing: Mapping[str, Any] | None, observed: Iterable[str]) -> dict[str, Any]:
+    """Check ``missing=``."""
+    if missing is None:
+        return {}
+    if not isinstance(missing, Mapping):
+        raise TypeError(f"missing must map observed variables to a rate or a callable, as in {{'y': 0.2}}; got {missing!r}")
+    unknown = [name for name in missing if name not in observed]
+    if unknown:
+        raise KeyError(f"missing: {unknown} given; the observed variables are {list(observed)}")
+    return dict(missing)
+
+
+def _check_gaps(name: str, source: Any) -> None:
+    if callable(source):
+        return
+    if isinstance(source, bool) or not isinstance(source, int | float | np.number):
+        raise TypeError(f"missing[{name!r}] must be a rate between 0 and 1 or a callable (rng, shape) -> mask, got {source!r}")
+    if not 0 < source < 1:
+        raise ValueError(f"missing[{name!r}] must be a rate between 0 and 1, got {source!r}")
+
+
+def _mask(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(value)
+    if mask.dtype != bool or mask.shape != shape:
+        raise ValueError(
+            f"missing[{name!r}]: the callable returned {mask.dtype} values of shape {mask.shape}; "
+            f"expected bool of shape {shape}, True where a value is missing"
+        )
+    return mask
 
 
 def _described(value: np.ndarray) -> str:

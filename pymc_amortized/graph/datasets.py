@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pymc_amortized.graph.sizes import cut, padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec, Parameter
 
 DATASET_DIM = "dataset"
@@ -22,7 +23,11 @@ class DataSets:
     Attributes
     ----------
     values : dict of name to ndarray (n, *shape)
-        Observed and context variables of `n` data sets.
+        Observed and context variables of `n` data sets, up to the longest of them, NaN or 0 beyond each one's length.
+    lengths : dict of name to ndarray (n,)
+        Lengths of the dimensions that differ between data sets.
+    missing : dict of name to bool ndarray (n, *shape)
+        Where values are missing, for observed variables that may have gaps.
     labels : ndarray (n,)
         Coordinate of the ``dataset`` dimension.
     batched : bool
@@ -32,17 +37,36 @@ class DataSets:
     values: dict[str, np.ndarray]
     labels: np.ndarray
     batched: bool
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def one(self, index: int) -> dict[str, np.ndarray]:
-        """Return the values of one data set: name -> (*shape)."""
-        return {name: values[index] for name, values in self.values.items()}
+    def take(self, index: Any) -> DataSets:
+        """Return several of the data sets."""
 
-    def take(self, index: Any) -> dict[str, np.ndarray]:
-        """Return the values of several data sets: name -> (m, *shape)."""
-        return {name: values[index] for name, values in self.values.items()}
+        def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[index] for name, values in arrays.items()}
+
+        return DataSets(
+            taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing)
+        )
+
+    def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
+        """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
+        lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
+        values: dict[str, Any] = dict(lengths)
+        for v in spec.data:
+            values[v.name] = cut(self.values[v.name][index], v.shape_at(lengths))
+            if v.missing:
+                values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))
+        return values
+
+
+def gaps_of(name: str) -> str:
+    """Name under which densities take the gaps of a variable."""
+    return f"missing {name}"
 
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
@@ -71,18 +95,114 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
             raise ValueError("observed is needed with batched=True: the model holds a single data set")
         if not spec.holds_data:
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
-        values = {v.name: spec.held[v.name][None].copy() for v in spec.data}
-        return DataSets(values, np.arange(1), False)
-    given = _by_variable(spec, _as_mapping(data))
-    labels = _labels(given) if batched else None
-    arrays = {v.name: _array(spec, v, given[v.name], batched) for v in spec.data}
+        data = {v.name: spec.held[v.name] for v in spec.data}
     if not batched:
-        return DataSets({n: a[None] for n, a in arrays.items()}, np.arange(1), False)
-    arrays = _same_length(spec, arrays)
-    n = len(next(iter(arrays.values())))
+        return _stacked(spec, [_read(spec, data, False)], None)
+    if isinstance(data, list | tuple):
+        if not data:
+            raise ValueError("observed holds no data set: the list is empty")
+        return _stacked(spec, [_read(spec, each, False) for each in data], np.arange(len(data)))
+    given = _by_variable(spec, _as_mapping(data))
+    if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
+        return _stacked(spec, [_read(spec, each, False) for each in _dealt(given)], np.arange(len(_dealt(given))))
+    arrays = _same_number(spec, _read(spec, given, True))
+    n, labels = len(next(iter(arrays.values()))), _labels(given)
     if labels is not None and len(labels) != n:
         raise ValueError(f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets")
-    return DataSets(arrays, np.arange(n) if labels is None else labels, True)
+    labels = np.arange(n) if labels is None else labels
+    if not spec.sizes:
+        return DataSets(_filled(spec, arrays), labels, True, {}, _gaps(spec, arrays))
+    return _stacked(spec, [_without_tail(spec, {k: v[i] for k, v in arrays.items()}) for i in range(n)], labels)
+
+
+def _read(spec: ModelSpec, data: Any, batched: bool) -> dict[str, np.ndarray]:
+    """Check each variable by itself; gaps are NaN in float64."""
+    given = _by_variable(spec, _as_mapping(data))
+    return {v.name: _array(spec, v, given[v.name], batched) for v in spec.data}
+
+
+def _dealt(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lists of arrays, one for each data set, as a list of data sets."""
+    numbers = {name: len(value) for name, value in given.items()}
+    if len(set(numbers.values())) != 1 or 0 in numbers.values():
+        raise ValueError(f"the variables hold different numbers of data sets, or none: {numbers}")
+    return [{name: value[i] for name, value in given.items()} for i in range(next(iter(numbers.values())))]
+
+
+def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndarray | None) -> DataSets:
+    """Lay data sets of any lengths into common arrays."""
+    each = [_lengths(spec, arrays) for arrays in sets]
+    lengths = {r.dim: np.array([one[r.dim] for one in each]) for r in spec.sizes}
+    longest = {dim: int(n.max()) for dim, n in lengths.items()}
+    arrays = {
+        v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data
+    }
+    outside = {v.name: _outside(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
+    gaps = {name: gap & ~outside.get(name, False) for name, gap in _gaps(spec, arrays).items()}
+    n = len(sets)
+    return DataSets(_filled(spec, arrays), np.arange(n) if labels is None else labels, labels is not None, lengths, gaps)
+
+
+def _outside(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mark elements (n, *shape) beyond the lengths (n,) of their data set."""
+    outside = np.zeros(array.shape, dtype=bool)
+    for axis, (n, dim) in enumerate(zip(variable.shape, variable.dims, strict=True), start=1):
+        if n is None and dim is not None:
+            index = np.arange(array.shape[axis]).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+            outside |= index >= lengths[dim].reshape([-1] + [1] * (array.ndim - 1))
+    return outside
+
+
+def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Lengths of one data set's dimensions, the same in all its arrays and within the range trained for."""
+    found: dict[str, int] = {}
+    for v in spec.data:
+        for dim, length in v.lengths(arrays[v.name].shape).items():
+            if found.setdefault(dim, length) != length:
+                raise ValueError(
+                    f"dimension {dim!r} has length {length} in {v.name!r} and {found[dim]} in a variable before it"
+                )
+    for r in spec.sizes:
+        if not r.smallest <= found[r.dim] <= r.largest:
+            raise ValueError(
+                f"dimension {r.dim!r} has length {found[r.dim]}; the posterior was trained for "
+                f"{r.smallest} to {r.largest}"
+            )
+    return found
+
+
+def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Cut off trailing entries of a dimension that are NaN in all variables: so xarray aligns unequal lengths."""
+    for r in spec.sizes:
+        carriers = {v.name: v.dims.index(r.dim) for v in spec.data if r.dim in v.sized}
+        empty = np.ones(next(arrays[k].shape[axis] for k, axis in carriers.items()), dtype=bool)
+        for name, axis in carriers.items():
+            nan = np.isnan(arrays[name]) if arrays[name].dtype.kind == "f" else np.zeros(arrays[name].shape, bool)
+            empty &= np.moveaxis(nan, axis, 0).reshape(len(empty), -1).all(axis=1)
+        length = len(empty) - int(np.argmin(empty[::-1])) if not empty.all() else 0
+        for name, axis in carriers.items():
+            arrays[name] = arrays[name].take(range(length), axis=axis)
+    for v in spec.data:
+        if not v.missing:
+            arrays[v.name] = _cast(v, _complete(v, arrays[v.name]))
+    return arrays
+
+
+def _gaps(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {v.name: np.isnan(arrays[v.name]) for v in spec.data if v.missing}
+
+
+def _filled(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring arrays with gaps into the model's dtype: 0 where it has no NaN."""
+
+    def filled(variable: DataVariable) -> np.ndarray:
+        array = arrays[variable.name]
+        if not variable.missing:
+            return array
+        whole = np.dtype(variable.dtype).kind != "f"
+        return _cast(variable, np.where(np.isnan(array), 0, array) if whole else array, gaps=not whole)
+
+    return {v.name: filled(v) for v in spec.data}
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
@@ -115,10 +235,21 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
         if names[name] in given:
             raise KeyError(f"observed: {names[name]!r} is given twice, once as {name!r}")
         given[names[name]] = value
+    _refuse_misaligned(spec, given)
     missing = [v.name for v in spec.data if v.name not in given]
     if missing:
         raise KeyError(f"observed: values are missing for {missing}; given: {sorted(data)}")
     return given
+
+
+def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
+    """Labels of a dimension whose length varies are the data set's own: its variables must agree on them."""
+    for r in spec.sizes:
+        labelled = {k: v.coords[r.dim] for k, v in given.items() if isinstance(v, xr.DataArray) and r.dim in v.coords}
+        first = next(iter(labelled.values()), None)
+        differing = [k for k, labels in labelled.items() if not np.array_equal(labels.to_numpy(), first.to_numpy())]
+        if differing:
+            raise ValueError(f"{differing} have other labels of {r.dim!r} than {next(iter(labelled))!r}: align them first")
 
 
 def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
@@ -151,12 +282,16 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -
         value = _from_pandas(spec, variable, value)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
-            raise ValueError(f"{variable.name!r} has masked values; missing data are not supported yet")
-        value = value.data
+            value = value.astype("float64").filled(np.nan)
+        else:
+            value = value.data
     array = _numeric(variable, value)
     _check_shape(variable, array, batched)
+    tails = batched and bool(spec.sizes)  # NaN beyond the end of a data set is no gap
+    if not variable.missing and not tails:
+        array = _complete(variable, array)
     _check_values(variable, array)
-    return _cast(variable, array)
+    return array.astype("float64") if variable.missing or tails else _cast(variable, array)
 
 
 def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batched: bool) -> np.ndarray:
@@ -174,7 +309,7 @@ def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batc
             + hint
         )
     for dim in variable.dims:
-        labels = spec.model.coords.get(dim)
+        labels = None if dim in variable.sized else spec.model.coords.get(dim)
         if labels is not None and dim in value.coords:
             order = _positions(variable, dim, value.coords[dim].to_numpy(), labels)
             value = value.isel({dim: order})
@@ -198,7 +333,7 @@ def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | 
     array = value.to_numpy()
     axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
     for axis, (dim, theirs) in enumerate(zip(variable.dims[-len(axes) :], axes[-len(variable.dims) :], strict=False)):
-        labels = spec.model.coords.get(dim)
+        labels = None if dim in variable.sized else spec.model.coords.get(dim)
         if labels is not None and theirs.inferred_type == "string" and pd.Index(labels).inferred_type == "string":
             array = np.take(array, _positions(variable, dim, theirs, labels), axis=axis)
     return array
@@ -224,27 +359,28 @@ def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
 
 def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> None:
     given = array.shape
-    shared_context = batched and variable.role == "context" and given == variable.shape
-    fits = given[1:] == variable.shape and array.ndim > 0 if batched else given == variable.shape
+    shared_context = batched and variable.role == "context" and variable.fits(given)
+    fits = variable.fits(given[1:]) and array.ndim > 0 if batched else variable.fits(given)
     if fits or shared_context:
         return
     named = f" (dims {variable.dims})" if variable.dims else ""
     hint = ""
     if batched:
         hint = ", after a leading axis of data sets"
-    elif given[1:] == variable.shape and array.ndim == len(variable.shape) + 1:
+    elif array.ndim == len(variable.shape) + 1 and variable.fits(given[1:]):
         hint = "; pass batched=True for several data sets"
-    raise ValueError(f"{variable.name!r} has shape {given}; the model's is {variable.shape}{named}{hint}")
+    expected = "(" + ", ".join("any" if n is None else str(n) for n in variable.shape) + ("," if len(variable.shape) == 1 else "") + ")"
+    raise ValueError(f"{variable.name!r} has shape {given}; the model's is {expected}{named}{hint}")
 
 
 def _check_values(variable: DataVariable, array: np.ndarray) -> None:
-    bad = ~np.isfinite(array)
-    if bad.any():
-        nan = np.isnan(array).any()
-        what, why = ("NaN", "; missing data are not supported yet") if nan else ("infinite values", "")
+    infinite = np.isinf(array)
+    if infinite.any():
         raise ValueError(
-            f"{variable.name!r} has {what} ({int(bad.sum())} of {array.size}, the first at {_first(bad)}){why}"
+            f"{variable.name!r} has infinite values ({int(infinite.sum())} of {array.size}, the first at "
+            f"{_first(infinite)})"
         )
+    present = ~np.isnan(array)
     if variable.kind == "binary":
         outside = (array != 0) & (array != 1)
     elif variable.kind == "categorical":
@@ -253,6 +389,7 @@ def _check_values(variable: DataVariable, array: np.ndarray) -> None:
         outside = array != np.floor(array)
     else:
         return
+    outside &= present
     if outside.any():
         kinds = {"binary": "0 or 1", "categorical": "0, 1, 2, ...", "count": "whole numbers"}
         raise ValueError(
@@ -260,22 +397,33 @@ def _check_values(variable: DataVariable, array: np.ndarray) -> None:
         )
 
 
+def _complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+    """Refuse NaN in what may have no gaps."""
+    nan = np.isnan(array)
+    if nan.any():
+        hint = f"; train with missing={{{variable.name!r}: rate}}" if variable.role == "observed" else ""
+        raise ValueError(
+            f"{variable.name!r} has NaN ({int(nan.sum())} of {array.size}, the first at {_first(nan)}){hint}"
+        )
+    return array
+
+
 def _first(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(mask)[0])
 
 
-def _cast(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+def _cast(variable: DataVariable, array: np.ndarray, *, gaps: bool = False) -> np.ndarray:
     """A copy in the model's dtype: results must not share memory with what the user may change."""
     with np.errstate(invalid="ignore", over="ignore"):
         cast = np.array(array, dtype=variable.dtype, order="C")
     if cast.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise ValueError(f"{variable.name!r} has values that do not fit into {variable.dtype}")
-    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+    if cast.dtype.kind == "f" and not (np.isfinite(cast) | (gaps & np.isnan(array))).all():
         raise ValueError(f"{variable.name!r} has values that overflow {variable.dtype}")
     return cast
 
 
-def _same_length(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     lengths = {v.name: len(arrays[v.name]) for v in spec.data if arrays[v.name].ndim > len(v.shape)}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"the variables hold different numbers of data sets: {lengths}")
@@ -283,6 +431,6 @@ def _same_length(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np
     if n == 0:
         raise ValueError("observed holds no data set: the leading axis has length 0")
     return {
-        v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *v.shape))
+        v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *arrays[v.name].shape))
         for v in spec.data
     }

@@ -11,7 +11,7 @@ import pytensor.tensor as pt
 from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.step import flat_unconstrained, held_constants
+from pymc_amortized.graph.step import flat_unconstrained, held_constants, length_inputs
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import (
     CompileKwargs,
@@ -51,10 +51,21 @@ class _DrawFunctions:
             var = model[variable.name]
             old = model.rvs_to_values.get(var, var)
             replacements[old] = like(old, data[variable.name])
+        for r in spec.sizes:
+            replacements[model.dim_lengths[r.dim]] = data[r.dim]
         return graph_replace(graphs, replacements, strict=False)
 
-    def _compile(self, graphs: list[Any]) -> Any:
+    def _inputs(self) -> dict[str, Any]:
+        """What is the same for all draws: data, and lengths of dimensions."""
         data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in self.spec.inputs}
+        return data | {shared.name: new for shared, new in length_inputs(self.spec).items()}
+
+    @property
+    def _input_names(self) -> list[str]:
+        return [v.name for v in self.spec.inputs] + [r.dim for r in self.spec.sizes]
+
+    def _compile(self, graphs: list[Any]) -> Any:
+        data = self._inputs()
         batch = batched_input("draws", "float64", (self.spec.dim,))
         return scan_over(
             self._in_terms_of_inputs(graphs, data),
@@ -69,7 +80,7 @@ class _DrawFunctions:
         It does not say which draw raised (a division by zero, a factorization that fails): halve until it stands alone.
         """
         try:
-            return self._function(theta, *[data[v.name] for v in self.spec.inputs])
+            return self._function(theta, *[data[name] for name in self._input_names])
         except (ArithmeticError, np.linalg.LinAlgError):
             if len(theta) == 1:
                 return [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
@@ -182,5 +193,5 @@ class LogDensityByVariable(_DrawFunctions):
 
     def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
         """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
-        values = self._function(theta, *[data[v.name] for v in self.spec.inputs])
+        values = self._function(theta, *[data[name] for name in self._input_names])
         return dict(zip([v.name for v in self._variables], values, strict=True))

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.parallel import run_tasks
+from pymc_amortized.graph.sizes import at, cut, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.step import simulation_graph
+from pymc_amortized.graph.step import length_inputs, simulation_graph
 from pymc_amortized.graph.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes
 
 CHUNK_BYTES = 64 * 2**20
@@ -43,7 +45,12 @@ class Simulations:
     variables : dict of name to ndarray (n, *shape)
         Free variables on their own scale, and deterministics.
     data : dict of name to ndarray (n, *shape)
-        Observed and context variables.
+        Observed and context variables, complete; at the largest lengths where those differ, NaN or 0 beyond a data
+        set's own.
+    lengths : dict of name to ndarray (n,)
+        Lengths of the dimensions that differ between data sets.
+    missing : dict of name to bool ndarray (n, *shape)
+        Where values of observed variables count as missing.
     attempted : int
         Simulations made, including those that were dropped.
     dropped : dict of str to int
@@ -55,19 +62,31 @@ class Simulations:
     data: dict[str, np.ndarray]
     attempted: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.unconstrained)
 
     def take(self, index: Any) -> Simulations:
         """Return some of the simulations; counts are those of all."""
-        return Simulations(
-            self.unconstrained[index],
-            {name: values[index] for name, values in self.variables.items()},
-            {name: values[index] for name, values in self.data.items()},
-            self.attempted,
-            self.dropped,
+
+        def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[index] for name, values in arrays.items()}
+
+        return replace(
+            self,
+            unconstrained=self.unconstrained[index],
+            variables=taken(self.variables),
+            data=taken(self.data),
+            lengths=taken(self.lengths),
+            missing=taken(self.missing),
         )
+
+    def one(self, index: int, spec: ModelSpec) -> dict[str, Any]:
+        """Return one data set, cut to its own lengths, which are among the values."""
+        lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
+        return {v.name: cut(self.data[v.name][index], v.shape_at(lengths)) for v in spec.data} | lengths
 
 
 def concatenate(parts: list[Simulations]) -> Simulations:
@@ -75,13 +94,19 @@ def concatenate(parts: list[Simulations]) -> Simulations:
     dropped: Counter[str] = Counter()
     for part in parts:
         dropped.update(part.dropped)
-    first = parts[0]
+
+    def joined(field: str) -> dict[str, np.ndarray]:
+        dicts = [getattr(part, field) for part in parts]
+        return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
+
     return Simulations(
         np.concatenate([p.unconstrained for p in parts]),
-        {name: np.concatenate([p.variables[name] for p in parts]) for name in first.variables},
-        {name: np.concatenate([p.data[name] for p in parts]) for name in first.data},
+        joined("variables"),
+        joined("data"),
         sum(p.attempted for p in parts),
         dict(dropped),
+        joined("lengths"),
+        joined("missing"),
     )
 
 
@@ -93,6 +118,8 @@ class Simulator:
     spec : ModelSpec
     context : ContextSampler, optional
         Where the values of context variables come from.
+    deterministics : bool
+        Whether to return deterministics too; training does not need them.
     compile_kwargs : mapping, optional
         Passed to :func:`pymc.compile`.
     """
@@ -102,10 +129,12 @@ class Simulator:
         spec: ModelSpec,
         *,
         context: ContextSampler | None = None,
+        deterministics: bool = True,
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         self.spec = spec
         self.context = context or ContextSampler(spec, {})
+        self._deterministics = spec.deterministics if deterministics else ()
         self._compile_kwargs = compile_kwargs
 
     def __call__(self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1) -> Simulations:
@@ -130,27 +159,54 @@ class Simulator:
             attempted = sum(p.attempted for p in parts)
             if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
                 raise SimulationError(_too_few(concatenate(parts)))
-        return concatenate(parts).take(slice(n))
+        simulations = concatenate(parts)
+        if not self.spec.sizes:
+            return simulations.take(slice(n))
+        (mixing,) = seed.spawn(1)  # sizes come in groups, and are wanted in any order
+        return simulations.take(np.random.default_rng(mixing).permutation(len(simulations))[:n])
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
-        """Attempt `n` simulations in one call of the compiled function."""
+        """Attempt `n` simulations of one size in one call of the compiled function."""
         context_seed, seed = seed.spawn(2)
-        context = self.context(n, context_seed)
-        return self._chunk(n, seed, context)
+        if not self.spec.sizes and not any(v.missing for v in self.spec.observed):
+            return self._chunk(n, seed, self.context(n, context_seed), {})
+        lengths_seed, context_seed, gaps_seed = context_seed.spawn(3)
+        lengths = self.context.lengths(lengths_seed)
+        made = self._chunk(n, seed, self.context(n, context_seed, lengths), lengths)
+        gaps = self.context.gaps(len(made), gaps_seed, lengths)
+        return self._padded(replace(made, missing=gaps), lengths)
 
-    def _chunk(self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray]) -> Simulations:
+    def _padded(self, made: Simulations, lengths: dict[str, int]) -> Simulations:
+        """Fill arrays up to the largest lengths."""
+        if not lengths:
+            return made
+        n, shapes = len(made), {v.name: v.shape_at(self.spec.largest) for v in self.spec.data}
+        largest = self._shapes_at_largest
+        return replace(
+            made,
+            variables={k: padded(v, (n, *largest[k])) for k, v in made.variables.items()},
+            data={k: padded(v, (n, *shapes[k])) for k, v in made.data.items()},
+            missing={k: padded(v, (n, *shapes[k])) for k, v in made.missing.items()},
+            lengths={dim: np.full(n, length) for dim, length in lengths.items()},
+        )
+
+    def _chunk(
+        self, n: int, seed: np.random.SeedSequence, context: dict[str, np.ndarray], lengths: dict[str, int]
+    ) -> Simulations:
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
         try:
-            outputs = loop(n, seed, [context[c.name] for c in self.spec.context])
+            outputs = loop(
+                n, seed, [context[c.name] for c in self.spec.context], [lengths[r.dim] for r in self.spec.sizes]
+            )
         except Exception as error:  # a model's own function may raise anything
-            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0])
+            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths)
             if n == 1:
                 return raised
             # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
             half = n // 2
             parts = zip((slice(half), slice(half, n)), seed.spawn(2), strict=True)
             halves = [
-                self._chunk(part.stop - (part.start or 0), child, {k: v[part] for k, v in context.items()})
+                self._chunk(part.stop - (part.start or 0), child, {k: v[part] for k, v in context.items()}, lengths)
                 for part, child in parts
             ]
             return concatenate([raised, *halves])
@@ -166,23 +222,23 @@ class Simulator:
             return everything
         first = Counter(self._checks[i] for i in np.argmin(finite[~fine], axis=1))
         kept = everything.take(fine)
-        return Simulations(kept.unconstrained, kept.variables, kept.data, len(theta), dict(first))
+        return replace(kept, attempted=len(theta), dropped=dict(first))
 
-    def _nothing(self, reason: str) -> Simulations:
+    def _nothing(self, reason: str, lengths: dict[str, int]) -> Simulations:
         """One attempted simulation that raised."""
         spec = self.spec
         model = spec.model
         return Simulations(
             np.empty((0, spec.dim)),
             {n: np.empty((0, *self._shapes[n]), model[n].type.dtype) for n in self._variable_names},
-            {v.name: np.empty((0, *v.shape), v.dtype) for v in spec.data},
+            {v.name: np.empty((0, *v.shape_at(lengths)), v.dtype) for v in spec.data},
             1,
             {f"raised {reason}": 1},
         )
 
     @cached_property
     def _variable_names(self) -> list[str]:
-        return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
+        return [p.name for p in self.spec.parameters] + list(self._deterministics)
 
     @cached_property
     def _value_names(self) -> list[str]:
@@ -192,6 +248,13 @@ class Simulator:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         model = self.spec.model
         return evaluated_shapes(model, [model[name] for name in self._variable_names])
+
+    @cached_property
+    def _shapes_at_largest(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of variables where every dimension is at its largest."""
+        model, largest = self.spec.model, self.spec.largest
+        dims = {name: tuple(model.named_vars_to_dims.get(name) or ()) for name in self._variable_names}
+        return {name: at(self._shapes[name], dims[name], largest) for name in self._variable_names}
 
     @cached_property
     def _checks(self) -> list[str]:
@@ -210,14 +273,21 @@ class Simulator:
         for c in spec.context:
             batched = batched_input(c.name, c.dtype, c.shape)
             sequences.append((model[c.name], batched))
-        return DrawLoop(outputs, sequences=sequences, compile_kwargs=self._compile_kwargs)
+        lengths = length_inputs(spec)
+        outputs = graph_replace(outputs, lengths, strict=False) if lengths else outputs
+        return DrawLoop(
+            outputs, sequences=sequences, inputs=list(lengths.values()), compile_kwargs=self._compile_kwargs
+        )
 
     @cached_property
     def _bytes_per_draw(self) -> int:
-        shapes = [self._shapes[n] for n in self._variable_names] + [v.shape for v in self.spec.data]
+        shapes = [self._shapes[n] for n in self._variable_names]
+        shapes += [v.shape_at(self.spec.largest) for v in self.spec.data]
         return 8 * (self.spec.dim + sum(int(np.prod(s, dtype=int)) for s in shapes))
 
     def _chunk_sizes(self, n: int) -> list[int]:
+        if self.spec.sizes:
+            return group_sizes(n)
         largest = int(np.clip(CHUNK_BYTES // self._bytes_per_draw, 1, LARGEST_CHUNK))
         whole, rest = divmod(n, largest)
         return [largest] * whole + [rest] * (rest > 0)

@@ -26,12 +26,14 @@ from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.type import RandomGeneratorType
 
+from pymc_amortized.graph.sizes import Range, with_free_lengths
 from pymc_amortized.graph.suitability import (
     density_obstacle,
     names_of,
     op_name,
     refuse_unsuited,
     refuse_unsuited_parameters,
+    refuse_unsuited_sizes,
 )
 from pymc_amortized.graph.tensors import evaluated_shapes, plain
 
@@ -61,13 +63,37 @@ class DataVariable:
     """An observed variable, or a data container whose values vary between data sets."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+    """None for the length of a dimension that differs between data sets."""
     dtype: str
-    dims: tuple[str, ...]
+    dims: tuple[str | None, ...]
     kind: Kind
     role: Role
     container: str | None = None
     """Name of the ``pm.Data`` that holds an observed variable's values, if there is one."""
+    missing: bool = False
+    """Whether values may be missing."""
+
+    def shape_at(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape in a data set in which dimensions have the given lengths."""
+        return tuple(lengths[d] if n is None else n for n, d in zip(self.shape, self._dims, strict=True))  # type: ignore[index]
+
+    def lengths(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Lengths of the dimensions that differ, read off the shape of an array."""
+        return {d: k for n, k, d in zip(self.shape, shape, self._dims, strict=True) if n is None and d is not None}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can hold the variable."""
+        return len(shape) == len(self.shape) and all(n in (None, k) for n, k in zip(self.shape, shape, strict=True))
+
+    @property
+    def sized(self) -> tuple[str, ...]:
+        """Dimensions of it that differ between data sets."""
+        return tuple(d for n, d in zip(self.shape, self._dims, strict=True) if n is None and d is not None)
+
+    @property
+    def _dims(self) -> tuple[str | None, ...]:
+        return self.dims or (None,) * len(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +115,8 @@ class ModelSpec:
         Data containers that stay at the values they held.
     held : dict of name to ndarray
         Values that the model held for all of these when it was read.
+    sizes : tuple of Range
+        Dimensions whose length differs between data sets.
     holds_data : bool
         Whether the observed ones are data; for a generative model they are one simulated draw.
     """
@@ -101,6 +129,7 @@ class ModelSpec:
     fixed: tuple[DataVariable, ...]
     held: dict[str, np.ndarray]
     holds_data: bool = True
+    sizes: tuple[Range, ...] = ()
 
     @classmethod
     def from_model(
@@ -110,6 +139,8 @@ class ModelSpec:
         observed: Sequence[str] | None = None,
         parameters: Sequence[str] | None = None,
         context: Iterable[str] = (),
+        sizes: Sequence[Range] = (),
+        missing: Iterable[str] = (),
     ) -> ModelSpec:
         """Take the snapshot.
 
@@ -123,6 +154,10 @@ class ModelSpec:
             Free variables whose joint marginal posterior is wanted; all by default.
         context : iterable of str
             Data containers whose values vary between data sets.
+        sizes : sequence of Range
+            Dimensions whose length varies between data sets.
+        missing : iterable of str
+            Observed variables of which values may be missing.
 
         Raises
         ------
@@ -132,7 +167,7 @@ class ModelSpec:
         if model is not None and not isinstance(model, BaseModel):
             raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
         model = pm.modelcontext(model)
-        context = tuple(context)
+        context, sizes, missing = tuple(context), tuple(sizes), frozenset(missing)
         _check_context(model, context)
         containers = refuse_unsuited(model, observed, context)
         order = [v.name for v in (*model.basic_RVs, *model.deterministics)]
@@ -144,14 +179,34 @@ class ModelSpec:
         # also those that observations are computed from
         feeding = set(ancestors(model.rvs_to_values[rv] for rv in model.observed_RVs))
         holders = {v.name for v in model.data_vars if v in feeding}
-        frozen = _freeze(model, holders)
+        refuse_unsuited_sizes(model, sizes, context, holders)
+        varying = {r.dim for r in sizes}
+        held = _held_values(model)
+        frozen = _freeze(model, holders, varying)
         shapes = evaluated_shapes(frozen, [*frozen.basic_RVs, *frozen.data_vars])
-        held = _held_values(frozen)
-        snapshot = _with_symbolic_observations(frozen, shapes)
+        dims = _dims_of(frozen, containers)
+
+        def open_shape(name: str) -> tuple[int | None, ...]:
+            named = dims[name] or (None,) * len(shapes[name])
+            return tuple(None if d in varying else n for n, d in zip(shapes[name], named, strict=True))
+
+        snapshot = _with_symbolic_observations(frozen, {rv.name: open_shape(rv.name) for rv in frozen.observed_RVs})
         _tidy(snapshot, order, holders)
 
         def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
-            return tuple(_data_variable(snapshot, n, role, shapes[n], containers.get(n)) for n in names)
+            return tuple(
+                DataVariable(
+                    name=name,
+                    shape=open_shape(name),
+                    dtype=snapshot.rvs_to_values.get(snapshot[name], snapshot[name]).type.dtype,
+                    dims=dims[name],
+                    kind=_kind(snapshot[name]),
+                    role=role,
+                    container=containers.get(name),
+                    missing=name in missing,
+                )
+                for name in names
+            )
 
         free = [_parameter(snapshot, rv, shapes) for rv in snapshot.free_RVs]
         spec = cls(
@@ -163,6 +218,7 @@ class ModelSpec:
             fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
             held=held,
             holds_data=not without_data,
+            sizes=sizes,
         )
         _refuse_empty(spec)
         return spec
@@ -181,6 +237,11 @@ class ModelSpec:
     def inputs(self) -> tuple[DataVariable, ...]:
         """Everything the density is a function of, beside the parameters."""
         return self.observed + self.context + self.fixed
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """The largest length of each dimension that varies."""
+        return {r.dim: r.largest for r in self.sizes}
 
     def jointly(self) -> ModelSpec:
         """Return the same with the posterior of all free variables wanted."""
@@ -211,13 +272,11 @@ class ModelSpec:
 def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
     containers = {v.name for v in model.data_vars}
     for name in context:
-        if name in model.coords:
-            raise ValueError(
-                f"context: {name!r} is a dimension. Data sets whose sizes differ are not supported "
-                f"yet; context may name data containers: {sorted(containers)}"
-            )
         if name not in containers:
-            raise KeyError(f"context: the model has no data container named {name!r}; it has {sorted(containers)}")
+            raise KeyError(
+                f"context: the model has no data container or dimension named {name!r}; "
+                f"it has {sorted({*containers, *model.dim_lengths})}"
+            )
 
 
 def _observe_placeholders(model: pm.Model, observed: Sequence[str]) -> pm.Model:
@@ -254,20 +313,30 @@ def _refuse_borrowed_bounds(model: pm.Model, wanted: set[str]) -> None:
             )
 
 
-def _freeze(model: pm.Model, containers: set[str]) -> pm.Model:
-    """Copy the model with constant dimensions and observations."""
+def _freeze(model: pm.Model, containers: set[str], varying: set[str]) -> pm.Model:
+    """Copy the model with constant observations, and constant dimensions but for those that vary."""
     with warnings.catch_warnings():
         # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
         warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
-        frozen = freeze_dims_and_data(model, data=sorted(containers))
-        for rv in frozen.rvs_to_initial_values:  # not needed, and PyMC's graph functions refuse them
-            frozen.rvs_to_initial_values[rv] = None
-        return _freeze_unregistered_shared(frozen)
+        if varying:
+            copy = _without_initial_values(freeze_dims_and_data(model, dims=[], data=[]))
+            model = with_free_lengths(copy, sorted(varying), sorted(containers))
+            containers = {name for name in containers if isinstance(model[name], SharedVariable)}
+        fixed = [name for name in model.dim_lengths if name not in varying]
+        frozen = freeze_dims_and_data(model, dims=fixed, data=sorted(containers))
+        return _freeze_unregistered_shared(_without_initial_values(frozen))
+
+
+def _without_initial_values(model: pm.Model) -> pm.Model:
+    """They are not needed, and PyMC's graph functions refuse them."""
+    for rv in model.rvs_to_initial_values:
+        model.rvs_to_initial_values[rv] = None
+    return model
 
 
 def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
     """Make constants of shared variables that were used without ``pm.Data``."""
-    registered = set(model.data_vars)
+    registered = {*model.data_vars, *model.dim_lengths.values()}
     roots = [
         *model.basic_RVs,
         *model.deterministics,
@@ -301,7 +370,13 @@ def _value(var: Any) -> np.ndarray:
     return np.asarray(var.data if isinstance(var, Constant) else plain(var).eval())
 
 
-def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int, ...]]) -> pm.Model:
+def _dims_of(model: pm.Model, containers: Mapping[str, str]) -> dict[str, tuple[str | None, ...]]:
+    """Dims of observed variables (their container's, where they have none of their own) and data containers."""
+    own = {v.name: tuple(model.named_vars_to_dims.get(v.name) or ()) for v in (*model.observed_RVs, *model.data_vars)}
+    return {name: dims or own.get(containers.get(name, ""), ()) for name, dims in own.items()}
+
+
+def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int | None, ...]]) -> pm.Model:
     """Observe inputs rather than constants: a constant may be shared with the rest of the graph."""
     symbols = {}
     for rv in model.observed_RVs:
@@ -337,21 +412,6 @@ def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> 
     )
 
 
-def _data_variable(
-    model: pm.Model, name: str, role: Role, shape: tuple[int, ...], container: str | None
-) -> DataVariable:
-    var = model[name]
-    return DataVariable(
-        name=name,
-        shape=shape,
-        dtype=model.rvs_to_values.get(var, var).type.dtype,
-        dims=tuple(model.named_vars_to_dims.get(name, ())),
-        kind=_kind(var),
-        role=role,
-        container=container,
-    )
-
-
 def _kind(var: Any) -> Kind:
     if var.type.dtype == "bool" or op_name(var) == "BernoulliRV":
         return "binary"
@@ -361,7 +421,8 @@ def _kind(var: Any) -> Kind:
 
 
 def _refuse_empty(spec: ModelSpec) -> None:
-    shapes = {v.name: v.shape for v in spec.data} | {p.name: p.shape for p in spec.parameters}
+    shapes: dict[str, tuple[int | None, ...]] = {v.name: v.shape for v in spec.data}
+    shapes |= {p.name: p.shape for p in spec.parameters}
     for name, shape in shapes.items():
         if 0 in shape:
             raise ValueError(f"{name!r} has shape {shape}: an empty variable cannot be learned from")

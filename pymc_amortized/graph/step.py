@@ -27,6 +27,12 @@ def _constant(spec: ModelSpec, variable: DataVariable) -> Any:
     return like(var, pt.constant(spec.held[variable.name], name=variable.name))
 
 
+def length_inputs(spec: ModelSpec) -> dict[Any, Any]:
+    """Lengths of the snapshot's dimensions that vary, and the inputs that stand in for them."""
+    lengths = {r.dim: spec.model.dim_lengths[r.dim] for r in spec.sizes}
+    return {shared: shared.type.clone()(name=dim) for dim, shared in lengths.items()}
+
+
 def flat_unconstrained(spec: ModelSpec) -> Any:
     """Parameters on the scale of their value variables, as one vector."""
     model = spec.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import pymc as pm
@@ -18,6 +18,8 @@ from pytensor.graph.replace import clone_replace
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import Shape, Shape_i
+
+from pymc_amortized.graph.sizes import Range
 
 
 def op_name(var: Any) -> str:
@@ -73,6 +75,42 @@ def refuse_unsuited_parameters(model: pm.Model) -> None:
             raise ValueError(
                 f"free variable {rv.name!r} is discrete ({rv.type.dtype}), which is not supported: "
                 "marginalize it (for example with pm.Mixture), or declare it observed"
+            )
+
+
+def refuse_unsuited_sizes(model: pm.Model, sizes: Sequence[Range], context: Sequence[str], holders: Set[str]) -> None:
+    """Refuse dimensions that cannot differ between data sets.
+
+    Parameters
+    ----------
+    sizes : sequence of Range
+    context : sequence of str
+        Data containers whose values vary.
+    holders : set of str
+        Data containers of observations.
+
+    Raises
+    ------
+    ValueError
+        Naming the dimension, the variable and what to do.
+    """
+    for dim in (r.dim for r in sizes):
+        carriers = {name for name, dims in model.named_vars_to_dims.items() if dims and dim in dims}
+        free = [rv.name for rv in model.free_RVs if rv.name in carriers]
+        if free:
+            raise ValueError(
+                f"context: the free variables {free} carry the dimension {dim!r}: the number of parameters would "
+                "differ between data sets, which is not supported"
+            )
+        fixed = [v.name for v in model.data_vars if v.name in carriers - holders - {*context}]
+        if fixed:
+            raise ValueError(
+                f"context: the data containers {fixed} carry the dimension {dim!r}, whose length varies: say where "
+                f"their values come from, as in context={{{dim!r}: ..., {fixed[0]!r}: 'resample'}}"
+            )
+        if not any(rv.name in carriers for rv in model.observed_RVs) and not holders & carriers:
+            raise ValueError(
+                f"context: no observed variable carries the dimension {dim!r}; give it dims={dim!r} where it is observed"
             )
 
 

@@ -98,6 +98,8 @@ class DrawLoop:
         The graph of one draw.
     sequences : sequence of (placeholder, batched)
         Values that differ from draw to draw without being random here (context).
+    inputs : sequence of variables
+        Inputs that are the same for every draw.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class DrawLoop:
         outputs: Sequence[Any],
         *,
         sequences: Sequence[tuple[Any, Any]] = (),
+        inputs: Sequence[Variable] = (),
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         updates = collect_default_updates(list(outputs))
@@ -135,19 +138,25 @@ class DrawLoop:
         )
         looped = looped if isinstance(looped, list) else [looped]
         self._function = pm.compile(
-            [n, *batched, *states],
+            [n, *batched, *states, *inputs],
             looped[: len(outputs)],
             on_unused_input="ignore",
             **(compile_kwargs or {}),
         )
 
-    def __call__(self, n: int, seed: np.random.SeedSequence, sequences: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    def __call__(
+        self,
+        n: int,
+        seed: np.random.SeedSequence,
+        sequences: Sequence[np.ndarray] = (),
+        inputs: Sequence[Any] = (),
+    ) -> list[np.ndarray]:
         """Return the draws, each output with a leading axis of length `n`."""
         states = [np.random.Generator(np.random.PCG64(s)) for s in seed.spawn(self.generators)]
-        return self._function(n, *sequences, *states)
+        return self._function(n, *sequences, *states, *inputs)
 
 
-def batched_input(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+def batched_input(name: str, dtype: str, shape: tuple[int | None, ...]) -> Any:
     """Build an input for arrays with a leading axis of draws or simulations."""
     return pt.tensor(name, dtype=dtype, shape=(None, *shape))
 

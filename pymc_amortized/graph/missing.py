@@ -1,0 +1,286 @@
+r"""The log density of data with gaps.
+
+What is missing has to be integrated out. How that can be done exactly is found out for each observed variable, on
+simulated data:
+
+- *element*, *row*: changing one value (one row) leaves every other term of the log density as it is. Then the term of what
+  is missing integrates to one, and is left out.
+- *normal*: the variable is multivariate normal, and nothing else depends on it. What is missing is left out of the mean and
+  the covariance.
+- *quadratic*: the joint log density is quadratic in the values (an autoregression with normal innovations). With
+  :math:`g` the gradient and :math:`-P` the Hessian in the :math:`m` missing values at any point, at which the log
+  density is :math:`\ell`,
+
+  .. math::
+
+      \log \int e^{\ell(y)} dy = \ell + \tfrac12 g^\top P^{-1} g - \tfrac12 \log\det P + \tfrac m2 \log 2\pi.
+
+Elsewhere there is no rule, and data sets with gaps have no density.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+from pymc.distributions.multivariate import MvNormalRV
+
+from pymc_amortized.graph.datasets import gaps_of
+from pymc_amortized.graph.density import Data, LogDensity, LogDensityByVariable
+from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.suitability import core_op
+from pymc_amortized.graph.tensors import CompileKwargs, plain
+
+Rule = Literal["element", "row", "normal", "quadratic"]
+Rules = Mapping[str, Rule | None]
+
+TRIALS = 8
+TOLERANCE = 1e-7
+"""Relative difference of log densities that rounding explains, third differences included."""
+BLOCK_BYTES = 128 * 2**20
+"""Memory for the Hessians of a block of draws."""
+LOG_2PI = math.log(2 * math.pi)
+
+
+class LogDensityWithGaps(LogDensity):
+    """Joint log density of the value variables and what is present of the data.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    rules : mapping of name to rule
+        From :func:`find_rules`, for each variable that may have gaps.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    """
+
+    def __init__(self, spec: ModelSpec, rules: Rules, compile_kwargs: CompileKwargs | None = None) -> None:
+        super().__init__(spec, compile_kwargs)
+        self.rules = rules
+        self._masks = {v.name: pt.tensor(gaps_of(v.name), dtype="bool", shape=v.shape) for v in self._gappy}
+
+    @property
+    def _gappy(self) -> list[DataVariable]:
+        return [v for v in self.spec.observed if v.missing]
+
+    def obstacle(self, data: Data) -> str | None:
+        """Why the density of a data set cannot be evaluated; None where it can."""
+        for v in self._gappy:
+            mask, rule = data[gaps_of(v.name)], self.rules[v.name]
+            if rule is None and mask.any():
+                return f"the log density does not factorize over the values of {v.name!r}, of which some are missing"
+            if rule == "row":
+                axes = tuple(range(self._term_ndim(v), mask.ndim))
+                if (mask.any(axes) != mask.all(axes)).any():
+                    return f"some rows of {v.name!r} are missing in part"
+        return None
+
+    def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
+        """Evaluate at `theta` (draws, dim) for one data set without an obstacle; returns (draws,)."""
+        gaps = {v.name: np.flatnonzero(data[gaps_of(v.name)]) for v in self._gappy}
+        filled = {**data, **{v.name: self._fill(v, data) for v in self._gappy}}
+        # of the quadratic variables, what is missing is found again in their joined gradient
+        quadratic = [v for v in self._gappy if self.rules[v.name] == "quadratic"]
+        starts = np.cumsum([0, *(data[v.name].size for v in quadratic)])
+        missing = [s + gaps[v.name] for v, s in zip(quadratic, starts, strict=False)]
+        if not any(len(m) for m in missing):
+            return super().__call__(theta, filled)
+        index = np.concatenate(missing)
+        block = max(int(BLOCK_BYTES / (8 * len(index) ** 2)), 1)
+        blocks = [theta[i : i + block] for i in range(0, len(theta), block)]
+        return np.concatenate([self._integrated(part, filled, quadratic, index) for part in blocks])
+
+    def _integrated(
+        self, theta: np.ndarray, data: Data, quadratic: list[DataVariable], index: np.ndarray
+    ) -> np.ndarray:
+        """Integrate a density that is quadratic in the values at `index` over them."""
+        log_density = super().__call__(theta, data)
+        slope = self._gradient(theta, data)[:, index]
+        precision = np.empty((len(theta), len(index), len(index)))
+        for column, where in enumerate(index):
+            moved = self._gradient(theta, _moved(data, quadratic, where))[:, index]
+            precision[:, :, column] = slope - moved  # exact: the gradient is linear
+        precision = (precision + precision.swapaxes(1, 2)) / 2
+        usable = np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1)
+        precision[~usable] = np.eye(len(index))
+        sign, log_determinant = np.linalg.slogdet(precision)
+        shift = np.linalg.solve(precision, slope[..., None])[..., 0]
+        total = log_density + 0.5 * (slope * shift).sum(1) - 0.5 * log_determinant + 0.5 * len(index) * LOG_2PI
+        return np.where(usable & (sign > 0), total, np.where(np.isnan(log_density), np.nan, -np.inf))
+
+    def _fill(self, variable: DataVariable, data: Data) -> np.ndarray:
+        """Put a possible value where one is missing: nothing depends on it, but gradients must be finite."""
+        mask, value = data[gaps_of(variable.name)], data[variable.name]
+        if not mask.any():
+            return value
+        possible = np.median(value[~mask] if not mask.all() else self.spec.held[variable.name])
+        return np.where(mask, possible, value).astype(value.dtype)
+
+    @cached_property
+    def _function(self) -> Any:
+        return self._compile([self._total()])
+
+    @cached_property
+    def _gradient_function(self) -> Any:
+        model = self.spec.model
+        values = [model.rvs_to_values[model[v.name]] for v in self._gappy if self.rules[v.name] == "quadratic"]
+        slopes = pt.concatenate([g.flatten() for g in pt.grad(self._total(), values)])
+        return self._compile([slopes])
+
+    def _gradient(self, theta: np.ndarray, data: Data) -> np.ndarray:
+        return self._gradient_function(theta, *[data[name] for name in self._input_names])[0]
+
+    def _total(self) -> Any:
+        model = self.spec.model
+        normal = [v.name for v in self._gappy if self.rules[v.name] == "normal"]
+        rest = [rv for rv in model.basic_RVs if rv.name not in normal] + list(model.potentials)
+        terms = [plain(term) for term in model.logp(vars=rest, sum=False)] if rest else []
+        for i, variable in enumerate(rest):
+            if self.rules.get(variable.name) in ("element", "row"):
+                mask = self._masks[variable.name]
+                mask = mask.any(axis=tuple(range(terms[i].type.ndim, mask.type.ndim))) if mask.type.ndim else mask
+                terms[i] = pt.switch(mask, 0.0, terms[i])
+        terms += [self._normal(model[name]) for name in normal]
+        return pt.add(*[term.sum() for term in terms]) if len(terms) > 1 else terms[0].sum()
+
+    def _normal(self, rv: Any) -> Any:
+        """Density of what is present of a multivariate normal: what is missing becomes a unit normal at its mean."""
+        model, mask = self.spec.model, self._masks[rv.name]
+        mean, covariance = model.replace_rvs_by_values(list(rv.owner.op.dist_params(rv.owner)))
+        present = (~mask).astype("float64")
+        both = present[..., :, None] * present[..., None, :]
+        kept = covariance * both + pt.eye(mask.shape[-1]) * (1 - present)[..., None]
+        dist = pm.MvNormal.dist(pt.switch(mask, 0.0, mean), kept)
+        term = pm.logp(dist, pt.switch(mask, 0.0, model.rvs_to_values[rv]))
+        return term + 0.5 * LOG_2PI * mask.sum(-1)
+
+    def _term_ndim(self, variable: DataVariable) -> int:
+        rv = self.spec.model[variable.name]
+        (term,) = self.spec.model.logp(vars=[rv], sum=False)
+        return plain(term).type.ndim
+
+    def _inputs(self) -> dict[str, Any]:
+        return super()._inputs() | {gaps_of(name): mask for name, mask in self._masks.items()}
+
+    @property
+    def _input_names(self) -> list[str]:
+        return super()._input_names + [gaps_of(name) for name in self._masks]
+
+
+def _moved(data: Data, variables: list[DataVariable], where: int) -> dict[str, Any]:
+    """Add one to one value of several variables, counted through them."""
+    moved = dict(data)
+    for v in variables:
+        size = data[v.name].size
+        if where < size:
+            value = data[v.name].copy()
+            value.flat[where] += 1.0
+            moved[v.name] = value
+            break
+        where -= size
+    return moved
+
+
+def find_rules(
+    spec: ModelSpec, simulations: Simulations, seed: np.random.SeedSequence, compile_kwargs: CompileKwargs | None = None
+) -> dict[str, Rule | None]:
+    """Find out how each variable's missing values can be integrated out.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    simulations : Simulations
+        At least nine.
+    seed : numpy.random.SeedSequence
+    """
+    gappy = [v for v in spec.observed if v.missing]
+    if not gappy or spec.density_obstacle is not None:
+        return {v.name: None for v in gappy}
+    fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+    rng = np.random.default_rng(seed)
+    by_variable = LogDensityByVariable(spec, compile_kwargs)
+    joint = LogDensity(spec, compile_kwargs)
+    sets = [fixed | simulations.one(i, spec) for i in range(min(TRIALS + 1, len(simulations)))]
+    rules: dict[str, Rule | None] = {}
+    for v in gappy:
+        kept = all(
+            _rest_is_unchanged(v, simulations.unconstrained[i : i + 1], sets[i], sets[i + 1], by_variable, rng)
+            for i in range(len(sets) - 1)
+        )
+        op = core_op(spec.model[v.name])
+        alone = all(
+            _others_are_unchanged(v, simulations.unconstrained[i : i + 1], sets[i], by_variable, rng)
+            for i in range(len(sets) - 1)
+        )
+        if isinstance(op, MvNormalRV) and alone:
+            rules[v.name] = "normal"
+        elif kept:
+            term = by_variable(simulations.unconstrained[:1], sets[0])[v.name]
+            rules[v.name] = "element" if term.ndim - 1 == len(v.shape) else "row"
+        else:
+            quadratic = v.kind == "real" and all(
+                _is_quadratic(v, simulations.unconstrained[i : i + 1], sets[i], joint, rng) for i in range(len(sets) - 1)
+            )
+            rules[v.name] = "quadratic" if quadratic else None
+    return rules
+
+
+def _rest_is_unchanged(
+    variable: DataVariable,
+    theta: np.ndarray,
+    data: Data,
+    other: Data,
+    log_density: LogDensityByVariable,
+    rng: np.random.Generator,
+) -> bool:
+    """Whether changing one value, or row, changes no other term of the log density."""
+    before = log_density(theta, data)
+    lead = before[variable.name].ndim - 1  # axes of the variable's own terms
+    value = data[variable.name].copy()
+    index = tuple(int(rng.integers(n)) for n in value.shape[:lead])
+    theirs = tuple(int(rng.integers(n)) for n in other[variable.name].shape[:lead])
+    if lead == 0 and value.ndim:
+        return False  # one term for all values
+    value[index] = other[variable.name][theirs]
+    after = log_density(theta, {**data, variable.name: value})
+    for name, terms in before.items():
+        changed = after[name].copy()
+        if name == variable.name:
+            changed[(0, *index)] = terms[(0, *index)]
+        if not _same(terms, changed):
+            return False
+    return True
+
+
+def _others_are_unchanged(
+    variable: DataVariable, theta: np.ndarray, data: Data, log_density: LogDensityByVariable, rng: np.random.Generator
+) -> bool:
+    """Whether no other variable's density depends on the values of this one."""
+    value = data[variable.name]
+    after = log_density(theta, {**data, variable.name: rng.permutation(value.ravel()).reshape(value.shape)})
+    before = log_density(theta, data)
+    return all(_same(before[name], after[name]) for name in before if name != variable.name)
+
+
+def _is_quadratic(
+    variable: DataVariable, theta: np.ndarray, data: Data, log_density: LogDensity, rng: np.random.Generator
+) -> bool:
+    """Whether third differences of the log density in the values vanish, and second ones are negative."""
+    value = data[variable.name]
+    direction = rng.normal(size=value.shape) * (rng.uniform(size=value.shape) < rng.uniform(0.1, 1.0))
+    direction *= max(float(np.std(value)), 1e-3)
+    along = [log_density(theta, {**data, variable.name: value + t * direction})[0] for t in range(5)]
+    if not np.isfinite(along).all():
+        return False
+    largest = np.abs(along).max() + 1.0
+    return bool(np.abs(np.diff(along, 3)).max() <= TOLERANCE * largest and np.diff(along, 2).max() <= TOLERANCE * largest)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))

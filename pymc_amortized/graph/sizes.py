@@ -1,0 +1,127 @@
+"""Dimensions whose length differs between data sets.
+
+In the snapshot of a model the length of such a dimension is a shared variable of its own, whatever it was computed
+from. Every compiled function takes the lengths as inputs: one compilation serves every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import clone_replace
+
+GROUP = 64
+"""Simulations of one size: enough for the cost of a call to vanish, few enough for many sizes in a training batch."""
+SIZES = 128
+"""Fewer simulations than this many groups are made in smaller groups."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Lengths that a dimension may have, both ends included."""
+
+    dim: str
+    smallest: int
+    largest: int
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Draw a length, uniform on a logarithmic scale: what a row tells counts relative to how many there are."""
+        low, high = np.log(self.smallest - 0.5), np.log(self.largest + 0.5)
+        return int(np.clip(np.rint(np.exp(rng.uniform(low, high))), self.smallest, self.largest))
+
+
+def is_range(source: Any) -> bool:
+    """Whether a value of ``context=`` is meant as a range of lengths."""
+    return isinstance(source, tuple | list | int | np.integer) and not isinstance(source, bool)
+
+
+def read_range(model: pm.Model, dim: str, source: Any) -> Range:
+    """Check the range of a dimension's length.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is not a pair of increasing positive integers.
+    """
+    whole = isinstance(source, tuple | list) and len(source) == 2
+    if not whole or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in source):
+        raise TypeError(
+            f"context[{dim!r}] is a dimension: give the smallest and the largest length, as in (10, 500); got {source!r}"
+        )
+    smallest, largest = map(int, source)
+    if not 1 <= smallest <= largest:
+        raise ValueError(f"context[{dim!r}] must be 1 <= smallest <= largest, got {source!r}")
+    return Range(dim, smallest, largest)
+
+
+def group_sizes(n: int) -> list[int]:
+    """Cut `n` simulations into groups of one size each."""
+    each = int(np.clip(n // SIZES, 1, GROUP))
+    whole, rest = divmod(n, each)
+    return [each] * whole + [rest] * (rest > 0)
+
+
+def with_free_lengths(model: pm.Model, dims: Sequence[str], containers: Sequence[str]) -> pm.Model:
+    """Copy a model so that the given dimensions have lengths of their own.
+
+    Parameters
+    ----------
+    dims : sequence of str
+        Dimensions that vary.
+    containers : sequence of str
+        Data containers that hold observations. Nothing reads their values, but shapes may come from them: they
+        become arrays of zeros of the dimensions' lengths.
+    """
+    if not dims:
+        return model
+    fgraph, memo = fgraph_from_model(model)
+    lengths: dict[str, Any] = {}
+    replacements: dict[Any, Any] = {}
+    for dim in dims:
+        old = fgraph._dim_lengths[dim]  # type: ignore[attr-defined]
+        lengths[dim] = pytensor.shared(np.asarray(_length(model, dim), dtype="int64"), name=dim)
+        replacements[old] = lengths[dim].astype(old.type.dtype)
+    for name in containers:
+        carried = model.named_vars_to_dims.get(name) or ()
+        if lengths.keys().isdisjoint(carried):
+            continue
+        variable = model[name]
+        shape = [lengths.get(d, n) for d, n in zip(carried, variable.get_value(borrow=True).shape, strict=True)]
+        replacements[memo[variable].owner.inputs[0]] = pt.zeros(shape, dtype=variable.type.dtype)
+    outputs = clone_replace(fgraph.outputs, replace=replacements, rebuild_strict=False)
+    rebuilt = FunctionGraph(outputs=outputs, clone=False)
+    rebuilt._coords = {k: v for k, v in fgraph._coords.items()}  # type: ignore[attr-defined]
+    rebuilt._dim_lengths = {**fgraph._dim_lengths, **lengths}  # type: ignore[attr-defined]
+    return model_from_fgraph(rebuilt, mutate_fgraph=True)
+
+
+def _length(model: pm.Model, dim: str) -> int:
+    return int(model.dim_lengths[dim].eval())
+
+
+def at(shape: tuple[int, ...], dims: Sequence[str | None], lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """Return a shape with the lengths of some of its dims replaced."""
+    named = [*dims, *[None] * (len(shape) - len(dims))]
+    return tuple(int(lengths.get(d, n)) if d else n for d, n in zip(named, shape, strict=True))
+
+
+def cut(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the leading part of an array along each axis."""
+    return array[tuple(map(slice, shape))]
+
+
+def padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Fill an array up to a shape, with NaN where it can hold one and 0 elsewhere."""
+    if array.shape == shape:
+        return array
+    out = np.full(shape, np.nan if array.dtype.kind == "f" else 0, dtype=array.dtype)
+    out[tuple(map(slice, array.shape))] = array
+    return out
