@@ -11,7 +11,7 @@ from arviz_base import dict_to_dataset, make_attrs
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
 import pymc_amortized
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, of_simulations
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
 
@@ -44,13 +44,15 @@ def posterior_tree(
 
     stats = {k: v for k, (_, v) in sample_stats.items()}
     stat_dims = {k: [*lead, *dims] for k, (dims, _) in sample_stats.items()}
-    observed = {v.name: datasets.values[v.name] for v in spec.observed}
+    observed = {v.name: datasets.shown(v) for v in spec.observed}
     groups = {
         "posterior": _dataset(spec, squeezed(variables), [*lead, "chain", "draw"], datasets, attrs),
         "sample_stats": _stats_dataset(squeezed(stats), stat_dims, datasets, attrs),
         "observed_data": _dataset(spec, squeezed(observed), lead, datasets),
     }
-    constants = _constant_data(spec, squeezed({c.name: datasets.values[c.name] for c in spec.context}), datasets)
+    given = {c.name: datasets.shown(c) for c in spec.context}
+    given |= {f"{dim}_length": lengths for dim, lengths in datasets.lengths.items()}
+    constants = _constant_data(spec, squeezed(given), datasets)
     if constants:
         groups["constant_data"] = constants
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
@@ -60,7 +62,8 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     """Lay out simulations as ``pm.sample_prior_predictive`` does."""
     sample = ["chain", "draw"]
     one = DataSets({}, np.arange(1), False)
-    predictive = {v.name: simulations.data[v.name][None] for v in spec.observed}
+    sets = of_simulations(simulations)
+    predictive = {v.name: sets.shown(v)[None] for v in spec.observed}
     prior = {name: values[None] for name, values in simulations.variables.items()}
     attrs = {"simulations_attempted": simulations.attempted}
     attrs |= {f"dropped {reason}": count for reason, count in simulations.dropped.items()}
@@ -68,7 +71,8 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
         "prior": _dataset(spec, prior, sample, one, attrs),
         "prior_predictive": _dataset(spec, predictive, sample, one),
     }
-    context = {c.name: simulations.data[c.name][None] for c in spec.context}
+    context = {c.name: sets.shown(c)[None] for c in spec.context}
+    context |= {f"{dim}_length": lengths[None] for dim, lengths in simulations.lengths.items()}
     if context:
         groups["prior_context"] = _dataset(spec, context, sample, one)
     if spec.fixed:
@@ -96,7 +100,10 @@ def _dataset(
 ) -> xr.Dataset:
     coords, dims = coords_and_dims_for_inferencedata(spec.model)
     used = {d for name in arrays for d in dims.get(name, ())}
-    coords = {name: labels for name, labels in coords.items() if name in used}
+    varying = {r.dim for r in spec.sizes}
+    coords = {name: labels for name, labels in coords.items() if name in used - varying}
+    coords |= {dim: labels for dim, labels in datasets.coords.items() if dim in used}
+    dims |= {v.name: list(v.dims) for v in spec.data if v.name in arrays and v.dims and v.sized}
     if DATASET_DIM in sample_dims:
         coords[DATASET_DIM] = datasets.labels
     return dict_to_dataset(

@@ -25,9 +25,11 @@ FAR_OUTSIDE = 0.1
 _said: set[str] = set()
 
 
-def say_once_that_uncorrected(obstacle: str) -> None:
-    """Log, once for each reason, that draws are the network's own."""
-    if obstacle not in _said:
+def say_that_uncorrected(obstacle: str, number: int, total: int) -> None:
+    """Log, once for each reason if it holds for all data sets, that draws are the network's own."""
+    if number < total:
+        logger.warning("Draws of %d of %d data sets are the network's own, uncorrected: %s.", number, total, obstacle)
+    elif obstacle not in _said:
         _said.add(obstacle)
         logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
 
@@ -109,14 +111,15 @@ def explain_impossible(
         When it is because of a value that the model cannot produce.
     """
     for index, result in enumerate(results):
-        if not np.all(np.isneginf(result.log_weights)):
+        if not np.all(np.isneginf(result.log_weights)) or any(m[index].any() for m in datasets.missing.values()):
             continue
         theta = result.theta.reshape(-1, spec.dim)
-        fixed = {v.name: spec.held[v.name] for v in spec.fixed}
-        parts = LogDensityByVariable(spec, compile_kwargs)(theta, {**fixed, **datasets.one(index)})
+        fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
+        given = {**fixed, **datasets.one(spec, index)}
+        parts = LogDensityByVariable(spec, compile_kwargs)(theta, given)
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in spec.observed:
-            _refuse_impossible_value(variable.name, parts[variable.name], datasets.values[variable.name][index], where)
+            _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)
         names = [n for n, part in parts.items() if not np.isfinite(part).any()]
         logger.warning(
             "No proposed parameter%s has a finite log density (%s): its draws are uncorrected.",

@@ -25,7 +25,7 @@ from pymc_amortized.approximators.arguments import (
 )
 from pymc_amortized.approximators.doubt import (
     explain_impossible,
-    say_once_that_uncorrected,
+    say_that_uncorrected,
     warn_of_extrapolation,
     warn_of_poor_weights,
 )
@@ -36,8 +36,10 @@ from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
-from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Rows
+from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.sizes import padded
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.results import posterior_tree
@@ -56,21 +58,25 @@ class AmortizedPosterior:
         Snapshot of the model.
     network : PosteriorNetwork
         The trained network.
-    structure : Rows
-        What was found about the data's leading axis.
+    structure : Structure
+        What was found about every axis of the data, and why; ``print(posterior.structure)``.
     history : History
         Losses during training; ``history.plot()`` draws them.
     provenance : Provenance
         How it was trained.
+    gaps : mapping
+        How missing values of each variable that may have them are integrated out of the model's density; None where
+        they cannot be.
     """
 
     spec: ModelSpec
     network: PosteriorNetwork
-    structure: Rows
+    structure: Structure
     history: History
     provenance: Provenance
     state: TrainingState
     context: Mapping[str, Any] | None
+    gaps: Mapping[str, Rule | None]
     compile_kwargs: CompileKwargs | None = None
 
     def sample(
@@ -91,8 +97,10 @@ class AmortizedPosterior:
         ----------
         observed : mapping of name to array_like, or xarray.Dataset, optional
             Values of the observed variables, by their name or that of their ``pm.Data``, and of context
-            variables; each of the model's shape, after a leading axis of data sets if `batched`. By default, the
-            data the model held at training.
+            variables; each of the model's shape, after a leading axis of data sets if `batched`. Data sets of different
+            lengths come as a list of such mappings, as lists of arrays, or as an ``xarray.Dataset`` with NaN in all
+            variables beyond the end of each. NaN is a missing value where the posterior was trained for them. By
+            default, the data the model held at training.
         draws, chains : int
             Draws per chain, and chains, for each data set.
         batched : bool
@@ -125,13 +133,13 @@ class AmortizedPosterior:
         groups = wanted_groups(idata_kwargs, batched)
         correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
-        warn_of_extrapolation(self.network.encoder.outside(self._network_data(datasets, slice(None))))
+        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)))
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
         if correct:
             warn_of_poor_weights(results, datasets.labels)
         elif correction == "auto" and self.spec.density_obstacle:
-            say_once_that_uncorrected(self.spec.density_obstacle)
+            say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
         computed = self._constrain.names if any(groups.values()) else names
         variables = self._constrained(datasets, results, computed)
         attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
@@ -166,7 +174,7 @@ class AmortizedPosterior:
         if len(theta) == 0:
             return np.empty(lead)
         with torch.inference_mode():
-            values = self.network.log_prob(theta[:, None], self._network_data(datasets, slice(None)))
+            values = self.network.log_prob(theta[:, None], **self._network_data(datasets))
         return values.numpy()[:, 0].reshape(lead)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
@@ -182,14 +190,28 @@ class AmortizedPosterior:
         pymc.Model
             A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
         """
-        values = read_datasets(self.spec, observed).one(0)
+        datasets = read_datasets(self.spec, observed)
+        values = datasets.one(self.spec, 0)
         model = self.spec.model
-        symbols = {v.name: like(model[v.name], pt.constant(values[v.name])) for v in self.spec.observed}
+        symbols = {v.name: like(model[v.name], pt.constant(self._with_gaps(v, datasets))) for v in self.spec.observed}
         conditioned = pm.observe(model, symbols)
+        for r in self.spec.sizes:
+            labels = datasets.coords.get(r.dim, range(values[r.dim]))
+            conditioned.set_dim(r.dim, values[r.dim], coord_values=tuple(labels))
         with conditioned:
             for variable in self.spec.context:
                 pm.set_data({variable.name: values[variable.name]})
         return conditioned
+
+    def _with_gaps(self, variable: DataVariable, datasets: DataSets) -> np.ndarray:
+        """Values of one data set as the conditioned model observes them."""
+        values = datasets.shown(variable)[0]
+        if values.dtype.kind == "f" and np.dtype(variable.dtype).kind != "f":
+            raise ValueError(
+                f"{variable.name!r} has missing values, which a model of {variable.dtype} values cannot hold: "
+                "drop these entries"
+            )
+        return values
 
     def continue_training(
         self,
@@ -245,17 +267,14 @@ class AmortizedPosterior:
 
         save(self, path)
 
-    def weights_of(self, data: Mapping[str, np.ndarray], seed: np.random.SeedSequence) -> list[Weights]:
-        """Importance weights of the network's draws for several data sets.
+    def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
+        """Importance weights of the network's draws for several data sets; only for those that have a density.
 
         Parameters
         ----------
-        data : mapping of name to ndarray ``(n, *shape)``
-            Observed and context variables.
+        datasets : DataSets
         seed : numpy.random.SeedSequence
         """
-        n = len(next(iter(data.values())))
-        datasets = DataSets(dict(data), np.arange(n), True)
         results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
         return [r.weights for r in results if r.weights is not None]
 
@@ -272,11 +291,20 @@ class AmortizedPosterior:
 
     @cached_property
     def _log_density(self) -> LogDensity:
+        if any(v.missing for v in self.spec.observed):
+            return LogDensityWithGaps(self.spec, self.gaps, self.compile_kwargs)
         return LogDensity(self.spec, self.compile_kwargs)
 
     @cached_property
     def _constrain(self) -> Constrain:
         return Constrain(self.spec, self.compile_kwargs)
+
+    def _obstacles(self, datasets: DataSets) -> list[str | None]:
+        """Why the density of each data set cannot be evaluated; None where it can."""
+        everywhere = self.spec.density_obstacle
+        if everywhere or not isinstance(self._log_density, LogDensityWithGaps):
+            return [everywhere] * len(datasets)
+        return [self._log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
     def _draw(
         self,
@@ -288,12 +316,39 @@ class AmortizedPosterior:
         *,
         bounded: bool = False,
     ) -> list[Draws]:
+        """Draw for all data sets; those without a density stay as the network draws them."""
+        obstacles = self._obstacles(datasets)
+        free = np.array([obstacle is None for obstacle in obstacles])
+        results: dict[int, Draws] = {}
+        for weighted, child in zip((True, False), seed.spawn(2), strict=True):
+            indices = np.flatnonzero(free == weighted)
+            if len(indices) == 0:
+                continue
+            some = datasets if len(indices) == len(datasets) else datasets.take(indices)
+            bound = bounded or not weighted
+            drawn = self._draw_some(some, draws, chains, corrected and weighted, weighted, child, bounded=bound)
+            results |= dict(zip(indices.tolist(), drawn, strict=True))
+        without = [obstacle for obstacle in obstacles if obstacle]
+        if corrected and without:
+            say_that_uncorrected(without[0], len(without), len(datasets))
+        return [results[i] for i in range(len(datasets))]
+
+    def _draw_some(
+        self,
+        datasets: DataSets,
+        draws: int,
+        chains: int,
+        corrected: bool,
+        weighted: bool,
+        seed: np.random.SeedSequence,
+        *,
+        bounded: bool,
+    ) -> list[Draws]:
         def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
             # one thread: many small operations, at which threads would only wait for each other
             with torch.inference_mode(), torch_threads(1):
-                features = self._network_data(datasets, indices)
                 sample = self.network.sample_within if bounded else self.network.sample
-                theta, log_q = sample(n, features, generator)
+                theta, log_q = sample(n, generator=generator, **self._network_data(datasets.take(indices)))
             return theta.numpy(), log_q.numpy()
 
         def log_density(theta: np.ndarray, index: int) -> np.ndarray:
@@ -301,7 +356,7 @@ class AmortizedPosterior:
 
         return draw(
             propose,
-            None if self.spec.density_obstacle else log_density,
+            log_density if weighted else None,
             len(datasets),
             chains=chains,
             draws=draws,
@@ -310,24 +365,23 @@ class AmortizedPosterior:
             device=self.network.device,
         )
 
-    def _network_data(self, datasets: DataSets, index: Any) -> dict[str, np.ndarray]:
-        return network_data(self.spec, self.structure, datasets.take(index))
+    def _network_data(self, datasets: DataSets) -> dict[str, Any]:
+        """Arguments ``data`` and ``sizes`` of the network."""
+        return network_data(self.spec, self.structure, datasets)
 
-    def _everything_given(self, datasets: DataSets, index: int) -> dict[str, np.ndarray]:
+    def _everything_given(self, datasets: DataSets, index: int) -> dict[str, Any]:
         """One data set with what the model holds fixed, as densities take it."""
-        return {**{v.name: self.spec.held[v.name] for v in self.spec.fixed}, **datasets.one(index)}
+        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(self.spec, index)}
 
     def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
+        """Variables (datasets, chains, draws, *shape) on their own scale, up to the longest data set."""
         chains, draws, dim = results[0].theta.shape
-        out: dict[str, np.ndarray] = {}
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, result in enumerate(results):
             values = self._constrain(result.theta.reshape(chains * draws, dim), self._everything_given(datasets, i))
             for name in names:
-                if i == 0:
-                    shape = (len(results), chains, draws, *values[name].shape[1:])
-                    out[name] = np.empty(shape, dtype=values[name].dtype)
-                out[name][i] = values[name].reshape(out[name].shape[1:])
-        return out
+                parts[name].append(values[name].reshape(chains, draws, *values[name].shape[1:]))
+        return {name: _stacked(values) for name, values in parts.items()}
 
     def _with_groups(
         self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]
@@ -342,3 +396,11 @@ class AmortizedPosterior:
             pm.stats.compute_log_prior(tree, model=model, progressbar=False)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stack arrays, filling them up with NaN to the shape of the largest."""
+    largest = tuple(int(n) for n in np.max([a.shape for a in arrays], axis=0))
+    if all(a.shape == largest for a in arrays):
+        return np.stack(arrays)
+    return np.stack([padded(a if a.dtype.kind == "f" else a.astype("float64"), largest) for a in arrays])

@@ -191,8 +191,7 @@ def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]
     """Collect what is known of draws, proposals and data sets: name -> (dims, ndarray (datasets, *dims))."""
     per_draw = ["chain", "draw"]
     stats: dict[str, tuple[list[str], np.ndarray]] = {"log_q": (per_draw, np.stack([r.log_q for r in results]))}
-    weights = [r.weights for r in results if r.weights is not None]
-    if not weights:
+    if all(r.weights is None for r in results):
         return stats
     stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
     most = max(r.log_weights.shape[1] for r in results)
@@ -200,6 +199,6 @@ def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]
     for row, result in zip(padded, results, strict=True):
         row[:, : result.log_weights.shape[1]] = result.log_weights
     stats["proposal_log_weight"] = (["chain", "proposal"], padded)
-    stats["pareto_k"] = ([], np.array([w.pareto_k for w in weights]))
-    stats["importance_ess"] = ([], np.array([w.ess for w in weights]))
+    stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
+    stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
     return stats

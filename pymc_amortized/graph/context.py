@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from pymc.distributions.multivariate import MvNormalRV
 from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 
 from pymc_amortized.graph.sizes import Range, read_range
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.suitability import core_op
 from pymc_amortized.graph.tensors import DrawLoop, plain
 
 Source = Any
@@ -43,7 +45,8 @@ class ContextSampler:
         the values for one data set.
     missing : mapping of name to rate or callable
         For each observed variable with gaps: their mean share (each data set has its own, uniform from 0 to twice
-        that), or a callable that takes a generator and a shape and returns True where a value is missing.
+        that; whole rows of compositions and the like), or a callable that takes a generator and a shape and returns True
+        where a value is missing.
     """
 
     def __init__(
@@ -88,8 +91,11 @@ class ContextSampler:
             if callable(source):
                 masks[variable.name] = np.stack([_mask(variable.name, source(rng, shape), shape) for _ in range(n)])
             else:
-                share = rng.uniform(0, min(2 * source, 1), size=(n, *[1] * len(shape)))
-                masks[variable.name] = rng.uniform(size=(n, *shape)) < share
+                lead = shape[: len(shape) - _row_ndim(self._spec, variable)]
+                share = rng.uniform(0, min(2 * source, 1), size=(n, *[1] * len(lead)))
+                mask = rng.uniform(size=(n, *lead)) < share
+                mask = mask.reshape(*mask.shape, *[1] * (len(shape) - len(lead)))
+                masks[variable.name] = np.broadcast_to(mask, (n, *shape)).copy()
         return masks
 
     def _check(self, variable: DataVariable, source: Source) -> None:
@@ -165,6 +171,13 @@ class ContextSampler:
         self.__dict__.update(state)
         for variable in self._variables:
             self._check(variable, self._sources[variable.name])
+
+
+def _row_ndim(spec: ModelSpec, variable: DataVariable) -> int:
+    """Number of trailing axes that are missing together: counts or shares that add up say nothing one by one."""
+    op = core_op(spec.model[variable.name])
+    support = 0 if isinstance(op, MvNormalRV) else getattr(op, "ndim_supp", 0)
+    return support if support < len(variable.shape) else 0
 
 
 def _sized(variable: DataVariable, dist: Any, lengths: Mapping[str, Any]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.sizes import cut, padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec, Parameter
 
@@ -28,6 +29,8 @@ class DataSets:
         Lengths of the dimensions that differ between data sets.
     missing : dict of name to bool ndarray (n, *shape)
         Where values are missing, for observed variables that may have gaps.
+    coords : dict of name to array_like
+        Labels of dimensions that differ between data sets, of one data set that brings its own.
     labels : ndarray (n,)
         Coordinate of the ``dataset`` dimension.
     batched : bool
@@ -39,6 +42,7 @@ class DataSets:
     batched: bool
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,6 +57,14 @@ class DataSets:
             taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing)
         )
 
+    def shown(self, variable: DataVariable) -> np.ndarray:
+        """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
+        values = self.values[variable.name]
+        absent = _outside(variable, values, self.lengths)
+        if variable.name in self.missing:
+            absent |= self.missing[variable.name]
+        return np.where(absent, np.nan, values) if absent.any() else values
+
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
         """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
         lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
@@ -62,6 +74,12 @@ class DataSets:
             if v.missing:
                 values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))
         return values
+
+
+def of_simulations(simulations: Simulations) -> DataSets:
+    """Regard simulations as data sets."""
+    n = len(simulations)
+    return DataSets(dict(simulations.data), np.arange(n), True, dict(simulations.lengths), dict(simulations.missing))
 
 
 def gaps_of(name: str) -> str:
@@ -97,7 +115,7 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
         data = {v.name: spec.held[v.name] for v in spec.data}
     if not batched:
-        return _stacked(spec, [_read(spec, data, False)], None)
+        return replace(_stacked(spec, [_read(spec, data, False)], None), coords=_coords(spec, data))
     if isinstance(data, list | tuple):
         if not data:
             raise ValueError("observed holds no data set: the list is empty")
@@ -113,6 +131,12 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     if not spec.sizes:
         return DataSets(_filled(spec, arrays), labels, True, {}, _gaps(spec, arrays))
     return _stacked(spec, [_without_tail(spec, {k: v[i] for k, v in arrays.items()}) for i in range(n)], labels)
+
+
+def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
+    """Labels that one data set brings for dimensions whose length varies."""
+    labelled = [v for v in _as_mapping(data).values() if isinstance(v, xr.DataArray)]
+    return {r.dim: v.coords[r.dim].to_numpy() for r in spec.sizes for v in labelled if r.dim in v.coords}
 
 
 def _read(spec: ModelSpec, data: Any, batched: bool) -> dict[str, np.ndarray]:
@@ -146,8 +170,8 @@ def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndar
 def _outside(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
     """Mark elements (n, *shape) beyond the lengths (n,) of their data set."""
     outside = np.zeros(array.shape, dtype=bool)
-    for axis, (n, dim) in enumerate(zip(variable.shape, variable.dims, strict=True), start=1):
-        if n is None and dim is not None:
+    for axis, dim in enumerate(variable.dims, start=1):
+        if dim in variable.sized and dim is not None:
             index = np.arange(array.shape[axis]).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
             outside |= index >= lengths[dim].reshape([-1] + [1] * (array.ndim - 1))
     return outside
