@@ -112,7 +112,7 @@ def explain_impossible(
         if not np.all(np.isneginf(result.log_weights)):
             continue
         theta = result.theta.reshape(-1, spec.dim)
-        fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+        fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
         parts = LogDensityByVariable(spec, compile_kwargs)(theta, {**fixed, **datasets.one(index)})
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in spec.observed:

@@ -37,6 +37,7 @@ from pymc_amortized.correction import Weights
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Rows
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
@@ -183,7 +184,7 @@ class AmortizedPosterior:
             A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
         """
         values = read_datasets(self.spec, observed).one(0)
-        model = self.spec.model
+        model = closed_model(self.spec)
         symbols = {v.name: like(model[v.name], pt.constant(values[v.name])) for v in self.spec.observed}
         conditioned = pm.observe(model, symbols)
         with conditioned:
@@ -315,7 +316,7 @@ class AmortizedPosterior:
 
     def _everything_given(self, datasets: DataSets, index: int) -> dict[str, np.ndarray]:
         """One data set with what the model holds fixed, as densities take it."""
-        return {**{v.name: self.spec.held[v.name] for v in self.spec.fixed}, **datasets.one(index)}
+        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(index)}
 
     def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
         chains, draws, dim = results[0].theta.shape

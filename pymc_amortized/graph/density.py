@@ -48,7 +48,7 @@ class _DrawFunctions:
             value: like(value, part.astype(value.type.dtype)) for value, part in zip(values, parts, strict=True)
         }
         for variable in spec.inputs:
-            var = model[variable.name]
+            var = spec.variable(variable.name)
             old = model.rvs_to_values.get(var, var)
             replacements[old] = like(old, data[variable.name])
         return graph_replace(graphs, replacements, strict=False)

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pymc as pm
 from pymc.model.core import BaseModel
-from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
 from pymc.model.transform.optimization import freeze_dims_and_data
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
-from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.type import RandomGeneratorType
 
+from pymc_amortized.graph.constants import open_constants, substitute
 from pymc_amortized.graph.suitability import (
     density_obstacle,
     names_of,
@@ -36,7 +34,7 @@ from pymc_amortized.graph.suitability import (
 from pymc_amortized.graph.tensors import evaluated_shapes, plain
 
 Kind = Literal["real", "count", "binary", "categorical"]
-Role = Literal["observed", "context", "fixed"]
+Role = Literal["observed", "context", "fixed", "constant"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,10 @@ class ModelSpec:
         Values that the model held for all of these when it was read.
     holds_data : bool
         Whether the observed ones are data; for a generative model they are one simulated draw.
+    constants : tuple of DataVariable
+        Unnamed arrays of the graph that may have rows in common with the data; their names are made up.
+    symbols : dict of name to variable
+        What stands for these in the snapshot's graph.
     """
 
     model: pm.Model
@@ -101,6 +103,8 @@ class ModelSpec:
     fixed: tuple[DataVariable, ...]
     held: dict[str, np.ndarray]
     holds_data: bool = True
+    constants: tuple[DataVariable, ...] = ()
+    symbols: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_model(
@@ -148,6 +152,8 @@ class ModelSpec:
         shapes = evaluated_shapes(frozen, [*frozen.basic_RVs, *frozen.data_vars])
         held = _held_values(frozen)
         snapshot = _with_symbolic_observations(frozen, shapes)
+        lengths = {length for rv in frozen.observed_RVs for length in shapes[rv.name]}
+        snapshot, constants = open_constants(snapshot, lengths)
         _tidy(snapshot, order, holders)
 
         def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
@@ -161,8 +167,13 @@ class ModelSpec:
             observed=described([rv.name for rv in snapshot.observed_RVs], "observed"),
             context=described(context, "context"),
             fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
-            held=held,
+            held=held | {c.name: c.value for c in constants},
             holds_data=not without_data,
+            constants=tuple(
+                DataVariable(c.name, c.value.shape, c.value.dtype.name, c.dims, _array_kind(c.value), "constant")
+                for c in constants
+            ),
+            symbols={c.name: c.symbol for c in constants},
         )
         _refuse_empty(spec)
         return spec
@@ -180,7 +191,16 @@ class ModelSpec:
     @property
     def inputs(self) -> tuple[DataVariable, ...]:
         """Everything the density is a function of, beside the parameters."""
-        return self.observed + self.context + self.fixed
+        return self.observed + self.context + self.unchanging
+
+    @property
+    def unchanging(self) -> tuple[DataVariable, ...]:
+        """Inputs of the density that are the same for all data sets."""
+        return self.fixed + self.constants
+
+    def variable(self, name: str) -> Any:
+        """Return the variable of the snapshot's graph that has a name, or stands for a constant array."""
+        return self.symbols[name] if name in self.symbols else self.model[name]
 
     def jointly(self) -> ModelSpec:
         """Return the same with the posterior of all free variables wanted."""
@@ -281,11 +301,7 @@ def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
     }
     if not loose:
         return model
-    fgraph, memo = fgraph_from_model(model)
-    constants = {memo.get(v, v): constant for v, constant in loose.items()}
-    rebuilt = FunctionGraph(outputs=clone_replace(fgraph.outputs, replace=constants, rebuild_strict=False), clone=False)
-    rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
-    return model_from_fgraph(rebuilt, mutate_fgraph=True)
+    return substitute(model, lambda memo: {memo.get(v, v): constant for v, constant in loose.items()})
 
 
 def _held_values(model: pm.Model) -> dict[str, np.ndarray]:
@@ -350,6 +366,10 @@ def _data_variable(
         role=role,
         container=container,
     )
+
+
+def _array_kind(value: np.ndarray) -> Kind:
+    return {"f": "real", "b": "binary"}.get(value.dtype.kind, "count")  # type: ignore[return-value]
 
 
 def _kind(var: Any) -> Kind:

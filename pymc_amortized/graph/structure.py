@@ -65,7 +65,7 @@ def find_rows(spec: ModelSpec, simulations: Simulations, log_density: LogDensity
     if spec.density_obstacle is not None:
         return Rows((), 0, f"it cannot be tested, {spec.density_obstacle}")
     (length,) = lengths.pop()
-    rowwise = tuple(v.name for v in spec.inputs if v.shape[:1] == (length,))
+    rowwise = tuple(v.name for v in (*spec.data, *spec.fixed) if v.shape[:1] == (length,))
     rng = np.random.default_rng(seed)
     moved = False
     for i in range(min(TRIALS, len(simulations))):
