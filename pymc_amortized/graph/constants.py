@@ -126,7 +126,10 @@ def _shape_inputs(node: Any) -> list[Any]:
         return [node.inputs[1]]
     if op is not node.op or not hasattr(op, "size_param"):
         return []
-    size = op.size_param(node)
+    try:
+        size = op.size_param(node)
+    except ValueError:  # custom distributions need not say which of their inputs that is
+        return []
     return [] if size is None else [size]
 
 

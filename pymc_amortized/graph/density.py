@@ -31,7 +31,7 @@ class _DrawFunctions:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self._compile_kwargs = compile_kwargs
+        self.compile_kwargs = compile_kwargs
         self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
 
     @cached_property
@@ -60,7 +60,7 @@ class _DrawFunctions:
             self._in_terms_of_inputs(graphs, data),
             sequences=[(self._vector, batch)],
             inputs=list(data.values()),
-            compile_kwargs=self._compile_kwargs,
+            compile_kwargs=self.compile_kwargs,
         )
 
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
@@ -137,7 +137,7 @@ class Unconstrain:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self._compile_kwargs = compile_kwargs
+        self.compile_kwargs = compile_kwargs
 
     @cached_property
     def _function(self) -> Any:
@@ -156,7 +156,7 @@ class Unconstrain:
         return scan_over(
             graph_replace([flat], replacements, strict=False),
             sequences=sequences,
-            compile_kwargs=self._compile_kwargs,
+            compile_kwargs=self.compile_kwargs,
         )
 
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
