@@ -265,7 +265,8 @@ def _constants(spec: ModelSpec) -> list[str]:
         if not has_density(model, rv):  # no density will tell its scalars apart
             others = [v for v in model.basic_RVs if v is not rv]
             arrays |= {v for v in ancestors(rv.owner.inputs, blockers=others) if isinstance(v, Constant)}
-    return sorted({_digest(np.asarray(v.data)) for v in arrays if np.asarray(v.data).dtype.kind in "buifc"})
+    values = [np.asarray(v.data) for v in arrays] + [spec.held[v.name] for v in spec.constants]
+    return sorted({_digest(value) for value in values if value.dtype.kind in "buifc"})
 
 
 def _digest(array: np.ndarray) -> str:
@@ -311,7 +312,7 @@ def _densities(
     spec: ModelSpec, points: Mapping[str, np.ndarray], compile_kwargs: CompileKwargs | None = None
 ) -> dict[str, list[float]]:
     theta = points["theta"]
-    fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+    fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
     values: dict[str, list[float]] = {}
     log_density = LogDensityByVariable(spec, compile_kwargs)
     for i in range(len(theta)):

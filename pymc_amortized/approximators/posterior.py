@@ -39,6 +39,7 @@ from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
 from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
@@ -192,7 +193,7 @@ class AmortizedPosterior:
         """
         datasets = read_datasets(self.spec, observed)
         values = datasets.one(self.spec, 0)
-        model = self.spec.model
+        model = closed_model(self.spec)
         symbols = {v.name: like(model[v.name], pt.constant(self._with_gaps(v, datasets))) for v in self.spec.observed}
         conditioned = pm.observe(model, symbols)
         for r in self.spec.sizes:

@@ -31,7 +31,7 @@ class _DrawFunctions:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self._compile_kwargs = compile_kwargs
+        self.compile_kwargs = compile_kwargs
         self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
 
     @cached_property
@@ -48,7 +48,7 @@ class _DrawFunctions:
             value: like(value, part.astype(value.type.dtype)) for value, part in zip(values, parts, strict=True)
         }
         for variable in spec.inputs:
-            var = model[variable.name]
+            var = spec.variable(variable.name)
             old = model.rvs_to_values.get(var, var)
             replacements[old] = like(old, data[variable.name])
         for r in spec.sizes:
@@ -71,7 +71,7 @@ class _DrawFunctions:
             self._in_terms_of_inputs(graphs, data),
             sequences=[(self._vector, batch)],
             inputs=list(data.values()),
-            compile_kwargs=self._compile_kwargs,
+            compile_kwargs=self.compile_kwargs,
         )
 
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
@@ -148,7 +148,7 @@ class Unconstrain:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self._compile_kwargs = compile_kwargs
+        self.compile_kwargs = compile_kwargs
 
     @cached_property
     def _function(self) -> Any:
@@ -167,7 +167,7 @@ class Unconstrain:
         return scan_over(
             graph_replace([flat], replacements, strict=False),
             sequences=sequences,
-            compile_kwargs=self._compile_kwargs,
+            compile_kwargs=self.compile_kwargs,
         )
 
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:

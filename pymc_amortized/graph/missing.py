@@ -202,7 +202,7 @@ def find_rules(
     gappy = [v for v in spec.observed if v.missing]
     if not gappy or spec.density_obstacle is not None:
         return {v.name: None for v in gappy}
-    fixed = {v.name: spec.held[v.name] for v in spec.fixed}
+    fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
     rng = np.random.default_rng(seed)
     by_variable = LogDensityByVariable(spec, compile_kwargs)
     joint = LogDensity(spec, compile_kwargs)

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pymc as pm
 from pymc.model.core import BaseModel
-from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
 from pymc.model.transform.optimization import freeze_dims_and_data
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
-from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.type import RandomGeneratorType
 
+from pymc_amortized.graph.constants import open_constants, substitute
 from pymc_amortized.graph.sizes import Range, with_free_lengths
 from pymc_amortized.graph.suitability import (
     density_obstacle,
@@ -38,7 +36,7 @@ from pymc_amortized.graph.suitability import (
 from pymc_amortized.graph.tensors import evaluated_shapes, plain
 
 Kind = Literal["real", "count", "binary", "categorical"]
-Role = Literal["observed", "context", "fixed"]
+Role = Literal["observed", "context", "fixed", "constant"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,10 @@ class ModelSpec:
         Dimensions whose length differs between data sets.
     holds_data : bool
         Whether the observed ones are data; for a generative model they are one simulated draw.
+    constants : tuple of DataVariable
+        Unnamed arrays of the graph that may have rows in common with the data; their names are made up.
+    symbols : dict of name to variable
+        What stands for these in the snapshot's graph.
     """
 
     model: pm.Model
@@ -130,6 +132,8 @@ class ModelSpec:
     held: dict[str, np.ndarray]
     holds_data: bool = True
     sizes: tuple[Range, ...] = ()
+    constants: tuple[DataVariable, ...] = ()
+    symbols: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_model(
@@ -190,7 +194,9 @@ class ModelSpec:
             named = dims[name] or (None,) * len(shapes[name])
             return tuple(None if d in varying else n for n, d in zip(shapes[name], named, strict=True))
 
+        lengths = {n for rv in frozen.observed_RVs for n in open_shape(rv.name) if n is not None}
         snapshot = _with_symbolic_observations(frozen, {rv.name: open_shape(rv.name) for rv in frozen.observed_RVs})
+        snapshot, constants = open_constants(snapshot, lengths)
         _tidy(snapshot, order, holders)
 
         def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
@@ -216,9 +222,14 @@ class ModelSpec:
             observed=described([rv.name for rv in snapshot.observed_RVs], "observed"),
             context=described(context, "context"),
             fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
-            held=held,
+            held=held | {c.name: c.value for c in constants},
             holds_data=not without_data,
             sizes=sizes,
+            constants=tuple(
+                DataVariable(c.name, c.value.shape, c.value.dtype.name, c.dims, _array_kind(c.value), "constant")
+                for c in constants
+            ),
+            symbols={c.name: c.symbol for c in constants},
         )
         _refuse_empty(spec)
         return spec
@@ -236,7 +247,16 @@ class ModelSpec:
     @property
     def inputs(self) -> tuple[DataVariable, ...]:
         """Everything the density is a function of, beside the parameters."""
-        return self.observed + self.context + self.fixed
+        return self.observed + self.context + self.unchanging
+
+    @property
+    def unchanging(self) -> tuple[DataVariable, ...]:
+        """Inputs of the density that are the same for all data sets."""
+        return self.fixed + self.constants
+
+    def variable(self, name: str) -> Any:
+        """Return the variable of the snapshot's graph that has a name, or stands for a constant array."""
+        return self.symbols[name] if name in self.symbols else self.model[name]
 
     @property
     def largest(self) -> dict[str, int]:
@@ -350,11 +370,7 @@ def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
     }
     if not loose:
         return model
-    fgraph, memo = fgraph_from_model(model)
-    constants = {memo.get(v, v): constant for v, constant in loose.items()}
-    rebuilt = FunctionGraph(outputs=clone_replace(fgraph.outputs, replace=constants, rebuild_strict=False), clone=False)
-    rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
-    return model_from_fgraph(rebuilt, mutate_fgraph=True)
+    return substitute(model, lambda memo: {memo.get(v, v): constant for v, constant in loose.items()})
 
 
 def _held_values(model: pm.Model) -> dict[str, np.ndarray]:
@@ -410,6 +426,10 @@ def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> 
         dtype=rv.type.dtype,
         transform=None if transform is None else getattr(transform, "name", type(transform).__name__),
     )
+
+
+def _array_kind(value: np.ndarray) -> Kind:
+    return {"f": "real", "b": "binary"}.get(value.dtype.kind, "count")  # type: ignore[return-value]
 
 
 def _kind(var: Any) -> Kind:

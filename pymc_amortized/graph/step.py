@@ -12,18 +12,24 @@ from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.op import RandomVariable
 
+from pymc_amortized.graph.constants import close_constants
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.suitability import core_op
 from pymc_amortized.graph.tensors import like, plain
 
 
 def held_constants(spec: ModelSpec) -> dict[Any, Any]:
-    """Fixed data containers of the snapshot, and constants of the values they hold."""
-    return {spec.model[v.name]: _constant(spec, v) for v in spec.fixed}
+    """What is the same for all data sets in the snapshot, and constants of the values it holds."""
+    return {spec.variable(v.name): _constant(spec, v) for v in spec.unchanging}
+
+
+def closed_model(spec: ModelSpec) -> pm.Model:
+    """Return the snapshot as the model was written: with constants for what it held in unnamed arrays."""
+    return close_constants(spec.model, {spec.symbols[v.name]: _constant(spec, v) for v in spec.constants})
 
 
 def _constant(spec: ModelSpec, variable: DataVariable) -> Any:
-    var = spec.model[variable.name]
+    var = spec.variable(variable.name)
     return like(var, pt.constant(spec.held[variable.name], name=variable.name))
 
 

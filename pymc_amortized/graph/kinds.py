@@ -1,0 +1,135 @@
+"""Kinds of axes, and what is known about those of a model's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Kind = Literal["exchangeable", "sequence", "grouped", "features"]
+UserKind = str | Sequence[str]
+"""What a user says of a variable: the kind of its first axis, the kinds of all of its axes, or "flat"."""
+KINDS: tuple[str, ...] = get_args(Kind)
+FLAT = "flat"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the data, and every array that carries it.
+
+    Attributes
+    ----------
+    name : str
+        Its dim where there is one, else for example "y[0]".
+    length : int
+        At the model's own size.
+    kind : {"exchangeable", "sequence", "grouped", "features"}
+        "exchangeable": rows can be permuted, jointly in all carriers. "grouped": they can be permuted jointly with
+        free variables, or `index` maps them to groups. "sequence": the order matters. "features": none of these.
+    carriers : tuple of (str, int)
+        Arrays and which of their axes it is: observed first, then context, fixed, constants.
+    reason : str
+        Why, with the numbers it rests on.
+    independent : bool or None
+        Whether rows are independent given the parameters; None where that could not be tested.
+    subset : bool or None
+        Whether a shorter data set is a subset of a longer one; None where that was not tested.
+    index : str or None
+        The integer array that maps rows to groups.
+    groups : int
+        How many groups `index` tells apart.
+    """
+
+    name: str
+    length: int
+    kind: Kind
+    carriers: tuple[tuple[str, int], ...]
+    reason: str
+    independent: bool | None = None
+    subset: bool | None = None
+    index: str | None = None
+    groups: int = 0
+
+    def __str__(self) -> str:
+        """Return a line like "obs (30, exchangeable; x, y): why"."""
+        ranks = [name if axis == 0 else f"{name}[axis {axis}]" for name, axis in self.carriers]
+        rows = {True: "; independent given the parameters", False: "; not independent given the parameters", None: ""}
+        return f"{self.name}: {self.length}, {self.kind} ({', '.join(ranks)}): {self.reason}{rows[self.independent]}"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the axes of the data are.
+
+    Attributes
+    ----------
+    axes : tuple of Axis
+        Every axis of an observed variable that has at least two entries, each once.
+    shapes : dict of str to tuple of int
+        Of all arrays.
+    """
+
+    axes: tuple[Axis, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def axes_of(self, name: str) -> tuple[Axis | None, ...]:
+        """Return what each axis of an array is; None for plain features.
+
+        Raises
+        ------
+        KeyError
+            There is no such array.
+        """
+        if name not in self.shapes:
+            raise KeyError(f"no array is named {name!r}; there are {sorted(self.shapes)}")
+        special = {pair: axis for axis in self.axes if axis.kind != "features" for pair in axis.carriers}
+        return tuple(special.get((name, i)) for i in range(len(self.shapes[name])))
+
+    def kinds_of(self, name: str) -> tuple[Kind, ...]:
+        """Return the kind of each axis of an array."""
+        return tuple("features" if axis is None else axis.kind for axis in self.axes_of(name))
+
+    def __str__(self) -> str:
+        """Return a line for each axis."""
+        return "\n".join(map(str, self.axes)) or "the data have no axis with more than one entry"
+
+
+def read_kinds(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, UserKind]) -> dict[tuple[str, int], Kind]:
+    """Check what a user says about axes.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Shapes of the observed variables.
+    given : mapping
+        Kinds by observed variable.
+
+    Returns
+    -------
+    dict
+        Kind of each axis that the user speaks of.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"structure must map names of observed variables to kinds, got {type(given).__name__}")
+    said: dict[tuple[str, int], Kind] = {}
+    for name, kinds in given.items():
+        if name not in shapes:
+            raise KeyError(f"structure: no observed variable is named {name!r}; there are {sorted(shapes)}")
+        for axis, kind in enumerate(_kinds_of(name, kinds, len(shapes[name]))):
+            said[name, axis] = kind
+    return said
+
+
+def _kinds_of(name: str, kinds: UserKind, ndim: int) -> Sequence[Kind]:
+    if isinstance(kinds, str) and kinds == FLAT:
+        return ["features"] * ndim
+    if isinstance(kinds, str):
+        kinds = [kinds]
+    if not isinstance(kinds, Sequence):
+        raise TypeError(f"structure[{name!r}] must be a kind or a sequence of kinds, got {type(kinds).__name__}")
+    if len(kinds) > ndim:
+        raise ValueError(f"structure[{name!r}]: {len(kinds)} kinds given for {ndim} axes")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"structure[{name!r}]: {kind!r} is no kind of axis; there are {[*KINDS, FLAT]}")
+    return kinds  # type: ignore[return-value]
