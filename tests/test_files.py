@@ -363,7 +363,10 @@ LIES = {
     "deep": (setting("network", "density", "options", "layers", value=10**5), "100000 layers"),
     "wide and float": (setting("network", "density", "options", "hidden", value=1e9), "hidden|damaged|option"),
     "features": (setting("network", "features", value=10**6), "weight"),
-    "categories": (setting("network", "encoder", 0, "categories", value=10**6), "categories|weight|damaged|option"),
+    "categories": (
+        setting("network", "encoder", "arrays", 0, "categories", value=10**6),
+        "categories|weight|damaged|option",
+    ),
 }
 
 

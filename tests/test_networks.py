@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pymc_amortized.networks import (
     ArrayLayout,
+    AxisLayout,
     CouplingSpline,
     DataEncoder,
+    DataLayout,
     Flat,
     ParameterStandardizer,
     PosteriorNetwork,
@@ -183,7 +185,8 @@ def test_standardizer_stays_finite() -> None:
 
 
 def encode(layout: ArrayLayout, values: np.ndarray, at: np.ndarray | None = None) -> Tensor:
-    encoder = DataEncoder.fit([layout], {layout.name: values})
+    axes = [AxisLayout(a, n, "set") for a, n in zip(layout.axes, layout.shape, strict=True) if a]
+    encoder = DataEncoder.fit(DataLayout((layout,), tuple(axes)), {layout.name: values})
     out = encoder({layout.name: torch.as_tensor(values if at is None else at)})[layout.name]
     assert out.dtype == torch.float32 and torch.isfinite(out).all()
     assert out.shape == (
@@ -196,7 +199,7 @@ def encode(layout: ArrayLayout, values: np.ndarray, at: np.ndarray | None = None
 
 def test_light_tails_give_one_standard_channel() -> None:
     values = np.random.default_rng(0).normal(1e6, 30, (2000, 4, 2))
-    out = encode(ArrayLayout("y", (4, 2), "real", rows=True), values)
+    out = encode(ArrayLayout("y", (4, 2), "real", axes=("row", None)), values)
     assert out.shape[-1] == 1
     assert abs(out.mean()) < 0.05 and abs(out.std() - 1) < 0.05
 
@@ -226,7 +229,7 @@ def test_large_counts() -> None:
 def test_any_value_is_finite(kind: str, tail: bool) -> None:
     values = np.random.default_rng(0).normal(size=(1000, 1)) ** (9 if tail else 1)
     at = np.array([[1.7e308], [-1.7e308], [0.0], [1e-308], [np.inf]])
-    encode(ArrayLayout("y", (1,), kind, False), values, at)  # type: ignore[arg-type]
+    encode(ArrayLayout("y", (1,), kind), values, at)  # type: ignore[arg-type]
 
 
 def test_constants_and_zero_inflation() -> None:
@@ -243,8 +246,8 @@ def test_binary_and_scalars() -> None:
 
 def test_categories_are_one_hot() -> None:
     values = np.array([[0, 2], [1, 1], [2, 0]])
-    encoder = DataEncoder.fit([ArrayLayout("y", (2,), "categorical")], {"y": values})
-    assert encoder.layouts[0].categories == 3
+    encoder = DataEncoder.fit(DataLayout((ArrayLayout("y", (2,), "categorical"),)), {"y": values})
+    assert encoder.layout.arrays[0].categories == 3
     out = encoder({"y": torch.as_tensor(values)})["y"]
     assert torch.equal(out, nn.functional.one_hot(torch.as_tensor(values), 3).float())
     unknown = encoder({"y": torch.tensor([[-1, 7]])})["y"]
@@ -254,7 +257,7 @@ def test_categories_are_one_hot() -> None:
 
 
 def test_outside_is_in_units_of_the_range() -> None:
-    encoder = DataEncoder.fit([ArrayLayout("y", (1,), "real")], {"y": np.array([[0.0], [10.0], [4.0]])})
+    encoder = DataEncoder.fit(DataLayout((ArrayLayout("y", (1,), "real"),)), {"y": np.array([[0.0], [10.0], [4.0]])})
     assert encoder.outside({"y": np.array([[3.0]])})["y"] == 0
     assert encoder.outside({"y": np.array([[3.0], [-20.0]])})["y"] == pytest.approx(2.0)
     assert math.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"])
@@ -263,37 +266,50 @@ def test_outside_is_in_units_of_the_range() -> None:
 def test_names_may_be_anything() -> None:
     names = ["a.b", "train", "values", "group::y"]
     data = {name: np.random.default_rng(0).normal(size=(50, 2)) for name in names}
-    encoder = DataEncoder.fit([ArrayLayout(name, (2,), "real") for name in names], data)
+    encoder = DataEncoder.fit(DataLayout(tuple(ArrayLayout(name, (2,), "real") for name in names)), data)
     assert list(encoder({k: torch.as_tensor(v) for k, v in data.items()})) == names
 
 
 def test_bad_layouts_are_refused() -> None:
     with pytest.raises(ValueError, match="kind of 'y' is 'text'"):
         ArrayLayout("y", (1,), "text")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no axis of rows"):
-        ArrayLayout("y", (), "real", rows=True)
+    with pytest.raises(ValueError, match="1 axes"):
+        ArrayLayout("y", (), "real", axes=("row",))
+    with pytest.raises(ValueError, match="an axis twice"):
+        ArrayLayout("y", (2, 2), "real", axes=("row", "row"))
+    with pytest.raises(ValueError, match="unknown"):
+        DataLayout((ArrayLayout("y", (2,), "real", axes=("row",)),))
+    with pytest.raises(ValueError, match="has length 2, but it is of length 3"):
+        DataLayout((ArrayLayout("y", (2,), "real", axes=("row",)),), (AxisLayout("row", 3, "set"),))
+    with pytest.raises(ValueError, match="index 'g'"):
+        DataLayout((), (AxisLayout("row", 3, "set", index="g", groups=2),))
+    with pytest.raises(ValueError, match="kind of axis"):
+        AxisLayout("row", 3, "rows")  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="lack"):
-        DataEncoder.fit([ArrayLayout("y", (1,), "real")], {})
+        DataEncoder.fit(DataLayout((ArrayLayout("y", (1,), "real"),)), {})
     with pytest.raises(ValueError, match="'y' has shape"):
-        DataEncoder.fit([ArrayLayout("y", (1,), "real")], {"y": np.zeros((5, 2))})
+        DataEncoder.fit(DataLayout((ArrayLayout("y", (1,), "real"),)), {"y": np.zeros((5, 2))})
 
 
 # Whole networks
 
-SET = [
-    ArrayLayout("y", (12,), "real", rows=True),
-    ArrayLayout("x", (12, 2), "real", rows=True),
-    ArrayLayout("group", (12,), "categorical", rows=True, categories=3),
-    ArrayLayout("total", (), "count"),
-]
-FLAT = [ArrayLayout("y", (30,), "real"), ArrayLayout("hit", (2, 2), "binary")]
+SET = DataLayout(
+    (
+        ArrayLayout("y", (12,), "real", ("row",)),
+        ArrayLayout("x", (12, 2), "real", ("row", None)),
+        ArrayLayout("group", (12,), "categorical", ("row",), categories=3),
+        ArrayLayout("total", (), "count"),
+    ),
+    (AxisLayout("row", 12, "set"),),
+)
+FLAT = DataLayout((ArrayLayout("y", (30,), "real"), ArrayLayout("hit", (2, 2), "binary")))
 
 
-def simulate(layouts: list[ArrayLayout], n: int, dim: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def simulate(data_layout: DataLayout, n: int, dim: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     theta = rng.normal(size=(n, dim))
     data: dict[str, np.ndarray] = {}
-    for layout in layouts:
+    for layout in data_layout.arrays:
         level = theta[:, 0].reshape(-1, *[1] * len(layout.shape))
         noisy = level + rng.normal(size=(n, *layout.shape))
         match layout.kind:
@@ -318,7 +334,7 @@ def excite(network: PosteriorNetwork) -> PosteriorNetwork:
 
 @pytest.mark.parametrize("layouts", [SET, FLAT], ids=["set", "flat"])
 @pytest.mark.parametrize("dim", [1, 3])
-def test_network_round_trip(layouts: list[ArrayLayout], dim: int) -> None:
+def test_network_round_trip(layouts: DataLayout, dim: int) -> None:
     theta, data = simulate(layouts, 300, dim)
     network = excite(PosteriorNetwork.build(layouts, theta, data))
     description = json.loads(json.dumps(network.description()))
@@ -343,7 +359,7 @@ def test_set_network_sees_a_set() -> None:
     network = excite(PosteriorNetwork.build(SET, theta, data))
     some = {name: values[:5] for name, values in data.items()}
     order = np.random.default_rng(0).permutation(12)
-    rows = [layout.name for layout in SET if layout.rows]
+    rows = ["y", "x", "group"]
     with torch.no_grad():
         context = network.context(some)
         shuffled = network.context({k: v[:, order] if k in rows else v for k, v in some.items()})
@@ -357,7 +373,7 @@ def test_set_network_sees_a_set() -> None:
 
 
 @pytest.mark.parametrize("layouts", [SET, FLAT], ids=["set", "flat"])
-def test_network_survives_extreme_data(layouts: list[ArrayLayout]) -> None:
+def test_network_survives_extreme_data(layouts: DataLayout) -> None:
     theta, data = simulate(layouts, 300, 2)
     network = excite(PosteriorNetwork.build(layouts, theta, data))
     for value in (1e300, -1e300, 0.0):
@@ -379,7 +395,7 @@ def test_arrays_of_any_layout() -> None:
 
 
 def test_one_row_and_one_channel() -> None:
-    layouts = [ArrayLayout("y", (1,), "real", rows=True)]
+    layouts = DataLayout((ArrayLayout("y", (1,), "real", ("row",)),), (AxisLayout("row", 1, "set"),))
     theta, data = simulate(layouts, 200, 1)
     network = PosteriorNetwork.build(layouts, theta, data)
     with torch.no_grad():
@@ -468,7 +484,10 @@ def train(network: PosteriorNetwork, theta: np.ndarray, data: dict[str, np.ndarr
 def test_training_reaches_the_conjugate_posterior(rows: bool) -> None:
     """mu ~ N(0, 1), y ~ N(mu, sigma) ten times, log sigma 0 or 0.7 by a binary covariate."""
     rng = np.random.default_rng(4)
-    layouts = [ArrayLayout("y", (10,), "real", rows=rows), ArrayLayout("wide", (), "binary")]
+    layouts = DataLayout(
+        (ArrayLayout("y", (10,), "real", ("row" if rows else None,)), ArrayLayout("wide", (), "binary")),
+        (AxisLayout("row", 10, "set"),) if rows else (),
+    )
     mu, wide = rng.normal(size=(20_000, 1)), rng.integers(0, 2, 20_000)
     sigma = np.exp(0.7 * wide)[:, None]
     data = {"y": mu + sigma * rng.normal(size=(20_000, 10)), "wide": wide}

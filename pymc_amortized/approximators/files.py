@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pymc_amortized.approximators.inputs import layouts
+from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
@@ -40,7 +40,7 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Rows
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
-from pymc_amortized.networks.encoding import ArrayLayout
+from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import History, Training, TrainingState
 
@@ -147,7 +147,7 @@ def _read(
     _refuse_other_model(described, _described(spec))
     with _damage(path):
         structure = _structure(spec, description["structure"])
-        network = _network(file, description["network"], layouts(spec, structure), summary, density)
+        network = _network(file, description["network"], data_layout(spec, structure), summary, density)
         posterior = AmortizedPosterior(
             spec=spec,
             network=network,
@@ -334,13 +334,13 @@ def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[flo
 
 
 def _network(
-    file: Any, description: Mapping[str, Any], expected: list[ArrayLayout], summary: nn.Module | None, density: Any
+    file: Any, description: Mapping[str, Any], expected: DataLayout, summary: nn.Module | None, density: Any
 ) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
     _refuse_large_options(description, len(file.keys()))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         empty = PosteriorNetwork.from_description(description, summary=_on_meta(summary), density=_on_meta(density))
-    _refuse_other_layouts(empty.encoder.layouts, expected)
+    _refuse_other_layout(empty.encoder.layout, expected)
     wanted = empty.state_dict()
     stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
     if set(stored) != set(wanted):
@@ -358,13 +358,15 @@ def _network(
     return network.eval()
 
 
-def _refuse_other_layouts(described: Sequence[ArrayLayout], expected: Sequence[ArrayLayout]) -> None:
+def _refuse_other_layout(described: DataLayout, expected: DataLayout) -> None:
     """The network must read the data of this model, in its order."""
-    for ours, theirs in zip_longest(expected, described):
+    for ours, theirs in zip_longest(expected.arrays, described.arrays):
         if ours is not None and theirs is not None and ours.kind == "categorical":
             ours = replace(ours, categories=theirs.categories)  # learned from simulations
         if ours != theirs:
             raise ValueError(f"the network in the file reads {theirs}, the model provides {ours}")
+    if expected.axes != described.axes:
+        raise ValueError(f"the network in the file reads {described.axes}, the model provides {expected.axes}")
 
 
 def _refuse_other_tensor(file: Any, key: str, shape: list[int], dtype: torch.dtype) -> None:
@@ -397,7 +399,7 @@ def _refuse_large_options(description: Any, tensors: int) -> None:
     """Refuse sizes that no file of this size can hold the weights of."""
     if isinstance(description, Mapping):
         for name, value in description.items():
-            if name in ("layers", "depth") and isinstance(value, int) and value > tensors:
+            if (name == "layers" or name.endswith("depth")) and isinstance(value, int) and value > tensors:
                 raise ValueError(f"the file describes a network of {value} {name}, but holds {tensors} tensors")
             _refuse_large_options(value, tensors)
     elif isinstance(description, list):

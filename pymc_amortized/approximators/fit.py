@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 from pymc_amortized.approximators.arguments import mapping, whole
-from pymc_amortized.approximators.inputs import layouts, network_data
+from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -114,7 +114,7 @@ def fit_posterior(
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take more than a minute, as many as can be made in a minute.
-    summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
+    summary : str, options or torch.nn.Module
         Network that condenses the data. "auto" takes a set network where the model's density shows that rows are
         exchangeable. A module of your own maps encoded arrays (dict of ``(batch, *shape, channels)``) to
         (batch, features).
@@ -236,7 +236,7 @@ class _Fit:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
             network = PosteriorNetwork.build(
-                layouts(self.spec, rows),
+                data_layout(self.spec, rows),
                 statistics.unconstrained[:PILOT],
                 network_data(self.spec, rows, statistics.take(slice(PILOT)).data),
                 summary=summary,

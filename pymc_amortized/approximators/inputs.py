@@ -8,13 +8,24 @@ import numpy as np
 
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Rows
-from pymc_amortized.networks import ArrayLayout
+from pymc_amortized.networks import ArrayLayout, AxisLayout, DataLayout
+
+ROWS = "rows"
 
 
-def layouts(spec: ModelSpec, rows: Rows) -> list[ArrayLayout]:
+def data_layout(spec: ModelSpec, rows: Rows) -> DataLayout:
     """Describe to the networks the arrays that :func:`network_data` makes."""
     shown = [*spec.data, *(v for v in spec.fixed if v.name in rows.names)]
-    return [ArrayLayout(v.name, v.shape, v.kind, rows=v.name in rows.names) for v in shown]
+    arrays = [
+        ArrayLayout(
+            v.name,
+            v.shape,
+            v.kind,
+            axes=tuple(ROWS if i == 0 and v.name in rows.names else None for i in range(len(v.shape))),
+        )
+        for v in shown
+    ]
+    return DataLayout(tuple(arrays), (AxisLayout(ROWS, rows.length, "set"),) if rows else ())
 
 
 def network_data(spec: ModelSpec, rows: Rows, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,26 +2,41 @@
 
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice
 from pymc_amortized.networks.density import ConditionalDensity, CouplingSpline, Spline
-from pymc_amortized.networks.encoding import ArrayLayout, DataEncoder
+from pymc_amortized.networks.encoding import DataEncoder
+from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.library import ZukoDensity
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.standardizer import ParameterStandardizer
-from pymc_amortized.networks.summary import EncodedArray, Flat, FlatSummary, Set, SetSummary
+from pymc_amortized.networks.summary import (
+    Flat,
+    Grid,
+    Grouped,
+    Sequence,
+    Set,
+    SetTransformer,
+    SummaryNetwork,
+    Transformer,
+)
 
 __all__ = [
     "ArrayLayout",
+    "AxisLayout",
     "ConditionalDensity",
     "CouplingSpline",
     "DataEncoder",
+    "DataLayout",
     "DensityChoice",
-    "EncodedArray",
     "Flat",
-    "FlatSummary",
+    "Grid",
+    "Grouped",
     "ParameterStandardizer",
     "PosteriorNetwork",
+    "Sequence",
     "Set",
-    "SetSummary",
+    "SetTransformer",
     "Spline",
     "SummaryChoice",
+    "SummaryNetwork",
+    "Transformer",
     "ZukoDensity",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,8 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.density import CouplingSpline, Spline
-from pymc_amortized.networks.encoding import ArrayLayout, DataEncoder
-from pymc_amortized.networks.summary import EncodedArray, Flat, FlatSummary, Set, SetSummary
+from pymc_amortized.networks.encoding import DataEncoder
+from pymc_amortized.networks.layout import DataLayout
+from pymc_amortized.networks.summary import (
+    Auto,
+    EncodedArray,
+    Flat,
+    Grid,
+    Grouped,
+    Options,
+    Sequence,
+    Set,
+    SetTransformer,
+    SummaryNetwork,
+    Transformer,
+)
+from pymc_amortized.networks.summary.branches import check_fit
 
 __all__ = [
     "DENSITIES",
@@ -28,46 +42,61 @@ __all__ = [
     "summary_options",
 ]
 
-SummaryChoice = str | Flat | Set | nn.Module
+SummaryChoice = str | Options | nn.Module
 DensityChoice = str | Spline | nn.Module | Callable[[int, int], nn.Module]
 
-SUMMARIES: dict[str, type[Flat] | type[Set]] = {"flat": Flat, "set": Set}
+SUMMARIES: dict[str, type[Options]] = {
+    "auto": Auto,
+    "flat": Flat,
+    "set": Set,
+    "set_transformer": SetTransformer,
+    "sequence": Sequence,
+    "transformer": Transformer,
+    "grid": Grid,
+    "grouped": Grouped,
+}
 DENSITIES: dict[str, type[Spline]] = {"spline": Spline}
 
 
-def summary_options(summary: SummaryChoice, layouts: Sequence[ArrayLayout], dim: int) -> Flat | Set | None:
+def summary_options(summary: SummaryChoice, layout: DataLayout | None, dim: int) -> Options | None:
     """Resolved options of a built-in summary network; None for a user's own."""
     if isinstance(summary, nn.Module):
         return None
     if isinstance(summary, str):
-        if summary != "auto" and summary not in SUMMARIES:
-            raise ValueError(f"summary is {summary!r}; allowed: 'auto', {', '.join(map(repr, SUMMARIES))}")
-        rows = any(layout.rows for layout in layouts)
-        summary = SUMMARIES[("set" if rows else "flat") if summary == "auto" else summary]()
-    if not isinstance(summary, Flat | Set):
-        raise TypeError(f"summary is a {type(summary).__name__}; expected a name, Flat, Set or torch.nn.Module")
-    if isinstance(summary, Set):
-        summary = summary.resolve(max((x.shape[0] for x in layouts if x.rows), default=0))
+        if summary not in SUMMARIES:
+            raise ValueError(f"summary is {summary!r}; allowed: {', '.join(map(repr, SUMMARIES))}")
+        summary = SUMMARIES[summary]()
+    if type(summary) not in SUMMARIES.values():
+        allowed = ", ".join(options.__name__ for options in SUMMARIES.values())
+        raise TypeError(f"summary is a {type(summary).__name__}; expected a name, {allowed} or torch.nn.Module")
+    if layout is not None:
+        check_fit(layout, summary)
     return replace(summary, features=summary.features or max(32, 2 * dim))
 
 
 def check_choices(summary: Any, density: Any) -> None:
     """Refuse what is no choice of networks, before anything is simulated for them."""
-    summary_options(summary, (), 1)
+    summary_options(summary, None, 1)
     density_options(density, 1)
     if not isinstance(density, str | Spline | nn.Module) and not callable(density):
         raise TypeError(f"density is a {type(density).__name__}; expected a name, Spline, torch.nn.Module or factory")
 
 
-def make_summary(options: Flat | Set, encoder: DataEncoder, dim: int) -> nn.Module:
+def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNetwork:
     """Build a built-in summary network for the encoder's arrays."""
+    layout = encoder.layout
     arrays = [
-        EncodedArray(layout.name, layout.shape, encoder.channels(layout.name), layout.rows)
-        for layout in encoder.layouts
+        EncodedArray(
+            array.name,
+            array.shape,
+            encoder.channels(array.name) - array.missing,
+            array.axes,
+            array.missing,
+            layout.groups_of(array.name),
+        )
+        for array in layout.arrays
     ]
-    if isinstance(options, Set):
-        return SetSummary(arrays, options, options.features or 0)
-    return FlatSummary(arrays, options, options.features or 0, dim)
+    return SummaryNetwork(arrays, layout, options, options.features or 0, dim)
 
 
 def density_options(density: Any, dim: int) -> Spline | None:
@@ -113,7 +142,7 @@ def describe(options: Any, registry: Mapping[str, type]) -> dict[str, Any]:
     """Name and options of a built-in network as JSON; None is a user's own."""
     if options is None:
         return {"kind": "user"}
-    kind = next(name for name, options_type in registry.items() if isinstance(options, options_type))
+    kind = next(name for name, options_type in registry.items() if type(options) is options_type)
     return {"kind": kind, "options": asdict(options)}
 
 

@@ -14,7 +14,7 @@ simulations that the statistics come from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,11 @@ from pymc_amortized.networks.choices import (
     summary_options,
 )
 from pymc_amortized.networks.density import CouplingSpline, Spline
-from pymc_amortized.networks.encoding import ArrayLayout, DataEncoder
+from pymc_amortized.networks.encoding import DataEncoder, Sizes
+from pymc_amortized.networks.layout import DataLayout
+from pymc_amortized.networks.regression import ridge_regression
 from pymc_amortized.networks.standardizer import ParameterStandardizer
-from pymc_amortized.networks.summary import Flat, Set, Summary, ridge_regression
+from pymc_amortized.networks.summary import Options, SummaryNetwork
 
 __all__ = ["PosteriorNetwork"]
 
@@ -60,7 +62,7 @@ class PosteriorNetwork(nn.Module):
         density: nn.Module,
         *,
         features: int,
-        summary_options: Flat | Set | None,
+        summary_options: Options | None,
         density_options: Spline | None,
     ) -> None:
         super().__init__()
@@ -76,10 +78,11 @@ class PosteriorNetwork(nn.Module):
     @classmethod
     def build(
         cls,
-        layouts: Sequence[ArrayLayout],
+        layout: DataLayout,
         theta: np.ndarray,
         data: Mapping[str, np.ndarray],
         *,
+        sizes: Sizes | None = None,
         summary: SummaryChoice = "auto",
         density: DensityChoice = "spline",
     ) -> PosteriorNetwork:
@@ -90,23 +93,28 @@ class PosteriorNetwork(nn.Module):
 
         Parameters
         ----------
-        layouts : sequence of ArrayLayout
-            The data arrays.
+        layout : DataLayout
+            The data arrays and their axes.
         theta : ndarray
             (n, dim), simulated unconstrained parameters.
         data : mapping of str to ndarray
             The data simulated with them, (n, *shape) each. Some thousands are enough.
-        summary : {"auto", "flat", "set"}, Flat, Set or torch.nn.Module
-            "auto" is "set" if any array has rows. A module maps the encoded arrays (a dict of
-            tensors, (batch, *shape, channels)) to (batch, features).
+        sizes : mapping of str to ndarray, optional
+            For each sized axis, how many entries each data set has, (n,); by default all.
+        summary : str, options or torch.nn.Module
+            "auto" chooses by the axes of the data. Else "flat", "set", "set_transformer",
+            "sequence", "transformer", "grid", "grouped", or options of one of these: it is used for
+            the data it is made for, and the rest is chosen by the axes. A module maps the encoded
+            arrays (a dict of tensors, (batch, *shape, channels), with masks "mask:<axis>" of sized
+            axes) to (batch, features).
         density : "spline", Spline, torch.nn.Module or callable
             A module with the methods of :class:`ConditionalDensity`, or a function of the numbers
             of parameters and features that makes one.
         """
         standardizer = ParameterStandardizer.fit(theta)
-        encoder = DataEncoder.fit(layouts, data)
-        options = summary_options(summary, encoder.layouts, standardizer.dim)
-        z, encoded = _prepare(standardizer, encoder, theta, data, None)
+        encoder = DataEncoder.fit(layout, data, sizes)
+        options = summary_options(summary, encoder.layout, standardizer.dim)
+        z, encoded = _prepare(standardizer, encoder, theta, data, sizes, None)
         if options is not None:
             module: nn.Module = make_summary(options, encoder, standardizer.dim)
             features = options.features or 0
@@ -131,7 +139,7 @@ class PosteriorNetwork(nn.Module):
     def _start(self, z: Tensor, encoded: dict[str, Tensor]) -> None:
         """Learn the statistics' scales, and begin at the regression of z on the statistics."""
         summary, density = self.summary, self.density
-        assert isinstance(summary, Summary)
+        assert isinstance(summary, SummaryNetwork)
         summary.fit(encoded, z)
         with torch.no_grad():
             t = summary.statistics(encoded)
@@ -160,22 +168,31 @@ class PosteriorNetwork(nn.Module):
         theta: np.ndarray,
         data: Mapping[str, np.ndarray],
         device: torch.device | str | None = None,
+        *,
+        sizes: Sizes | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """From arrays, what :meth:`loss` takes: z (n, dim) and encoded data, float32."""
-        return _prepare(self.standardizer, self.encoder, theta, data, device or self.device)
+        return _prepare(self.standardizer, self.encoder, theta, data, sizes, device or self.device)
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
         return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]
 
-    def context(self, data: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+    def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
         """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
         device = self.device
-        return self.summary({k: v.to(device) for k, v in self.encoder(_tensors(self.encoder, data)).items()})
+        encoded = self.encoder(_tensors(self.encoder, data), sizes)
+        return self.summary({k: v.to(device) for k, v in encoded.items()})
 
-    def log_prob(self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+    def log_prob(
+        self,
+        theta: np.ndarray | Tensor,
+        data: Mapping[str, np.ndarray | Tensor],
+        *,
+        sizes: Sizes | None = None,
+    ) -> Tensor:
         """Log density (..., batch) of theta (..., batch, dim), float64 on the CPU."""
-        return self.log_prob_given(theta, self.context(data))
+        return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Tensor) -> Tensor:
         """The same, given :meth:`context` (batch, features)."""
@@ -188,6 +205,8 @@ class PosteriorNetwork(nn.Module):
         draws: int,
         data: Mapping[str, np.ndarray | Tensor],
         generator: torch.Generator | None = None,
+        *,
+        sizes: Sizes | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw from q(theta | data).
 
@@ -199,6 +218,8 @@ class PosteriorNetwork(nn.Module):
             Raw data, (batch, *shape) each.
         generator : torch.Generator, optional
             On the network's device: the source of all randomness.
+        sizes : mapping of str to ndarray, optional
+            For each sized axis, how many entries each data set has, (batch,); by default all.
 
         Returns
         -------
@@ -207,7 +228,7 @@ class PosteriorNetwork(nn.Module):
         log_q : Tensor
             (draws, batch), float64 on the CPU: the log density of each draw.
         """
-        return self.sample_given(draws, self.context(data), generator)
+        return self.sample_given(draws, self.context(data, sizes=sizes), generator)
 
     def sample_given(
         self, draws: int, context: Tensor, generator: torch.Generator | None = None
@@ -218,14 +239,19 @@ class PosteriorNetwork(nn.Module):
         return theta, log_prob.cpu().double() + log_det
 
     def sample_within(
-        self, draws: int, data: Mapping[str, np.ndarray | Tensor], generator: torch.Generator | None = None
+        self,
+        draws: int,
+        data: Mapping[str, np.ndarray | Tensor],
+        generator: torch.Generator | None = None,
+        *,
+        sizes: Sizes | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw as :meth:`sample` does, drawing anew what lies beyond the simulated range of the parameters.
 
         A normal tail on a logarithmic scale now and then reaches values that no prior draw comes near, and that
         spoil means; nothing else repairs draws that no density corrects. Densities are not renormalized.
         """
-        context = self.context(data)
+        context = self.context(data, sizes=sizes)
         theta, log_q = self.sample_given(draws, context, generator)
         for _ in range(REDRAWS):
             outside = ~self.standardizer.within(theta)
@@ -270,7 +296,7 @@ class PosteriorNetwork(nn.Module):
         encoder = DataEncoder.from_description(description["encoder"])
         options = from_registry(description["summary"], SUMMARIES, "summary", summary)
         spline = from_registry(description["density"], DENSITIES, "density", density)
-        module = make_summary(options, encoder, dim) if isinstance(options, Flat | Set) else copy.deepcopy(summary)
+        module = make_summary(options, encoder, dim) if isinstance(options, Options) else copy.deepcopy(summary)
         assert module is not None
         return cls(
             ParameterStandardizer(dim),
@@ -278,7 +304,7 @@ class PosteriorNetwork(nn.Module):
             module,
             make_density(spline if isinstance(spline, Spline) else density, dim, features),
             features=features,
-            summary_options=options if isinstance(options, Flat | Set) else None,
+            summary_options=options if isinstance(options, Options) else None,
             density_options=spline if isinstance(spline, Spline) else None,
         ).float()
 
@@ -292,7 +318,7 @@ def _tensor(values: np.ndarray | Tensor) -> Tensor:
 
 
 def _tensors(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
-    return {layout.name: _tensor(data[layout.name]) for layout in encoder.layouts}
+    return {layout.name: _tensor(data[layout.name]) for layout in encoder.layout.arrays}
 
 
 def _prepare(
@@ -300,9 +326,10 @@ def _prepare(
     encoder: DataEncoder,
     theta: np.ndarray,
     data: Mapping[str, np.ndarray],
+    sizes: Sizes | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         z, _ = standardizer(_tensor(theta))
-        encoded = encoder(_tensors(encoder, data))
+        encoded = encoder(_tensors(encoder, data), sizes)
         return z.to(device), {name: values.to(device) for name, values in encoded.items()}

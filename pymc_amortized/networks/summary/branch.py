@@ -1,0 +1,104 @@
+"""What a branch of a summary network is: fixed statistics and learned features of arrays that share an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.networks.summary.rows import Join, Rows
+
+__all__ = ["Branch", "Values"]
+
+
+class Branch(nn.Module):
+    """Statistics t and learned features p of joined arrays.
+
+    Parameters
+    ----------
+    join : Join
+        The arrays.
+    statistics : int
+        Number of fixed statistics.
+    pooled : int
+        Number of learned features.
+    """
+
+    def __init__(self, join: Join, statistics: int, pooled: int) -> None:
+        super().__init__()
+        self.join, self.statistics, self.pooled = join, statistics, pooled
+
+    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Fixed statistics (batch, statistics), and rows standardized within their data set."""
+        raise NotImplementedError
+
+    def learn(self, rows: Rows, normal: Tensor) -> Tensor:
+        """Learned features (batch, pooled)."""
+        raise NotImplementedError
+
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn what the statistics need from simulated data and parameters z (n, dim)."""
+
+    def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
+        """The fixed statistics alone."""
+        return self.measure(self.join(encoded))[0]
+
+    def forward(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Statistics (batch, statistics) and features (batch, pooled) of encoded arrays."""
+        rows = self.join(encoded)
+        statistics, normal = self.measure(rows)
+        return statistics, self.learn(rows, normal)
+
+
+class Values(nn.Module):
+    """The values themselves, and per array the log mean squares within and outside of a subspace.
+
+    The subspace is the one that moves with the parameters: what remains of a linear model is its
+    residual sum of squares.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        How many values each array has.
+    dim : int
+        Number of parameters: the dimension of the subspace whose complement is noise.
+    """
+
+    basis: Tensor
+    weights: Tensor
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        total = sum(self.sizes)
+        self.energies = total >= 4 * (dim + 1)  # otherwise little is left outside of the subspace
+        self.statistics = total + 2 * len(self.sizes) * self.energies
+        if self.energies:
+            self.register_buffer("basis", torch.zeros(total, dim))
+            self.register_buffer("weights", torch.ones(total))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Statistics (batch, statistics) of values (batch, sum of sizes)."""
+        if not self.energies:
+            return x
+        weighted = x * self.weights
+        within = (weighted @ self.basis) @ self.basis.mT
+        energies = [
+            torch.log(piece.square().mean(-1, keepdim=True) + 1e-8)
+            for part in (within, weighted - within)
+            for piece in part.split(self.sizes, -1)
+        ]
+        return torch.cat([x, *energies], -1)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, z: Tensor) -> None:
+        """Learn the subspace from simulated values (n, total) and parameters (n, dim)."""
+        if not self.energies:
+            return
+        design = torch.cat([z.clamp(-5.0, 5.0), torch.ones_like(z[:, :1])], -1)
+        slopes = torch.linalg.lstsq(design, x).solution
+        noise = (x - design @ slopes).std(0, correction=0)
+        weights = torch.where(noise > 1e-6, 1 / noise, 0.0)
+        self.weights.copy_(weights / weights.mean().clamp_min(1e-6))
+        self.basis.copy_(torch.linalg.qr((slopes[:-1] * self.weights).mT).Q)

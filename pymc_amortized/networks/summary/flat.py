@@ -1,0 +1,33 @@
+"""Summary of values each of which has a meaning of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.rows import Join, Rows
+
+__all__ = ["FlatBranch"]
+
+
+class FlatBranch(Branch):
+    """All values, at fixed places; 0 where absent, and then also which are present."""
+
+    def __init__(self, join: Join, dim: int) -> None:
+        values = Values(join.sizes, dim)
+        super().__init__(join, values.statistics + join.present, 0)
+        self.values = values
+
+    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The values, their energies, and what is present."""
+        parts = [self.values(rows.values)] + ([] if rows.present is None else [rows.present])
+        return torch.cat(parts, -1), rows.values
+
+    def learn(self, rows: Rows, normal: Tensor) -> Tensor:
+        """Nothing: the residual network of the summary sees all values."""
+        return rows.values[:, :0]
+
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn the subspace that moves with the parameters."""
+        self.values.fit(self.join(encoded).values, z)

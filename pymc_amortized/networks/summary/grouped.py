@@ -1,0 +1,252 @@
+"""Summary of rows in groups, where groups have parameters of their own.
+
+Rows are summarized within their group, groups across all. What is kept for every group, in the order of groups, is
+what the parameters of that group are read from; what is pooled over groups does not depend on their order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.layers import LIMIT, Residual, masked_mean
+from pymc_amortized.networks.summary.moments import (
+    FEW,
+    FLOOR,
+    RIDGE,
+    SHRINKAGE,
+    log_count,
+    moments,
+    pair_statistics,
+)
+from pymc_amortized.networks.summary.options import Grouped
+from pymc_amortized.networks.summary.rows import Join, Rows
+
+__all__ = ["GroupedBranch"]
+
+PAIRS_UP_TO = 8  # channels whose regressions on each other are statistics
+VALUES_UP_TO = 64  # of a table without gaps that are statistics themselves
+ORDERED_UP_TO = 1_024  # numbers that are kept in the order of groups
+ROUNDING = 2e-6  # of float32 sums, relative
+LEARNED_UP_TO = 512  # the same, of those that are learned
+
+
+class GroupedBranch(Branch):
+    """Moments and learned features of groups: in their order, and pooled over them.
+
+    Statistics begin with ``pooled_statistics`` that do not depend on the order of groups, learned
+    features with ``pooled_features``.
+
+    Parameters
+    ----------
+    join : Join
+        Rows along one axis with an index of groups; or groups along the first axis, with rows along
+        the second if there is one.
+    options : Grouped
+        Sizes.
+    dim : int
+        Number of parameters.
+    index : str, optional
+        The encoded array that holds the number of each row's group, from 1; 0 is none.
+    groups : int
+        Number of groups.
+    """
+
+    def __init__(self, join: Join, options: Grouped, dim: int, index: str | None, groups: int) -> None:
+        nn.Module.__init__(self)
+        channels, width = join.channels, options.row_width
+        self.index, self.groups = index, groups
+        self.inner = index is not None or len(join.axes) == 2
+        self.pairs = 1 < channels <= PAIRS_UP_TO
+        self.uneven = join.varies or index is not None
+        pairs = channels * (channels - 1) // 2 + channels * channels
+        self.pooled_statistics = 2 * channels + 2 + 2 * join.present + self.inner * 2 * channels
+        self.pooled_statistics += self.pairs * (1 + self.inner) * pairs + (self.inner and self.pairs) * 2 * channels
+        numbers = channels
+        for axis in join.axes:
+            numbers *= axis.length
+        whole = not self.uneven and numbers <= VALUES_UP_TO
+        self.values = Values([numbers], dim) if whole else None
+        # In order of use: as many kinds of numbers per group as there is room for.
+        self.kept, room = 0, ORDERED_UP_TO // max(groups, 1)
+        for size in self._sizes(channels):
+            if self.kept + size > room:
+                break
+            self.kept += size
+        statistics = self.pooled_statistics + self.kept * groups + (self.values.statistics if self.values else 0)
+        self.learned = max(min(LEARNED_UP_TO // max(groups, 1), 8), 0)
+        self.pooled_features = 2 * width
+        super_pooled = self.pooled_features + self.learned * groups
+        self.join, self.statistics, self.pooled = join, statistics, super_pooled
+        self.row = Residual(join.everything + channels, width, options.row_depth, width)
+        self.group = Residual(2 * width + 2 * channels + 1 + join.whole.width, width, options.row_depth, width)
+        self.each = nn.Linear(width, self.learned)
+
+    def _sizes(self, channels: int) -> list[int]:
+        """Numbers per group of each kind, as :meth:`_ordered` gives them."""
+        sizes = [channels]
+        if self.inner and self.pairs:
+            sizes.append(channels)
+        if self.uneven:
+            sizes += [channels] * len(SHRINKAGE)
+        if self.inner:
+            sizes.append(channels)
+        if self.uneven:
+            sizes.append(1)
+        return sizes
+
+    def forward(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Statistics (batch, statistics) and features (batch, pooled) of encoded arrays."""
+        rows, table = self.join(encoded), self._table(encoded)
+        found = _Groups(rows, table)
+        return self._measure(rows, table, found), self._learn(rows, table, found)
+
+    def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
+        """The fixed statistics alone."""
+        rows, table = self.join(encoded), self._table(encoded)
+        return self._measure(rows, table, _Groups(rows, table))
+
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn the subspace of the values that moves with the parameters."""
+        if self.values is not None:
+            self.values.fit(self.join(encoded).values.flatten(1), z)
+
+    def _table(self, encoded: dict[str, Tensor]) -> _Table:
+        number = None if self.index is None else encoded[self.index][..., 0].long()
+        return _Table(number, self.groups, self.inner)
+
+    def _measure(self, rows: Rows, table: _Table, found: _Groups) -> Tensor:
+        across = moments(found.mean, found.some)
+        t = [across.mean, 2 * torch.log(across.scale), log_count(found.exist.sum(1)), log_count(rows.counts)]
+        if rows.present is not None:
+            present = rows.present.flatten(1, -2).sum(1)
+            t += [log_count(present), present / rows.counts.clamp_min(1.0)]
+        if self.inner:
+            t += [2 * torch.log(found.pooled_scale), masked_mean_log(found)]
+        adjusted = None
+        if self.pairs:
+            t += _pairs(across.normal, across.count, across.scale, self.uneven)
+        if self.pairs and self.inner:
+            count = found.count.sum(1)
+            flat = found.centered / found.pooled_scale.reshape(-1, *[1] * (rows.values.ndim - 2), rows.values.shape[-1])
+            inside = _pairs(flat.flatten(1, -2), count, found.pooled_scale, self.uneven)
+            adjusted = _adjusted(found.mean, inside[1])
+            over = moments(adjusted, found.some)
+            t += [*inside, over.mean, 2 * torch.log(over.scale)]
+        t.append(self._ordered(found, adjusted))
+        if self.values is not None:
+            t.append(self.values(rows.values.flatten(1)))
+        return torch.cat(t, -1)
+
+    def _ordered(self, found: _Groups, adjusted: Tensor | None) -> Tensor:
+        """What is kept for each group: (batch, groups * kept)."""
+        parts = [found.mean * found.some]
+        if adjusted is not None:
+            parts.append(adjusted * found.some)
+        if self.uneven:
+            parts += [found.mean * found.count / (found.count + k) for k in SHRINKAGE]
+        if self.inner:
+            parts.append(2 * torch.log(found.scale) * found.some)
+        if self.uneven:
+            parts.append(log_count(found.rows))
+        return self._in_order(torch.cat(parts, -1)[..., : self.kept], found.exist)
+
+    def _in_order(self, x: Tensor, exist: Tensor) -> Tensor:
+        """Flatten (batch, groups, kept), as long as there are groups at most."""
+        x = x * exist
+        return nn.functional.pad(x, (0, 0, 0, self.groups - x.shape[1])).flatten(1)
+
+    def _learn(self, rows: Rows, table: _Table, found: _Groups) -> Tensor:
+        normal = found.centered / found.pooled_scale.reshape(-1, *[1] * (rows.values.ndim - 2), rows.values.shape[-1])
+        h = self.row.hidden(rows.everything(normal.clamp(-LIMIT, LIMIT)))
+        if rows.mask is not None:
+            h = h * rows.mask[..., None]
+        h = self.row.leave(table.total(h) / found.rows.clamp_min(1.0))
+        exist = found.exist[..., 0]
+        everything = torch.cat([masked_mean(h, exist), rows.whole], -1)[:, None].expand(-1, h.shape[1], -1)
+        own = [h, found.mean, (2 * torch.log(found.scale)).clamp(-LIMIT, LIMIT), log_count(found.rows), everything]
+        g = self.group.hidden(torch.cat(own, -1))
+        mean = masked_mean(g, exist)
+        spread = masked_mean((g - mean[:, None]).square(), exist)
+        # The last layer keeps what is in order and what is pooled to one scale.
+        pooled = torch.cat([self.group.leave(mean), torch.sqrt(spread + 1e-4)], -1)
+        return torch.cat([pooled, self._in_order(self.each(g), found.exist)], -1)
+
+
+class _Table:
+    """Sums rows within groups, and gives groups' values back to rows."""
+
+    def __init__(self, number: Tensor | None, groups: int, inner: bool) -> None:
+        self.number, self.groups, self.inner = number, groups, inner
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum rows (batch, *axes, width) within groups: (batch, groups, width)."""
+        if self.number is None:
+            return x.sum(2) if self.inner else x
+        batch, _, width = x.shape
+        # Slot 0 of each data set takes rows of no group.
+        slot = self.number + (self.groups + 1) * torch.arange(batch, device=x.device)[:, None]
+        total = x.new_zeros(batch * (self.groups + 1), width).index_add(0, slot.flatten(), x.flatten(0, 1))
+        return total.unflatten(0, (batch, -1))[:, 1:]
+
+    def back(self, x: Tensor) -> Tensor:
+        """Repeat groups (batch, groups, width) for their rows (batch, *axes, width)."""
+        if self.number is None:
+            return x[:, :, None] if self.inner else x
+        x = nn.functional.pad(x, (0, 0, 1, 0))
+        return x.gather(1, self.number[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class _Groups:
+    """Moments of rows within groups: (batch, groups, channels)."""
+
+    def __init__(self, rows: Rows, table: _Table) -> None:
+        values = rows.values
+        one = values.new_ones(()).expand(*values.shape[:-1], 1)
+        mask = one if rows.mask is None else rows.mask[..., None]
+        weights = mask if rows.weights is None else rows.weights
+        if table.number is not None:  # rows of no group count in none
+            grouped = (table.number > 0)[..., None].to(values.dtype)
+            mask, weights = mask * grouped, weights * grouped
+        self.rows = table.total(mask)
+        self.count = table.total(weights).expand(-1, -1, values.shape[-1])
+        self.exist = (self.rows > 0).to(values.dtype)
+        self.some = (self.count > 0).to(values.dtype)
+        self.mean = table.total(values * weights) / self.count.clamp_min(1.0)
+        if table.inner:
+            centered = (values - table.back(self.mean)) * weights
+            # What is constant within groups must not leave the rounding of its mean behind.
+            self.centered = torch.where(centered.abs() > ROUNDING * (1 + values.abs()), centered, 0.0)
+            variance = table.total(self.centered.square())
+            self.pooled_scale = torch.sqrt(variance.sum(1) / self.count.sum(1).clamp_min(1.0) + FLOOR)
+            # One pseudo-row of the pooled variance: groups of one or two rows have none of their own.
+            few = self.pooled_scale.square()[:, None]
+            self.scale = torch.sqrt((variance + few) / (self.count + 1.0) + FLOOR)
+        else:  # groups are the rows
+            across = moments(self.mean, self.some)
+            self.centered, self.pooled_scale = (self.mean - across.mean[:, None]) * self.some, across.scale
+            self.scale = torch.ones_like(self.mean)
+
+
+def masked_mean_log(found: _Groups) -> Tensor:
+    """Mean over groups of the log variance within: (batch, channels)."""
+    return (2 * torch.log(found.scale) * found.some).sum(1) / found.some.sum(1).clamp_min(1.0)
+
+
+def _pairs(normal: Tensor, count: Tensor, scale: Tensor, uneven: bool) -> list[Tensor]:
+    """Correlations, slopes and log residual variances of rows (batch, n, channels)."""
+    n = count.amin(-1, keepdim=True)
+    correlation = normal.mT @ normal / n.clamp_min(1.0)[..., None]
+    # Pairs of which one may be absent need not give a positive definite matrix: shrink it.
+    correlation = correlation.clamp(-1.0, 1.0)
+    return list(pair_statistics(correlation, scale, RIDGE + FEW / (n + FEW) if uneven else RIDGE))
+
+
+def _adjusted(mean: Tensor, slopes: Tensor) -> Tensor:
+    """Groups' means less what their other channels' means explain: (batch, groups, channels)."""
+    channels = mean.shape[-1]
+    apart = ~torch.eye(channels, dtype=torch.bool, device=mean.device)
+    matrix = mean.new_zeros(len(mean), channels, channels)
+    matrix[:, apart] = slopes
+    return mean - mean @ matrix.mT

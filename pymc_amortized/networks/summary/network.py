@@ -1,0 +1,101 @@
+r"""Summary networks: encoded data -> a vector of features that the density is conditioned on.
+
+Every branch sees the arrays that share an axis, and gives fixed *statistics* and learned features. Together they are
+summarized by
+
+.. math::
+
+    s(x) = W t(x) + f(t(x), p(x)), \qquad f \text{ starts at } 0.
+
+The linear path :math:`W` starts at the regression of the parameters on the statistics :math:`t`,
+standardized by simulations; the residual network :math:`f` learns the rest, and :math:`p` is what the
+branches learn from single rows. The statistics are those that carry the posterior of the commonest
+models exactly or nearly so: values and residual sums of squares, moments, regressions, autocorrelations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.networks.layout import DataLayout
+from pymc_amortized.networks.summary.branch import Branch
+from pymc_amortized.networks.summary.branches import make_branches
+from pymc_amortized.networks.summary.layers import Residual, Standardize
+from pymc_amortized.networks.summary.options import Options
+from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
+
+__all__ = ["SummaryNetwork"]
+
+CHUNK = 1_000  # data sets whose statistics are computed at once
+
+
+class SummaryNetwork(nn.Module):
+    """Branches, and the linear path and residual network that join them.
+
+    Parameters
+    ----------
+    arrays : sequence of EncodedArray
+        The encoded arrays.
+    layout : DataLayout
+        Their axes.
+    options : Options
+        Which branches, and sizes.
+    features : int
+        Width of the summary.
+    dim : int
+        Number of parameters.
+    """
+
+    def __init__(
+        self, arrays: Sequence[EncodedArray], layout: DataLayout, options: Options, features: int, dim: int
+    ) -> None:
+        super().__init__()
+        self.arrays, self.layout, self.features = tuple(arrays), layout, features
+        branches, self.whole = make_branches(arrays, layout, options, dim)
+        self.branches = nn.ModuleList(branches)
+        statistics = sum(branch.statistics for branch in branches) + self.whole.width
+        pooled = sum(branch.pooled for branch in branches)
+        self.standardize = Standardize(statistics)
+        self.linear = nn.Linear(statistics, features)
+        self.residual = Residual(statistics + pooled, options.width, options.depth, features)
+        nn.init.zeros_(self.residual.leave.weight)
+        nn.init.zeros_(self.residual.leave.bias)
+
+    def _branches(self) -> list[Branch]:
+        return [branch for branch in self.branches if isinstance(branch, Branch)]
+
+    def _raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
+        parts = []
+        for start in range(0, len(next(iter(encoded.values()))), CHUNK):
+            piece = trimmed({k: v[start : start + CHUNK] for k, v in encoded.items()}, self.arrays, self.layout)
+            found = [branch.raw_statistics(piece) for branch in self._branches()]
+            parts.append(torch.cat([*found, self.whole(piece)], -1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def statistics(self, encoded: dict[str, Tensor]) -> Tensor:
+        """Standardized statistics (batch, statistics)."""
+        return self.standardize(self._raw_statistics(encoded))
+
+    @torch.no_grad()
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn the scales of the statistics from simulated data and parameters z (n, dim)."""
+        for branch in self._branches():
+            branch.fit(encoded, z)
+        self.standardize.fit(self._raw_statistics(encoded))
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Let the first features be linear predictions: weight (predictions, statistics), bias (predictions,)."""
+        self.linear.weight[: len(weight)] = weight
+        self.linear.bias[: len(bias)] = bias
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        """Encoded arrays -> (batch, features)."""
+        encoded = trimmed(encoded, self.arrays, self.layout)
+        found = [branch(encoded) for branch in self.branches]
+        t = self.standardize(torch.cat([*(t for t, _ in found), self.whole(encoded)], -1))
+        return self.linear(t) + self.residual(torch.cat([t, *(p for _, p in found)], -1))

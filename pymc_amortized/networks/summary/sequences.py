@@ -1,0 +1,131 @@
+"""Summaries of series: convolutions with a recurrent network, and a transformer.
+
+Long series are shortened by strided convolutions first. What lies beyond the end of a series is set to
+0 after every convolution, as if the series were padded by zeros on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.lags import LagStatistics, last_step
+from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, masked_mean
+from pymc_amortized.networks.summary.moments import RowStatistics
+from pymc_amortized.networks.summary.options import Sequence, Transformer
+from pymc_amortized.networks.summary.rows import Join, Rows
+
+__all__ = ["SequenceBranch", "TransformerBranch"]
+
+VALUES_UP_TO = 512  # of a series without gaps that are statistics themselves
+STEPS = 64  # that the recurrent network goes through at most
+TOKENS = 128  # that attend to each other at most
+WAVES = 8  # frequencies of a position
+
+
+class _SeriesBranch(Branch):
+    """Moments over time, lags, and the values themselves where they are few and always there."""
+
+    def __init__(self, join: Join, pooled: int, dim: int) -> None:
+        moments, lags = RowStatistics(join), LagStatistics(join)
+        numbers = join.lengths[0] * join.channels
+        fixed = not join.varies and numbers <= VALUES_UP_TO
+        values = Values([numbers], dim) if fixed else None
+        statistics = moments.width + lags.width + (values.statistics if values else 0)
+        super().__init__(join, statistics, pooled)
+        self.moments, self.lags, self.values = moments, lags, values
+
+    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Moments, lags and values."""
+        t, normal = self.moments(rows)
+        parts = [t, self.lags(rows, normal)]
+        if self.values is not None:
+            parts.append(self.values(rows.values.flatten(1)))
+        return torch.cat(parts, -1), normal
+
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn the subspace of the values that moves with the parameters."""
+        if self.values is not None:
+            self.values.fit(self.join(encoded).values.flatten(1), z)
+
+
+class _Stem(nn.Module):
+    """Convolutions (batch, steps, inputs) -> (batch, shorter, width), masked."""
+
+    def __init__(self, inputs: int, width: int, steps: int, most: int, depth: int) -> None:
+        super().__init__()
+        halvings = max(0, math.ceil(math.log2(max(steps, 1) / most)))
+        strides = [2] * halvings + [1] * max(depth - halvings, 0)
+        self.enter = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, stride, padding=2) for stride in strides)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the mean of single steps (batch, width), the shortened series, and its mask."""
+        h = nn.functional.silu(self.enter(x))
+        if mask is not None:
+            h = h * mask[..., None]
+        single = masked_mean(h, mask)
+        h = h.mT
+        for layer in self.layers:
+            step = layer.stride[0]  # type: ignore[index]
+            mask = mask if mask is None else mask[:, ::step]
+            h = h[..., ::step] + nn.functional.silu(layer(h))
+            if mask is not None:
+                h = h * mask[:, None]
+        return single, h.mT, mask
+
+
+class SequenceBranch(_SeriesBranch):
+    """Convolutions, then a gated recurrent network: its mean and its state at the end of each series."""
+
+    def __init__(self, join: Join, options: Sequence, dim: int) -> None:
+        width = options.row_width
+        super().__init__(join, 3 * width, dim)
+        self.stem = _Stem(join.everything + join.channels, width, join.lengths[0], STEPS, options.row_depth)
+        self.recurrent = nn.GRU(width, width, batch_first=True)
+
+    def learn(self, rows: Rows, normal: Tensor) -> Tensor:
+        """Means over steps before and after, and the last state."""
+        single, h, mask = self.stem(rows.everything(normal.clamp(-LIMIT, LIMIT)), rows.mask)
+        states, _ = self.recurrent(h)
+        return torch.cat([single, masked_mean(states, mask), _at_the_end(states, mask)], -1)
+
+
+class TransformerBranch(_SeriesBranch):
+    """Steps that know how far from both ends they are attend to each other: Vaswani et al. (2017)."""
+
+    def __init__(self, join: Join, options: Transformer, dim: int) -> None:
+        width = options.row_width
+        super().__init__(join, 3 * width, dim)
+        inputs = join.everything + join.channels + 4 * WAVES
+        self.stem = _Stem(inputs, width, join.lengths[0], TOKENS, 1)
+        self.blocks = nn.ModuleList(AttentionBlock(width, options.heads) for _ in range(options.row_depth))
+
+    def learn(self, rows: Rows, normal: Tensor) -> Tensor:
+        """Means over steps before and after, and the last step."""
+        x = torch.cat([rows.everything(normal.clamp(-LIMIT, LIMIT)), self._positions(rows)], -1)
+        single, h, mask = self.stem(x, rows.mask)
+        for block in self.blocks:
+            h = block(h, h, mask)
+        return torch.cat([single, masked_mean(h, mask), _at_the_end(h, mask)], -1)
+
+    def _positions(self, rows: Rows) -> Tensor:
+        """Sines and cosines of the distance from both ends: (batch, steps, 4 waves)."""
+        batch, steps = rows.values.shape[:2]
+        start = torch.arange(steps, device=rows.values.device, dtype=rows.values.dtype).expand(batch, -1)
+        both = torch.stack([start, rows.counts - 1 - start], -1)
+        longest = max(self.join.lengths[0], 2)
+        lengths = torch.logspace(0, math.log10(longest), WAVES, device=both.device)  # from one step to all, in radians
+        angles = (both[..., None] / lengths).flatten(2)
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _at_the_end(h: Tensor, mask: Tensor | None) -> Tensor:
+    """The last step that exists, (batch, width); 0 where there is none."""
+    if mask is None:
+        return h[:, -1]
+    last = h[torch.arange(len(h), device=h.device), last_step(mask)]
+    return last * (mask[:, :1] > 0)
