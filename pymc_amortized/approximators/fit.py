@@ -27,16 +27,19 @@ from pymc_amortized.approximators.seeds import (
     stage_integer,
     stage_seed,
 )
-from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_simulations
-from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations
+from pymc_amortized.graph.context import ContextSampler, read_missing
+from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
+from pymc_amortized.graph.missing import Rule, find_rules
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import TRIALS, Rows, find_rows
+from pymc_amortized.graph.structure import Structure, find_structure
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training import (
+    Batch,
     Batches,
     FixedSimulations,
     FreshSimulations,
@@ -54,6 +57,10 @@ logger = logging.getLogger("pymc_amortized")
 
 PILOT = 4096
 """Simulations from which standardization and the networks' starting point are learned."""
+STRUCTURE_SIMULATIONS = 64
+"""Simulations at which the density is asked what the axes of the data are."""
+STRUCTURE_LENGTH = 12
+"""Of dimensions whose length varies, then: few rows are enough, and cost little."""
 HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
 TIMED_SECONDS = 0.1
@@ -81,6 +88,8 @@ def fit_posterior(
     observed: Sequence[str] | None = None,
     parameters: Sequence[str] | None = None,
     context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
+    structure: Mapping[str, str | Sequence[str]] | None = None,
     simulations: xr.DataTree | None = None,
     num_simulations: int | None = None,
     summary: SummaryChoice = "auto",
@@ -105,9 +114,19 @@ def fit_posterior(
         Free variables whose joint marginal posterior is wanted; all by default. A subset has no closed
         density, so that its draws are not corrected.
     context : mapping of name to source, optional
-        Data containers whose values differ between data sets (their shape stays), and where their values come from in
-        training: a PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what
-        the container holds), or a callable that takes a :class:`numpy.random.Generator` and returns one value.
+        What differs between data sets beside observed values. For a dimension, its smallest and largest length:
+        ``{"obs": (10, 500)}``; training draws lengths uniformly on a logarithmic scale. For a data container (also a
+        scalar one that holds a hyperparameter), where its values come from in training: a PyMC distribution
+        (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what the container holds), or a
+        callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for
+        (``lambda rng, obs: ...``), and returns one value.
+    missing : mapping of name to rate or callable, optional
+        Observed variables of which values may be missing (NaN, at inference): the mean share of missing values in
+        training (each simulated data set has its own share, uniform from 0 to twice that), or a callable ``(rng, shape)``
+        that returns True where a value is missing. Which ones are missing must not depend on their values.
+    structure : mapping of name to kind, optional
+        What the axes of an observed variable are, where the model's density and graph do not find it: "exchangeable",
+        "sequence", "grouped" or "features" for its first axis, a sequence of these for all its axes, or "flat".
     simulations : xarray.DataTree, optional
         Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train
         on instead of new simulations.
@@ -115,9 +134,11 @@ def fit_posterior(
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take more than a minute, as many as can be made in a minute.
     summary : str, options or torch.nn.Module
-        Network that condenses the data. "auto" takes a set network where the model's density shows that rows are
-        exchangeable. A module of your own maps encoded arrays (dict of ``(batch, *shape, channels)``) to
-        (batch, features).
+        Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped" or
+        options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded arrays
+        (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling which
+        values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension whose
+        length differs) to (batch, features).
     density : "spline", Spline, torch.nn.Module or callable
         Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
         ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.
@@ -158,16 +179,16 @@ def fit_posterior(
         cores = whole("cores", cores)
     context = mapping("context", context)
     check_choices(summary, density)
-    spec = ModelSpec.from_model(model, observed=observed, parameters=parameters, context=context)
+    spec, sources, gaps = read_model(model, observed, parameters, context, missing)
     entropy = _entropy(random_seed)
-    fit = _Fit(spec, context, options, entropy, place, progressbar, compile_kwargs)
+    fit = _Fit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
         fit.use(read_simulations(spec, simulations, compile_kwargs))
     else:
         fit.plan(num_simulations, cores)
-    return fit.run(summary, density)
+    return fit.run(summary, density, mapping("structure", structure))
 
 
 class _Fit:
@@ -177,15 +198,18 @@ class _Fit:
         self,
         spec: ModelSpec,
         context: Mapping[str, Any],
+        missing: Mapping[str, Any],
         options: Training,
         entropy: tuple[int, ...],
         device: torch.device,
         progressbar: bool,
         compile_kwargs: CompileKwargs | None,
     ) -> None:
-        self.spec, self.context, self.options, self.entropy = spec, context, options, entropy
+        self.spec, self.context, self.missing = spec, context, missing
+        self.options, self.entropy = options, entropy
         self.device, self.progressbar, self.compile_kwargs = device, progressbar, compile_kwargs
-        self.simulator = Simulator(spec, context=ContextSampler(spec, context), compile_kwargs=compile_kwargs)
+        sampler = ContextSampler(spec, context, missing)
+        self.simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=compile_kwargs)
         self.num_simulations: int | None = None
         self.cores = 1
         self.given: Simulations | None = None
@@ -228,34 +252,39 @@ class _Fit:
             seconds = time.perf_counter() - start
         return seconds / n
 
-    def run(self, summary: SummaryChoice, density: DensityChoice) -> AmortizedPosterior:
+    def run(
+        self, summary: SummaryChoice, density: DensityChoice, given: Mapping[str, str | Sequence[str]]
+    ) -> AmortizedPosterior:
         """Simulate, choose the networks and train."""
         pilot = self._pilot()
-        rows = self._rows(pilot)
+        structure = self._structure(pilot, given)
         statistics, held_out = self._parts(pilot)
+        some = statistics.take(slice(PILOT))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
             network = PosteriorNetwork.build(
-                data_layout(self.spec, rows),
-                statistics.unconstrained[:PILOT],
-                network_data(self.spec, rows, statistics.take(slice(PILOT)).data),
+                data_layout(self.spec, structure),
+                some.unconstrained,
+                **network_data(self.spec, structure, of_simulations(some)),
                 summary=summary,
                 density=density,
             )
         batch = statistics.take(slice(self.options.batch_size))
-        self._plan_steps(network, *self._prepared(network, rows, batch))
-        source = self._source(network, rows, statistics)
-        return self._train(network, rows, source, held_out, pilot, None)
+        self._plan_steps(network, *self._prepared(network, structure, batch))
+        source = self._source(network, structure, statistics)
+        gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
+        return self._train(network, structure, gaps, source, held_out, pilot, None)
 
     def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
         """Train a posterior's network further."""
         pilot = self._pilot()
-        rows = posterior.structure
+        structure = posterior.structure
         statistics, held_out = self._parts(pilot)
         network = copied(posterior.network)
-        self._plan_steps(network, *self._prepared(network, rows, statistics.take(slice(self.options.batch_size))))
-        source = self._source(network, rows, statistics)
-        return self._train(network, rows, source, held_out, pilot, posterior.state)
+        batch = statistics.take(slice(self.options.batch_size))
+        self._plan_steps(network, *self._prepared(network, structure, batch))
+        source = self._source(network, structure, statistics)
+        return self._train(network, structure, posterior.gaps, source, held_out, pilot, posterior.state)
 
     def _pilot(self) -> Simulations:
         if self.given is not None:
@@ -290,21 +319,27 @@ class _Fit:
         size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
-    def _rows(self, pilot: Simulations) -> Rows:
+    def _structure(self, pilot: Simulations, given: Mapping[str, str | Sequence[str]]) -> Structure:
+        """Look at simulations of one size, with all free variables, which the density is a function of."""
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
         joint = self.spec.jointly()
-        if self.spec.nuisance:  # the density is that of all free variables
-            context = ContextSampler(joint, self.context)
-            pilot = Simulator(joint, context=context, compile_kwargs=self.compile_kwargs)(TRIALS, seed)
-        rows = find_rows(joint, pilot, LogDensity(joint, self.compile_kwargs), seed)
-        logger.info("Structure: %s.", rows)
-        return rows
+        lengths = {r.dim: min(max(r.smallest, STRUCTURE_LENGTH), r.largest) for r in self.spec.sizes}
+        if self.spec.nuisance or lengths or self.given is None:
+            simulator = Simulator(
+                joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs
+            )
+            pilot = simulator.of_lengths(STRUCTURE_SIMULATIONS, seed, lengths)
+        fixed = joint.at(lengths)
+        structure = find_structure(fixed, pilot, LogDensity(fixed, self.compile_kwargs), seed, given)
+        structure = structure.with_ranges({r.dim: (r.smallest, r.largest) for r in self.spec.sizes})
+        logger.info("Structure of the data:\n%s", structure)
+        return structure
 
     def _prepared(
-        self, network: PosteriorNetwork, rows: Rows, simulations: Simulations
+        self, network: PosteriorNetwork, structure: Structure, simulations: Simulations
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        data = network_data(self.spec, rows, simulations.data)
-        return network.prepare(simulations.unconstrained, data, self.device)
+        given = network_data(self.spec, structure, of_simulations(simulations))
+        return network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
 
     def _plan_steps(self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]) -> None:
         """Decide how many steps to make, by what one takes."""
@@ -314,10 +349,10 @@ class _Fit:
             step += self.cost * self.options.batch_size / self.cores
         self.options = replace(self.options.planned(step), threads=threads)
 
-    def _source(self, network: PosteriorNetwork, rows: Rows, statistics: Simulations) -> Batches:
+    def _source(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> Batches:
         if self.num_simulations is not None:
             return FixedSimulations(
-                *self._prepared(network, rows, statistics),
+                *self._prepared(network, structure, statistics),
                 self.options.batch_size,
                 seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
                 device=self.device,
@@ -325,22 +360,19 @@ class _Fit:
             )
         source: FreshSimulations | None = None
 
-        def simulate(n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, made)
-            simulations = self.simulator(n, seed, cores=self.cores)
-            return simulations.unconstrained, network_data(self.spec, rows, simulations.data)
+            return self._prepared(network, structure, self.simulator(n, seed, cores=self.cores))
 
-        def prepare(theta: np.ndarray, data: Mapping[str, np.ndarray]) -> Any:
-            return network.prepare(theta, data, self.device)
-
-        source = FreshSimulations(simulate, prepare, self.options.batch_size, device=self.device)
+        source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
         return source
 
     def _train(
         self,
         network: PosteriorNetwork,
-        rows: Rows,
+        structure: Structure,
+        gaps: Mapping[str, Rule | None],
         source: Batches,
         held_out: Simulations,
         pilot: Simulations,
@@ -350,7 +382,7 @@ class _Fit:
             trained: Trained = train(
                 network,
                 source,
-                self._prepared(network, rows, held_out),
+                self._prepared(network, structure, held_out),
                 self.options,
                 seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
                 resume=state,
@@ -360,7 +392,7 @@ class _Fit:
         posterior = AmortizedPosterior(
             spec=self.spec,
             network=network,
-            structure=rows,
+            structure=structure,
             history=trained.history,
             provenance=Provenance(
                 entropy=self.entropy,
@@ -376,6 +408,8 @@ class _Fit:
             ),
             state=trained.state,
             context=self.context,
+            missing=self.missing,
+            gaps=gaps,
             compile_kwargs=self.compile_kwargs,
         )
         self._report(trained, posterior, held_out)
@@ -387,7 +421,10 @@ class _Fit:
             report(trained)
             return
         seed = stage_seed(self.entropy, Stage.LOOP, 1)
-        weights = posterior.weights_of(held_out.take(slice(CHECKED)).data, seed)
+        weights = posterior.weights_of(of_simulations(held_out.take(slice(CHECKED))), seed)
+        if not weights:
+            report(trained)
+            return
         efficiency = float(np.median([w.ess / w.weights.size for w in weights]))
         poor = sum(not w.reliable for w in weights)
         remark = (
@@ -403,19 +440,26 @@ def continue_fit(
     options: Training,
     *,
     context: Mapping[str, Any] | None,
+    missing: Mapping[str, Any] | None,
     simulations: xr.DataTree | None,
     device: str | torch.device | None,
     progressbar: bool,
 ) -> AmortizedPosterior:
     """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
     spec, provenance = posterior.spec, posterior.provenance
-    sources = context if context is not None else posterior.context
-    missing = [c.name for c in spec.context if c.name not in (sources or {})]
-    if missing:
-        raise ValueError(f"context: sources of {missing} are needed to simulate further (files hold none)")
+    sources = dict(context if context is not None else posterior.context or {})
+    sources = {name: source for name, source in sources.items() if name not in spec.largest}
+    unknown = [c.name for c in spec.context if c.name not in sources]
+    if unknown:
+        raise ValueError(f"context: sources of {unknown} are needed to simulate further (files hold none)")
+    gaps = missing if missing is not None else posterior.missing or {}
+    unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
+    if unknown:
+        raise ValueError(f"missing: rates of {unknown} are needed to simulate further (files hold none)")
     fit = _Fit(
         spec,
-        sources or {},
+        sources,
+        read_missing(gaps, [v.name for v in spec.observed]),
         options,
         provenance.entropy,
         choose_device(device),

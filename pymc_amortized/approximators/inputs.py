@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Rows
+from pymc_amortized.graph.datasets import DataSets
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.structure import Axis, Structure
 from pymc_amortized.networks import ArrayLayout, AxisLayout, DataLayout
+from pymc_amortized.networks.layout import AxisKind
 
-ROWS = "rows"
+KINDS: dict[str, AxisKind] = {"exchangeable": "set", "sequence": "sequence", "grouped": "groups"}
 
 
-def data_layout(spec: ModelSpec, rows: Rows) -> DataLayout:
+def data_layout(spec: ModelSpec, structure: Structure) -> DataLayout:
     """Describe to the networks the arrays that :func:`network_data` makes."""
-    shown = [*spec.data, *(v for v in spec.fixed if v.name in rows.names)]
-    arrays = [
-        ArrayLayout(
-            v.name,
-            v.shape,
-            v.kind,
-            axes=tuple(ROWS if i == 0 and v.name in rows.names else None for i in range(len(v.shape))),
-        )
-        for v in shown
-    ]
-    return DataLayout(tuple(arrays), (AxisLayout(ROWS, rows.length, "set"),) if rows else ())
+    axes = _named_axes(spec, structure)
+    largest = spec.largest
+    arrays = tuple(
+        ArrayLayout(v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), missing=v.missing)
+        for v in (*spec.data, *_companions(spec, structure))
+    )
+    used = {name for array in arrays for name in array.axes}
+    return DataLayout(arrays, tuple(_axis_layout(spec, a) for a in axes if a.name in used))
 
 
-def network_data(spec: ModelSpec, rows: Rows, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what varies between data sets, and fixed covariates that belong to exchangeable rows.
+def network_data(spec: ModelSpec, structure: Structure, datasets: DataSets) -> dict[str, Any]:
+    """Return what varies between data sets, and arrays of the model that belong to rows.
 
-    Parameters
-    ----------
-    values : mapping of name to ndarray (n, *shape)
-        Observed and context variables.
+    Returns
+    -------
+    dict
+        ``data``: name -> (n, *shape), NaN where a value is missing. ``sizes``: name of an axis -> (n,).
     """
-    n = len(next(iter(values.values())))
-    companions = [v for v in spec.fixed if v.name in rows.names]
-    return {**values, **{v.name: np.broadcast_to(spec.held[v.name], (n, *v.shape)) for v in companions}}
+    n = len(datasets)
+    data = {v.name: _with_gaps(v, datasets) for v in spec.data}
+    for v in _companions(spec, structure):
+        held = spec.held[v.name]
+        data[v.name] = np.broadcast_to(held, (n, *held.shape))
+    return {"data": data, "sizes": datasets.lengths}
+
+
+def _with_gaps(variable: DataVariable, datasets: DataSets) -> np.ndarray:
+    values = datasets.values[variable.name]
+    if not variable.missing:
+        return values
+    return np.where(datasets.missing[variable.name], np.nan, values.astype("float64", copy=False))
+
+
+def _named_axes(spec: ModelSpec, structure: Structure) -> list[Axis]:
+    """Axes that mean more to a network than a number of features: each length that varies does."""
+    varying = {r.dim for r in spec.sizes}
+    return [axis for axis in structure.axes if axis.kind != "features" or axis.name in varying]
+
+
+def _axis_names(variable: DataVariable, axes: list[Axis]) -> tuple[str | None, ...]:
+    carried = {i: axis.name for axis in axes for name, i in axis.carriers if name == variable.name}
+    return tuple(carried.get(i) for i in range(len(variable.shape)))
+
+
+def _axis_layout(spec: ModelSpec, axis: Axis) -> AxisLayout:
+    ranges = {r.dim: r for r in spec.sizes}
+    sized = axis.name in ranges
+    kind = KINDS.get(axis.kind, "sequence")
+    if axis.index is not None:
+        kind = "set"
+    length = ranges[axis.name].largest if sized else axis.length
+    return AxisLayout(axis.name, length, kind, sized=sized, index=axis.index, groups=axis.groups)
+
+
+def _companions(spec: ModelSpec, structure: Structure) -> list[DataVariable]:
+    """Arrays that are the same for all data sets and tell rows apart where their order does not."""
+    rows = [axis for axis in structure.axes if axis.kind in ("exchangeable", "grouped")]
+    carriers = [pair[0] for axis in rows for pair in axis.carriers]
+    return [v for v in spec.unchanging if carriers.count(v.name) == 1]

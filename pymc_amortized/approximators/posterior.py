@@ -77,6 +77,7 @@ class AmortizedPosterior:
     provenance: Provenance
     state: TrainingState
     context: Mapping[str, Any] | None
+    missing: Mapping[str, Any] | None
     gaps: Mapping[str, Rule | None]
     compile_kwargs: CompileKwargs | None = None
 
@@ -220,6 +221,7 @@ class AmortizedPosterior:
         *,
         max_time: float | None = None,
         context: Mapping[str, Any] | None = None,
+        missing: Mapping[str, Any] | None = None,
         simulations: xr.DataTree | None = None,
         device: str | torch.device | None = None,
         progressbar: bool = True,
@@ -235,6 +237,8 @@ class AmortizedPosterior:
             Seconds after which to stop.
         context : mapping, optional
             Sources of the context variables, needed after :func:`load` (files hold none).
+        missing : mapping, optional
+            Rates of missing values, needed after :func:`load` likewise.
         simulations : xarray.DataTree, optional
             The simulations it was trained on, if they were yours.
         device, progressbar
@@ -251,6 +255,7 @@ class AmortizedPosterior:
             self,
             options,
             context=context,
+            missing=missing,
             simulations=simulations,
             device=device,
             progressbar=progressbar,

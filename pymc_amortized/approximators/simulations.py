@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import xarray as xr
+from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
-from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.datasets import DATASET_DIM, arranged, read_datasets
 from pymc_amortized.graph.density import Unconstrain
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.suitability import names_of
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.results import prior_tree
 
@@ -30,6 +32,7 @@ def simulate(
     *,
     observed: Sequence[str] | None = None,
     context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
     cores: int = 1,
     random_seed: RandomState = None,
     compile_kwargs: CompileKwargs | None = None,
@@ -45,7 +48,7 @@ def simulate(
         The context's model by default.
     draws : int
         Number of simulations.
-    observed, context
+    observed, context, missing
         As in :func:`fit_posterior`.
     cores : int
         Processes that simulate; the result does not depend on it.
@@ -62,10 +65,29 @@ def simulate(
     """
     draws, cores = whole("draws", draws), whole("cores", cores)
     context = mapping("context", context)
-    spec = ModelSpec.from_model(model, observed=observed, context=context)
-    sampler = ContextSampler(spec, context)
+    spec, sources, gaps = read_model(model, observed, None, context, missing)
+    sampler = ContextSampler(spec, sources, gaps)
     simulator = Simulator(spec, context=sampler, compile_kwargs=compile_kwargs)
     return prior_tree(spec, simulator(draws, seed_sequence(random_seed), cores=cores))
+
+
+def read_model(
+    model: pm.Model | None,
+    observed: Sequence[str] | None,
+    parameters: Sequence[str] | None,
+    context: Mapping[str, Any],
+    missing: Mapping[str, Any] | None,
+) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
+    """Take the snapshot of a model, and what was said about its context and gaps."""
+    if model is not None and not isinstance(model, BaseModel):
+        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
+    model = pm.modelcontext(model)
+    sizes, sources = split_context(model, context)
+    gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *names_of("observed", observed or ())])
+    spec = ModelSpec.from_model(
+        model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps
+    )
+    return spec, sources, gaps
 
 
 def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
@@ -103,7 +125,8 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
     if usable.sum() < FEWEST_USABLE:
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
     dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
-    return Simulations(theta[usable], {}, datasets.take(usable), len(theta), dropped)
+    kept = datasets.take(usable)
+    return Simulations(theta[usable], {}, kept.values, len(theta), dropped, kept.lengths, kept.missing)
 
 
 def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:

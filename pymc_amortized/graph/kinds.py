@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Kind = Literal["exchangeable", "sequence", "grouped", "features"]
@@ -22,7 +22,9 @@ class Axis:
     name : str
         Its dim where there is one, else for example "y[0]".
     length : int
-        At the model's own size.
+        At the model's own size; the largest where it varies.
+    smallest : int or None
+        The smallest length, where it varies.
     kind : {"exchangeable", "sequence", "grouped", "features"}
         "exchangeable": rows can be permuted, jointly in all carriers. "grouped": they can be permuted jointly with
         free variables, or `index` maps them to groups. "sequence": the order matters. "features": none of these.
@@ -49,12 +51,14 @@ class Axis:
     subset: bool | None = None
     index: str | None = None
     groups: int = 0
+    smallest: int | None = None
 
     def __str__(self) -> str:
         """Return a line like "obs (30, exchangeable; x, y): why"."""
         ranks = [name if axis == 0 else f"{name}[axis {axis}]" for name, axis in self.carriers]
         rows = {True: "; independent given the parameters", False: "; not independent given the parameters", None: ""}
-        return f"{self.name}: {self.length}, {self.kind} ({', '.join(ranks)}): {self.reason}{rows[self.independent]}"
+        length = self.length if self.smallest is None else f"{self.smallest} to {self.length}"
+        return f"{self.name}: {length}, {self.kind} ({', '.join(ranks)}): {self.reason}{rows[self.independent]}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,14 @@ class Structure:
             raise KeyError(f"no array is named {name!r}; there are {sorted(self.shapes)}")
         special = {pair: axis for axis in self.axes if axis.kind != "features" for pair in axis.carriers}
         return tuple(special.get((name, i)) for i in range(len(self.shapes[name])))
+
+    def with_ranges(self, ranges: Mapping[str, tuple[int, int]]) -> Structure:
+        """Return the same with the smallest and largest lengths of axes that vary, by name."""
+        axes = tuple(
+            replace(axis, smallest=ranges[axis.name][0], length=ranges[axis.name][1]) if axis.name in ranges else axis
+            for axis in self.axes
+        )
+        return replace(self, axes=axes)
 
     def kinds_of(self, name: str) -> tuple[Kind, ...]:
         """Return the kind of each axis of an array."""

@@ -263,6 +263,16 @@ class ModelSpec:
         """The largest length of each dimension that varies."""
         return {r.dim: r.largest for r in self.sizes}
 
+    def at(self, lengths: Mapping[str, int]) -> ModelSpec:
+        """Return the same with shapes as they are at some lengths; lengths stay inputs of what is compiled."""
+        if not lengths:
+            return self
+
+        def fixed(variables: tuple[DataVariable, ...]) -> tuple[DataVariable, ...]:
+            return tuple(replace(v, shape=v.shape_at(lengths)) for v in variables)
+
+        return replace(self, observed=fixed(self.observed), context=fixed(self.context))
+
     def jointly(self) -> ModelSpec:
         """Return the same with the posterior of all free variables wanted."""
         free = {p.name: p for p in (*self.parameters, *self.nuisance)}

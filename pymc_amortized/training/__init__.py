@@ -6,6 +6,7 @@ from pymc_amortized.training.loop import train
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
 from pymc_amortized.training.source import (
+    Batch,
     Batches,
     FixedSimulations,
     FreshSimulations,
@@ -16,6 +17,7 @@ from pymc_amortized.training.timing import fastest_step
 from pymc_amortized.training.trained import Trained, report, summary_line
 
 __all__ = [
+    "Batch",
     "Batches",
     "FixedSimulations",
     "FreshSimulations",

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, dict[str, Tensor]]
-Simulate = Callable[[int], tuple[np.ndarray, Mapping[str, np.ndarray]]]
-Prepare = Callable[[np.ndarray, Mapping[str, np.ndarray]], tuple[Tensor, Mapping[str, Tensor]]]
+Simulate = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
 
 # Large enough for the simulator's overhead per call to vanish, small enough for any memory.
 REFILL_BATCHES = 64
@@ -48,16 +47,14 @@ class FreshSimulations:
     Parameters
     ----------
     simulate : callable
-        n -> (theta (n, dim) float64, data: named arrays (n, ...)). It may return fewer than n.
-    prepare : callable
-        (theta, data) -> (z (n, dim), encoded: named tensors (n, ...)), once per refill.
+        n -> (z (n, dim), encoded: named tensors (n, ...)). It may return fewer than n.
     batch_size : int
         Simulations in a batch.
     device : torch.device
         Where batches are wanted.
     refill : int, optional
         Simulations asked for at a time. By default it starts at one batch and doubles, up to 64
-        batches or 64 MiB of raw arrays: a slow simulator does not keep a short training waiting.
+        batches or 64 MiB of tensors: a slow simulator does not keep a short training waiting.
         The sizes depend on the arrays alone, never on time, so that the same seed gives the same
         simulations.
     """
@@ -67,13 +64,12 @@ class FreshSimulations:
     def __init__(
         self,
         simulate: Simulate,
-        prepare: Prepare,
         batch_size: int,
         *,
         device: torch.device | str = "cpu",
         refill: int | None = None,
     ) -> None:
-        self.simulate, self.prepare = simulate, prepare
+        self.simulate = simulate
         self.batch_size, self.device = batch_size, torch.device(device)
         self.simulations, self.seconds = 0, 0.0
         self._growing = refill is None
@@ -95,16 +91,15 @@ class FreshSimulations:
     @torch.no_grad()
     def _simulated(self) -> Batch:
         start = time.perf_counter()
-        theta, data = self.simulate(self._refill)
-        if len(theta) == 0:
+        z, encoded = self.simulate(self._refill)
+        if len(z) == 0:
             raise RuntimeError(f"The simulator returned none of the {self._refill} simulations asked for.")
-        z, encoded = self.prepare(theta, data)
         batch = moved((z, encoded), self.device)
-        self.simulations += len(theta)
+        self.simulations += len(z)
         self.seconds += time.perf_counter() - start
         if self._growing:
-            size = theta.nbytes + sum(np.asarray(value).nbytes for value in data.values())
-            affordable = int(REFILL_BYTES / max(size / len(theta) * self.batch_size, 1))
+            size = sum(value.numel() * value.element_size() for value in (z, *encoded.values()))
+            affordable = int(REFILL_BYTES / max(size / len(z) * self.batch_size, 1))
             batches = min(2 * (self._refill // self.batch_size), REFILL_BATCHES, affordable)
             self._refill = max(batches, 1) * self.batch_size
         return batch
