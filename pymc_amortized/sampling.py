@@ -80,7 +80,7 @@ def sample_amortized(
     correction : {"auto", "psis", None}
         See :meth:`AmortizedPosterior.sample`.
     context : mapping of name to source, optional
-        Data containers whose values may change without training again; see :func:`fit_posterior`.
+        Data containers and dimensions that may change without training again; see :func:`fit_posterior`.
     fit_kwargs : mapping, optional
         Further arguments of :func:`fit_posterior`, for example ``{"max_time": 60}``.
     idata_kwargs : mapping, optional
@@ -164,18 +164,29 @@ def _fingerprint(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mappin
         # models only grow: the same object is the same variable, as long as its model lives
         prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
     for rv, value in zip(model.observed_RVs, values, strict=True):
-        prints[f"shape of {rv.name!r}"] = str(_value(value).shape)
+        prints[f"shape of {rv.name!r}"] = _shape(model, rv, _value(value).shape, context)
     for var in model.data_vars:
         varies = var in observed or var.name in context
-        prints[f"data {var.name!r}"] = str(_value(var).shape) if varies else _digest(_value(var))
+        shape = _shape(model, var, _value(var).shape, context)
+        prints[f"data {var.name!r}"] = shape if varies else _digest(_value(var))
     for i, array in enumerate(_loose_arrays(model)):
         prints[f"array {array.name or i!r}"] = _digest(_value(array))
     for name, length in model.dim_lengths.items():
+        if name in context:
+            continue
         held = isinstance(length, SharedVariable | Constant)  # other lengths follow from data
         prints[f"dimension {name!r}"] = f"{_value(length) if held else ''} {model.coords.get(name)!r}"
     prints |= {f"context {name!r}": _content(source) for name, source in context.items()}
     prints |= {f"argument {name!r}": _content(argument) for name, argument in fit_kwargs.items()}
     return prints
+
+
+def _shape(model: pm.Model, var: Any, shape: tuple[int, ...], context: Mapping[str, Any]) -> str:
+    """Describe a shape without the lengths of dimensions that may differ."""
+    value = model.rvs_to_values.get(var)
+    dims = model.named_vars_to_dims.get(var.name) or model.named_vars_to_dims.get(getattr(value, "name", None)) or ()
+    named = [*dims, *[None] * (len(shape) - len(dims))]
+    return str([dim if dim in context else n for n, dim in zip(shape, named, strict=True)])
 
 
 def _loose_arrays(model: pm.Model) -> list[Any]:

@@ -11,14 +11,14 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pymc as pm
@@ -36,15 +36,17 @@ from pymc_amortized.approximators.seeds import Stage, stage_seed
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Rows
+from pymc_amortized.graph.missing import Rule
+from pymc_amortized.graph.sizes import Range, cut
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.structure import Axis, Structure
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import History, Training, TrainingState
 
-FORMAT = 1
+FORMAT = 2
 KEY = "pymc_amortized"
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
@@ -71,7 +73,10 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
             "observed": [v.name for v in spec.observed],
             "parameters": [p.name for p in spec.parameters],
             "context": [c.name for c in spec.context],
+            "missing": [v.name for v in spec.observed if v.missing],
         },
+        "sizes": {r.dim: [r.smallest, r.largest] for r in spec.sizes},
+        "gaps": dict(posterior.gaps),
         "density": _densities(spec.jointly(), points),
         "structure": asdict(posterior.structure),
         "network": posterior.network.description(),
@@ -142,8 +147,9 @@ def _read(
     model = _model(model)
     with _damage(path):
         arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
+        sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]
         described, expected = dict(description["model"]), dict(description["density"])
-    spec = _spec(model, arguments)
+    spec = _spec(model, arguments, sizes)
     _refuse_other_model(described, _described(spec))
     with _damage(path):
         structure = _structure(spec, description["structure"])
@@ -156,6 +162,8 @@ def _read(
             provenance=_provenance(description["provenance"]),
             state=TrainingState(_state_tensors(file, network), description["state"]),
             context=None,
+            missing=None,
+            gaps=_gaps(spec, description["gaps"]),
             compile_kwargs=compile_kwargs,
         )
         points = _stored_points(file, spec)
@@ -163,7 +171,7 @@ def _read(
     return posterior
 
 
-_ARGUMENTS = ("observed", "parameters", "context")
+_ARGUMENTS = ("observed", "parameters", "context", "missing")
 
 
 @contextmanager
@@ -186,13 +194,24 @@ def _model(model: pm.Model | None) -> pm.Model:
         ) from None
 
 
-def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Rows:
-    rows = Rows(tuple(described["names"]), int(described["length"]), str(described["reason"]))
-    shapes = {v.name: v.shape for v in spec.inputs}
-    for name in rows.names:
-        if shapes[name][:1] != (rows.length,):
-            raise KeyError(f"rows of {name!r}")
-    return rows
+def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
+    axes = tuple(
+        Axis(**{**axis, "carriers": tuple((str(name), int(i)) for name, i in axis["carriers"])})
+        for axis in described["axes"]
+    )
+    shapes = {name: tuple(shape) for name, shape in described["shapes"].items()}
+    ranks = {v.name: len(v.shape) for v in spec.inputs} | {p.name: len(p.shape) for p in spec.jointly().parameters}
+    for name, i in (pair for axis in axes for pair in axis.carriers):
+        if i >= ranks[name]:
+            raise KeyError(f"axis {i} of {name!r}")
+    return Structure(axes, shapes)
+
+
+def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | None]:
+    wanted = {v.name for v in spec.observed if v.missing}
+    if set(described) != wanted or not set(described.values()) <= {*get_args(Rule), None}:
+        raise KeyError(f"the gaps of {sorted(wanted)}")
+    return dict(described)
 
 
 def _provenance(described: Mapping[str, Any]) -> Provenance:
@@ -219,7 +238,7 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
     return description
 
 
-def _spec(model: pm.Model, arguments: Mapping[str, Any]) -> ModelSpec:
+def _spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Range]) -> ModelSpec:
     """Read the user's model the way the saved one was read."""
     free = {rv.name for rv in model.free_RVs}
     to_observe = [name for name in arguments["observed"] if name in free]
@@ -229,6 +248,8 @@ def _spec(model: pm.Model, arguments: Mapping[str, Any]) -> ModelSpec:
             observed=arguments["observed"] if to_observe else None,
             parameters=None if free - set(to_observe) == set(arguments["parameters"]) else arguments["parameters"],
             context=arguments["context"],
+            sizes=sizes,
+            missing=arguments["missing"],
         )
     except KeyError as error:
         raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None
@@ -298,14 +319,16 @@ def _points(posterior: AmortizedPosterior) -> dict[str, np.ndarray]:
     spec = posterior.spec.jointly()
     sources = posterior.context
     if spec.context and sources is None:
-        sources = {c.name: _constant_source(spec.held[c.name]) for c in spec.context}
+        sources = {c.name: _constant_source(c, spec) for c in spec.context}
     simulator = Simulator(spec, context=ContextSampler(spec, sources or {}))
     draws = simulator(POINTS, stage_seed(posterior.provenance.entropy, Stage.TIMING))
-    return {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
+    points = {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
+    return points | {f"length.{dim}": n for dim, n in draws.lengths.items()}
 
 
-def _constant_source(value: np.ndarray) -> Callable[[np.random.Generator], np.ndarray]:
-    return lambda rng: value
+def _constant_source(variable: DataVariable, spec: ModelSpec) -> Any:
+    held = spec.held[variable.name]
+    return "resample" if variable.sized else lambda rng: held
 
 
 def _densities(
@@ -316,7 +339,9 @@ def _densities(
     values: dict[str, list[float]] = {}
     log_density = LogDensityByVariable(spec, compile_kwargs)
     for i in range(len(theta)):
-        data = {**fixed, **{v.name: points[f"data.{v.name}"][i] for v in spec.data}}
+        lengths = {r.dim: int(points[f"length.{r.dim}"][i]) for r in spec.sizes}
+        data = {v.name: cut(points[f"data.{v.name}"][i], v.shape_at(lengths)) for v in spec.data}
+        data |= {**fixed, **lengths}
         parts = log_density(theta[i : i + 1], data)
         for name, part in parts.items():
             values.setdefault(name, []).append(float(np.nan_to_num(part.sum())))
@@ -427,7 +452,9 @@ def _state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
 
 
 def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
-    shapes = {"theta": (spec.jointly().dim,), **{f"data.{v.name}": v.shape for v in spec.data}}
+    shapes: dict[str, tuple[int, ...]] = {"theta": (spec.jointly().dim,)}
+    shapes |= {f"data.{v.name}": v.shape_at(spec.largest) for v in spec.data}
+    shapes |= {f"length.{r.dim}": () for r in spec.sizes}
     points = {}
     for name, shape in shapes.items():
         if list(file.get_slice(f"points.{name}").get_shape()) != [POINTS, *shape]:

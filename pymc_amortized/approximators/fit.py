@@ -33,6 +33,7 @@ from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.missing import Rule, find_rules
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
+from pymc_amortized.graph.sizes import GROUP
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure, find_structure
 from pymc_amortized.graph.tensors import CompileKwargs
@@ -244,11 +245,13 @@ class _Fit:
     def _seconds_per_simulation(self) -> float:
         """Time the simulator, with as many simulations as it takes to see beyond the cost of a call."""
         seed, n, seconds = stage_seed(self.entropy, Stage.TIMING), 1, 0.0
-        self.simulator(n, seed)  # compiles
-        while seconds < TIMED_SECONDS and n < PILOT:
+        # as training does, which makes many at a time: fewer would come in smaller groups where sizes differ
+        most = PILOT if not self.spec.sizes else GROUP
+        self.simulator.chunk(n, seed)  # compiles
+        while seconds < TIMED_SECONDS and n < most:
             n *= 4
             start = time.perf_counter()
-            self.simulator(n, seed)
+            self.simulator.chunk(n, seed)
             seconds = time.perf_counter() - start
         return seconds / n
 

@@ -117,9 +117,7 @@ class ContextSampler:
                 f"rng -> array, got {type(source).__name__}"
             )
 
-    def _resample(
-        self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths
-    ) -> np.ndarray:
+    def _resample(self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> np.ndarray:
         held = self._held[variable.name]
         axis = variable.shape.index(None) if variable.sized else 0
         rows = variable.shape_at(lengths)[axis]
@@ -213,7 +211,9 @@ def read_missing(missing: Mapping[str, Any] | None, observed: Iterable[str]) -> 
     if missing is None:
         return {}
     if not isinstance(missing, Mapping):
-        raise TypeError(f"missing must map observed variables to a rate or a callable, as in {{'y': 0.2}}; got {missing!r}")
+        raise TypeError(
+            f"missing must map observed variables to a rate or a callable, as in {{'y': 0.2}}; got {missing!r}"
+        )
     unknown = [name for name in missing if name not in observed]
     if unknown:
         raise KeyError(f"missing: {unknown} given; the observed variables are {list(observed)}")
@@ -224,7 +224,9 @@ def _check_gaps(name: str, source: Any) -> None:
     if callable(source):
         return
     if isinstance(source, bool) or not isinstance(source, int | float | np.number):
-        raise TypeError(f"missing[{name!r}] must be a rate between 0 and 1 or a callable (rng, shape) -> mask, got {source!r}")
+        raise TypeError(
+            f"missing[{name!r}] must be a rate between 0 and 1 or a callable (rng, shape) -> mask, got {source!r}"
+        )
     if not 0 < source < 1:
         raise ValueError(f"missing[{name!r}] must be a rate between 0 and 1, got {source!r}")
 

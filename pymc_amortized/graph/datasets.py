@@ -53,9 +53,7 @@ class DataSets:
         def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: values[index] for name, values in arrays.items()}
 
-        return DataSets(
-            taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing)
-        )
+        return DataSets(taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing))
 
     def shown(self, variable: DataVariable) -> np.ndarray:
         """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
@@ -158,13 +156,13 @@ def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndar
     each = [_lengths(spec, arrays) for arrays in sets]
     lengths = {r.dim: np.array([one[r.dim] for one in each]) for r in spec.sizes}
     longest = {dim: int(n.max()) for dim, n in lengths.items()}
-    arrays = {
-        v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data
-    }
+    arrays = {v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data}
     outside = {v.name: _outside(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
     gaps = {name: gap & ~outside.get(name, False) for name, gap in _gaps(spec, arrays).items()}
     n = len(sets)
-    return DataSets(_filled(spec, arrays), np.arange(n) if labels is None else labels, labels is not None, lengths, gaps)
+    return DataSets(
+        _filled(spec, arrays), np.arange(n) if labels is None else labels, labels is not None, lengths, gaps
+    )
 
 
 def _outside(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -273,7 +271,9 @@ def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
         first = next(iter(labelled.values()), None)
         differing = [k for k, labels in labelled.items() if not np.array_equal(labels.to_numpy(), first.to_numpy())]
         if differing:
-            raise ValueError(f"{differing} have other labels of {r.dim!r} than {next(iter(labelled))!r}: align them first")
+            raise ValueError(
+                f"{differing} have other labels of {r.dim!r} than {next(iter(labelled))!r}: align them first"
+            )
 
 
 def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
@@ -393,7 +393,12 @@ def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> No
         hint = ", after a leading axis of data sets"
     elif array.ndim == len(variable.shape) + 1 and variable.fits(given[1:]):
         hint = "; pass batched=True for several data sets"
-    expected = "(" + ", ".join("any" if n is None else str(n) for n in variable.shape) + ("," if len(variable.shape) == 1 else "") + ")"
+    expected = (
+        "("
+        + ", ".join("any" if n is None else str(n) for n in variable.shape)
+        + ("," if len(variable.shape) == 1 else "")
+        + ")"
+    )
     raise ValueError(f"{variable.name!r} has shape {given}; the model's is {expected}{named}{hint}")
 
 

@@ -35,9 +35,7 @@ def event_axes(spec: ModelSpec, name: str) -> range:
 def grids(spec: ModelSpec, arrays: Mapping[str, Array], pairs: Iterable[Pair]) -> list[str]:
     """Fixed arrays that are equally spaced coordinates along an axis."""
     return [
-        name
-        for name, axis in pairs
-        if arrays[name].role in ("fixed", "constant") and is_grid(spec.held[name], axis)
+        name for name, axis in pairs if arrays[name].role in ("fixed", "constant") and is_grid(spec.held[name], axis)
     ]
 
 

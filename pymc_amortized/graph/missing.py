@@ -225,7 +225,8 @@ def find_rules(
             rules[v.name] = "element" if term.ndim - 1 == len(v.shape) else "row"
         else:
             quadratic = v.kind == "real" and all(
-                _is_quadratic(v, simulations.unconstrained[i : i + 1], sets[i], joint, rng) for i in range(len(sets) - 1)
+                _is_quadratic(v, simulations.unconstrained[i : i + 1], sets[i], joint, rng)
+                for i in range(len(sets) - 1)
             )
             rules[v.name] = "quadratic" if quadratic else None
     return rules
@@ -279,7 +280,9 @@ def _is_quadratic(
     if not np.isfinite(along).all():
         return False
     largest = np.abs(along).max() + 1.0
-    return bool(np.abs(np.diff(along, 3)).max() <= TOLERANCE * largest and np.diff(along, 2).max() <= TOLERANCE * largest)
+    return bool(
+        np.abs(np.diff(along, 3)).max() <= TOLERANCE * largest and np.diff(along, 2).max() <= TOLERANCE * largest
+    )
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

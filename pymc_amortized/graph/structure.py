@@ -265,7 +265,10 @@ class _Finder:
             on_grid.update({n for n, _ in one.target.base if one.grids and self.arrays[n].role == "observed"})
         return [
             replace(one, kind="sequence", reason=f"{one.grids[0]} is a regular grid along it, as along its other axis")
-            if one.grids and one.kind == "exchangeable" and not self._user_kind(one.pairs) and on_grid[one.target.base[0][0]] > 1
+            if one.grids
+            and one.kind == "exchangeable"
+            and not self._user_kind(one.pairs)
+            and on_grid[one.target.base[0][0]] > 1
             else one
             for one in found
         ]
