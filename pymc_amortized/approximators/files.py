@@ -35,8 +35,8 @@ from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensityByVariable
-from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.missing import Rule
+from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range, cut
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.structure import Axis, Structure

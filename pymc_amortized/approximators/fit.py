@@ -123,8 +123,9 @@ def fit_posterior(
         (``lambda rng, obs: ...``), and returns one value.
     missing : mapping of name to rate or callable, optional
         Observed variables of which values may be missing (NaN, at inference): the mean share of missing values in
-        training (each simulated data set has its own share, uniform from 0 to twice that), or a callable ``(rng, shape)``
-        that returns True where a value is missing. Which ones are missing must not depend on their values.
+        training (each simulated data set has its own share, uniform from 0 to twice that), or a callable
+        ``(rng, shape)`` that returns True where a value is missing. Which ones are missing must not depend on their
+        values.
     structure : mapping of name to kind, optional
         What the axes of an observed variable are, where the model's density and graph do not find it: "exchangeable",
         "sequence", "grouped" or "features" for its first axis, a sequence of these for all its axes, or "flat".
@@ -135,9 +136,9 @@ def fit_posterior(
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take more than a minute, as many as can be made in a minute.
     summary : str, options or torch.nn.Module
-        Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped" or
-        options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded arrays
-        (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling which
+        Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped"
+        or options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded
+        arrays (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling which
         values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension whose
         length differs) to (batch, features).
     density : "spline", Spline, torch.nn.Module or callable

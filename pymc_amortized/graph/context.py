@@ -45,8 +45,8 @@ class ContextSampler:
         the values for one data set.
     missing : mapping of name to rate or callable
         For each observed variable with gaps: their mean share (each data set has its own, uniform from 0 to twice
-        that; whole rows of compositions and the like), or a callable that takes a generator and a shape and returns True
-        where a value is missing.
+        that; whole rows of compositions and the like), or a callable that takes a generator and a shape and returns
+        True where a value is missing.
     """
 
     def __init__(

@@ -268,12 +268,10 @@ def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
     """Labels of a dimension whose length varies are the data set's own: its variables must agree on them."""
     for r in spec.sizes:
         labelled = {k: v.coords[r.dim] for k, v in given.items() if isinstance(v, xr.DataArray) and r.dim in v.coords}
-        first = next(iter(labelled.values()), None)
-        differing = [k for k, labels in labelled.items() if not np.array_equal(labels.to_numpy(), first.to_numpy())]
-        if differing:
-            raise ValueError(
-                f"{differing} have other labels of {r.dim!r} than {next(iter(labelled))!r}: align them first"
-            )
+        for name, labels in labelled.items():
+            first, theirs = next(iter(labelled.items()))
+            if not np.array_equal(labels.to_numpy(), theirs.to_numpy()):
+                raise ValueError(f"{name!r} has other labels of {r.dim!r} than {first!r}: align them first")
 
 
 def _labels(given: Mapping[str, Any]) -> np.ndarray | None:

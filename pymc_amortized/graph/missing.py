@@ -3,10 +3,10 @@ r"""The log density of data with gaps.
 What is missing has to be integrated out. How that can be done exactly is found out for each observed variable, on
 simulated data:
 
-- *element*, *row*: changing one value (one row) leaves every other term of the log density as it is. Then the term of what
-  is missing integrates to one, and is left out.
-- *normal*: the variable is multivariate normal, and nothing else depends on it. What is missing is left out of the mean and
-  the covariance.
+- *element*, *row*: changing one value (one row) leaves every other term of the log density as it is. Then the term of
+  what is missing integrates to one, and is left out.
+- *normal*: the variable is multivariate normal, and nothing else depends on it. What is missing is left out of the mean
+  and the covariance.
 - *quadratic*: the joint log density is quadratic in the values (an autoregression with normal innovations). With
   :math:`g` the gradient and :math:`-P` the Hessian in the :math:`m` missing values at any point, at which the log
   density is :math:`\ell`,
@@ -129,8 +129,9 @@ class LogDensityWithGaps(LogDensity):
     @cached_property
     def _gradient_function(self) -> Any:
         model = self.spec.model
+        total: Any = self._total()
         values = [model.rvs_to_values[model[v.name]] for v in self._gappy if self.rules[v.name] == "quadratic"]
-        slopes = pt.concatenate([g.flatten() for g in pt.grad(self._total(), values)])
+        slopes = pt.concatenate([pt.grad(total, value).flatten() for value in values])
         return self._compile([slopes])
 
     def _gradient(self, theta: np.ndarray, data: Data) -> np.ndarray:

@@ -54,7 +54,7 @@ def read_range(model: pm.Model, dim: str, source: Any) -> Range:
     whole = isinstance(source, tuple | list) and len(source) == 2
     if not whole or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in source):
         raise TypeError(
-            f"context[{dim!r}] is a dimension: give the smallest and the largest length, as in (10, 500); got {source!r}"
+            f"context[{dim!r}] is a dimension: give its smallest and largest length, as in (10, 500); got {source!r}"
         )
     smallest, largest = map(int, source)
     if not 1 <= smallest <= largest:

@@ -109,9 +109,7 @@ def refuse_unsuited_sizes(model: pm.Model, sizes: Sequence[Range], context: Sequ
                 f"their values come from, as in context={{{dim!r}: ..., {fixed[0]!r}: 'resample'}}"
             )
         if not any(rv.name in carriers for rv in model.observed_RVs) and not holders & carriers:
-            raise ValueError(
-                f"context: no observed variable carries the dimension {dim!r}; give it dims={dim!r} where it is observed"
-            )
+            raise ValueError(f"context: no observed variable carries the dimension {dim!r}; give dims={dim!r} to one")
 
 
 def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> None:
