@@ -59,28 +59,23 @@ def gaussian(seed=0, **kwargs):
 
 
 def simulator(seed=0):
-    """z = x_0 - 2 x_1 + noise, as arrays."""
+    """z = x_0 - 2 x_1 + noise."""
     rng = np.random.default_rng(seed)
 
     def simulate(n):
         x = rng.standard_normal((n, 2))
         theta = x @ np.array([[1.0], [-2.0]]) + NOISE * rng.standard_normal((n, 1))
-        return theta, {"x": x}
+        return torch.as_tensor(theta, dtype=torch.float32), {"x": torch.as_tensor(x, dtype=torch.float32)}
 
     return simulate
 
 
-def prepare(theta, data):
-    z = torch.as_tensor(theta, dtype=torch.float32)
-    return z, {"x": torch.as_tensor(data["x"], dtype=torch.float32)}
-
-
 def fresh(seed=0, batch_size=64):
-    return FreshSimulations(simulator(seed), prepare, batch_size)
+    return FreshSimulations(simulator(seed), batch_size)
 
 
 def prepared(n, seed=1):
-    return prepare(*simulator(seed)(n))
+    return simulator(seed)(n)
 
 
 def fixed(n=256, batch_size=32, seed=0):
@@ -278,7 +273,7 @@ def test_an_error_in_the_simulator_is_raised_and_leaves_a_whole_network():
 
     network = gaussian()
     with pytest.raises(RuntimeError, match="own message"):
-        train(network, FreshSimulations(broken, prepare, 8), HELD_OUT, SHORT, device="cpu")
+        train(network, FreshSimulations(broken, 8), HELD_OUT, SHORT, device="cpu")
     for p in network.parameters():
         assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
 
@@ -442,7 +437,7 @@ def test_fresh_simulations_refill_in_growing_portions():
         asked.append(n)
         return simulator(len(asked))(n)
 
-    source = FreshSimulations(simulate, prepare, 10)
+    source = FreshSimulations(simulate, 10)
     batches = [source.next() for _ in range(200)]
     assert asked == [10, 20, 40, 80, 160, 320, 640, 640, 640]
     assert all(len(z) == 10 and len(encoded["x"]) == 10 for z, encoded in batches)
@@ -456,20 +451,20 @@ def test_refills_are_bounded_in_memory():
 
     def simulate(n):
         asked.append(n)
-        return np.zeros((n, 1)), {"x": np.broadcast_to(np.zeros(1), (n, 2**17))}  # 1 MiB each
+        return torch.zeros(n, 1), {"x": torch.zeros(1).expand(n, 2**18)}  # 1 MiB each
 
-    source = FreshSimulations(simulate, lambda t, d: (torch.zeros(len(t), 1), {}), 10)
+    source = FreshSimulations(simulate, 10)
     for _ in range(30):
         source.next()
     assert max(asked) == 60
 
 
 def test_fewer_simulations_than_asked_for_are_used():
-    source = FreshSimulations(lambda n: simulator()(n - 3), prepare, 8, refill=16)
+    source = FreshSimulations(lambda n: simulator()(n - 3), 8, refill=16)
     assert [len(source.next()[0]) for _ in range(3)] == [8, 8, 8]
-    source = FreshSimulations(lambda n: simulator()(5), prepare, 8)
+    source = FreshSimulations(lambda n: simulator()(5), 8)
     assert [len(source.next()[0]) for _ in range(3)] == [5, 5, 5]
-    source = FreshSimulations(lambda n: simulator()(0), prepare, 8)
+    source = FreshSimulations(lambda n: simulator()(0), 8)
     with pytest.raises(RuntimeError, match="none of the 8 simulations"):
         source.next()
 
@@ -599,7 +594,7 @@ def test_choose_device():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_training_on_cuda():
-    source = FreshSimulations(simulator(), prepare, 64, device="cuda")
+    source = FreshSimulations(simulator(), 64, device="cuda")
     before = torch.cuda.get_rng_state()
     options = Training(num_steps=600, batch_size=64, learning_rate=0.03)
     trained = train(gaussian(), source, HELD_OUT, options, device="cuda")

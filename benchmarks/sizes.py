@@ -1,0 +1,225 @@
+"""Data sets of different sizes, with and without gaps, beside NUTS.
+
+One network for each model, trained at default settings on all sizes and on data with gaps, answers for data sets of the
+smallest, a middle and the largest size, and for one of the middle size of which a fifth is missing. NUTS samples the same
+posterior, with what is missing as parameters of its own. The worst parameter is shown.
+
+Run: python benchmarks/sizes.py [models ...] [--max-time 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+
+import pymc_amortized as pma
+
+GROUPS = 6
+HEADER = """\
+Wanted: corrected means within 0.1 sd (+ 4 Monte Carlo errors), sds 0.9 to 1.1; raw 0.25 and 0.7 to 1.3.
+
+                                              corrected                 raw
+                     size      gaps   mean   sd ratio     MC error  mean   sd ratio         k  efficiency"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model whose data differ in size.
+
+    Attributes
+    ----------
+    observe : callable
+        Writes the likelihood inside a model, of arrays of covariates and what makes an observed variable of a
+        distribution: ``observe(covariates, make)``.
+    sizes : tuple of int
+    covariates : callable
+        (rng, n) -> covariates by name.
+    sources : mapping
+        Where covariates come from in training.
+    """
+
+    observe: Callable[[Mapping[str, Any], Callable[..., Any]], None]
+    sizes: tuple[int, int]
+    covariates: Callable[[np.random.Generator, int], dict[str, np.ndarray]]
+    sources: Mapping[str, Any]
+    gaps: tuple[str, ...] = ("y",)
+
+
+def regression(given, make):
+    a, b = pm.Normal("a", 0, 1), pm.Normal("b", 0, 1, shape=2)
+    make("y", pm.Normal, a + given["x"] @ b, pm.HalfNormal("s", 1))
+
+
+def logistic(given, make):
+    a, b = pm.Normal("a", 0, 1), pm.Normal("b", 0, 1, shape=2)
+    make("y", pm.Bernoulli, logit_p=a + given["x"] @ b)
+
+
+def autoregression(given, make):
+    rho, s = pm.Normal("rho", [0.5, -0.2], 0.2), pm.HalfNormal("s", 1)
+    make("y", pm.AR, rho, s, init_dist=pm.Normal.dist(0, 1, shape=2))
+
+
+def local_level(given, make):
+    level, noise = pm.HalfNormal("level", 0.5), pm.HalfNormal("noise", 1)
+    t = pt.arange(given["n"]).astype("float64")
+    walk = 1.0 + level**2 * pt.minimum(t[:, None], t)
+    make("y", pm.MvNormal, pt.zeros(given["n"]), walk + (noise**2 + 1e-6) * pt.eye(given["n"]))
+
+
+def field(given, make):
+    length, scale = pm.Gamma("length", 4, 4), pm.HalfNormal("scale", 1)
+    cov = scale**2 * pm.gp.cov.Matern52(1, ls=length)(given["x"]) + 0.1 * pt.eye(given["n"])
+    make("y", pm.MvNormal, pt.zeros(given["n"]), cov)
+
+
+def hierarchy(given, make):
+    mu, tau, s = pm.Normal("mu", 0, 1), pm.HalfNormal("tau", 1), pm.HalfNormal("s", 1)
+    theta = pm.Normal("theta", mu, tau, shape=GROUPS)
+    make("y", pm.Normal, theta[given["group"]], s)
+
+
+def correlated(given, make):
+    a, b = pm.Normal("a", 0, 1, shape=2), pm.Normal("b", 0, 1)
+    y = make("y", pm.Normal, a[0], 1.0)
+    make("z", pm.Normal, a[1] + b * y, pm.HalfNormal("s", 1))
+
+
+def normal_x(rng, n):
+    return {"x": rng.normal(size=(n, 2))}
+
+
+CASES = {
+    "regression": Case(regression, (10, 500), normal_x, {"x": pm.Normal.dist(0, 1)}),
+    "logistic": Case(logistic, (20, 500), normal_x, {"x": pm.Normal.dist(0, 1)}),
+    "autoregression": Case(autoregression, (20, 200), lambda rng, n: {}, {}),
+    "local_level": Case(local_level, (15, 60), lambda rng, n: {}, {}),
+    "field": Case(
+        field, (15, 60), lambda rng, n: {"x": np.sort(rng.uniform(0, 5, size=(n, 1)), axis=0)},
+        {"x": lambda rng, obs: np.sort(rng.uniform(0, 5, size=(obs, 1)), axis=0)},
+    ),
+    "hierarchy": Case(
+        hierarchy, (18, 200), lambda rng, n: {"group": rng.integers(GROUPS, size=n)},
+        {"group": lambda rng, obs: rng.integers(GROUPS, size=obs)},
+    ),
+    "correlated": Case(correlated, (10, 200), lambda rng, n: {}, {}, ("y", "z")),
+}
+
+
+def amortizable(case: Case) -> pm.Model:
+    """The model with placeholders, whose dimension "obs" varies."""
+    n = case.sizes[0]
+    with pm.Model(coords={"obs": np.arange(n)}) as model:
+        given: dict[str, Any] = {"n": model.dim_lengths["obs"]}
+        for name, value in case.covariates(np.random.default_rng(0), n).items():
+            given[name] = pm.Data(name, value, dims=("obs", *[None] * (value.ndim - 1)))
+
+        def make(name, dist, *args, **kwargs):
+            discrete = dist is pm.Bernoulli
+            return dist(name, *args, **kwargs, dims="obs", observed=np.zeros(n, int) if discrete else np.zeros(n))
+
+        case.observe(given, make)
+    return model
+
+
+def conditioned(case: Case, data: Mapping[str, np.ndarray]) -> pm.Model:
+    """The same for NUTS: what is missing is a parameter, or a row less where rows are independent."""
+    n = len(data[case.gaps[0]])
+    with pm.Model() as model:
+        given = {k: v for k, v in data.items() if k not in case.gaps} | {"n": n}
+
+        def make(name, dist, *args, **kwargs):
+            y, mask = data[name], np.isnan(data[name].astype(float))
+            made = dist.dist(*args, **kwargs, **({"shape": n} if dist in (pm.Normal, pm.AR) else {}))
+            if dist is pm.Bernoulli:
+                pm.Potential(f"{name}_logp", pt.switch(mask, 0.0, pm.logp(made, pt.constant(np.nan_to_num(y)).astype(int))))
+                return None
+            full = pt.as_tensor(np.nan_to_num(y))
+            if mask.any():
+                full = full[np.flatnonzero(mask)].set(pm.Flat(f"{name}_gap", shape=int(mask.sum())))
+            pm.Potential(f"{name}_logp", pm.logp(made, full))
+            return full
+
+        case.observe(given, make)
+    return model
+
+
+def data_sets(case: Case, model: pm.Model) -> list[tuple[int, bool, dict[str, np.ndarray]]]:
+    """Simulated data sets of three sizes, and one with gaps."""
+    low, high = case.sizes
+    middle = round((low * high) ** 0.5)
+    sets = []
+    for n, gaps in ((low, False), (middle, False), (high, False), (middle, True)):
+        tree = pma.simulate(model, 1, context={"obs": (n, n), **case.sources}, random_seed=n + gaps)
+        one = {k: tree.prior_predictive[k].values[0, 0].astype(float) for k in case.gaps}
+        one |= {k: tree.prior_context[k].values[0, 0] for k in case.sources}
+        if gaps:
+            rng = np.random.default_rng(n)
+            for name in case.gaps:
+                one[name][rng.choice(n, size=round(0.2 * n), replace=False)] = np.nan
+        sets.append((n, gaps, one))
+    return sets
+
+
+def moments(dt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = sorted(v for v in dt.posterior.data_vars if not v.endswith("_gap"))
+    flat = [np.moveaxis(dt.posterior[v].values.reshape(*dt.posterior[v].shape[:2], -1), -1, 0) for v in names]
+    draws = np.concatenate(flat)
+    sd = draws.std(axis=(1, 2))
+    ess = np.array([float(az.ess(d)) for d in draws])
+    return draws.mean(axis=(1, 2)), sd, sd / np.sqrt(ess)
+
+
+def compared(found, reference) -> tuple[float, float, float, float]:
+    shift = np.abs(found[0] - reference[0]) / reference[1]
+    ratio = found[1] / reference[1]
+    return shift.max(), ratio.min(), ratio.max(), (np.hypot(found[2], reference[2]) / reference[1]).max()
+
+
+def run(name: str, case: Case, max_time: float | None) -> None:
+    model = amortizable(case)
+    start = time.perf_counter()
+    posterior = pma.fit_posterior(
+        model,
+        context={"obs": case.sizes, **case.sources},
+        missing=dict.fromkeys(case.gaps, 0.2),
+        max_time=max_time,
+        random_seed=1,
+        progressbar=False,
+    )
+    print(f"{name}: fitted in {time.perf_counter() - start:.0f} s; {posterior.gaps}\n{posterior.structure}", flush=True)
+    for n, gaps, data in data_sets(case, model):
+        corrected = posterior.sample(data, draws=4000, random_seed=1)
+        raw = posterior.sample(data, draws=4000, correction=None, random_seed=1)
+        nuts = pm.sample(2000, chains=4, model=conditioned(case, data), random_seed=1, progressbar=False, quiet=True)
+        reference = moments(nuts)
+        c, r = compared(moments(corrected), reference), compared(moments(raw), reference)
+        stats = corrected.sample_stats
+        efficiency = float(stats.importance_ess) / stats.proposal_log_weight.size
+        print(
+            f"{'':20s} {n:4d} {'20 %' if gaps else '':>8s}   {c[0]:.3f}  {c[1]:.2f} - {c[2]:.2f}  {c[3]:.3f}     "
+            f"{r[0]:.3f}  {r[1]:.2f} - {r[2]:.2f}  {float(stats.pareto_k):8.2f}  {efficiency:6.0%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", choices=[[], *CASES])
+    parser.add_argument("--max-time", type=float)
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    for name in ("pymc", "pymc.sampling"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(HEADER)
+    for name in arguments.models or CASES:
+        run(name, CASES[name], arguments.max_time)
