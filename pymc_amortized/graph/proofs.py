@@ -111,7 +111,7 @@ class Proofs:
     def separable(self, pairs: Iterable[Pair], moved: Pair) -> bool | None:
         """Whether the log density is a sum over rows, in all `pairs` jointly; None where it cannot be tested.
 
-        Arrays that carry the axis twice, and free variables that are not rows of unconstrained values, stay as they are.
+        Arrays that carry the axis twice, and free variables that have no rows of unconstrained values, stay.
         """
         pairs = list(pairs)
         names = [name for name, _ in pairs]
@@ -174,7 +174,8 @@ class Proofs:
 
     def _permuted(self, index: int, pairs: Iterable[Pair], order: np.ndarray) -> Values:
         theta, data = self._values(index)
-        theta, data, constrained = theta.copy(), dict(data), {}
+        theta, data = theta.copy(), dict(data)
+        constrained: dict[str, np.ndarray] = {}
         for name, axis in pairs:
             if name in data:
                 data[name] = np.take(data[name], order, axis)

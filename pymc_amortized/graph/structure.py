@@ -1,8 +1,8 @@
 """What the axes of the data are: exchangeable rows, groups, an order, or plain features.
 
-Every axis of every observed variable is looked at. Which other arrays carry it is said by its dim or, where it has none,
-found by the density (:mod:`pymc_amortized.graph.carriers`); that its rows are exchangeable is proved by the density
-(:mod:`pymc_amortized.graph.proofs`); whether an order is one of time is read off the graph
+Every axis of every observed variable is looked at. Which other arrays carry it is said by its dim or, where it has
+none, found by the density (:mod:`pymc_amortized.graph.carriers`); that its rows are exchangeable is proved by the
+density (:mod:`pymc_amortized.graph.proofs`); whether an order is one of time is read off the graph
 (:mod:`pymc_amortized.graph.evidence`). What the user says wins over all of that.
 """
 
@@ -171,7 +171,8 @@ class _Finder:
         held = data_pairs(self.arrays, pairs)
         independent = proofs.separable(held, moved)
         components = moved[1] in evidence.event_axes(self.spec, moved[0])
-        coupled = independent is False or (bool(free) and proofs.separable(pairs, moved) is False)
+        own = [p for p in pairs if self.arrays[p[0]].role in ("observed", "free")]
+        coupled = proofs.separable(own, moved) is False
         regular = tuple(evidence.grids(self.spec, self.arrays, held))
         change = found.change
         assert_ = f"permuting it{_with(free)} leaves the log density as it is"
@@ -180,12 +181,12 @@ class _Finder:
         observed = [name for name, _ in held if self.arrays[name].role == "observed"]
         if len(set(observed)) < len(observed):
             return replace(found, kind="features", reason="two axes of one array can only be permuted together")
-        ordered = self._order_of(regular, coupled, observed)
-        if ordered:
-            return replace(found, kind="sequence", reason=ordered)
         if free and components:
             reason = f"components of one draw of {moved[0]}, as are those of {free[0]}"
             return replace(found, kind="features", reason=reason)
+        ordered = self._order_of(held, regular, coupled, observed)
+        if ordered:
+            return replace(found, kind="sequence", reason=ordered)
         if free:
             return replace(found, kind="grouped")
         groups = evidence.group_index(self.spec, self.arrays, observed, held)
@@ -193,10 +194,13 @@ class _Finder:
             return replace(found, kind="grouped", groups=groups, reason=f"{_groups_shown(groups)}; {proof}")
         return replace(found, kind="exchangeable")
 
-    def _order_of(self, regular: Sequence[str], coupled: bool, observed: Sequence[str]) -> str | None:
+    def _order_of(
+        self, held: Sequence[Pair], regular: Sequence[str], coupled: bool, observed: Sequence[str]
+    ) -> str | None:
         """Why rows that can be permuted together with a coordinate are a sequence nevertheless."""
-        if regular and coupled:
-            return f"rows depend on each other over the regular grid {regular[0]}"
+        coordinates = [*regular, *evidence.coordinates(self.spec, self.arrays, held)] if coupled else []
+        if coordinates:
+            return f"rows depend on each other along the increasing coordinate {coordinates[0]}"
         for grid in regular:
             if any(evidence.basis_over(self.spec, name, grid) for name in observed):
                 return f"a basis of waves over the regular grid {grid}: an approximate Gaussian process"
@@ -265,7 +269,10 @@ class _Finder:
             on_grid.update({n for n, _ in one.target.base if one.grids and self.arrays[n].role == "observed"})
         return [
             replace(one, kind="sequence", reason=f"{one.grids[0]} is a regular grid along it, as along its other axis")
-            if one.grids and one.kind == "exchangeable" and not self._user_kind(one.pairs) and on_grid[one.target.base[0][0]] > 1
+            if one.grids
+            and one.kind == "exchangeable"
+            and not self._user_kind(one.pairs)
+            and on_grid[one.target.base[0][0]] > 1
             else one
             for one in found
         ]
