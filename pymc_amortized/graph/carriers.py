@@ -6,7 +6,7 @@ are candidates, and the density decides (:mod:`pymc_amortized.graph.proofs`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,6 +104,12 @@ def data_pairs(arrays: dict[str, Array], pairs: Iterable[Pair]) -> tuple[Pair, .
 def free_names(arrays: dict[str, Array], pairs: Iterable[Pair]) -> tuple[str, ...]:
     """Names of the free variables among carriers."""
     return tuple(dict.fromkeys(name for name, _ in pairs if arrays[name].role == "free"))
+
+
+def shown(arrays: Mapping[str, Array], pair: Pair) -> str:
+    """Name an axis for a reader."""
+    name, axis = pair
+    return name if len(arrays[name].shape) == 1 else f"axis {axis} of {name}"
 
 
 def is_grid(values: np.ndarray, axis: int) -> bool:

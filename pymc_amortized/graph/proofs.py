@@ -218,12 +218,12 @@ class Proofs:
         variables = {p: self._simulations.variables[p][index] for p in self._parameters} | changed
         variables |= {c.name: self._simulations.data[c.name][index] for c in self._spec.context}
         with np.errstate(all="ignore"):
-            theta = self._unconstrain({n: v[None] for n, v in variables.items()})[0]
+            theta = self._unconstrain.one(variables)
         return self._part(theta, name)
 
     @cached_property
     def _unconstrain(self) -> Unconstrain:
-        return Unconstrain(self._spec, self._log_density.compile_kwargs)
+        return Unconstrain(self._spec)
 
 
 def _choose(part: np.ndarray, first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
