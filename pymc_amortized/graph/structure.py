@@ -138,8 +138,10 @@ class _Finder:
         coupled = proofs.separable(own, moved) is False
         regular = tuple(evidence.grids(self.spec, self.arrays, held))
         change = found.change
-        assert_ = f"permuting it{_with(free)} leaves the log density as it is"
-        proof = f"{assert_} ({change.tried} prior draws, largest change {change.difference:.1g})" if change else assert_
+        unchanged = f"permuting it{_with(free)} leaves the log density as it is"
+        proof = (
+            f"{unchanged} ({change.tried} prior draws, largest change {change.difference:.1g})" if change else unchanged
+        )
         found = replace(found, independent=independent, grids=() if free else regular, reason=proof)
         observed = [name for name, _ in held if self.arrays[name].role == "observed"]
         if len(set(observed)) < len(observed):
