@@ -6,7 +6,7 @@ Everything a test has to know of a model beyond what its graph says stands in it
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,19 +32,16 @@ class ModelCase:
         Kinds the model belongs to, for tests that want some of the registry.
     has_density : bool
         Whether PyMC can write down the joint density of the model.
-    exchangeable : bool or None
-        Whether the rows of all observed variables, together with those of every ``pm.Data`` of the
-        same leading length, can be permuted jointly and leave the joint density unchanged. ``None``
-        where the question has no answer: a scalar observation, observed variables of different
-        lengths, or no density.
+    structure : mapping of str to tuple of str
+        What each axis of each observed variable is; registered more briefly where "y" is the only one.
     notes : str
         What is special about the model, and what a test has to allow for.
     """
 
     build: Callable[[], pm.Model]
     tags: frozenset[str]
+    structure: Mapping[str, tuple[str, ...]]
     has_density: bool = True
-    exchangeable: bool | None = None
     notes: str = ""
 
 
@@ -52,12 +49,17 @@ MODELS: dict[str, ModelCase] = {}
 
 
 def register[F: Callable[[], pm.Model]](
-    *tags: str, exchangeable: bool | None, has_density: bool = True, notes: str = ""
+    *tags: str,
+    structure: str | tuple[str, ...] | Mapping[str, tuple[str, ...]],
+    has_density: bool = True,
+    notes: str = "",
 ) -> Callable[[F], F]:
     """Add the decorated builder to the registry under its own name."""
 
     def add(build: F) -> F:
-        MODELS[build.__name__] = ModelCase(build, frozenset(tags), has_density, exchangeable, " ".join(notes.split()))
+        axes = (structure,) if isinstance(structure, str) else structure
+        kinds = axes if isinstance(axes, Mapping) else {"y": axes}
+        MODELS[build.__name__] = ModelCase(build, frozenset(tags), kinds, has_density, " ".join(notes.split()))
         return build
 
     return add
@@ -83,7 +85,7 @@ def _groups(count: int, rows: int) -> np.ndarray:
 # Conjugate models and regressions
 
 
-@register("closed_form", exchangeable=True)
+@register("closed_form", structure="exchangeable")
 def conjugate_normal() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0.0, 2.0)
@@ -91,7 +93,7 @@ def conjugate_normal() -> pm.Model:
     return model
 
 
-@register("regression", "dims", "data", exchangeable=True)
+@register("regression", "dims", "data", structure="exchangeable")
 def linear_regression() -> pm.Model:
     coords = {"feature": ["age", "dose"], "obs": np.arange(30)}
     with pm.Model(coords=coords) as model:
@@ -104,7 +106,7 @@ def linear_regression() -> pm.Model:
     return model
 
 
-@register("regression", exchangeable=False, notes="The covariates are constants of the graph.")
+@register("regression", structure="exchangeable", notes="The covariates are constants of the graph.")
 def constant_covariates() -> pm.Model:
     x = _normals(25, 3)
     with pm.Model() as model:
@@ -117,7 +119,7 @@ def constant_covariates() -> pm.Model:
 @register(
     "regression",
     "data",
-    exchangeable=True,
+    structure="exchangeable",
     notes="Standardizes its covariate in the graph: rows can be permuted, not left out.",
 )
 def standardized_covariate() -> pm.Model:
@@ -133,7 +135,7 @@ def standardized_covariate() -> pm.Model:
     "regression",
     "dims",
     "data",
-    exchangeable=True,
+    structure="exchangeable",
     notes="The observations are a pm.Data too: y_data belongs to y.",
 )
 def observed_container() -> pm.Model:
@@ -150,7 +152,7 @@ def observed_container() -> pm.Model:
     "regression",
     "data",
     "frozen",
-    exchangeable=True,
+    structure="exchangeable",
     notes="A FrozenModel; x can still be set, because only the observed variable depends on it.",
 )
 def frozen_model() -> pm.Model:
@@ -160,14 +162,14 @@ def frozen_model() -> pm.Model:
 @register(
     "regression",
     "frozen",
-    exchangeable=True,
+    structure="exchangeable",
     notes="x and y_data have become constants; x is still a data variable of the model.",
 )
 def frozen_data() -> pm.Model:
     return freeze_dims_and_data(observed_container())
 
 
-@register("regression", "heavy_tails", "data", exchangeable=True)
+@register("regression", "heavy_tails", "data", structure="exchangeable")
 def robust_regression() -> pm.Model:
     with pm.Model() as model:
         x = pm.Data("x", _normals(20))
@@ -178,7 +180,7 @@ def robust_regression() -> pm.Model:
     return model
 
 
-@register("scalar", exchangeable=None)
+@register("scalar", structure=())
 def scalar_observation() -> pm.Model:
     with pm.Model() as model:
         rate = pm.LogNormal("rate", 0.0, 0.5)
@@ -189,7 +191,7 @@ def scalar_observation() -> pm.Model:
 # Generalized linear models and models of counts
 
 
-@register("glm", "binary", "data", "dims", exchangeable=True)
+@register("glm", "binary", "data", "dims", structure="exchangeable")
 def logistic_regression() -> pm.Model:
     coords = {"feature": ["a", "b"], "obs": np.arange(40)}
     with pm.Model(coords=coords) as model:
@@ -199,7 +201,7 @@ def logistic_regression() -> pm.Model:
     return model
 
 
-@register("glm", "count", "data", exchangeable=True)
+@register("glm", "count", "data", structure="exchangeable")
 def poisson_regression() -> pm.Model:
     with pm.Model() as model:
         x = pm.Data("x", _normals(20))
@@ -210,7 +212,7 @@ def poisson_regression() -> pm.Model:
     return model
 
 
-@register("glm", "count", "dims", "data", exchangeable=True)
+@register("glm", "count", "dims", "data", structure="grouped")
 def negative_binomial() -> pm.Model:
     coords = {"clinic": ["north", "east", "south"], "obs": np.arange(18)}
     with pm.Model(coords=coords) as model:
@@ -221,7 +223,7 @@ def negative_binomial() -> pm.Model:
     return model
 
 
-@register("count", exchangeable=True)
+@register("count", structure="exchangeable")
 def beta_binomial() -> pm.Model:
     with pm.Model() as model:
         p = pm.Beta("p", 2.0, 2.0)
@@ -236,7 +238,7 @@ def beta_binomial() -> pm.Model:
     return model
 
 
-@register("glm", "categorical", "data", exchangeable=True)
+@register("glm", "categorical", "data", structure="exchangeable")
 def softmax_regression() -> pm.Model:
     with pm.Model() as model:
         x = pm.Data("x", _normals(30, 2))
@@ -250,7 +252,7 @@ def softmax_regression() -> pm.Model:
     "categorical",
     "ordered",
     "data",
-    exchangeable=True,
+    structure="exchangeable",
     notes="PyMC's forward sampling ignores the order of the cutpoints; the density does not.",
 )
 def ordered_cutpoints() -> pm.Model:
@@ -268,7 +270,7 @@ def ordered_cutpoints() -> pm.Model:
     return model
 
 
-@register("count", "zeros", exchangeable=True)
+@register("count", "zeros", structure="exchangeable")
 def zero_inflated_poisson() -> pm.Model:
     with pm.Model() as model:
         psi = pm.Beta("psi", 2.0, 2.0)
@@ -277,7 +279,7 @@ def zero_inflated_poisson() -> pm.Model:
     return model
 
 
-@register("zeros", exchangeable=True)
+@register("zeros", structure="exchangeable")
 def hurdle_gamma() -> pm.Model:
     with pm.Model() as model:
         psi = pm.Beta("psi", 3.0, 2.0)
@@ -288,7 +290,7 @@ def hurdle_gamma() -> pm.Model:
     return model
 
 
-@register("count", "simplex", exchangeable=True)
+@register("count", "simplex", structure=("exchangeable", "features"))
 def multinomial() -> pm.Model:
     with pm.Model() as model:
         p = pm.Dirichlet("p", np.ones(4))
@@ -297,7 +299,7 @@ def multinomial() -> pm.Model:
     return model
 
 
-@register("count", "simplex", exchangeable=True)
+@register("count", "simplex", structure=("exchangeable", "features"))
 def dirichlet_multinomial() -> pm.Model:
     with pm.Model(coords={"species": list("abc"), "site": np.arange(8)}) as model:
         share = pm.Dirichlet("share", np.full(3, 2.0), dims="species")
@@ -310,7 +312,7 @@ def dirichlet_multinomial() -> pm.Model:
 # Hierarchies
 
 
-@register("hierarchy", "dims", "data", exchangeable=True)
+@register("hierarchy", "dims", "data", structure="grouped")
 def centered_hierarchy() -> pm.Model:
     coords = {"county": [f"c{i}" for i in range(5)], "obs": np.arange(30)}
     with pm.Model(coords=coords) as model:
@@ -323,7 +325,7 @@ def centered_hierarchy() -> pm.Model:
     return model
 
 
-@register("hierarchy", "dims", exchangeable=False, notes="Each row has its own known error.")
+@register("hierarchy", "dims", structure="grouped", notes="Each row has its own known error.")
 def eight_schools() -> pm.Model:
     effect = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     error = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -336,7 +338,7 @@ def eight_schools() -> pm.Model:
     return model
 
 
-@register("hierarchy", "dims", "data", "cholesky", exchangeable=True)
+@register("hierarchy", "dims", "data", "cholesky", structure="grouped")
 def varying_slopes() -> pm.Model:
     coords = {"group": np.arange(4), "effect": ["intercept", "slope"], "obs": np.arange(24)}
     with pm.Model(coords=coords) as model:
@@ -350,7 +352,7 @@ def varying_slopes() -> pm.Model:
     return model
 
 
-@register("hierarchy", "dims", exchangeable=False, notes="The effects have one free value less.")
+@register("hierarchy", "dims", structure="grouped", notes="The effects have one free value less.")
 def zero_sum_effects() -> pm.Model:
     with pm.Model(coords={"level": list("abcd")}) as model:
         effect = pm.ZeroSumNormal("effect", 1.0, dims="level")
@@ -359,7 +361,7 @@ def zero_sum_effects() -> pm.Model:
     return model
 
 
-@register("bounds", "binary", "data", exchangeable=True, notes="The upper bound is a free variable.")
+@register("bounds", "binary", "data", structure="grouped", notes="The upper bound is a free variable.")
 def dependent_bounds() -> pm.Model:
     with pm.Model() as model:
         group = pm.Data("group", _groups(3, 30))
@@ -372,7 +374,7 @@ def dependent_bounds() -> pm.Model:
 # Time series and other dependent rows
 
 
-@register("series", exchangeable=False)
+@register("series", structure="sequence")
 def autoregression() -> pm.Model:
     with pm.Model() as model:
         rho = pm.Normal("rho", [0.5, -0.2], 0.2)
@@ -381,7 +383,7 @@ def autoregression() -> pm.Model:
     return model
 
 
-@register("series", "bounds", exchangeable=False)
+@register("series", "bounds", structure="sequence")
 def garch() -> pm.Model:
     with pm.Model() as model:
         omega = pm.Gamma("omega", 2.0, 4.0)
@@ -391,7 +393,7 @@ def garch() -> pm.Model:
     return model
 
 
-@register("series", "latent", "dims", "count", exchangeable=False)
+@register("series", "latent", "dims", "count", structure="sequence")
 def gaussian_random_walk() -> pm.Model:
     with pm.Model(coords={"week": np.arange(12)}) as model:
         scale = pm.HalfNormal("scale", 0.3)
@@ -404,7 +406,7 @@ def gaussian_random_walk() -> pm.Model:
     "series",
     "latent",
     "heavy_tails",
-    exchangeable=False,
+    structure="sequence",
     notes="The volatility can over- and underflow; a draw may divide by zero and raise.",
 )
 def stochastic_volatility() -> pm.Model:
@@ -416,7 +418,7 @@ def stochastic_volatility() -> pm.Model:
     return model
 
 
-@register("gp", exchangeable=False)
+@register("gp", structure="sequence")
 def gp_marginal() -> pm.Model:
     with pm.Model() as model:
         length = pm.Gamma("length", 3.0, 3.0)
@@ -426,7 +428,7 @@ def gp_marginal() -> pm.Model:
     return model
 
 
-@register("gp", exchangeable=False)
+@register("gp", structure="sequence")
 def hilbert_space_gp() -> pm.Model:
     x = np.linspace(-1, 1, 20)[:, None]
     with pm.Model() as model:
@@ -437,7 +439,7 @@ def hilbert_space_gp() -> pm.Model:
     return model
 
 
-@register("image", exchangeable=False, notes="The one observed array is a matrix of pixels.")
+@register("image", structure=("sequence", "sequence"), notes="The one observed array is a matrix of pixels.")
 def blurred_source() -> pm.Model:
     rows, columns = np.mgrid[0:6, 0:7]
     with pm.Model() as model:
@@ -456,7 +458,7 @@ def blurred_source() -> pm.Model:
     "mixture",
     "ordered",
     "simplex",
-    exchangeable=True,
+    structure="exchangeable",
     notes="PyMC's forward sampling ignores the order of the means: half of its draws violate it.",
 )
 def normal_mixture() -> pm.Model:
@@ -474,7 +476,7 @@ def normal_mixture() -> pm.Model:
     return model
 
 
-@register("censored", exchangeable=True)
+@register("censored", structure="exchangeable")
 def censored_normal() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0.0, 1.0)
@@ -484,7 +486,7 @@ def censored_normal() -> pm.Model:
     return model
 
 
-@register("censored", "survival", "data", exchangeable=True)
+@register("censored", "survival", "data", structure="exchangeable")
 def weibull_survival() -> pm.Model:
     end = np.linspace(0.5, 2.5, 20)
     with pm.Model() as model:
@@ -498,7 +500,7 @@ def weibull_survival() -> pm.Model:
     return model
 
 
-@register("truncated", exchangeable=True)
+@register("truncated", structure="exchangeable")
 def truncated_laplace() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 1.0, 1.0)
@@ -508,7 +510,7 @@ def truncated_laplace() -> pm.Model:
     return model
 
 
-@register("circular", exchangeable=True, notes="The transform of mu is periodic.")
+@register("circular", structure="exchangeable", notes="The transform of mu is periodic.")
 def von_mises() -> pm.Model:
     with pm.Model() as model:
         mu = pm.VonMises("mu", 0.5, 1.0)
@@ -520,7 +522,7 @@ def von_mises() -> pm.Model:
 # Several observed variables, matrices of observations
 
 
-@register("several", "data", "count", "dims", exchangeable=True)
+@register("several", "data", "count", "dims", structure={"pressure": ("exchangeable",), "visits": ("exchangeable",)})
 def shared_axis() -> pm.Model:
     with pm.Model(coords={"patient": np.arange(16)}) as model:
         x = pm.Data("x", _normals(16), dims="patient")
@@ -531,7 +533,11 @@ def shared_axis() -> pm.Model:
     return model
 
 
-@register("several", exchangeable=None, notes="The observed variables have different lengths.")
+@register(
+    "several",
+    structure={"precise": ("exchangeable",), "cheap": ("exchangeable",)},
+    notes="The observed variables have different lengths.",
+)
 def different_lengths() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0.0, 1.0)
@@ -541,7 +547,7 @@ def different_lengths() -> pm.Model:
     return model
 
 
-@register("multivariate", exchangeable=True)
+@register("multivariate", structure=("exchangeable", "features"))
 def multivariate_normal() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0.0, 1.0, shape=3)
@@ -551,7 +557,7 @@ def multivariate_normal() -> pm.Model:
     return model
 
 
-@register("potential", exchangeable=True, notes="The simulator knows nothing of the Potential.")
+@register("potential", structure=("exchangeable", "grouped"), notes="The simulator knows nothing of the Potential.")
 def potential() -> pm.Model:
     with pm.Model() as model:
         mu = pm.Normal("mu", 0.0, 1.0, shape=2)
@@ -560,7 +566,7 @@ def potential() -> pm.Model:
     return model
 
 
-@register("pymc_dims", "dims", "hierarchy", exchangeable=False)
+@register("pymc_dims", "dims", "hierarchy", structure="grouped")
 def labelled_dims() -> pm.Model:
     coords = {"group": list("abc"), "obs": np.arange(12)}
     index = DataArray(_groups(3, 12), dims="obs")
@@ -577,7 +583,7 @@ def labelled_dims() -> pm.Model:
 # Simulators
 
 
-@register("ode", "scan", "count", exchangeable=False)
+@register("ode", "scan", "count", structure="sequence")
 def epidemic() -> pm.Model:
     """SIR by Euler's method: 12 periods of two steps, the number of infected observed."""
 
@@ -608,7 +614,7 @@ def epidemic() -> pm.Model:
     return model
 
 
-@register("scan", "custom", "series", exchangeable=False, notes="The density is PyMC's own doing.")
+@register("scan", "custom", "series", structure="sequence", notes="The density is PyMC's own doing.")
 def scan_simulator() -> pm.Model:
     """A stochastic Ricker map on the log scale, written as a scan with innovations inside."""
 
@@ -647,7 +653,7 @@ def _g_and_k(
     return a + b * (1.0 + 0.8 * np.tanh(z)) * (1.0 + z**2) ** 0.1 * z
 
 
-@register("custom", exchangeable=None, has_density=False, notes="A Python function simulates.")
+@register("custom", structure="exchangeable", has_density=False, notes="A Python function simulates.")
 def custom_random() -> pm.Model:
     def random(
         a: np.ndarray,
@@ -664,7 +670,7 @@ def custom_random() -> pm.Model:
     return model
 
 
-@register("custom", exchangeable=True)
+@register("custom", structure="exchangeable")
 def custom_dist() -> pm.Model:
     def dist(mu: TensorVariable, sigma: TensorVariable, size: TensorVariable) -> TensorVariable:
         return 1.0 + pt.exp(pm.Normal.dist(mu, sigma, size=size))
@@ -676,7 +682,7 @@ def custom_dist() -> pm.Model:
     return model
 
 
-@register("simulator", exchangeable=None, has_density=False, notes="A Python function simulates.")
+@register("simulator", structure="features", has_density=False, notes="A Python function simulates.")
 def python_simulator() -> pm.Model:
     def simulate(
         rng: np.random.Generator,

@@ -334,7 +334,7 @@ def removing(*path: str) -> Any:
 
 
 LIES = {
-    "format": (setting("format", value=99), r"has format 99; this version.*reads format 1"),
+    "format": (setting("format", value=99), r"has format 99; this version.*reads format 2"),
     "no format": (removing("format"), "has format None"),
     "a list": (lambda d: [d], "format"),
     "no network": (removing("network"), "damaged"),
@@ -356,7 +356,7 @@ LIES = {
     "history of text": (setting("history", "loss", value=["x"]), "damaged|history|History"),
     "training": (setting("provenance", "training", "num_steps", value="x"), "damaged|num_steps"),
     "structure": (setting("structure", value=None), "damaged"),
-    "rows of another variable": (setting("structure", "names", value=["nobody"]), "damaged|nobody|structure"),
+    "rows of another variable": (setting("structure", "axes", 0, "carriers", value=[["nobody", 0]]), "damaged.*nobody"),
     "arguments' type": (setting("arguments", "context", value=3), "damaged"),
     "wide": (setting("network", "density", "options", "hidden", value=900_000), "weight"),
     "very wide": (setting("network", "density", "options", "hidden", value=10**12), "option of 1000000000000"),

@@ -25,7 +25,7 @@ from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import Constrain, LogDensity, Unconstrain
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import find_rows
+from pymc_amortized.graph.structure import find_structure
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 BACKENDS = {"interpreted": INTERPRETED, "default": {}}
@@ -236,7 +236,8 @@ def test_discrepancies_are_found_where_there_are_some() -> None:
 def test_registry_covers_many_kinds() -> None:
     assert len(MODELS) >= 32
     assert {case.has_density for case in MODELS.values()} == {True, False}
-    assert {case.exchangeable for case in MODELS.values()} == {True, False, None}
+    kinds = {kind for case in MODELS.values() for axes in case.structure.values() for kind in axes}
+    assert kinds == {"exchangeable", "grouped", "sequence", "features"}
 
 
 def test_spec_describes_the_model(contract: Contract) -> None:
@@ -374,13 +375,9 @@ def test_log_densities_equal_pymcs_compiled_function_at_the_held_data(contract: 
     assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
-def test_exchangeable_rows_are_found(contract: Contract) -> None:
-    rows = find_rows(contract.spec, contract.simulations, contract.log_density, np.random.SeedSequence(3))
-    assert bool(rows) == (contract.case.exchangeable is True), rows
-    if rows:
-        length = contract.spec.observed[0].shape[0]
-        shared = [v.name for v in contract.spec.inputs if v.shape[:1] == (length,)]
-        assert (rows.length, list(rows.names)) == (length, shared)
+def test_structure_of_the_data_is_found(contract: Contract) -> None:
+    structure = find_structure(contract.spec, contract.simulations, contract.log_density, np.random.SeedSequence(3))
+    assert {name: structure.kinds_of(name) for name in contract.reference.observed} == contract.case.structure
 
 
 @pytest.mark.parametrize("name", ["linear_regression", "negative_binomial", "shared_axis"])

@@ -222,11 +222,13 @@ def _accepted(*_: object) -> None:
 
 
 CONTEXTS = {
-    "unknown": ({"q": "resample"}, KeyError, r"no data container named 'q'; it has \['h', 'x', 'y_data'\]"),
-    "a dim": ({"obs": (2, 3)}, ValueError, "'obs' is a dimension"),
+    "unknown": ({"q": "resample"}, KeyError, r"no data container or dimension named 'q'; it has \['h', 'obs', 'x', 'y_data'\]"),
+    "a length without a range": ({"obs": 20}, TypeError, "'obs'] is a dimension: give its smallest and largest length"),
+    "a range of lengths that is none": ({"obs": (5, 3)}, ValueError, "1 <= smallest <= largest"),
+    "covariates of that length": ({"obs": (2, 3)}, ValueError, "'x'] carry the dimension 'obs'"),
     "observed container": ({"y_data": "resample"}, ValueError, "'y_data' holds the observations of 'y'"),
-    "observed variable": ({"y": "resample"}, KeyError, "no data container named 'y'"),
-    "free variable": ({"m": "resample"}, KeyError, "no data container named 'm'"),
+    "observed variable": ({"y": "resample"}, KeyError, "no data container or dimension named 'y'"),
+    "free variable": ({"m": "resample"}, KeyError, "no data container or dimension named 'm'"),
     "wrong shape": ({"x": pm.Normal.dist(shape=3)}, ValueError, r"context\['x'\].*\(3,\).*\(4,\)"),
     "vector for scalar": ({"h": pm.Normal.dist(shape=2)}, ValueError, r"context\['h'\].*\(2,\)"),
     "wrong vector": (

@@ -6,7 +6,7 @@ are candidates, and the density decides (:mod:`pymc_amortized.graph.proofs`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,9 @@ Pair = tuple[str, int]
 """An array, and which of its axes."""
 Role = Literal["observed", "context", "fixed", "constant", "free"]
 ORDER: tuple[Role, ...] = ("observed", "context", "fixed", "constant", "free")
+
+SHORTEST_GRID = 5
+"""Shorter arrays, like three prior means, are regular by chance."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def targets_of(arrays: dict[str, Array]) -> list[Target]:
 def _target(arrays: dict[str, Array], name: str, length: int, dim: str | None, pair: Pair) -> Target:
     same_length = [(a.name, i, a.dims[i]) for a in arrays.values() for i, n in enumerate(a.shape) if n == length]
     base = tuple((n, i) for n, i, d in same_length if d == dim) if dim else (pair,)
-    optional = [((n, i),) for n, i, d in same_length if d is None and (n, i) != pair]
+    optional: list[tuple[Pair, ...]] = [((n, i),) for n, i, d in same_length if d is None and (n, i) != pair]
     if dim is None:  # a named axis goes with all that has the name
         others = dict.fromkeys(d for _, _, d in same_length if d is not None)
         optional += [tuple((n, i) for n, i, d in same_length if d == other) for other in others]
@@ -103,10 +106,16 @@ def free_names(arrays: dict[str, Array], pairs: Iterable[Pair]) -> tuple[str, ..
     return tuple(dict.fromkeys(name for name, _ in pairs if arrays[name].role == "free"))
 
 
+def shown(arrays: Mapping[str, Array], pair: Pair) -> str:
+    """Name an axis for a reader."""
+    name, axis = pair
+    return name if len(arrays[name].shape) == 1 else f"axis {axis} of {name}"
+
+
 def is_grid(values: np.ndarray, axis: int) -> bool:
     """Whether positions along an axis are equally spaced: each column regular and increasing, or constant."""
     columns = np.moveaxis(np.asarray(values, dtype=float), axis, 0).reshape(values.shape[axis], -1)
-    if len(columns) < 3:
+    if len(columns) < SHORTEST_GRID:
         return False
     steps = np.diff(columns, axis=0)
     regular = np.isclose(steps, steps[:1], rtol=1e-6, atol=0.0).all(axis=0)  # as np.linspace rounds
@@ -116,4 +125,4 @@ def is_grid(values: np.ndarray, axis: int) -> bool:
 def is_monotone(values: np.ndarray, axis: int) -> bool:
     """Whether an array is one increasing coordinate along an axis."""
     columns = np.moveaxis(np.asarray(values, dtype=float), axis, 0).reshape(values.shape[axis], -1)
-    return columns.shape[1] == 1 and len(columns) > 2 and bool((np.diff(columns[:, 0]) > 0).all())
+    return columns.shape[1] == 1 and len(columns) >= SHORTEST_GRID and bool((np.diff(columns[:, 0]) > 0).all())

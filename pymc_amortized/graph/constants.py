@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor
+from pymc.distributions.continuous import InterpolatedRV
 from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
@@ -46,23 +47,24 @@ def open_constants(model: pm.Model, lengths: set[int]) -> tuple[pm.Model, list[R
         A copy; the model itself where there is nothing to do.
     constants : list of RowConstant
     """
-    names: dict[tuple[Any, ...], str] = {}
+    symbols: dict[tuple[Any, ...], Any] = {}  # equal arrays are one
     replaced: dict[Any, Any] = {}
     for constant in _arrays(model, lengths):
         value = np.asarray(constant.data)
         content = (value.dtype.str, value.shape, value.tobytes(), str(constant.type))
-        if content not in names:
-            names[content] = _unused_name(constant.name, {*model.named_vars, *names.values()})
-        replaced[constant] = _shared(constant, names[content])
+        if content not in symbols:
+            taken = {*model.named_vars, *(symbol.name for symbol in symbols.values())}
+            symbols[content] = _shared(constant, _unused_name(constant.name, taken))
+        replaced[constant] = symbols[content]
     if not replaced:
         return model, []
     opened = substitute(model, lambda memo: {memo.get(old, old): new for old, new in replaced.items()})
     roots = [*opened.basic_RVs, *opened.potentials, *opened.deterministics]
-    wanted = set(names.values())
-    found = {v.name: v for v in ancestors(roots) if isinstance(v, SharedVariable) and v.name in wanted}
+    names = [symbol.name for symbol in symbols.values()]
+    found = {v.name: v for v in ancestors(roots) if isinstance(v, SharedVariable) and v.name in names}
     return opened, [
         RowConstant(name, found[name], np.asarray(found[name].get_value()), _dims(found[name]))
-        for name in names.values()
+        for name in names
         if name in found
     ]
 
@@ -106,7 +108,7 @@ def _arrays(model: pm.Model, lengths: set[int]) -> Iterator[Constant]:
 
 
 def _valued(roots: Sequence[Any]) -> Iterator[Any]:
-    """Ancestors of `roots` whose values matter: not those that only say or lend a shape."""
+    """Ancestors of `roots` whose values matter: not those that only say or lend a shape, or that PyMC must know."""
     stack, seen = list(reversed(roots)), set()
     while stack:
         var = stack.pop()
@@ -115,13 +117,15 @@ def _valued(roots: Sequence[Any]) -> Iterator[Any]:
         seen.add(var)
         yield var
         if var.owner is not None and not isinstance(var.owner.op, Shape | Shape_i):
-            shapes = _shape_inputs(var.owner)
-            stack.extend(i for i in reversed(var.owner.inputs) if i not in shapes)
+            kept = _kept_inputs(var.owner)
+            stack.extend(i for i in reversed(var.owner.inputs) if i not in kept)
 
 
-def _shape_inputs(node: Any) -> list[Any]:
-    """Inputs of a node that hold a shape."""
+def _kept_inputs(node: Any) -> list[Any]:
+    """Inputs of a node that hold a shape, or that must stay constants."""
     op = getattr(node.op, "core_op", node.op)
+    if isinstance(op, InterpolatedRV):  # its density reads the values of its points
+        return list(node.inputs)
     if isinstance(op, Reshape):
         return [node.inputs[1]]
     if op is not node.op or not hasattr(op, "size_param"):

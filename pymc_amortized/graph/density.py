@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pymc as pm
 import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.spec import DataVariable, ModelSpec, Parameter
 from pymc_amortized.graph.step import flat_unconstrained, held_constants, length_inputs
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import (
@@ -31,7 +33,7 @@ class _DrawFunctions:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self.compile_kwargs = compile_kwargs
+        self._compile_kwargs = compile_kwargs
         self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
 
     @cached_property
@@ -71,7 +73,7 @@ class _DrawFunctions:
             self._in_terms_of_inputs(graphs, data),
             sequences=[(self._vector, batch)],
             inputs=list(data.values()),
-            compile_kwargs=self.compile_kwargs,
+            compile_kwargs=self._compile_kwargs,
         )
 
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
@@ -148,7 +150,7 @@ class Unconstrain:
 
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
-        self.compile_kwargs = compile_kwargs
+        self._compile_kwargs = compile_kwargs
 
     @cached_property
     def _function(self) -> Any:
@@ -167,8 +169,29 @@ class Unconstrain:
         return scan_over(
             graph_replace([flat], replacements, strict=False),
             sequences=sequences,
-            compile_kwargs=self.compile_kwargs,
+            compile_kwargs=self._compile_kwargs,
         )
+
+    @cached_property
+    def _interpreted(self) -> Any:
+        """One draw, interpreted: for a few draws, compiling would take longer."""
+        replacements: dict[Any, Any] = dict(held_constants(self.spec))
+        inputs = []
+        for v in self._wanted:
+            var = self.spec.model[v.name]
+            inputs.append(pt.tensor(v.name, dtype=v.dtype, shape=v.shape))
+            replacements[var] = like(var, inputs[-1])
+        (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
+        mode = Mode(linker="py", optimizer="fast_compile")
+        return pm.compile(inputs, flat, mode=mode, on_unused_input="ignore")
+
+    def one(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Map free and context variables of one draw, name -> (*shape), to (dim,)."""
+        return self._interpreted(*[variables[v.name] for v in self._wanted])
+
+    @property
+    def _wanted(self) -> list[Parameter | DataVariable]:
+        return [*self.spec.parameters, *self.spec.context]
 
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
         """Map free and context variables, name -> (n, *shape), to (n, dim)."""

@@ -69,18 +69,25 @@ def sequence_evidence(spec: ModelSpec, arrays: Mapping[str, Array], pair: Pair, 
                 return f"{name} is computed by a scan"
             if ancestor.owner is not None and isinstance(ancestor.owner.op, CumOp):
                 return f"{name} is computed by cumulation"
+    if axis in event_axes(spec, name):  # hyperparameters of free variables are no coordinates of its components
+        direct = set(ancestors([var], blockers=spec.model.free_RVs))
+        related = [p for p in related if arrays[p[0]].role == "observed" or spec.variable(p[0]) in direct]
     regular = grids(spec, arrays, related)
     if regular:
         return f"{regular[0]} is a regular grid along it"
     return _kernel(spec, arrays, var, related)
 
 
+def coordinates(spec: ModelSpec, arrays: Mapping[str, Array], pairs: Iterable[Pair]) -> list[str]:
+    """Fixed arrays that hold one increasing number for each entry of an axis."""
+    return [n for n, i in pairs if arrays[n].role in ("fixed", "constant") and is_monotone(spec.held[n], i)]
+
+
 def _kernel(spec: ModelSpec, arrays: Mapping[str, Array], var: Any, related: Iterable[Pair]) -> str | None:
     """Covariances over one increasing coordinate."""
-    rows = [(n, i) for n, i in related if arrays[n].role in ("fixed", "constant")]
-    monotone = [n for n, i in rows if is_monotone(spec.held[n], i)]
-    if monotone and any("Cholesky" in _node_name(v) or op_name(v) == "MvNormalRV" for v in _graph(var)):
-        return f"{monotone[0]} is an increasing coordinate of a covariance"
+    increasing = coordinates(spec, arrays, related)
+    if increasing and any("Cholesky" in _node_name(v) or op_name(v) == "MvNormalRV" for v in _graph(var)):
+        return f"{increasing[0]} is an increasing coordinate of a covariance"
     return None
 
 
@@ -120,8 +127,8 @@ def group_index(
             if smallest < 0 or symbol not in set(ancestors(indices)) or free.isdisjoint(ancestors([indexed])):
                 continue
             length = indexed.type.shape[0] if indexed.type.ndim else None
-            exact = length is not None and (_picks_first(node) or indexed.type.ndim == 1)
-            found[name] = max(found.get(name, 0), largest + 1, length if exact else 0)
+            exact = _picks_first(node) or indexed.type.ndim == 1
+            found[name] = max(found.get(name, 0), largest + 1, int(length or 0) if exact else 0)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

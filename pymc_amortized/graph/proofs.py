@@ -111,7 +111,7 @@ class Proofs:
     def separable(self, pairs: Iterable[Pair], moved: Pair) -> bool | None:
         """Whether the log density is a sum over rows, in all `pairs` jointly; None where it cannot be tested.
 
-        Arrays that carry the axis twice, and free variables that are not rows of unconstrained values, stay as they are.
+        Arrays that carry the axis twice, and free variables that have no rows of unconstrained values, stay.
         """
         pairs = list(pairs)
         names = [name for name, _ in pairs]
@@ -174,7 +174,8 @@ class Proofs:
 
     def _permuted(self, index: int, pairs: Iterable[Pair], order: np.ndarray) -> Values:
         theta, data = self._values(index)
-        theta, data, constrained = theta.copy(), dict(data), {}
+        theta, data = theta.copy(), dict(data)
+        constrained: dict[str, np.ndarray] = {}
         for name, axis in pairs:
             if name in data:
                 data[name] = np.take(data[name], order, axis)
@@ -217,12 +218,12 @@ class Proofs:
         variables = {p: self._simulations.variables[p][index] for p in self._parameters} | changed
         variables |= {c.name: self._simulations.data[c.name][index] for c in self._spec.context}
         with np.errstate(all="ignore"):
-            theta = self._unconstrain({n: v[None] for n, v in variables.items()})[0]
+            theta = self._unconstrain.one(variables)
         return self._part(theta, name)
 
     @cached_property
     def _unconstrain(self) -> Unconstrain:
-        return Unconstrain(self._spec, self._log_density.compile_kwargs)
+        return Unconstrain(self._spec)
 
 
 def _choose(part: np.ndarray, first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What the axes of the data are: exchangeable rows, groups, an order, or plain features.
 
-Every axis of every observed variable is looked at. Which other arrays carry it is said by its dim or, where it has none,
-found by the density (:mod:`pymc_amortized.graph.carriers`); that its rows are exchangeable is proved by the density
-(:mod:`pymc_amortized.graph.proofs`); whether an order is one of time is read off the graph
+Every axis of every observed variable is looked at. Which other arrays carry it is said by its dim or, where it has
+none, found by the density (:mod:`pymc_amortized.graph.carriers`); that its rows are exchangeable is proved by the
+density (:mod:`pymc_amortized.graph.proofs`); whether an order is one of time is read off the graph
 (:mod:`pymc_amortized.graph.evidence`). What the user says wins over all of that.
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, islice
 
 import numpy as np
 
 from pymc_amortized.graph import evidence
+from pymc_amortized.graph.assignment import assign
 from pymc_amortized.graph.carriers import (
     Array,
     Pair,
@@ -23,6 +23,7 @@ from pymc_amortized.graph.carriers import (
     arrays_of,
     data_pairs,
     free_names,
+    shown,
     targets_of,
 )
 from pymc_amortized.graph.density import LogDensity
@@ -33,9 +34,6 @@ from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
 
 __all__ = ["TRIALS", "Axis", "Kind", "Rows", "Structure", "UserKind", "find_rows", "find_structure"]
-
-ASSIGNMENTS = 64
-"""Sets of arrays that may carry an unnamed axis, of which so many are tried."""
 
 
 def find_structure(
@@ -120,48 +118,13 @@ class _Finder:
         if self.proofs is None:
             found = self._by_graph(target)
         else:
-            pairs, change, related = self._carriers(target, self.proofs)
+            # what components of one draw share with a free variable does not make them rows
+            free = target.base[0][1] not in evidence.event_axes(self.spec, target.base[0][0])
+            strict = self._user_kind(target.base) is None
+            pairs, change, related = assign(target, self.proofs, free=free, strict=strict)
             found = _Found(target, pairs, change, "features", "", related)
             found = self._permutable(found, self.proofs) if change.holds else self._ordered(found, change)
         return self._as_said(found)
-
-    def _carriers(self, target: Target, proofs: Proofs) -> tuple[tuple[Pair, ...], Change, tuple[Pair, ...]]:
-        """The smallest set of arrays whose joint permutation leaves the density; what may have the axis otherwise."""
-        moved = target.base[0]
-        change = proofs.permuting(target.base, moved)
-        if change.holds or change.tried == 0:
-            return target.base, change, ()
-        options = [block for block in target.optional if proofs.matters(block, moved)]
-        passing: list[tuple[tuple[Pair, ...], Change]] = []
-        for subset in _subsets(options):
-            pairs = target.base + tuple(p for block in subset for p in block)
-            if any(set(smaller) <= set(pairs) for smaller, _ in passing):
-                continue
-            attempt = proofs.permuting(pairs, moved)
-            if attempt.holds:
-                passing.append((pairs, attempt))
-        passing = [one for one in passing if not any(set(other) < set(one[0]) for other, _ in passing)]
-        if len(passing) > 1 and not self._user_kind(target.base):
-            self._refuse_ambiguous(target, [pairs for pairs, _ in passing])
-        if passing:
-            return (*passing[0], ())
-        return target.base, change, self._may_belong(target, options)
-
-    def _may_belong(self, target: Target, options: Sequence[tuple[Pair, ...]]) -> tuple[Pair, ...]:
-        """Arrays that have one axis of the same length and that the density sees."""
-        pairs = [p for block in options for p in block if self.arrays[p[0]].role != "observed"]
-        count = Counter(name for name, _ in pairs)
-        return tuple(p for p in pairs if count[p[0]] == 1)
-
-    def _refuse_ambiguous(self, target: Target, assignments: Sequence[tuple[Pair, ...]]) -> None:
-        ways = {" and ".join(_shown(self.arrays, pair) for pair in pairs[1:]) for pairs in assignments}
-        if len(ways) > 1:
-            name = target.base[0][0]
-            raise ValueError(
-                f"axis {target.base[0][1]} of {name!r} (length {target.length}) can be permuted jointly with "
-                f"{' or with '.join(sorted(ways))}: lengths alone do not say what belongs to it. Name the axis with "
-                f"dims=... in {name!r} and in what belongs to it, or say what it is with structure={{{name!r}: ...}}"
-            )
 
     def _permutable(self, found: _Found, proofs: Proofs) -> _Found:
         """Kind of an axis that can be permuted."""
@@ -171,21 +134,24 @@ class _Finder:
         held = data_pairs(self.arrays, pairs)
         independent = proofs.separable(held, moved)
         components = moved[1] in evidence.event_axes(self.spec, moved[0])
-        coupled = independent is False or (bool(free) and proofs.separable(pairs, moved) is False)
+        own = [p for p in pairs if self.arrays[p[0]].role in ("observed", "free")]
+        coupled = proofs.separable(own, moved) is False
         regular = tuple(evidence.grids(self.spec, self.arrays, held))
         change = found.change
-        assert_ = f"permuting it{_with(free)} leaves the log density as it is"
-        proof = f"{assert_} ({change.tried} prior draws, largest change {change.difference:.1g})" if change else assert_
+        unchanged = f"permuting it{_with(free)} leaves the log density as it is"
+        proof = (
+            f"{unchanged} ({change.tried} prior draws, largest change {change.difference:.1g})" if change else unchanged
+        )
         found = replace(found, independent=independent, grids=() if free else regular, reason=proof)
         observed = [name for name, _ in held if self.arrays[name].role == "observed"]
         if len(set(observed)) < len(observed):
             return replace(found, kind="features", reason="two axes of one array can only be permuted together")
-        ordered = self._order_of(regular, coupled, observed)
+        if free and components:
+            reason = f"components of one draw of {moved[0]}, with its dim on {free[0]}"
+            return replace(found, kind="features", reason=reason)
+        ordered = self._order_of(held, regular, coupled, observed)
         if ordered:
             return replace(found, kind="sequence", reason=ordered)
-        if free and components:
-            reason = f"components of one draw of {moved[0]}, as are those of {free[0]}"
-            return replace(found, kind="features", reason=reason)
         if free:
             return replace(found, kind="grouped")
         groups = evidence.group_index(self.spec, self.arrays, observed, held)
@@ -193,10 +159,13 @@ class _Finder:
             return replace(found, kind="grouped", groups=groups, reason=f"{_groups_shown(groups)}; {proof}")
         return replace(found, kind="exchangeable")
 
-    def _order_of(self, regular: Sequence[str], coupled: bool, observed: Sequence[str]) -> str | None:
+    def _order_of(
+        self, held: Sequence[Pair], regular: Sequence[str], coupled: bool, observed: Sequence[str]
+    ) -> str | None:
         """Why rows that can be permuted together with a coordinate are a sequence nevertheless."""
-        if regular and coupled:
-            return f"rows depend on each other over the regular grid {regular[0]}"
+        coordinates = [*regular, *evidence.coordinates(self.spec, self.arrays, held)] if coupled else []
+        if coordinates:
+            return f"rows depend on each other along the increasing coordinate {coordinates[0]}"
         for grid in regular:
             if any(evidence.basis_over(self.spec, name, grid) for name in observed):
                 return f"a basis of waves over the regular grid {grid}: an approximate Gaussian process"
@@ -239,8 +208,8 @@ class _Finder:
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
             raise ValueError(
-                f"structure: {_shown(self.arrays, first)} is said to be {one!r} and "
-                f"{_shown(self.arrays, second)} {other!r}, but they are the same axis"
+                f"structure: {shown(self.arrays, first)} is said to be {one!r} and "
+                f"{shown(self.arrays, second)} {other!r}, but they are the same axis"
             )
         return next(iter(kinds), None)
 
@@ -314,21 +283,9 @@ def _same_sequence(one: _Found, other: _Found) -> bool:
     return unnamed and names and one.kind == other.kind == "sequence" and not (one.permutable or other.permutable)
 
 
-def _subsets(options: Sequence[tuple[Pair, ...]]) -> list[tuple[tuple[Pair, ...], ...]]:
-    """Sets of candidates that are tried: the smaller first; where there are too many, all of them together as well."""
-    sizes = range(1, len(options) + 1)
-    subsets = list(islice((s for size in sizes for s in combinations(options, size)), ASSIGNMENTS))
-    return subsets if not options or tuple(options) in subsets else [*subsets[:-1], tuple(options)]
-
-
 def _with(free: Sequence[str]) -> str:
     return f" together with {', '.join(free)}" if free else ""
 
 
 def _groups_shown(groups: Mapping[str, int]) -> str:
     return " and ".join(f"{name} puts rows into {count} groups" for name, count in groups.items())
-
-
-def _shown(arrays: Mapping[str, Array], pair: Pair) -> str:
-    name, axis = pair
-    return name if len(arrays[name].shape) == 1 else f"axis {axis} of {name}"
