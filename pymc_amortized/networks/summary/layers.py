@@ -62,8 +62,7 @@ def masked_mean(h: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (batch, rows, width) over the rows in the mask (batch, rows); 0 where there are none."""
     if mask is None:
         return h.mean(1)
-    total = (mask[:, None] @ h)[:, 0]
-    return total / mask.sum(1, keepdim=True).clamp_min(1.0)
+    return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0)
 
 
 class AttentionBlock(nn.Module):

@@ -21,7 +21,7 @@ from pymc_amortized.networks.summary.rows import Join, Rows
 __all__ = ["SequenceBranch", "TransformerBranch"]
 
 VALUES_UP_TO = 512  # of a series without gaps that are statistics themselves
-STEPS = 64  # that the recurrent network goes through at most
+STEPS = 32  # that the recurrent network goes through at most: each costs as much as a small network
 TOKENS = 128  # that attend to each other at most
 WAVES = 8  # frequencies of a position
 
