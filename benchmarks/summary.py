@@ -105,9 +105,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{DIM} parameters, batch {BATCH}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"draws: {DATA_SETS} data sets x {DRAWS}, with densities")
-    print(
-        f"{'':24s} {'step, complete':>16s} {'padded':>10s} {'ratio':>6s}   {'draws/s, complete':>18s} {'padded':>10s}"
-    )
+    print(f"{'':24s} {'step, complete':>16s} {'padded':>9s} {'ratio':>6s}   {'draws/s, complete':>18s} {'padded':>10s}")
     for name in arguments.networks:
         for rows in arguments.rows:
             (complete, draws), (padded, padded_draws) = (measure(name, rows, sized) for sized in (False, True))

@@ -46,6 +46,7 @@ class ArrayEncoder(HostModule):
 
     @classmethod
     def fit(cls, layout: ArrayLayout, groups: int, raw: np.ndarray, present: np.ndarray | None) -> ArrayEncoder:
+        """Learn the statistics of raw (n, *shape) where present, to be broadcast against it."""
         values, gaps = _by_feature(layout, raw, present)
         if values.size == 0 or (gaps is not None and gaps.all()):
             return cls(replace(layout, categories=max(layout.categories, layout.kind == "categorical")), False, groups)
@@ -100,6 +101,7 @@ class ArrayEncoder(HostModule):
 
     @property
     def channels(self) -> int:
+        """Channels of all that is encoded."""
         return self.values + self.layout.missing
 
     def _tail(self, x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
@@ -145,6 +147,7 @@ class ArrayEncoder(HostModule):
         return torch.stack([HEAVY * torch.tanh(w / HEAVY), squash(tail, HEAVY)], -1).float()
 
     def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> float:
+        """Worst distance beyond the simulated range, in units of its width."""
         # Halves: differences must not overflow.
         low, high = (self._along(bound).numpy() / 2 for bound in (self.low, self.high))
         half = np.asarray(raw, dtype=np.float64) / 2
