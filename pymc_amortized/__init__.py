@@ -8,16 +8,31 @@ from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
-from pymc_amortized.networks import Flat, Set, Spline, ZukoDensity
+from pymc_amortized.networks import (
+    Flat,
+    Grid,
+    Grouped,
+    Sequence,
+    Set,
+    SetTransformer,
+    Spline,
+    Transformer,
+    ZukoDensity,
+)
 from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 
 __all__ = [
     "AmortizedPosterior",
     "Flat",
+    "Grid",
+    "Grouped",
+    "Sequence",
     "Set",
+    "SetTransformer",
     "Spline",
     "Training",
+    "Transformer",
     "ZukoDensity",
     "fit_posterior",
     "load",

@@ -108,8 +108,11 @@ class _GaussianHead(nn.Module):
             factor = (raw * self.below + self.eye) * factor[..., None, :]
         return self.mean(context), factor, log_diagonal.sum(-1)
 
-    def start_at(self, residual_covariance: Tensor) -> None:
-        """Set the mean to the first features, the precision to that of residuals (dim, dim)."""
+    def start_at(self, residual_covariance: Tensor, spread: bool = False) -> None:
+        """Set the mean to the first features, the precision to that of residuals (dim, dim).
+
+        With ``spread``, residuals are in units that depend on the data: exponentials of the next features.
+        """
         with torch.no_grad():
             self.mean.weight.copy_(torch.eye(*self.mean.weight.shape))
             self.mean.bias.zero_()
@@ -124,6 +127,10 @@ class _GaussianHead(nn.Module):
             if self.full:
                 start = (factor / factor.diagonal()).tril(-1) + torch.diag(start)
             self.factor.bias.copy_(start.flatten())
+            self.factor.weight.zero_()
+            if spread:
+                step = self.dim + 1 if self.full else 1
+                self.factor.weight[::step, self.dim : 2 * self.dim] = -torch.eye(self.dim)
 
 
 class CouplingSpline(nn.Module):

@@ -7,7 +7,8 @@ Data are encoded and summarized, parameters standardized, and
     \log q(\theta \mid x) = \log q(z(\theta) \mid s(e(x))) + \log \lvert dz / d\theta \rvert.
 
 Before training the built-in networks are set to the linear regression of the parameters on the
-summary's statistics, and the density to the residuals' normal distribution, both learned from the
+summary's statistics, and the density to the residuals' normal distribution, with scales that are
+log-linear in the statistics, both learned from the
 simulations that the statistics come from.
 """
 
@@ -37,7 +38,7 @@ from pymc_amortized.networks.choices import (
 from pymc_amortized.networks.density import CouplingSpline, Spline
 from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.layout import DataLayout
-from pymc_amortized.networks.regression import ridge_regression
+from pymc_amortized.networks.regression import regression_start
 from pymc_amortized.networks.standardizer import ParameterStandardizer
 from pymc_amortized.networks.summary import Options, SummaryNetwork
 
@@ -145,10 +146,13 @@ class PosteriorNetwork(nn.Module):
             t = summary.statistics(encoded)
         if t.shape[1] > REGRESSION_UP_TO or len(z) < 50 or summary.features < z.shape[1]:
             return
-        weight, bias, covariance = ridge_regression(t.double(), z.double().clamp(-8.0, 8.0))
-        summary.start_at(weight.float(), bias.float())
+        start = regression_start(t.double(), z.double().clamp(-8.0, 8.0))
+        summary.start_at(start.weight.float(), start.bias.float())
         if isinstance(density, CouplingSpline):
-            density.head.start_at(covariance)
+            spread = summary.features >= 2 * self.dim
+            if spread:
+                summary.start_at(start.log_scale_weight.float(), start.log_scale_bias.float(), self.dim)
+            density.head.start_at(start.covariance, spread)
 
     @property
     def dim(self) -> int:

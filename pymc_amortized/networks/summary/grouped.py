@@ -6,11 +6,13 @@ what the parameters of that group are read from; what is pooled over groups does
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch, Values
-from pymc_amortized.networks.summary.layers import LIMIT, Residual, masked_mean
+from pymc_amortized.networks.summary.layers import LIMIT, Residual, masked_mean, row_depth
 from pymc_amortized.networks.summary.moments import (
     FEW,
     FLOOR,
@@ -77,10 +79,14 @@ class GroupedBranch(Branch):
         statistics = self.pooled_statistics + self.kept * groups + (self.values.statistics if self.values else 0)
         self.learned = max(min(LEARNED_UP_TO // max(groups, 1), 8), 0)
         self.pooled_features = 2 * width
-        super_pooled = self.pooled_features + self.learned * groups
-        self.join, self.statistics, self.pooled = join, statistics, super_pooled
-        self.row = Residual(join.everything + channels, width, options.row_depth, width)
-        self.group = Residual(2 * width + 2 * channels + 1 + join.whole.width, width, options.row_depth, width)
+        pooled = self.pooled_features + self.learned * groups
+        self.join, self.statistics, self.pooled = join, statistics, pooled
+        self.row = Residual(
+            join.everything + channels, width, row_depth(options.row_depth, math.prod(join.lengths)), width
+        )
+        self.group = Residual(
+            2 * width + 2 * channels + 1 + join.whole.width, width, row_depth(options.row_depth, groups), width
+        )
         self.each = nn.Linear(width, self.learned)
 
     def _sizes(self, channels: int) -> list[int]:

@@ -7,10 +7,18 @@ from torch import Tensor, nn
 
 from pymc_amortized.networks.statistics import squash
 
-__all__ = ["LIMIT", "AttentionBlock", "Residual", "Standardize", "masked_mean"]
+__all__ = ["LIMIT", "AttentionBlock", "Residual", "Standardize", "masked_mean", "row_depth"]
 
 LIMIT = 10.0  # standardized statistics beyond it count logarithmically
 ABSENT = -1e4  # logit of what is masked: exp of it is 0 in float32, and yet all may be masked
+
+
+FEW_ROWS = 64  # a deeper row network costs more with more rows than it tells beside the statistics
+
+
+def row_depth(given: int | None, rows: int) -> int:
+    """Depth of the network of single rows: as given, else by their number."""
+    return given if given is not None else int(rows <= FEW_ROWS)
 
 
 class Residual(nn.Module):
@@ -62,8 +70,7 @@ def masked_mean(h: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (batch, rows, width) over the rows in the mask (batch, rows); 0 where there are none."""
     if mask is None:
         return h.mean(1)
-    total = (mask[:, None] @ h)[:, 0]
-    return total / mask.sum(1, keepdim=True).clamp_min(1.0)
+    return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0)
 
 
 class AttentionBlock(nn.Module):

@@ -88,10 +88,10 @@ class SummaryNetwork(nn.Module):
         self.standardize.fit(self._raw_statistics(encoded))
 
     @torch.no_grad()
-    def start_at(self, weight: Tensor, bias: Tensor) -> None:
-        """Let the first features be linear predictions: weight (predictions, statistics), bias (predictions,)."""
-        self.linear.weight[: len(weight)] = weight
-        self.linear.bias[: len(bias)] = bias
+    def start_at(self, weight: Tensor, bias: Tensor, first: int = 0) -> None:
+        """Let features from the first be linear predictions: weight (predictions, statistics), bias (predictions,)."""
+        self.linear.weight[first : first + len(weight)] = weight
+        self.linear.bias[first : first + len(bias)] = bias
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Encoded arrays -> (batch, features)."""

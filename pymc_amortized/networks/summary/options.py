@@ -193,11 +193,11 @@ class Grouped(Options):
         Number of residual blocks after pooling.
     row_width : int
         Width of the networks that see single rows and single groups.
-    row_depth : int
-        Number of their residual blocks.
+    row_depth : int, optional
+        Number of their residual blocks; by default 1 for up to 64 rows or groups and none for more.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
     """
 
     row_width: int = 32
-    row_depth: int = 1
+    row_depth: int | None = None

@@ -21,7 +21,7 @@ from pymc_amortized.networks.summary.rows import Join, Rows
 __all__ = ["SequenceBranch", "TransformerBranch"]
 
 VALUES_UP_TO = 512  # of a series without gaps that are statistics themselves
-STEPS = 64  # that the recurrent network goes through at most
+STEPS = 32  # that the recurrent network goes through at most: each costs as much as a small network
 TOKENS = 128  # that attend to each other at most
 WAVES = 8  # frequencies of a position
 
@@ -58,7 +58,8 @@ class _Stem(nn.Module):
     def __init__(self, inputs: int, width: int, steps: int, most: int, depth: int) -> None:
         super().__init__()
         halvings = max(0, math.ceil(math.log2(max(steps, 1) / most)))
-        strides = [2] * halvings + [1] * max(depth - halvings, 0)
+        strides = [4] * (halvings // 2) + [2] * (halvings % 2)
+        strides += [1] * max(depth - len(strides), 0)
         self.enter = nn.Linear(inputs, width)
         self.layers = nn.ModuleList(nn.Conv1d(width, width, 5, stride, padding=2) for stride in strides)
 

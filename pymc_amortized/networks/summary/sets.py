@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch
-from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean
+from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean, row_depth
 from pymc_amortized.networks.summary.moments import RowStatistics
 from pymc_amortized.networks.summary.options import Set, SetTransformer
 from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["SetBranch", "SetTransformerBranch"]
-
-FEW_ROWS = 64  # a deeper row network costs more with more rows than it tells beside the statistics
 
 
 class SetBranch(Branch):
@@ -26,9 +24,7 @@ class SetBranch(Branch):
         fixed = RowStatistics(join)
         super().__init__(join, fixed.width, options.row_width)
         self.fixed = fixed
-        depth = options.row_depth
-        if depth is None:
-            depth = 1 if join.lengths[0] <= FEW_ROWS else 0
+        depth = row_depth(options.row_depth, join.lengths[0])
         self.row = Residual(join.everything + join.channels, options.row_width, depth, options.row_width)
 
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
