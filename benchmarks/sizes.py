@@ -104,11 +104,15 @@ CASES = {
     "autoregression": Case(autoregression, (20, 200), lambda rng, n: {}, {}),
     "local_level": Case(local_level, (15, 60), lambda rng, n: {}, {}),
     "field": Case(
-        field, (15, 60), lambda rng, n: {"x": np.sort(rng.uniform(0, 5, size=(n, 1)), axis=0)},
+        field,
+        (15, 60),
+        lambda rng, n: {"x": np.sort(rng.uniform(0, 5, size=(n, 1)), axis=0)},
         {"x": lambda rng, obs: np.sort(rng.uniform(0, 5, size=(obs, 1)), axis=0)},
     ),
     "hierarchy": Case(
-        hierarchy, (18, 200), lambda rng, n: {"group": rng.integers(GROUPS, size=n)},
+        hierarchy,
+        (18, 200),
+        lambda rng, n: {"group": rng.integers(GROUPS, size=n)},
         {"group": lambda rng, obs: rng.integers(GROUPS, size=obs)},
     ),
     "correlated": Case(correlated, (10, 200), lambda rng, n: {}, {}, ("y", "z")),
@@ -141,7 +145,9 @@ def conditioned(case: Case, data: Mapping[str, np.ndarray]) -> pm.Model:
             y, mask = data[name], np.isnan(data[name].astype(float))
             made = dist.dist(*args, **kwargs, **({"shape": n} if dist in (pm.Normal, pm.AR) else {}))
             if dist is pm.Bernoulli:
-                pm.Potential(f"{name}_logp", pt.switch(mask, 0.0, pm.logp(made, pt.constant(np.nan_to_num(y)).astype(int))))
+                pm.Potential(
+                    f"{name}_logp", pt.switch(mask, 0.0, pm.logp(made, pt.constant(np.nan_to_num(y)).astype(int)))
+                )
                 return None
             full = pt.as_tensor(np.nan_to_num(y))
             if mask.any():

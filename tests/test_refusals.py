@@ -222,7 +222,11 @@ def _accepted(*_: object) -> None:
 
 
 CONTEXTS = {
-    "unknown": ({"q": "resample"}, KeyError, r"no data container or dimension named 'q'; it has \['h', 'obs', 'x', 'y_data'\]"),
+    "unknown": (
+        {"q": "resample"},
+        KeyError,
+        r"no data container or dimension named 'q'; it has \['h', 'obs', 'x', 'y_data'\]",
+    ),
     "a length without a range": ({"obs": 20}, TypeError, "'obs'] is a dimension: give its smallest and largest length"),
     "a range of lengths that is none": ({"obs": (5, 3)}, ValueError, "1 <= smallest <= largest"),
     "covariates of that length": ({"obs": (2, 3)}, ValueError, "'x'] carry the dimension 'obs'"),

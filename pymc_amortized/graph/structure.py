@@ -29,11 +29,10 @@ from pymc_amortized.graph.carriers import (
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.kinds import Axis, Kind, Structure, UserKind, read_kinds
 from pymc_amortized.graph.proofs import Change, Proofs
-from pymc_amortized.graph.rows import TRIALS, Rows, find_rows
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
 
-__all__ = ["TRIALS", "Axis", "Kind", "Rows", "Structure", "UserKind", "find_rows", "find_structure"]
+__all__ = ["Axis", "Kind", "Structure", "UserKind", "find_structure"]
 
 
 def find_structure(
