@@ -1,8 +1,8 @@
 """Data sets of different sizes, with and without gaps, beside NUTS.
 
 One network for each model, trained at default settings on all sizes and on data with gaps, answers for data sets of the
-smallest, a middle and the largest size, and for one of the middle size of which a fifth is missing. NUTS samples the same
-posterior, with what is missing as parameters of its own. The worst parameter is shown.
+smallest, a middle and the largest size, and for one of the middle size of which a fifth is missing. NUTS samples the
+same posterior, with what is missing as parameters of its own. The worst parameter is shown.
 
 Run: python benchmarks/sizes.py [models ...] [--max-time 60]
 """

@@ -340,8 +340,8 @@ def _densities(
     log_density = LogDensityByVariable(spec, compile_kwargs)
     for i in range(len(theta)):
         lengths = {r.dim: int(points[f"length.{r.dim}"][i]) for r in spec.sizes}
-        data = {v.name: cut(points[f"data.{v.name}"][i], v.shape_at(lengths)) for v in spec.data}
-        data |= {**fixed, **lengths}
+        data: dict[str, Any] = {**fixed, **lengths}
+        data |= {v.name: cut(points[f"data.{v.name}"][i], v.shape_at(lengths)) for v in spec.data}
         parts = log_density(theta[i : i + 1], data)
         for name, part in parts.items():
             values.setdefault(name, []).append(float(np.nan_to_num(part.sum())))

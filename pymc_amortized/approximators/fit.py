@@ -138,9 +138,9 @@ def fit_posterior(
     summary : str, options or torch.nn.Module
         Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped"
         or options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded
-        arrays (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling which
-        values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension whose
-        length differs) to (batch, features).
+        arrays (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling
+        which values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension
+        whose length differs) to (batch, features).
     density : "spline", Spline, torch.nn.Module or callable
         Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
         ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.

@@ -37,13 +37,13 @@ class Array:
 def arrays_of(spec: ModelSpec) -> dict[str, Array]:
     """All arrays of a model by name: observed ones first, free variables last."""
     named = spec.model.named_vars_to_dims
-    arrays = [Array(v.name, v.shape, _padded(v.dims, v.shape), v.role, v.dtype) for v in spec.inputs]
+    arrays = [Array(v.name, v.shape_at({}), _padded(v.dims, v.shape), v.role, v.dtype) for v in spec.inputs]
     for p in (*spec.parameters, *spec.nuisance):
         arrays.append(Array(p.name, p.shape, _padded(named.get(p.name, ()), p.shape), "free", p.dtype))
     return {a.name: a for a in sorted(arrays, key=lambda a: ORDER.index(a.role))}
 
 
-def _padded(dims: Sequence[str | None], shape: tuple[int, ...]) -> tuple[str | None, ...]:
+def _padded(dims: Sequence[str | None], shape: Sequence[int | None]) -> tuple[str | None, ...]:
     return tuple(dims) if len(dims) == len(shape) else (None,) * len(shape)
 
 

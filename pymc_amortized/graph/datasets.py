@@ -304,7 +304,7 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -
         value = _from_pandas(spec, variable, value)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
-            value = value.astype("float64").filled(np.nan)
+            value = np.ma.filled(value.astype("float64"), np.nan)
         else:
             value = value.data
     array = _numeric(variable, value)
@@ -338,7 +338,7 @@ def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batc
     return value.transpose(*wanted).to_numpy()
 
 
-def _positions(variable: DataVariable, dim: str, theirs: Any, labels: Any) -> np.ndarray:
+def _positions(variable: DataVariable, dim: str | None, theirs: Any, labels: Any) -> np.ndarray:
     """Where the model's labels stand among those given."""
     order = pd.Index(theirs).get_indexer(pd.Index(labels)) if pd.Index(theirs).is_unique else np.array([-1])
     if len(theirs) != len(labels) or np.any(order < 0):

@@ -129,9 +129,9 @@ class LogDensityWithGaps(LogDensity):
     @cached_property
     def _gradient_function(self) -> Any:
         model = self.spec.model
-        total: Any = self._total()
         values = [model.rvs_to_values[model[v.name]] for v in self._gappy if self.rules[v.name] == "quadratic"]
-        slopes = pt.concatenate([pt.grad(total, value).flatten() for value in values])
+        gradients: Any = pt.grad(self._total(), values)
+        slopes = pt.concatenate([g.flatten() for g in gradients])
         return self._compile([slopes])
 
     def _gradient(self, theta: np.ndarray, data: Data) -> np.ndarray:

@@ -86,7 +86,7 @@ def with_free_lengths(model: pm.Model, dims: Sequence[str], containers: Sequence
     lengths: dict[str, Any] = {}
     replacements: dict[Any, Any] = {}
     for dim in dims:
-        old = fgraph._dim_lengths[dim]  # type: ignore[attr-defined]
+        old = fgraph._dim_lengths[dim]
         lengths[dim] = pytensor.shared(np.asarray(_length(model, dim), dtype="int64"), name=dim)
         replacements[old] = lengths[dim].astype(old.type.dtype)
     for name in containers:
@@ -98,7 +98,7 @@ def with_free_lengths(model: pm.Model, dims: Sequence[str], containers: Sequence
         replacements[memo[variable].owner.inputs[0]] = pt.zeros(shape, dtype=variable.type.dtype)
     outputs = clone_replace(fgraph.outputs, replace=replacements, rebuild_strict=False)
     rebuilt = FunctionGraph(outputs=outputs, clone=False)
-    rebuilt._coords = {k: v for k, v in fgraph._coords.items()}  # type: ignore[attr-defined]
+    rebuilt._coords = dict(fgraph._coords)  # type: ignore[attr-defined]
     rebuilt._dim_lengths = {**fgraph._dim_lengths, **lengths}  # type: ignore[attr-defined]
     return model_from_fgraph(rebuilt, mutate_fgraph=True)
 
