@@ -14,7 +14,7 @@ from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Axis, Structure, find_rows, find_structure
+from pymc_amortized.graph.structure import Axis, Structure, find_structure
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 SIMULATIONS = 48
@@ -495,14 +495,3 @@ def test_constants_that_pymc_must_see_stay(bound: str) -> None:
 
 def test_sizes_are_no_constants() -> None:
     assert ModelSpec.from_model(MODELS["potential"].build()).constants == ()
-
-
-# Until approximators switch
-
-
-def test_find_rows_knows_no_constants() -> None:
-    for name, found in {"conjugate_normal": True, "constant_covariates": False, "linear_regression": True}.items():
-        spec = ModelSpec.from_model(MODELS[name].build())
-        simulations = Simulator(spec, compile_kwargs=INTERPRETED)(SIMULATIONS, 1)
-        rows = find_rows(spec, simulations, LogDensity(spec, INTERPRETED), np.random.SeedSequence(3))
-        assert bool(rows) is found

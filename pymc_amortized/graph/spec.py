@@ -170,7 +170,7 @@ class ModelSpec:
         """
         if model is not None and not isinstance(model, BaseModel):
             raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
-        model = pm.modelcontext(model)
+        model = _with_named_dims(pm.modelcontext(model))
         context, sizes, missing = tuple(context), tuple(sizes), frozenset(missing)
         _check_context(model, context)
         containers = refuse_unsuited(model, observed, context)
@@ -299,6 +299,23 @@ class ModelSpec:
         return density_obstacle(self.model)
 
 
+def _with_named_dims(model: pm.Model) -> pm.Model:
+    """Name dims that are None as ArviZ does; PyMC's graph functions refuse them."""
+    named = {name: tuple(dims) for name, dims in model.named_vars_to_dims.items() if dims and None in dims}
+    if not named:
+        return model
+    named = {name: tuple(d or f"{name}_dim_{i}" for i, d in enumerate(dims)) for name, dims in named.items()}
+    clone = object.__new__(type(model))  # copy.copy would go through the graph functions
+    clone.__dict__.update(model.__dict__)
+    clone._coords, clone._dim_lengths = dict(model._coords), dict(model._dim_lengths)
+    clone.named_vars_to_dims = model.named_vars_to_dims | named
+    for name, dims in named.items():
+        for axis, dim in enumerate(dims):
+            if dim not in clone._dim_lengths:
+                clone._coords[dim], clone._dim_lengths[dim] = None, plain(model[name]).shape[axis]
+    return clone
+
+
 def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
     containers = {v.name for v in model.data_vars}
     for name in context:
@@ -349,8 +366,8 @@ def _freeze(model: pm.Model, containers: set[str], varying: set[str]) -> pm.Mode
         # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
         warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
         if varying:
-            copy = _without_initial_values(freeze_dims_and_data(model, dims=[], data=[]))
-            model = with_free_lengths(copy, sorted(varying), sorted(containers))
+            plain_copy = _without_initial_values(freeze_dims_and_data(model, dims=[], data=[]))
+            model = with_free_lengths(plain_copy, sorted(varying), sorted(containers))
             containers = {name for name in containers if isinstance(model[name], SharedVariable)}
         fixed = [name for name in model.dim_lengths if name not in varying]
         frozen = freeze_dims_and_data(model, dims=fixed, data=sorted(containers))
