@@ -20,7 +20,7 @@ __all__ = ["Moments", "RowStatistics", "moments", "pair_statistics"]
 
 PAIRS_UP_TO = 24  # channels of a row: 24 give 852 pairwise statistics
 RIDGE = 1e-4  # relative: one-hot channels are collinear, and float32 has seven digits
-FEW = 0.5  # rows of independent channels that a correlation is shrunk by where there may be few
+FEW = 0.5  # correlations of c channels over n rows are shrunk by this times (c / (n + c))^2 where there may be few rows
 SHRINKAGE = (1.0, 10.0)  # k in n / (n + k)
 FLOOR = 1e-10  # of a variance: the rounding of float32 beside values of order one
 
@@ -130,7 +130,8 @@ class RowStatistics:
             extra.append(log_count(found.count))
         n = found.count
         correlation = found.normal.mT @ found.normal / n.clamp_min(1.0)[..., None]
-        ridge: Tensor | float = RIDGE + FEW / (n + FEW) if self.varies else RIDGE
+        channels = found.scale.shape[-1]
+        ridge: Tensor | float = RIDGE + FEW * (channels / (n + channels)) ** 2 if self.varies else RIDGE
         apart, slopes, residual = pair_statistics(correlation, found.scale, ridge)
         if self.varies:
             extra += [slopes * n / (n + k) for k in SHRINKAGE]
