@@ -367,7 +367,9 @@ class _Fit:
         def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, made)
-            return self._prepared(network, structure, self.simulator(n, seed, cores=self.cores))
+            # groups of one size are mixed by the batches, which take every k-th simulation
+            simulations = self.simulator(n, seed, cores=self.cores, mixed=False)
+            return self._prepared(network, structure, simulations)
 
         source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
         return source

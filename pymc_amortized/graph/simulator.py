@@ -137,10 +137,13 @@ class Simulator:
         self._deterministics = spec.deterministics if deterministics else ()
         self._compile_kwargs = compile_kwargs
 
-    def __call__(self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1) -> Simulations:
+    def __call__(
+        self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1, mixed: bool = True
+    ) -> Simulations:
         """Simulate until `n` usable draws are there.
 
-        The result is a pure function of `n` and `seed`: it does not depend on `cores`.
+        Where sizes differ they are made in groups of one size, and then mixed unless that is not wanted. The result is a
+        pure function of `n` and `seed`: it does not depend on `cores`.
 
         Raises
         ------
@@ -160,8 +163,8 @@ class Simulator:
             if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
                 raise SimulationError(_too_few(concatenate(parts)))
         simulations = concatenate(parts)
-        if not self.spec.sizes:
-            return simulations.take(slice(n))
+        if not self.spec.sizes or not mixed:
+            return simulations if len(simulations) == n else simulations.take(slice(n))
         (mixing,) = seed.spawn(1)  # sizes come in groups, and are wanted in any order
         return simulations.take(np.random.default_rng(mixing).permutation(len(simulations))[:n])
 

@@ -46,6 +46,8 @@ __all__ = ["PosteriorNetwork"]
 
 REGRESSION_UP_TO = 1_500  # statistics; the normal equations of so many take half a second
 
+ENCODED_AT_ONCE = 2**17  # values, float64: 1 MiB, so that the steps of encoding meet them in the cache
+
 REDRAWS = 5  # of a share of perhaps a thousandth, each time
 
 
@@ -333,7 +335,13 @@ def _prepare(
     sizes: Sizes | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    n, tensors = len(theta), _tensors(encoder, data)
+    block = max(ENCODED_AT_ONCE // max(sum(v.numel() for v in tensors.values()) // max(n, 1), 1), 1)
+    parts = []
     with torch.no_grad():
+        for rows in (slice(start, start + block) for start in range(0, max(n, 1), block)):
+            some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
+            parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
         z, _ = standardizer(_tensor(theta))
-        encoded = encoder(_tensors(encoder, data), sizes)
+        encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return z.to(device), {name: values.to(device) for name, values in encoded.items()}

@@ -40,8 +40,11 @@ class HostModule(nn.Module):
 
 def squash(w: Tensor, limit: float) -> Tensor:
     """Identity up to ``limit`` in absolute value, logarithmic beyond; the same shape."""
-    excess = (w.abs() - limit).clamp_min(0.0)
-    return w.clamp(-limit, limit) + torch.sign(w) * torch.log1p(excess)
+    inside = w.clamp(-limit, limit)
+    excess = w - inside
+    if not w.requires_grad and w.device.type == "cpu" and not excess.any():
+        return inside  # nearly always: logarithms are what encoding would spend its time on
+    return inside + torch.sign(excess) * torch.log1p(excess.abs())
 
 
 def standardize(x: Tensor, center: Tensor, scale: Tensor) -> Tensor:

@@ -84,7 +84,10 @@ class FreshSimulations:
             self._held = self._simulated()
             self._used, self._size = 0, len(self._held[0])
         z, encoded = self._held
-        rows = slice(self._used, self._used + self.batch_size)
+        # every k-th: neighbours may have been simulated alike
+        batch_size = min(self.batch_size, self._size)
+        stride, first = self._size // batch_size, self._used // self.batch_size
+        rows = slice(first, first + stride * (batch_size - 1) + 1, stride)
         self._used += self.batch_size
         return z[rows], {name: value[rows] for name, value in encoded.items()}
 
