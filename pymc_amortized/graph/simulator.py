@@ -142,8 +142,8 @@ class Simulator:
     ) -> Simulations:
         """Simulate until `n` usable draws are there.
 
-        Where sizes differ they are made in groups of one size, and then mixed unless that is not wanted. The result is a
-        pure function of `n` and `seed`: it does not depend on `cores`.
+        Where sizes differ they are made in groups of one size, and then mixed unless that is not wanted. The result is
+        a pure function of `n` and `seed`: it does not depend on `cores`.
 
         Raises
         ------

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.networks.encoding import mask_name
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.branches import make_branches
 from pymc_amortized.networks.summary.layers import Residual, Standardize
 from pymc_amortized.networks.summary.options import Options
 from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
-from pymc_amortized.networks.encoding import mask_name
 
 __all__ = ["SummaryNetwork"]
 
