@@ -455,7 +455,7 @@ def test_simulations_made_elsewhere_train_the_same_posterior(source):
             simulations = pm.sample_prior_predictive(3000, random_seed=5)
     else:
         simulations = pma.simulate(model, 3000, random_seed=5)
-    posterior = briefly(model, num_steps=300, simulations=simulations)
+    posterior = briefly(model, num_steps=600, simulations=simulations)
     assert posterior.provenance.user_simulations
     data = conjugate_data()
     for correction, tolerance in (("psis", CORRECTED), (None, RAW)):
