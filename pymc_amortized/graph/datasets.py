@@ -121,14 +121,17 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     given = _by_variable(spec, _as_mapping(data))
     if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
         return _stacked(spec, [_read(spec, each, False) for each in _dealt(given)], np.arange(len(_dealt(given))))
-    arrays = _same_number(spec, _read(spec, given, True))
+    arrays = _same_number(spec, _read(spec, given, True, tails=_may_have_tails(given)))
     n, labels = len(next(iter(arrays.values()))), _labels(given)
     if labels is not None and len(labels) != n:
         raise ValueError(f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets")
     labels = np.arange(n) if labels is None else labels
     if not spec.sizes:
         return DataSets(_filled(spec, arrays), labels, True, {}, _gaps(spec, arrays))
-    return _stacked(spec, [_without_tail(spec, {k: v[i] for k, v in arrays.items()}) for i in range(n)], labels)
+    sets = [{k: v[i] for k, v in arrays.items()} for i in range(n)]
+    if _may_have_tails(given):
+        sets = [_without_tail(spec, values) for values in sets]
+    return _stacked(spec, sets, labels)
 
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
@@ -137,10 +140,15 @@ def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
     return {r.dim: v.coords[r.dim].to_numpy() for r in spec.sizes for v in labelled if r.dim in v.coords}
 
 
-def _read(spec: ModelSpec, data: Any, batched: bool) -> dict[str, np.ndarray]:
+def _may_have_tails(given: Mapping[str, Any]) -> bool:
+    """Whether NaN may stand beyond the end of a data set: so xarray aligns unequal lengths."""
+    return all(isinstance(value, xr.DataArray) for value in given.values())
+
+
+def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> dict[str, np.ndarray]:
     """Check each variable by itself; gaps are NaN in float64."""
     given = _by_variable(spec, _as_mapping(data))
-    return {v.name: _array(spec, v, given[v.name], batched) for v in spec.data}
+    return {v.name: _array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
 
 
 def _dealt(given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -194,7 +202,7 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
 
 
 def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Cut off trailing entries of a dimension that are NaN in all variables: so xarray aligns unequal lengths."""
+    """Cut off trailing entries of a dimension that are NaN in all variables, down to the smallest length."""
     for r in spec.sizes:
         carriers = {v.name: v.dims.index(r.dim) for v in spec.data if r.dim in v.sized}
         empty = np.ones(next(arrays[k].shape[axis] for k, axis in carriers.items()), dtype=bool)
@@ -202,6 +210,7 @@ def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, n
             nan = np.isnan(arrays[name]) if arrays[name].dtype.kind == "f" else np.zeros(arrays[name].shape, bool)
             empty &= np.moveaxis(nan, axis, 0).reshape(len(empty), -1).all(axis=1)
         length = len(empty) - int(np.argmin(empty[::-1])) if not empty.all() else 0
+        length = min(max(length, r.smallest), len(empty))
         for name, axis in carriers.items():
             arrays[name] = arrays[name].take(range(length), axis=axis)
     for v in spec.data:
@@ -297,7 +306,9 @@ def arranged(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.n
     return np.asarray(_arranged(spec, variable, value, True), dtype=parameter.dtype)
 
 
-def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -> np.ndarray:
+def _array(
+    spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *, tails: bool = False
+) -> np.ndarray:
     if isinstance(value, xr.DataArray):
         value = _arranged(spec, variable, value, batched)
     elif isinstance(value, pd.DataFrame | pd.Series) and not batched:
@@ -309,7 +320,6 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool) -
             value = value.data
     array = _numeric(variable, value)
     _check_shape(variable, array, batched)
-    tails = batched and bool(spec.sizes)  # NaN beyond the end of a data set is no gap
     if not variable.missing and not tails:
         array = _complete(variable, array)
     _check_values(variable, array)

@@ -136,6 +136,7 @@ class Simulator:
         self.context = context or ContextSampler(spec, {})
         self._deterministics = spec.deterministics if deterministics else ()
         self._compile_kwargs = compile_kwargs
+        self._ends_checked = False
 
     def __call__(
         self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1, mixed: bool = True
@@ -151,6 +152,7 @@ class Simulator:
             When fewer than one in a hundred simulations can be used.
         """
         seed = _fresh(seed)
+        self._check_ends()
         parts: list[Simulations] = []
         usable = attempted = 0
         while usable < n:
@@ -249,6 +251,25 @@ class Simulator:
             1,
             {f"raised {reason}": 1},
         )
+
+    def _check_ends(self) -> None:
+        """Refuse, once, a model that cannot be simulated at the smallest or largest lengths."""
+        if self._ends_checked:
+            return
+        ends = [{r.dim: r.smallest for r in self.spec.sizes}, self.spec.largest]
+        for lengths in ends if self.spec.sizes else []:
+            context_seed, seed = np.random.SeedSequence(0).spawn(2)
+            made = self._chunk(4, seed, self.context(4, context_seed, lengths), lengths)
+            raised = next((reason for reason in made.dropped if reason.startswith("raised")), None)
+            shapes = {v.name: (made.data[v.name].shape[1:], v.shape_at(lengths)) for v in self.spec.data}
+            wrong = next((f"{name!r} has shape {a}" for name, (a, b) in shapes.items() if a != b), None)
+            if wrong or (len(made) == 0 and raised):
+                at_lengths = " and ".join(f"{dim} is {n}" for dim, n in lengths.items())
+                raise ValueError(
+                    f"the model cannot be simulated where {at_lengths} ({wrong or raised}): arrays that have the "
+                    "dimension must be pm.Data with dims=..., not constants of the length they have now"
+                )
+        self._ends_checked = True
 
     @cached_property
     def _variable_names(self) -> list[str]:
