@@ -160,20 +160,28 @@ def conditioned(case: Case, data: Mapping[str, np.ndarray]) -> pm.Model:
 
 
 def data_sets(case: Case, model: pm.Model) -> list[tuple[int, bool, dict[str, np.ndarray]]]:
-    """Simulated data sets of three sizes, and one with gaps."""
+    """Simulated data sets of three sizes, and one with gaps: at parameters near the middle of the prior."""
     low, high = case.sizes
     middle = round((low * high) ** 0.5)
     sets = []
     for n, gaps in ((low, False), (middle, False), (high, False), (middle, True)):
-        tree = pma.simulate(model, 1, context={"obs": (n, n), **case.sources}, random_seed=n + gaps)
-        one = {k: tree.prior_predictive[k].values[0, 0].astype(float) for k in case.gaps}
-        one |= {k: tree.prior_context[k].values[0, 0] for k in case.sources}
+        tree = pma.simulate(model, 50, context={"obs": (n, n), **case.sources}, random_seed=n + gaps)
+        i = most_typical(tree)
+        one = {k: tree.prior_predictive[k].values[0, i].astype(float) for k in case.gaps}
+        one |= {k: tree.prior_context[k].values[0, i] for k in case.sources}
         if gaps:
             rng = np.random.default_rng(n)
             for name in case.gaps:
                 one[name][rng.choice(n, size=round(0.2 * n), replace=False)] = np.nan
         sets.append((n, gaps, one))
     return sets
+
+
+def most_typical(tree) -> int:
+    """The simulation whose parameters are nearest to the prior medians, in interquartile ranges."""
+    draws = np.concatenate([tree.prior[v].values[0].reshape(50, -1) for v in tree.prior.data_vars], axis=1)
+    low, middle, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
+    return int(np.argmin((((draws - middle) / (high - low)) ** 2).sum(1)))
 
 
 def moments(dt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

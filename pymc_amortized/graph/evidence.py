@@ -11,7 +11,8 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Cos, Sin
 from pytensor.scan.op import Scan
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.basic import ARange
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.extra_ops import CumOp
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.subtensor import AdvancedSubtensor
@@ -75,7 +76,19 @@ def sequence_evidence(spec: ModelSpec, arrays: Mapping[str, Array], pair: Pair, 
     regular = grids(spec, arrays, related)
     if regular:
         return f"{regular[0]} is a regular grid along it"
+    if any(_computes_with_positions(v) for v in ancestors([var], blockers=spec.model.free_RVs)):
+        return f"{name} is computed from the numbers of its entries (arange)"
     return _kernel(spec, arrays, var, related)
+
+
+def _computes_with_positions(var: Any) -> bool:
+    """Whether a variable is arithmetic with 0, 1, 2, ..., which elsewhere are but indices."""
+    if var.owner is None or not isinstance(var.owner.op, Elemwise):
+        return False
+    inputs = list(var.owner.inputs)
+    while any(v.owner is not None and isinstance(v.owner.op, DimShuffle) for v in inputs):
+        inputs = [v.owner.inputs[0] if v.owner and isinstance(v.owner.op, DimShuffle) else v for v in inputs]
+    return any(v.owner is not None and isinstance(v.owner.op, ARange) for v in inputs)
 
 
 def coordinates(spec: ModelSpec, arrays: Mapping[str, Array], pairs: Iterable[Pair]) -> list[str]:
