@@ -52,6 +52,7 @@ def posterior_tree(
     }
     given = {c.name: datasets.shown(c) for c in spec.context}
     given |= {f"{dim}_length": lengths for dim, lengths in datasets.lengths.items()}
+    given |= {f"{name}_missing": mask for name, mask in datasets.missing.items()}
     constants = _constant_data(spec, squeezed(given), datasets)
     if constants:
         groups["constant_data"] = constants
@@ -104,6 +105,7 @@ def _dataset(
     coords = {name: labels for name, labels in coords.items() if name in used - varying}
     coords |= {dim: labels for dim, labels in datasets.coords.items() if dim in used}
     dims |= {v.name: list(v.dims) for v in spec.data if v.name in arrays and v.dims and v.sized}
+    dims |= {f"{v.name}_missing": dims[v.name] for v in spec.observed if v.missing and v.name in dims}
     if DATASET_DIM in sample_dims:
         coords[DATASET_DIM] = datasets.labels
     return dict_to_dataset(

@@ -202,6 +202,7 @@ def test_data_sets_of_different_lengths_come_in_many_forms(mean_posterior):
         assert_array_equal(dt.posterior["mu"], expected.posterior["mu"])
         assert_array_equal(dt.constant_data["obs_length"], [6, 30, 11])
         assert_array_equal(dt.observed_data["y"], padded)
+        assert dt.constant_data["y_missing"].dims == ("dataset", "obs") and not dt.constant_data["y_missing"].any()
         assert dt.posterior["each"].sizes["obs"] == 30
         assert_array_equal(np.isnan(dt.posterior["each"][:, 0, 0]), np.isnan(padded))
     assert_array_equal(mean_posterior.sample(labelled, **options).posterior["dataset"], list("abc"))

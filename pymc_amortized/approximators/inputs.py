@@ -20,7 +20,7 @@ def data_layout(spec: ModelSpec, structure: Structure) -> DataLayout:
     axes = _named_axes(spec, structure)
     largest = spec.largest
     arrays = tuple(
-        ArrayLayout(v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), missing=v.missing)
+        ArrayLayout(v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), v.missing, given=v.role != "observed")
         for v in (*spec.data, *_companions(spec, structure))
     )
     used = {name for array in arrays for name in array.axes}
@@ -68,7 +68,9 @@ def _axis_layout(spec: ModelSpec, axis: Axis) -> AxisLayout:
     if axis.index is not None:
         kind = "set"
     length = ranges[axis.name].largest if sized else axis.length
-    return AxisLayout(axis.name, length, kind, sized=sized, index=axis.index, groups=axis.groups)
+    return AxisLayout(
+        axis.name, length, kind, sized=sized, index=axis.index, groups=axis.groups, coupled=axis.independent is False
+    )
 
 
 def _companions(spec: ModelSpec, structure: Structure) -> list[DataVariable]:

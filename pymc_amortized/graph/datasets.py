@@ -306,9 +306,7 @@ def arranged(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.n
     return np.asarray(_arranged(spec, variable, value, True), dtype=parameter.dtype)
 
 
-def _array(
-    spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *, tails: bool = False
-) -> np.ndarray:
+def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *, tails: bool = False) -> np.ndarray:
     if isinstance(value, xr.DataArray):
         value = _arranged(spec, variable, value, batched)
     elif isinstance(value, pd.DataFrame | pd.Series) and not batched:

@@ -155,8 +155,8 @@ def _refuse_imputed(model: pm.Model) -> None:
         imputed = name != rv.name and f"{name}_unobserved" in free
         if imputed or isinstance(core_op(rv), PartialObservedRV):
             raise ValueError(
-                f"{name!r} has missing values that PyMC imputes, which is not supported: "
-                "drop the missing rows, or model complete data"
+                f"{name!r} has missing values that PyMC imputes, which is not supported: observe complete "
+                f"placeholders (zeros, say) and train with missing={{{name!r}: rate}}; NaN is data at inference then"
             )
 
 

@@ -93,6 +93,7 @@ def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNet
             array.axes,
             array.missing,
             layout.groups_of(array.name),
+            array.given,
         )
         for array in layout.arrays
     ]

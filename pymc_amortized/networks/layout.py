@@ -34,6 +34,8 @@ class AxisLayout:
         For a set whose rows belong to groups: the integer array, with this axis alone, that says to which.
     groups : int
         Number of groups that ``index`` tells apart.
+    coupled : bool
+        True if entries depend on each other, given the parameters.
     """
 
     name: str
@@ -42,6 +44,7 @@ class AxisLayout:
     sized: bool = False
     index: str | None = None
     groups: int = 0
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AxisKind):
@@ -73,6 +76,8 @@ class ArrayLayout:
         True if NaN is data: a value that was not observed.
     categories : int
         Number of levels, ``0 .. categories - 1``, of a categorical array; 0 takes it from the simulations.
+    given : bool
+        True for covariates and other context, False for what is observed.
     """
 
     name: str
@@ -81,6 +86,7 @@ class ArrayLayout:
     axes: tuple[str | None, ...] = ()
     missing: bool = False
     categories: int = 0
+    given: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))

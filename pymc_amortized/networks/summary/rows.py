@@ -27,6 +27,7 @@ class EncodedArray:
     axes: tuple[str | None, ...]
     missing: bool = False
     groups: int = 0  # of an index
+    given: bool = False  # a covariate
 
     def width(self, along: Sequence[str] = ()) -> int:
         """Values per entry of the axes it is seen along."""

@@ -13,23 +13,30 @@ from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residu
 from pymc_amortized.networks.summary.moments import RowStatistics
 from pymc_amortized.networks.summary.options import Set, SetTransformer
 from pymc_amortized.networks.summary.rows import Join, Rows
+from pymc_amortized.networks.summary.variogram import Variogram, wants_variogram
 
 __all__ = ["SetBranch", "SetTransformerBranch"]
 
 
 class SetBranch(Branch):
-    """Moments of the rows, and the mean of a network of single rows."""
+    """Moments of the rows (and of pairs, where they depend on each other), and the mean of a network of single rows."""
 
     def __init__(self, join: Join, options: Set) -> None:
-        fixed = RowStatistics(join)
-        super().__init__(join, fixed.width, options.row_width)
-        self.fixed = fixed
+        fixed, variogram = RowStatistics(join), Variogram(join) if wants_variogram(join) else None
+        super().__init__(join, fixed.width + (variogram.width if variogram else 0), options.row_width)
+        self.fixed, self.variogram = fixed, variogram
         depth = row_depth(options.row_depth, join.lengths[0])
         self.row = Residual(join.everything + join.channels, options.row_width, depth, options.row_width)
 
+    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
+        """Learn which distances occur."""
+        if self.variogram is not None:
+            self.variogram.fit(self.join(encoded))
+
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Moments and pair statistics."""
-        return self.fixed(rows)
+        """Moments, pair statistics and the variogram."""
+        t, normal = self.fixed(rows)
+        return t if self.variogram is None else torch.cat([t, self.variogram(rows)], -1), normal
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Mean over rows."""
