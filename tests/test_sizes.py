@@ -227,7 +227,7 @@ X, Y = np.zeros((8, 2)), np.zeros(8)
 REFUSED = {
     "too long": ({"x": np.zeros((41, 2)), "y": np.zeros(41)}, "length 41; the posterior was trained for 6 to 40"),
     "too short": ({"x": X[:3], "y": Y[:3]}, "length 3; the posterior was trained for 6 to 40"),
-    "lengths differ": ({"x": X, "y": Y[:7]}, "length 8 in 'x' and 7 in a variable before it"),
+    "lengths differ": ({"x": X, "y": Y[:7]}, "'obs' has length 7 in 'y' and 8 in 'x'"),
     "NaN where none was announced": ({"x": X, "y": np.where(Y == 0, np.nan, Y)}, "missing={'y': rate}"),
     "NaN among covariates": ({"x": X * np.nan, "y": Y}, "'x' has NaN"),
     "shape": ({"x": X[:, :1], "y": Y}, r"'x' has shape \(8, 1\); the model's is \(any, 2\)"),
@@ -258,6 +258,31 @@ def test_what_cannot_vary_is_refused_by_name():
         pma.simulate(normal_mean(), 5, missing={"z": 0.2})
     with pytest.raises(ValueError, match="expected bool of shape"):
         pma.simulate(normal_mean(), 5, missing={"y": lambda rng, shape: np.zeros(shape)})
+
+
+def test_an_index_of_what_does_not_exist_is_refused():
+    with pm.Model(coords={"obs": range(4)}) as model:
+        group = pm.Data("group", np.array([0, 1, 2, 0]), dims="obs")
+        theta = pm.Normal("theta", 0, 1, shape=3)
+        pm.Normal("y", theta[group], 1, observed=np.zeros(4), dims="obs")
+    with pytest.raises(ValueError, match="'group' is an index of 3 elements, 0 to 2; got 3"):
+        pma.simulate(model, 5, context={"group": lambda rng: np.array([0, 1, 2, 3])})
+    options = {"training": pma.Training(num_steps=20), "progressbar": False, "compile_kwargs": INTERPRETED}
+    context = {"obs": (3, 6), "group": lambda rng, obs: rng.integers(3, size=obs)}
+    posterior = pma.fit_posterior(model, context=context, num_simulations=200, random_seed=1, **options)
+    with pytest.raises(ValueError, match="'group' is an index of 3 elements, 0 to 2; got -1"):
+        posterior.sample({"group": [0, -1, 2], "y": np.zeros(3)}, draws=10)
+    assert posterior.structure.axes[0].index == "group"
+
+
+def test_gaps_at_a_fixed_size():
+    model = normal_mean()
+    posterior = interpreted(model, missing={"y": 0.3}, num_simulations=2000)
+    for y in (series(8, 3, 0.4), series(8, 4)):
+        dt = posterior.sample({"y": y}, random_seed=1)
+        mean, sd = exact(y)
+        assert abs(float(dt.posterior["mu"].mean()) - mean) < 0.2 * sd
+        assert_array_equal(np.isnan(dt.observed_data["y"]), np.isnan(y))
 
 
 def test_arrays_of_fixed_length_in_the_graph_are_found_out():

@@ -34,8 +34,10 @@ from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.correction import Weights
+from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
+from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
 from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
@@ -135,6 +137,7 @@ class AmortizedPosterior:
         groups = wanted_groups(idata_kwargs, batched)
         correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
+        refuse_indices(datasets.values, self._limits, "observed")
         warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)))
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
@@ -304,6 +307,10 @@ class AmortizedPosterior:
     @cached_property
     def _constrain(self) -> Constrain:
         return Constrain(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def _limits(self) -> dict[str, int]:
+        return index_limits(self.spec)
 
     def _obstacles(self, datasets: DataSets) -> list[str | None]:
         """Why the density of each data set cannot be evaluated; None where it can."""

@@ -13,6 +13,7 @@ from pymc.distributions.multivariate import MvNormalRV
 from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 
+from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.sizes import Range, read_range
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.suitability import core_op
@@ -55,6 +56,7 @@ class ContextSampler:
         self._spec, self._variables = spec, spec.context
         self._sources, self._missing = dict(sources), dict(missing or {})
         self._held = spec.held
+        self._limits = index_limits(spec)
         self._loops: dict[str, DrawLoop] = {}
         for variable in spec.context:
             self._check(variable, sources[variable.name])
@@ -69,7 +71,7 @@ class ContextSampler:
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
         """Return `n` values of every context variable: name -> (n, *shape)."""
         rows_seed, *seeds = seed.spawn(1 + len(self._variables))
-        values = {}
+        values: dict[str, np.ndarray] = {}
         for variable, child in zip(self._variables, seeds, strict=True):
             source = self._sources[variable.name]
             if isinstance(source, str):
@@ -78,6 +80,7 @@ class ContextSampler:
                 values[variable.name] = self._draw(variable, n, child, lengths or {})
             else:
                 values[variable.name] = self._call(variable, source, n, child, lengths or {})
+        refuse_indices(values, self._limits, "context")
         return values
 
     def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
@@ -176,6 +179,15 @@ def _row_ndim(spec: ModelSpec, variable: DataVariable) -> int:
     op = core_op(spec.model[variable.name])
     support = 0 if isinstance(op, MvNormalRV) else getattr(op, "ndim_supp", 0)
     return support if support < len(variable.shape) else 0
+
+
+def refuse_indices(values: Mapping[str, np.ndarray], limits: Mapping[str, int], what: str) -> None:
+    """Refuse integers that pick elements which do not exist."""
+    for name, length in limits.items():
+        index = values[name]
+        if index.size and (index.min() < 0 or index.max() >= length):
+            wrong = index[(index < 0) | (index >= length)].flat[0]
+            raise ValueError(f"{what}: {name!r} is an index of {length} elements, 0 to {length - 1}; got {wrong}")
 
 
 def _sized(variable: DataVariable, dist: Any, lengths: Mapping[str, Any]) -> Any:

@@ -166,7 +166,7 @@ def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndar
     longest = {dim: int(n.max()) for dim, n in lengths.items()}
     arrays = {v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data}
     outside = {v.name: _outside(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
-    gaps = {name: gap & ~outside.get(name, False) for name, gap in _gaps(spec, arrays).items()}
+    gaps = {name: gap & ~outside.get(name, np.False_) for name, gap in _gaps(spec, arrays).items()}
     n = len(sets)
     return DataSets(
         _filled(spec, arrays), np.arange(n) if labels is None else labels, labels is not None, lengths, gaps
@@ -186,12 +186,12 @@ def _outside(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np
 def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Lengths of one data set's dimensions, the same in all its arrays and within the range trained for."""
     found: dict[str, int] = {}
+    carriers: dict[str, str] = {}
     for v in spec.data:
         for dim, length in v.lengths(arrays[v.name].shape).items():
+            first = carriers.setdefault(dim, v.name)
             if found.setdefault(dim, length) != length:
-                raise ValueError(
-                    f"dimension {dim!r} has length {length} in {v.name!r} and {found[dim]} in a variable before it"
-                )
+                raise ValueError(f"dimension {dim!r} has length {found[dim]} in {first!r} and {length} in {v.name!r}")
     for r in spec.sizes:
         if not r.smallest <= found[r.dim] <= r.largest:
             raise ValueError(

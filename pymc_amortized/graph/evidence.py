@@ -9,7 +9,7 @@ import numpy as np
 from pymc.distributions.simulator import SimulatorRV
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.traversal import ancestors
-from pytensor.scalar.basic import Cos, Sin
+from pytensor.scalar.basic import Cast, Cos, Sin
 from pytensor.scan.op import Scan
 from pytensor.tensor.basic import ARange
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -143,6 +143,26 @@ def group_index(
             exact = _picks_first(node) or indexed.type.ndim == 1
             found[name] = max(found.get(name, 0), largest + 1, int(length or 0) if exact else 0)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def index_limits(spec: ModelSpec) -> dict[str, int]:
+    """Lengths of what integer context arrays pick from: compiled code does not look whether it exists."""
+    limits: dict[str, int] = {}
+    nodes = list(_indexing([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]))
+    for variable in spec.context:
+        symbol = spec.variable(variable.name)
+        for node in nodes if np.dtype(variable.dtype).kind in "iu" else []:
+            indexed, *indices = node.inputs
+            length = indexed.type.shape[0] if indexed.type.ndim else None
+            first = _picks_first(node) or (isinstance(node.op, Index) and indexed.type.ndim == 1)
+            if length and first and indices and _without_casts(indices[0]) is symbol:
+                limits[variable.name] = min(length, limits.get(variable.name, length))
+    return limits
+
+
+def _without_casts(var: Any) -> Any:
+    cast = var.owner is not None and isinstance(var.owner.op, Elemwise) and isinstance(var.owner.op.scalar_op, Cast)
+    return _without_casts(var.owner.inputs[0]) if cast else var
 
 
 def drawn_independently(spec: ModelSpec, pair: Pair) -> bool:
