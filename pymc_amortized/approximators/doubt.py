@@ -46,7 +46,7 @@ def warn_of_extrapolation(distances: Mapping[str, float]) -> None:
             )
 
 
-def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
+def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool = False) -> None:
     """Log which data sets have a Pareto k above the threshold, and what to do."""
     undefined = sum(r.undefined for r in results)
     if undefined:
@@ -69,12 +69,12 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray) -> None:
     where = "" if len(results) == 1 else f" at data set {label}"
     logger.warning(
         "%s a Pareto k above %.2f (largest: %.2f%s): corrected draws cannot be trusted there. Train longer "
-        "(posterior.continue_training), check that the data are like what the model simulates, or run pm.sample "
-        "on posterior.to_model(...).",
+        "(posterior.continue_training), check that the data are like what the model simulates, or run pm.sample on %s.",
         which,
         k_threshold(proposals),
         k,
         where,
+        "a model of what is present" if gaps else "posterior.to_model(...)",
     )
 
 

@@ -58,10 +58,8 @@ logger = logging.getLogger("pymc_amortized")
 
 PILOT = 4096
 """Simulations from which standardization and the networks' starting point are learned."""
-STRUCTURE_SIMULATIONS = 64
+STRUCTURE_SIMULATIONS = 32
 """Simulations at which the density is asked what the axes of the data are."""
-STRUCTURE_LENGTH = 12
-"""Of dimensions whose length varies, then: few rows are enough, and cost little."""
 HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
 TIMED_SECONDS = 0.1
@@ -327,7 +325,7 @@ class _Fit:
         """Look at simulations of one size, with all free variables, which the density is a function of."""
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
         joint = self.spec.jointly()
-        lengths = {r.dim: min(max(r.smallest, STRUCTURE_LENGTH), r.largest) for r in self.spec.sizes}
+        lengths = self.spec.largest  # what begins or repeats after some rows is seen there
         if self.spec.nuisance or lengths or self.given is None:
             simulator = Simulator(
                 joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs

@@ -52,8 +52,19 @@ def _with_gaps(variable: DataVariable, datasets: DataSets) -> np.ndarray:
 
 def _named_axes(spec: ModelSpec, structure: Structure) -> list[Axis]:
     """Axes that mean more to a network than a number of features: each length that varies does."""
-    varying = {r.dim for r in spec.sizes}
-    return [axis for axis in structure.axes if axis.kind != "features" or axis.name in varying]
+    named = []
+    for axis in structure.axes:
+        carriers = [name for name, _ in axis.carriers]
+        twice = sorted({name for name in carriers if carriers.count(name) > 1})
+        if axis.name in spec.largest:
+            if twice:
+                raise ValueError(
+                    f"context: {twice} have the dimension {axis.name!r} twice, which cannot vary in length"
+                )
+            named.append(axis)
+        elif axis.kind != "features" and not twice:  # a matrix over the rows tells them apart: places are kept
+            named.append(axis)
+    return named
 
 
 def _axis_names(variable: DataVariable, axes: list[Axis]) -> tuple[str | None, ...]:
@@ -75,6 +86,6 @@ def _axis_layout(spec: ModelSpec, axis: Axis) -> AxisLayout:
 
 def _companions(spec: ModelSpec, structure: Structure) -> list[DataVariable]:
     """Arrays that are the same for all data sets and tell rows apart where their order does not."""
-    rows = [axis for axis in structure.axes if axis.kind in ("exchangeable", "grouped")]
+    rows = [axis for axis in _named_axes(spec, structure) if axis.kind in ("exchangeable", "grouped")]
     carriers = [pair[0] for axis in rows for pair in axis.carriers]
     return [v for v in spec.unchanging if carriers.count(v.name) == 1]

@@ -14,6 +14,7 @@ import pymc as pm
 import pytensor.tensor as pt
 import torch
 import xarray as xr
+from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.arguments import (
     Correction,
@@ -142,7 +143,8 @@ class AmortizedPosterior:
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
         if correct:
-            warn_of_poor_weights(results, datasets.labels)
+            gaps = any(mask.any() for mask in datasets.missing.values())
+            warn_of_poor_weights(results, datasets.labels, gaps=gaps)
         elif correction == "auto" and self.spec.density_obstacle:
             say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
         computed = self._constrain.names if any(groups.values()) else names
@@ -392,9 +394,17 @@ class AmortizedPosterior:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, result in enumerate(results):
             values = self._constrain(result.theta.reshape(chains * draws, dim), self._everything_given(datasets, i))
+            unknown = self._read_from_gaps(datasets, i)
             for name in names:
-                parts[name].append(values[name].reshape(chains, draws, *values[name].shape[1:]))
+                value = values[name].reshape(chains, draws, *values[name].shape[1:])
+                parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
         return {name: _stacked(values) for name, values in parts.items()}
+
+    def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
+        """Deterministics that are computed from values which one data set lacks."""
+        model = self.spec.model
+        lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
+        return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}
 
     def _with_groups(
         self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]

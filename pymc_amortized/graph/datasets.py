@@ -276,11 +276,24 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
     """Labels of a dimension whose length varies are the data set's own: its variables must agree on them."""
     for r in spec.sizes:
-        labelled = {k: v.coords[r.dim] for k, v in given.items() if isinstance(v, xr.DataArray) and r.dim in v.coords}
+        found = {v.name: _labels_along(v, r.dim, given[v.name]) for v in spec.data if v.name in given}
+        labelled = {name: labels for name, labels in found.items() if labels is not None}
         for name, labels in labelled.items():
             first, theirs = next(iter(labelled.items()))
-            if not np.array_equal(labels.to_numpy(), theirs.to_numpy()):
+            if not np.array_equal(labels, theirs):
                 raise ValueError(f"{name!r} has other labels of {r.dim!r} than {first!r}: align them first")
+
+
+def _labels_along(variable: DataVariable, dim: str, value: Any) -> np.ndarray | None:
+    """Labels that a variable brings along a dimension; pandas' default numbers are none."""
+    if isinstance(value, xr.DataArray):
+        return value.coords[dim].to_numpy() if dim in value.coords else None
+    if isinstance(value, pd.DataFrame | pd.Series) and dim in variable.dims:
+        axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
+        position = variable.dims.index(dim) - len(variable.dims) + len(axes)
+        if 0 <= position < len(axes) and not isinstance(axes[position], pd.RangeIndex):
+            return axes[position].to_numpy()
+    return None
 
 
 def _labels(given: Mapping[str, Any]) -> np.ndarray | None:

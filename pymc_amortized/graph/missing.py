@@ -29,6 +29,7 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.distributions.multivariate import MvNormalRV
+from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.datasets import gaps_of
 from pymc_amortized.graph.density import Data, LogDensity, LogDensityByVariable
@@ -193,6 +194,8 @@ def find_rules(
 ) -> dict[str, Rule | None]:
     """Find out how each variable's missing values can be integrated out.
 
+    That no other term depends on a variable is read off the graph; simulated data can only disprove the rest.
+
     Parameters
     ----------
     spec : ModelSpec
@@ -203,88 +206,99 @@ def find_rules(
     gappy = [v for v in spec.observed if v.missing]
     if not gappy or spec.density_obstacle is not None:
         return {v.name: None for v in gappy}
-    fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
-    rng = np.random.default_rng(seed)
-    by_variable = LogDensityByVariable(spec, compile_kwargs)
-    joint = LogDensity(spec, compile_kwargs)
-    sets = [fixed | simulations.one(i, spec) for i in range(min(TRIALS + 1, len(simulations)))]
+    trials = _Trials(spec, simulations, np.random.default_rng(seed), compile_kwargs)
     rules: dict[str, Rule | None] = {}
     for v in gappy:
-        kept = all(
-            _rest_is_unchanged(v, simulations.unconstrained[i : i + 1], sets[i], sets[i + 1], by_variable, rng)
-            for i in range(len(sets) - 1)
-        )
-        op = core_op(spec.model[v.name])
-        alone = all(
-            _others_are_unchanged(v, simulations.unconstrained[i : i + 1], sets[i], by_variable, rng)
-            for i in range(len(sets) - 1)
-        )
-        if isinstance(op, MvNormalRV) and alone:
+        alone = _nothing_depends_on(spec, v)
+        if alone and isinstance(core_op(spec.model[v.name]), MvNormalRV):
             rules[v.name] = "normal"
-        elif kept:
-            term = by_variable(simulations.unconstrained[:1], sets[0])[v.name]
-            rules[v.name] = "element" if term.ndim - 1 == len(v.shape) else "row"
+        elif alone and trials.factorizes(v):
+            rules[v.name] = "element" if trials.term_ndim(v) == len(v.shape) else "row"
         else:
-            quadratic = v.kind == "real" and all(
-                _is_quadratic(v, simulations.unconstrained[i : i + 1], sets[i], joint, rng)
-                for i in range(len(sets) - 1)
-            )
-            rules[v.name] = "quadratic" if quadratic else None
+            rules[v.name] = "quadratic" if v.kind == "real" else None
+    together = [v for v in gappy if rules[v.name] == "quadratic"]
+    if together and not trials.quadratic(together):
+        rules |= {v.name: None for v in together}
     return rules
 
 
-def _rest_is_unchanged(
-    variable: DataVariable,
-    theta: np.ndarray,
-    data: Data,
-    other: Data,
-    log_density: LogDensityByVariable,
-    rng: np.random.Generator,
-) -> bool:
-    """Whether changing one value, or row, changes no other term of the log density."""
-    before = log_density(theta, data)
-    lead = before[variable.name].ndim - 1  # axes of the variable's own terms
-    value = data[variable.name].copy()
-    index = tuple(int(rng.integers(n)) for n in value.shape[:lead])
-    theirs = tuple(int(rng.integers(n)) for n in other[variable.name].shape[:lead])
-    if lead == 0 and value.ndim:
-        return False  # one term for all values
-    value[index] = other[variable.name][theirs]
-    after = log_density(theta, {**data, variable.name: value})
-    for name, terms in before.items():
-        changed = after[name].copy()
-        if name == variable.name:
-            changed[(0, *index)] = terms[(0, *index)]
-        if not _same(terms, changed):
-            return False
-    return True
+def _nothing_depends_on(spec: ModelSpec, variable: DataVariable) -> bool:
+    """Whether no other term of the log density has the variable's values in its graph."""
+    model = spec.model
+    rv = model[variable.name]
+    others = [v for v in (*model.basic_RVs, *model.potentials) if v is not rv]
+    return not others or model.rvs_to_values[rv] not in set(ancestors(model.logp(vars=others, sum=False)))
 
 
-def _others_are_unchanged(
-    variable: DataVariable, theta: np.ndarray, data: Data, log_density: LogDensityByVariable, rng: np.random.Generator
-) -> bool:
-    """Whether no other variable's density depends on the values of this one."""
-    value = data[variable.name]
-    after = log_density(theta, {**data, variable.name: rng.permutation(value.ravel()).reshape(value.shape)})
-    before = log_density(theta, data)
-    return all(_same(before[name], after[name]) for name in before if name != variable.name)
+class _Trials:
+    """Changes simulated data, and looks at the terms of the log density."""
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        simulations: Simulations,
+        rng: np.random.Generator,
+        compile_kwargs: CompileKwargs | None,
+    ) -> None:
+        self._rng = rng
+        self._terms = LogDensityByVariable(spec, compile_kwargs)
+        self._joint = LogDensity(spec, compile_kwargs)
+        fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
+        self._sets = [fixed | simulations.one(i, spec) for i in range(min(TRIALS, len(simulations)))]
+        self._theta = simulations.unconstrained
+        # of finite values: beyond a data set's length stands NaN
+        self._spread = {
+            v.name: float(np.nanstd(np.clip(simulations.data[v.name].astype(float), -1e100, 1e100)))
+            for v in spec.observed
+        }
 
-def _is_quadratic(
-    variable: DataVariable, theta: np.ndarray, data: Data, log_density: LogDensity, rng: np.random.Generator
-) -> bool:
-    """Whether third differences of the log density in the values vanish, and second ones are negative."""
-    value = data[variable.name]
-    direction = rng.normal(size=value.shape) * (rng.uniform(size=value.shape) < rng.uniform(0.1, 1.0))
-    direction *= max(float(np.std(value)), 1e-3)
-    along = [log_density(theta, {**data, variable.name: value + t * direction})[0] for t in range(5)]
-    if not np.isfinite(along).all():
-        return False
-    largest = np.abs(along).max() + 1.0
-    return bool(
-        np.abs(np.diff(along, 3)).max() <= TOLERANCE * largest and np.diff(along, 2).max() <= TOLERANCE * largest
-    )
+    def term_ndim(self, variable: DataVariable) -> int:
+        """Number of axes of a variable's own term."""
+        return self._terms(self._theta[:1], self._sets[0])[variable.name].ndim - 1
 
+    def factorizes(self, variable: DataVariable) -> bool:
+        """Whether changing half of the values, or rows, leaves the terms of the others as they are."""
+        lead = self.term_ndim(variable)
+        if lead == 0:
+            return not variable.shape  # one term for all values: fine for one value
+        for i, data in enumerate(self._sets):
+            value = data[variable.name]
+            part = self._rng.random(value.shape[:lead]) < 0.5
+            changed = np.where(
+                part.reshape(*part.shape, *[1] * (value.ndim - lead)), self._other(variable, value), value
+            )
+            theta = self._theta[i : i + 1]
+            before = self._terms(theta, data)[variable.name][0]
+            after = self._terms(theta, {**data, variable.name: changed.astype(value.dtype)})[variable.name][0]
+            if not np.allclose(before[~part], after[~part], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+                return False
+        return True
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
+    def _other(self, variable: DataVariable, value: np.ndarray) -> np.ndarray:
+        """Values that differ from those given, possible ones where that is known."""
+        if variable.kind == "binary":
+            return 1 - value
+        if variable.kind == "categorical":
+            return np.where(value > 0, 0, 1)
+        return value + 1 if variable.kind == "count" else value + self._spread[variable.name] + 1e-6
+
+    def quadratic(self, variables: list[DataVariable]) -> bool:
+        """Whether the log density is strictly concave and quadratic in the values of all, wherever they lie."""
+        for i, data in enumerate(self._sets):
+            for some in (variables, *([v] for v in variables)):
+                along = self._along(i, data, some)
+                if not np.isfinite(along).all():
+                    return False
+                rounding = TOLERANCE * (np.abs(along).max() + 1.0)
+                if np.abs(np.diff(along, 3)).max() > rounding or np.diff(along, 2).max() > -rounding:
+                    return False
+        return True
+
+    def _along(self, i: int, data: Data, variables: list[DataVariable]) -> np.ndarray:
+        """Log densities on a line through the values that reaches three standard deviations either way."""
+        line = {}
+        for v in variables:
+            value = data[v.name]
+            line[v.name] = self._rng.normal(size=value.shape) * max(self._spread[v.name], 1e-3)
+        moved = [{name: data[name] + t * direction for name, direction in line.items()} for t in range(-3, 4)]
+        return np.array([self._joint(self._theta[i : i + 1], {**data, **m})[0] for m in moved])
