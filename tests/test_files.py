@@ -208,7 +208,7 @@ def test_a_users_own_network_is_needed_again(tmp_path):
         posterior = brief_fit(line(), summary=Mean())
         path = tmp_path / "own.pma"
         posterior.save(path)
-        with pytest.raises(ValueError, match="summary of the user's own: pass it as summary="):
+        with pytest.raises(ValueError, match="with a summary network of your own: pass it as summary="):
             pma.load(path, model=line())
         loaded = pma.load(path, model=line(), summary=Mean())
         np.testing.assert_array_equal(draws(loaded), draws(posterior))
@@ -217,7 +217,7 @@ def test_a_users_own_network_is_needed_again(tmp_path):
 
 
 def test_a_network_that_is_not_needed_is_refused(saved):
-    with pytest.raises(ValueError, match="summary was given, but this network has the built-in"):
+    with pytest.raises(ValueError, match="summary was given, but .* has a built-in"):
         pma.load(saved, model=line(), summary=Mean())
 
 

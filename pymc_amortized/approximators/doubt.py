@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,36 @@ def say_that_uncorrected(obstacle: str, number: int, total: int) -> None:
         logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
 
 
-def warn_of_extrapolation(distances: Mapping[str, float]) -> None:
+def warn_of_extrapolation(distances: Mapping[str, float], context: Collection[str]) -> None:
     """Log which variables lie beyond anything that was simulated."""
     for name, distance in distances.items():
         if distance > FAR_OUTSIDE:
             logger.warning(
                 "Some values of %r lie beyond anything the model simulated, by %.2g times the simulated range: "
-                "the network extrapolates. Check units, or widen the priors.",
+                "the network extrapolates. Check units, or widen %s.",
                 name,
                 distance,
+                f"its source in context[{name!r}]" if name in context else "the priors",
+            )
+
+
+def warn_of_many_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, Any]) -> None:
+    """Log where more values are missing than in any simulation."""
+    for variable in (v for v in spec.observed if v.missing):
+        name = variable.name
+        mask, rate = datasets.missing[name], rates.get(name)
+        if callable(rate) or rate is None:
+            continue
+        existing = (~datasets.outside(variable)).reshape(len(mask), -1).sum(1)
+        share = float(np.max(mask.reshape(len(mask), -1).sum(1) / np.maximum(existing, 1)))
+        if share > min(2 * rate, 1) + FAR_OUTSIDE:
+            logger.warning(
+                "Of %r, %.0f%% are missing in some data set; training knew 0 to %.0f%%: the network extrapolates. "
+                "Train with a higher rate in missing[%r].",
+                name,
+                100 * share,
+                100 * min(2 * rate, 1),
+                name,
             )
 
 

@@ -28,6 +28,7 @@ from pytensor.graph.traversal import ancestors
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -153,6 +154,8 @@ def _read(
     _refuse_other_model(described, _described(spec))
     with _damage(path):
         structure = _structure(spec, description["structure"])
+    _refuse_other_modules(description["network"], path, summary=summary, density=density)
+    with _damage(path):
         network = _network(file, description["network"], data_layout(spec, structure), summary, density)
         posterior = AmortizedPosterior(
             spec=spec,
@@ -205,6 +208,16 @@ def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
         if i >= ranks[name]:
             raise KeyError(f"axis {i} of {name!r}")
     return Structure(axes, shapes)
+
+
+def _refuse_other_modules(described: Mapping[str, Any], path: Path, **given: Any) -> None:
+    """A network of the user's own has to be given again, and only that."""
+    for what, module in given.items():
+        own = isinstance(described, Mapping) and (described.get(what) or {}).get("kind") == "user"
+        if own and module is None:
+            raise ValueError(f"{path.name!r} was trained with a {what} network of your own: pass it as {what}=")
+        if module is not None and not own:
+            raise ValueError(f"{what} was given, but {path.name!r} has a built-in {what} network")
 
 
 def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | None]:
@@ -372,6 +385,8 @@ def _network(
         differing = sorted(set(stored) ^ set(wanted))[:5]
         raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
     for name, tensor in wanted.items():
+        if is_lazy(tensor):  # takes its shape from the file
+            continue
         _refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
         network = PosteriorNetwork.from_description(description, summary=summary, density=density)
@@ -417,7 +432,9 @@ _DTYPES = {
 
 
 def _on_meta(module: Any) -> Any:
-    return copy.deepcopy(module).to("meta") if isinstance(module, nn.Module) else module
+    if not isinstance(module, nn.Module) or any(is_lazy(p) for p in module.parameters()):
+        return module
+    return copy.deepcopy(module).to("meta")
 
 
 def _refuse_large_options(description: Any, tensors: int) -> None:

@@ -28,6 +28,7 @@ from pymc_amortized.approximators.doubt import (
     explain_impossible,
     say_that_uncorrected,
     warn_of_extrapolation,
+    warn_of_many_gaps,
     warn_of_poor_weights,
 )
 from pymc_amortized.approximators.inputs import network_data
@@ -139,7 +140,9 @@ class AmortizedPosterior:
         correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
         refuse_indices(datasets.values, self._limits, "observed")
-        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)))
+        context = [c.name for c in self.spec.context]
+        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
+        warn_of_many_gaps(self.spec, datasets, self.missing or {})
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
         if correct:
@@ -292,10 +295,11 @@ class AmortizedPosterior:
     def __repr__(self) -> str:
         p = self.provenance
         shapes = ", ".join(f"{v.name}{list(v.shape) or ''}" for v in self.spec.parameters)
-        data = ", ".join(f"{v.name}{list(v.shape) or ''}" for v in self.spec.data)
+        data = ", ".join(f"{v.name}{_extent(v)}" for v in self.spec.data)
+        structure = str(self.structure).replace("\n", "\n    ")
         return (
             f"AmortizedPosterior({shapes} | {data})\n"
-            f"  structure: {self.structure}\n"
+            f"  structure: {structure}\n"
             f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
             f"{'settled' if p.settled else 'not settled'}"
         )
@@ -419,6 +423,12 @@ class AmortizedPosterior:
             pm.stats.compute_log_prior(tree, model=model, progressbar=False)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
+
+
+def _extent(variable: DataVariable) -> str:
+    """Shape, with the names of dimensions whose length varies."""
+    names = [d if n is None else str(n) for n, d in zip(variable.shape, variable.dims or variable.shape, strict=True)]
+    return f"[{', '.join(map(str, names))}]" if names else ""
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:

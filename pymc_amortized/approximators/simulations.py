@@ -17,7 +17,7 @@ from pymc_amortized.graph.datasets import DATASET_DIM, arranged, read_datasets
 from pymc_amortized.graph.density import Unconstrain
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.suitability import names_of
+from pymc_amortized.graph.suitability import names_of, refuse_imputed
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.results import prior_tree
 
@@ -82,6 +82,7 @@ def read_model(
     if model is not None and not isinstance(model, BaseModel):
         raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
     model = pm.modelcontext(model)
+    refuse_imputed(model)
     sizes, sources = split_context(model, context)
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *names_of("observed", observed or ())])
     spec = ModelSpec.from_model(

@@ -92,7 +92,7 @@ class ContextSampler:
             shape = variable.shape_at(lengths or {})
             source = self._missing.get(variable.name, 0.0)
             if callable(source):
-                masks[variable.name] = np.stack([_mask(variable.name, source(rng, shape), shape) for _ in range(n)])
+                masks[variable.name] = np.stack([_mask(variable.name, source, rng, shape) for _ in range(n)])
             else:
                 lead = shape[: len(shape) - _row_ndim(self._spec, variable)]
                 share = rng.uniform(0, min(2 * source, 1), size=(n, *[1] * len(lead)))
@@ -243,8 +243,11 @@ def _check_gaps(name: str, source: Any) -> None:
         raise ValueError(f"missing[{name!r}] must be a rate between 0 and 1, got {source!r}")
 
 
-def _mask(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.asarray(value)
+def _mask(name: str, source: Callable[..., Any], rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        mask = np.asarray(source(rng, shape))
+    except TypeError as error:
+        raise TypeError(f"missing[{name!r}]: the callable (rng, shape) -> mask fails: {error}") from error
     if mask.dtype != bool or mask.shape != shape:
         raise ValueError(
             f"missing[{name!r}]: the callable returned {mask.dtype} values of shape {mask.shape}; "

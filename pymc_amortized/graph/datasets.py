@@ -58,10 +58,14 @@ class DataSets:
     def shown(self, variable: DataVariable) -> np.ndarray:
         """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
         values = self.values[variable.name]
-        absent = _outside(variable, values, self.lengths)
+        absent = self.outside(variable)
         if variable.name in self.missing:
             absent |= self.missing[variable.name]
         return np.where(absent, np.nan, values) if absent.any() else values
+
+    def outside(self, variable: DataVariable) -> np.ndarray:
+        """Mark values (n, *shape) beyond the lengths of their data set."""
+        return _outside(variable, self.values[variable.name], self.lengths)
 
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
         """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
@@ -113,14 +117,17 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
         data = {v.name: spec.held[v.name] for v in spec.data}
     if not batched:
+        if isinstance(data, list | tuple):
+            raise TypeError("observed is a list: pass batched=True for several data sets")
         return replace(_stacked(spec, [_read(spec, data, False)], None), coords=_coords(spec, data))
     if isinstance(data, list | tuple):
         if not data:
             raise ValueError("observed holds no data set: the list is empty")
-        return _stacked(spec, [_read(spec, each, False) for each in data], np.arange(len(data)))
+        return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(data)], np.arange(len(data)))
     given = _by_variable(spec, _as_mapping(data))
     if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
-        return _stacked(spec, [_read(spec, each, False) for each in _dealt(given)], np.arange(len(_dealt(given))))
+        sets = _dealt(given)
+        return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(sets)], np.arange(len(sets)))
     arrays = _same_number(spec, _read(spec, given, True, tails=_may_have_tails(given)))
     n, labels = len(next(iter(arrays.values()))), _labels(given)
     if labels is not None and len(labels) != n:
@@ -151,12 +158,23 @@ def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> 
     return {v.name: _array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
 
 
+def _read_one(spec: ModelSpec, data: Any, index: int) -> dict[str, np.ndarray]:
+    """Read one data set of a list, and say which it is if that fails."""
+    try:
+        arrays = _read(spec, data, False)
+        _lengths(spec, arrays)
+    except (ValueError, TypeError, KeyError) as error:
+        raise type(error)(f"data set {index}: {error.args[0]}") from None
+    return arrays
+
+
 def _dealt(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lists of arrays, one for each data set, as a list of data sets."""
-    numbers = {name: len(value) for name, value in given.items()}
+    """Lists of arrays, one for each data set, as a list of data sets; a single number is that of all."""
+    numbers = {name: len(value) for name, value in given.items() if np.ndim(value) or isinstance(value, list)}
     if len(set(numbers.values())) != 1 or 0 in numbers.values():
         raise ValueError(f"the variables hold different numbers of data sets, or none: {numbers}")
-    return [{name: value[i] for name, value in given.items()} for i in range(next(iter(numbers.values())))]
+    number = next(iter(numbers.values()))
+    return [{k: value[i] if k in numbers else value for k, value in given.items()} for i in range(number)]
 
 
 def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndarray | None) -> DataSets:
@@ -241,6 +259,8 @@ def _as_mapping(data: Any) -> dict[str, Any]:
         if data.children:
             raise TypeError(f"observed is a DataTree with groups {sorted(data.children)}; pass one of them")
         data = data.to_dataset()
+    if isinstance(data, pd.DataFrame):
+        return {str(name): data[name] for name in data.columns}
     if isinstance(data, xr.Dataset):
         return {str(name): data[name] for name in data.data_vars}
     if not isinstance(data, Mapping):

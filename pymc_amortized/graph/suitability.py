@@ -57,7 +57,7 @@ def refuse_unsuited(model: pm.Model, observed: Sequence[str] | None, context: Se
     _refuse_missing_names(model, observed)
     for var in model.basic_RVs:
         _refuse_variable(var)
-    _refuse_imputed(model)
+    refuse_imputed(model)
     _refuse_minibatch(model)
     containers = _observed_containers(model)
     for variable, name in containers.items():
@@ -148,7 +148,8 @@ def _refuse_variable(var: Any) -> None:
         )
 
 
-def _refuse_imputed(model: pm.Model) -> None:
+def refuse_imputed(model: pm.Model) -> None:
+    """Refuse missing values that PyMC made free variables of."""
     free = {rv.name for rv in model.free_RVs}
     for rv in model.observed_RVs:
         name = rv.name.removesuffix("_observed")

@@ -1,0 +1,186 @@
+"""The density of what is present: rules for leaving out or integrating what is missing, and the integrals."""
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import pytest
+import scipy.stats as st
+from numpy.testing import assert_allclose
+
+from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.datasets import gaps_of, read_datasets
+from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.simulator import Simulator
+
+INTERPRETED = {"mode": "FAST_COMPILE"}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+def rare_cause():
+    """A binary value that is nearly always 0, on which another variable depends."""
+    p = pm.Beta("p", 1, 30)
+    d = pm.Bernoulli("d", p, observed=np.zeros(40, int))
+    pm.Normal("y", 3 * d, 1, observed=np.zeros(40))
+    return {"d": None}
+
+
+def mean_of_a_vector():
+    """A sum over the values, which no permutation of them changes."""
+    b = pm.Normal("b", 0, 1)
+    y = pm.MvNormal("y", b * np.ones(10), np.eye(10), observed=np.zeros(10))
+    pm.Normal("z", y.mean(), 0.3, observed=np.zeros(3))
+    return {"y": "quadratic"}
+
+
+def product():
+    """Quadratic in each of two variables, and in both not."""
+    b = pm.Normal("b", 0, 1)
+    x = [pm.Normal(f"x{i}", 1, 1, observed=np.zeros(6)) for i in (1, 2)]
+    pm.Normal("y", b * x[0] * x[1], 1, observed=np.zeros(6))
+    return {"x1": None, "x2": None}
+
+
+def half_line():
+    """Linear and quadratic terms, but no values below zero."""
+    y = pm.Exponential("y", pm.Exponential("l", 1), observed=np.ones(1))
+    pm.Normal("z", y, 0.5, observed=np.ones(1))
+    return {"y": None}
+
+
+def one_heavy_tail():
+    y = pm.StudentT("y", nu=3, mu=0, sigma=pm.Exponential("l", 1), observed=np.ones(1))
+    pm.Normal("z", y, 0.5, observed=np.ones(1))
+    return {"y": None}
+
+
+def scalar():
+    y = pm.Normal("y", pm.Normal("b", 0, 1), 1, observed=1.0)
+    pm.Normal("z", y, 1, observed=0.0)
+    return {"y": "quadratic"}
+
+
+def last_value():
+    y = pm.Normal("y", pm.Normal("b", 0, 1), 1, observed=np.zeros(40))
+    pm.Normal("z", y[-1], 1, observed=0.0)
+    return {"y": "quadratic"}
+
+
+def volatility():
+    pm.GARCH11("y", omega=pm.HalfNormal("v", 1), alpha_1=0.2, beta_1=0.3, initial_vol=1.0, observed=np.zeros(9))
+    return {"y": None}
+
+
+def by_themselves():
+    b = pm.Normal("b", 0, 1)
+    pm.Normal("y", b, 1, observed=np.zeros(40))
+    pm.Poisson("c", pt.exp(b), observed=np.zeros(5, int))
+    pm.Gamma("g", 2, pt.exp(b), observed=np.ones(5))
+    pm.Dirichlet("d", np.ones(3) * pt.exp(b), observed=np.ones((4, 3)) / 3)
+    pm.AR("a", [0.5], pt.exp(b), init_dist=pm.Normal.dist(0, 1), observed=np.zeros(9))
+    pm.MvNormal("n", b * np.ones(3), np.eye(3), observed=np.zeros((4, 3)))
+    return {"y": "element", "c": "element", "g": "element", "d": "row", "a": "quadratic", "n": "normal"}
+
+
+CASES = [
+    rare_cause, mean_of_a_vector, product, half_line, one_heavy_tail, scalar, last_value, volatility, by_themselves
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", CASES)
+def test_rules_are_found_whatever_the_seed(write):
+    with pm.Model() as model:
+        expected = write()
+    spec, sources, gaps = read_model(model, None, None, {}, dict.fromkeys(expected, 0.2))
+    simulator = Simulator(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=INTERPRETED)
+    simulations = simulator(20, 1)
+    for seed in range(3):
+        assert find_rules(spec, simulations, np.random.SeedSequence(seed), INTERPRETED) == expected
+
+
+# The integrals, against closed forms
+
+N = 12
+
+
+def autoregression():
+    pm.AR("y", pm.Normal("rho", [0.5, -0.2], 0.2), 0.7, init_dist=pm.Normal.dist(0, 1, shape=2), observed=np.zeros(N))
+
+
+def autoregression_covariance(rho):
+    step = np.eye(N) - np.diag(np.r_[0, np.full(N - 2, rho[0])], -1) - np.diag(np.full(N - 2, rho[1]), -2)
+    back = np.linalg.inv(step)
+    return back @ np.diag([1, 1] + [0.49] * (N - 2)) @ back.T
+
+
+def field():
+    length = pm.Gamma("length", 5, 1)
+    cov = pm.gp.cov.ExpQuad(1, ls=length)(np.arange(N)[:, None].astype(float)) + 0.1 * np.eye(N)
+    pm.MvNormal("y", np.zeros(N), cov, observed=np.zeros(N))
+
+
+def field_covariance(length):
+    distance = np.subtract.outer(np.arange(N), np.arange(N))
+    return np.exp(-0.5 * distance**2 / length**2) + 0.1 * np.eye(N)
+
+
+PRIORS = {
+    "rho": lambda rho: st.norm.logpdf(rho, [0.5, -0.2], 0.2).sum(),
+    "length": lambda length: st.gamma.logpdf(length, 5) + np.log(length),
+}
+
+
+@pytest.mark.parametrize(
+    ("write", "rule", "covariance"),
+    [(autoregression, "quadratic", autoregression_covariance), (field, "normal", field_covariance)],
+)
+def test_what_is_missing_of_dependent_values_is_integrated_out(write, rule, covariance):
+    with pm.Model() as model:
+        write()
+    spec, _, gaps = read_model(model, None, None, {}, {"y": 0.3})
+    made = Simulator(spec, context=ContextSampler(spec, {}, gaps), compile_kwargs=INTERPRETED)(6, 2)
+    log_density = LogDensityWithGaps(spec, {"y": rule}, INTERPRETED)
+    (parameter,) = (p.name for p in spec.parameters)
+    for i, missing in enumerate([[], [0], [3, 4, 9], range(1, 12), range(12)]):
+        y = made.data["y"][i].copy()
+        y[list(missing)] = np.nan
+        data = read_datasets(spec, {"y": y}).one(spec, 0) | {v.name: spec.held[v.name] for v in spec.constants}
+        keep = ~np.isnan(y)
+        for j, value in enumerate(made.variables[parameter]):
+            full = covariance(value)[np.ix_(keep, keep)]
+            expected = st.multivariate_normal.logpdf(y[keep], np.zeros(keep.sum()), full) if keep.any() else 0.0
+            expected += PRIORS[parameter](value)
+            assert_allclose(log_density(made.unconstrained[j : j + 1], data)[0], expected, rtol=1e-6)
+
+
+def test_gaps_in_what_others_depend_on_are_integrated_out():
+    with pm.Model() as model:
+        c = pm.Normal("c", 0, 1)
+        y = pm.Normal("y", 0.5, 1, observed=np.zeros(4))
+        pm.Normal("z", c * y, 0.5, observed=np.zeros(4))
+    spec, _, _ = read_model(model, None, None, {}, {"y": 0.3, "z": 0.3})
+    given = {"y": [np.nan, 0.3, np.nan, 1.0], "z": [0.7, np.nan, np.nan, -0.4]}
+    data = read_datasets(spec, given).one(spec, 0)
+    log_density = LogDensityWithGaps(spec, {"y": "quadratic", "z": "element"}, INTERPRETED)
+    for c in (-1.0, 0.0, 2.0):
+        expected = st.norm.logpdf(c) + st.norm.logpdf(0.7, 0.5 * c, np.hypot(0.5, c)) + st.norm.logpdf(0.3, 0.5, 1)
+        expected += st.norm.logpdf(1.0, 0.5, 1) + st.norm.logpdf(-0.4, c, 0.5)
+        assert_allclose(log_density(np.array([[c]]), data)[0], expected, rtol=1e-6)
+
+
+def test_rows_missing_in_part_are_an_obstacle():
+    with pm.Model() as model:
+        pm.Multinomial("y", n=5, p=pm.Dirichlet("p", np.ones(3)), observed=np.tile([1, 2, 2], (4, 1)))
+    spec, _, _ = read_model(model, None, None, {}, {"y": 0.3})
+    log_density = LogDensityWithGaps(spec, {"y": "row"}, INTERPRETED)
+    mask = np.zeros((4, 3), dtype=bool)
+    data = {"y": np.tile([1, 2, 2], (4, 1)), gaps_of("y"): mask}
+    assert log_density.obstacle(data) is None
+    mask[1] = True
+    assert log_density.obstacle(data) is None
+    mask[2, 0] = True
+    assert "'y' are missing in part" in log_density.obstacle(data)
+    assert "does not factorize" in LogDensityWithGaps(spec, {"y": None}, INTERPRETED).obstacle(data)
