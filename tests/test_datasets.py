@@ -182,9 +182,9 @@ def test_the_containers_name_stands_for_its_variable(spec):
     np.testing.assert_array_equal(read_datasets(spec, given).one(spec, 0)["y"], Y)
 
 
-@pytest.mark.parametrize("observed", [[1, 2], Y, 3, "y", pd.DataFrame({"count": [1, 2, 3, 4]})])
+@pytest.mark.parametrize("observed", [[1, 2], Y, 3, "y"])
 def test_what_is_no_mapping_is_refused(spec, observed):
-    with pytest.raises(TypeError, match="observed must map names"):
+    with pytest.raises(TypeError, match="observed is a list: pass batched=True|observed must map names"):
         read_datasets(spec, observed)
 
 

@@ -452,9 +452,9 @@ def test_simulations_made_elsewhere_train_the_same_posterior(source):
     model = CLOSED_FORMS["conjugate_normal"].build()
     if source == "pymc":
         with model:
-            simulations = pm.sample_prior_predictive(3000, random_seed=5)
+            simulations = pm.sample_prior_predictive(6000, random_seed=5)
     else:
-        simulations = pma.simulate(model, 3000, random_seed=5)
+        simulations = pma.simulate(model, 6000, random_seed=5)
     posterior = briefly(model, num_steps=600, simulations=simulations)
     assert posterior.provenance.user_simulations
     data = conjugate_data()

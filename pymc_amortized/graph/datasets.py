@@ -170,7 +170,7 @@ def _read_one(spec: ModelSpec, data: Any, index: int) -> dict[str, np.ndarray]:
 
 def _dealt(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lists of arrays, one for each data set, as a list of data sets; a single number is that of all."""
-    numbers = {name: len(value) for name, value in given.items() if np.ndim(value) or isinstance(value, list)}
+    numbers = {name: len(value) for name, value in given.items() if isinstance(value, list | tuple) or np.ndim(value)}
     if len(set(numbers.values())) != 1 or 0 in numbers.values():
         raise ValueError(f"the variables hold different numbers of data sets, or none: {numbers}")
     number = next(iter(numbers.values()))
