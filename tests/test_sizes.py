@@ -12,11 +12,13 @@ from conftest import briefly, interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.graph.context import ContextSampler, split_context
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range
 from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.structure import find_structure
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
@@ -258,6 +260,31 @@ def test_what_cannot_vary_is_refused_by_name():
         pma.simulate(normal_mean(), 5, missing={"z": 0.2})
     with pytest.raises(ValueError, match="expected bool of shape"):
         pma.simulate(normal_mean(), 5, missing={"y": lambda rng, shape: np.zeros(shape)})
+
+
+def test_rows_that_a_matrix_tells_apart_keep_their_places():
+    """A known covariance can be permuted with its rows, but the network does not see which row is which."""
+    factor = np.random.default_rng(3).normal(size=(12, 3))
+    with pm.Model() as model:
+        level = pm.Normal("level", 0, 3)
+        pm.MvNormal("y", level * np.ones(12), factor @ factor.T + np.diag(np.arange(1.0, 13)), observed=np.zeros(12))
+    spec = ModelSpec.from_model(model)
+    simulations = Simulator(spec, compile_kwargs=INTERPRETED)(20, 1)
+    seed = np.random.SeedSequence(1)
+    structure = find_structure(spec, simulations, LogDensity(spec, INTERPRETED), seed)
+    assert structure.kinds_of("y") == ("exchangeable",)
+    assert [array.axes for array in data_layout(spec, structure).arrays if array.name == "y"] == [(None,)]
+
+
+def test_structure_is_looked_for_at_the_largest_size(caplog):
+    """What begins after some rows is not seen in few."""
+    with pm.Model(coords={"obs": range(40)}) as model:
+        a = pm.Normal("a", 0, 1, shape=2)
+        late = pt.arange(model.dim_lengths["obs"]) >= 25
+        pm.Normal("y", a[0] + a[1] * late, 1, observed=np.zeros(40), dims="obs")
+    posterior = interpreted(model, context={"obs": (5, 40)}, num_simulations=400)
+    (axis,) = posterior.structure.axes
+    assert axis.kind == "sequence" and (axis.smallest, axis.length) == (5, 40)
 
 
 def test_an_index_of_what_does_not_exist_is_refused():
