@@ -89,10 +89,10 @@ REFUSED = {
     "poisson": (lambda: observe(pm.Poisson("k", 3.0)), "'k' is discrete.*marginalize"),
     "bernoulli": (lambda: observe(pm.Bernoulli("k", 0.3)), "'k' is discrete.*marginalize"),
     "categorical": (lambda: observe(pm.Categorical("k", [0.3, 0.7])), "'k' is discrete.*marginalize"),
-    "missing": (lambda: pm.Normal("y", pm.Normal("m"), observed=MISSING), "'y' has missing values.*drop"),
+    "missing": (lambda: pm.Normal("y", pm.Normal("m"), observed=MISSING), "'y' has missing values.*train with missing"),
     "missing as NaN": (
         lambda: pm.Normal("y", pm.Normal("m"), observed=MISSING.filled(np.nan)),
-        "'y' has missing values.*drop",
+        "'y' has missing values.*train with missing",
     ),
     "missing counts": (lambda: pm.Poisson("y", pm.HalfNormal("m"), observed=COUNTS), "'y' has missing values"),
     "missing in vectors": (
