@@ -154,7 +154,7 @@ def _read(
     _refuse_other_model(described, _described(spec))
     with _damage(path):
         structure = _structure(spec, description["structure"])
-    _refuse_other_modules(description["network"], path, summary=summary, density=density)
+    _refuse_other_modules(description.get("network"), path, summary=summary, density=density)
     with _damage(path):
         network = _network(file, description["network"], data_layout(spec, structure), summary, density)
         posterior = AmortizedPosterior(
@@ -210,10 +210,11 @@ def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
     return Structure(axes, shapes)
 
 
-def _refuse_other_modules(described: Mapping[str, Any], path: Path, **given: Any) -> None:
+def _refuse_other_modules(described: Any, path: Path, **given: Any) -> None:
     """A network of the user's own has to be given again, and only that."""
     for what, module in given.items():
-        own = isinstance(described, Mapping) and (described.get(what) or {}).get("kind") == "user"
+        entry = described.get(what) if isinstance(described, Mapping) else None
+        own = isinstance(entry, Mapping) and entry.get("kind") == "user"
         if own and module is None:
             raise ValueError(f"{path.name!r} was trained with a {what} network of your own: pass it as {what}=")
         if module is not None and not own:
