@@ -463,6 +463,15 @@ def test_simulations_made_elsewhere_train_the_same_posterior(source):
         assert_moments(dt.posterior.to_dataset(), conjugate_moments(data), tolerance)
 
 
+def test_the_structure_of_given_simulations_is_found():
+    """Permuting effects that add up to zero needs them on their own scale."""
+    model = MODELS["zero_sum_effects"].build()
+    simulations = pma.simulate(model, 200, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"})
+    posterior = briefly(model, num_steps=20, simulations=simulations, compile_kwargs={"mode": "FAST_COMPILE"})
+    (kinds,) = MODELS["zero_sum_effects"].structure.values()
+    assert posterior.structure.kinds_of("y") == kinds
+
+
 def uniform_design(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(-2.0, 2.0, size=(12, 2))
 

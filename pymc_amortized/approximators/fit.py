@@ -326,7 +326,7 @@ class _Fit:
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
         joint = self.spec.jointly()
         lengths = self.spec.largest  # what begins or repeats after some rows is seen there
-        if self.spec.nuisance or lengths or self.given is None:
+        if self.spec.nuisance or lengths:
             simulator = Simulator(
                 joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs
             )

@@ -127,7 +127,8 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
     dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
     kept = datasets.take(usable)
-    return Simulations(theta[usable], {}, kept.values, len(theta), dropped, kept.lengths, kept.missing)
+    free = {name: values[usable] for name, values in variables.items()}
+    return Simulations(theta[usable], free, kept.values, len(theta), dropped, kept.lengths, kept.missing)
 
 
 def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
-from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace
+
+from pymc_amortized.graph.constants import substitute
 
 GROUP = 64
 """Simulations of one size: enough for the cost of a call to vanish, few enough for many sizes in a training batch."""
@@ -82,25 +81,23 @@ def with_free_lengths(model: pm.Model, dims: Sequence[str], containers: Sequence
     """
     if not dims:
         return model
-    fgraph, memo = fgraph_from_model(model)
-    lengths: dict[str, Any] = {}
-    replacements: dict[Any, Any] = {}
-    for dim in dims:
-        old = fgraph._dim_lengths[dim]
-        lengths[dim] = pytensor.shared(np.asarray(_length(model, dim), dtype="int64"), name=dim)
-        replacements[old] = lengths[dim].astype(old.type.dtype)
-    for name in containers:
-        carried = model.named_vars_to_dims.get(name) or ()
-        if lengths.keys().isdisjoint(carried):
-            continue
-        variable = model[name]
-        shape = [lengths.get(d, n) for d, n in zip(carried, variable.get_value(borrow=True).shape, strict=True)]
-        replacements[memo[variable].owner.inputs[0]] = pt.zeros(shape, dtype=variable.type.dtype)
-    outputs = clone_replace(fgraph.outputs, replace=replacements, rebuild_strict=False)
-    rebuilt = FunctionGraph(outputs=outputs, clone=False)
-    rebuilt._coords = dict(fgraph._coords)  # type: ignore[attr-defined]
-    rebuilt._dim_lengths = {**fgraph._dim_lengths, **lengths}  # type: ignore[attr-defined]
-    return model_from_fgraph(rebuilt, mutate_fgraph=True)
+    lengths = {dim: pytensor.shared(np.asarray(_length(model, dim), dtype="int64"), name=dim) for dim in dims}
+
+    def replacements(memo: dict[Any, Any]) -> dict[Any, Any]:
+        old = {dim: model.dim_lengths[dim] for dim in dims}
+        replaced = {memo.get(v, v): lengths[dim].astype(v.type.dtype) for dim, v in old.items()}
+        for name in containers:
+            carried = model.named_vars_to_dims.get(name) or ()
+            if not lengths.keys().isdisjoint(carried):
+                shape = [
+                    lengths.get(d, n) for d, n in zip(carried, model[name].get_value(borrow=True).shape, strict=True)
+                ]
+                replaced[memo[model[name]].owner.inputs[0]] = pt.zeros(shape, dtype=model[name].type.dtype)
+        return replaced
+
+    freed = substitute(model, replacements)
+    freed._dim_lengths.update(lengths)
+    return freed
 
 
 def _length(model: pm.Model, dim: str) -> int:
