@@ -6,6 +6,8 @@ __version__ = "0.1.0"
 
 from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.fit_likelihood import fit_likelihood
+from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
 from pymc_amortized.networks import (
@@ -23,6 +25,7 @@ from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 
 __all__ = [
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "Flat",
     "Grid",
@@ -34,6 +37,7 @@ __all__ = [
     "Training",
     "Transformer",
     "ZukoDensity",
+    "fit_likelihood",
     "fit_posterior",
     "load",
     "sample_amortized",

@@ -180,7 +180,7 @@ def fit_posterior(
     context = mapping("context", context)
     check_choices(summary, density)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
-    entropy = _entropy(random_seed)
+    entropy = training_entropy(random_seed)
     fit = _Fit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     if simulations is not None:
         if num_simulations is not None:
@@ -231,7 +231,7 @@ class _Fit:
         budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
         expected = cost * num_simulations if num_simulations else min(batch_cost * self.options.steps, budget)
         if cores is None and expected > SECONDS_WORTH_PROCESSES:
-            self.cores = _available_cores()
+            self.cores = available_cores()
         if num_simulations is None and batch_cost / self.cores > SLOW_BATCH:
             self.num_simulations = max(int(budget * self.cores / cost), FEWEST)
             logger.info(
@@ -491,10 +491,10 @@ def _options(training: Training | None, max_time: float | None) -> Training:
     return options if max_time is None else replace(options, max_time=max_time)
 
 
-def _entropy(random_seed: RandomState) -> tuple[int, ...]:
+def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
     entropy = seed_sequence(random_seed).entropy
     return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ an ordering transform), and such draws are not draws of the model. They are drop
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -118,8 +118,8 @@ class Simulator:
     spec : ModelSpec
     context : ContextSampler, optional
         Where the values of context variables come from.
-    deterministics : bool
-        Whether to return deterministics too; training does not need them.
+    deterministics : bool or sequence of str
+        Whether to return deterministics too, or which; training does not need them.
     compile_kwargs : mapping, optional
         Passed to :func:`pymc.compile`.
     """
@@ -129,12 +129,13 @@ class Simulator:
         spec: ModelSpec,
         *,
         context: ContextSampler | None = None,
-        deterministics: bool = True,
+        deterministics: bool | Sequence[str] = True,
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         self.spec = spec
         self.context = context or ContextSampler(spec, {})
-        self._deterministics = spec.deterministics if deterministics else ()
+        named = deterministics if not isinstance(deterministics, bool) else None
+        self._deterministics = tuple(named) if named is not None else spec.deterministics if deterministics else ()
         self._compile_kwargs = compile_kwargs
         self._ends_checked = False
 

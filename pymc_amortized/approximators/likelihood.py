@@ -1,0 +1,385 @@
+"""The learned likelihood of a PyMC model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import xarray as xr
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant
+
+from pymc_amortized.approximators.provenance import Provenance
+from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.graph.emulator import PYTENSOR, Emulator
+from pymc_amortized.graph.exchange import exchanged
+from pymc_amortized.graph.rows import ObservedRows, recomputed
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import closed_model
+from pymc_amortized.networks.rows import RowNetwork
+from pymc_amortized.rows.columns import Column
+from pymc_amortized.rows.encoding import extent
+from pymc_amortized.rows.evaluation import RowDensity
+from pymc_amortized.training import History, TrainingState
+
+logger = logging.getLogger("pymc_amortized")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AmortizedLikelihood:
+    """The learned distribution of an observed variable, given the parameters that its rows are drawn with.
+
+    Made by :func:`fit_likelihood` or :func:`load`; immutable. Called inside a model it is a distribution.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        Snapshot of the model.
+    rows : ObservedRows
+        What a row is, and what its distribution depends on.
+    network : RowNetwork
+        The trained network.
+    history : History
+        Losses during training.
+    provenance : Provenance
+        How it was trained.
+    error : float or None
+        Mean absolute error of the log density of a row, where the model has an exact one.
+    """
+
+    spec: ModelSpec
+    rows: ObservedRows
+    network: RowNetwork
+    history: History
+    provenance: Provenance
+    state: TrainingState
+    error: float | None = None
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        observed: Any = None,
+        dims: Any = None,
+        shape: Any = None,
+        length: int | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Add a variable with the learned distribution to the model of the context.
+
+        Parameters
+        ----------
+        name : str
+            Of the new variable.
+        observed : array_like or pm.Data, optional
+        dims, shape : optional
+            As in PyMC.
+        length : int, optional
+            Of each series, where one draw is a series that is not observed.
+        **parameters
+            What the rows depend on, by the names in :attr:`parameters`, each a number or array that broadcasts over
+            the rows.
+
+        Returns
+        -------
+        TensorVariable
+            Beside it stands a Deterministic ``"<name>_extent"``: how far the parameters reach into the region of
+            training. 1 is its edge, beyond which the density is continued by a penalty.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Parameters are missing, unknown or of the wrong shape, or data outside the support.
+        """
+        arguments = self._arguments(parameters)
+        if observed is not None:
+            values = _values(observed)
+            self._check_values(values, f"observed values of {name!r}")
+            length = values.shape[self.rows.batch_ndim] if self.rows.series else None
+            self._check_shapes(arguments, values.shape)
+        elif self.rows.series and length is None:
+            raise TypeError("length: the length of a series that is not observed must be given")
+        options = {key: value for key, value in (("dims", dims), ("shape", shape)) if value is not None}
+        variable = self.emulator.named(name, *arguments, length=length, observed=observed, **options)
+        pm.Deterministic(f"{name}_extent", self._extent(arguments))
+        return variable
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what the rows depend on."""
+        names: list[str] = []
+        for p in self.rows.parameters:
+            names += p.leaves if p.leaves and "" not in p.leaves else [p.name]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def region(self) -> dict[str, tuple[float, float]]:
+        """The range of each number that a row depends on, in which the likelihood was trained."""
+        region = {}
+        for p in self.network.layout.parameters:
+            ends = [p.low * p.scale + p.center, p.high * p.scale + p.center]
+            if p.transform == "log":
+                ends = [float(np.exp(e)) for e in ends]
+            elif p.transform == "logit":
+                ends = [float(1 / (1 + np.exp(-e))) for e in ends]
+            region[p.name] = (ends[0], ends[1])
+        return region
+
+    def to_model(self, observed: Mapping[str, Any] | Any = None) -> pm.Model:
+        """Return the model in which the observed variable has the learned distribution.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or array_like, optional
+            Values of the observed variable; by default those that the model held. Where its parameters are the same for
+            all rows, there may be more or fewer rows than the model had.
+
+        Returns
+        -------
+        pymc.Model
+            A copy, for ``pm.sample(model=...)``, with a Deterministic ``"<name>_extent"`` as in :meth:`__call__`.
+        """
+        name = self.rows.variable.name
+        values = self._observed(observed)
+        model = closed_model(self.spec)
+        others = [v for v in self.spec.observed if v.name != name]
+        if others:
+            model = pm.observe(model, {v.name: self.spec.held[v.name] for v in others})
+        made = exchanged(model, self.rows, self.emulator, values)
+        arguments = list(made[name].owner.inputs[2:])[: len(self.rows.parameters)]
+        with made:
+            pm.Deterministic(f"{name}_extent", self._extent(arguments))
+        return made
+
+    def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
+        """Log density of rows.
+
+        Parameters
+        ----------
+        values : array_like (..., *event)
+            The numbers of a row on the last axes, after that of a series if it is one.
+        parameters : mapping of name to array_like
+            By the names in :attr:`parameters`; they broadcast against the rows.
+
+        Returns
+        -------
+        ndarray (...)
+        """
+        values = np.asarray(values)
+        self._check_values(values, "values")
+        arguments = self._arguments(dict(parameters))
+        value = pt.constant(values.astype(self.rows.variable.dtype))
+        return np.asarray(self.emulator.logp(value, *arguments).eval())
+
+    def sample(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        shape: tuple[int, ...] | None = None,
+        length: int | None = None,
+        random_seed: RandomState = None,
+    ) -> np.ndarray:
+        """Draw rows from the emulator: a fast stand-in for the simulator.
+
+        Parameters
+        ----------
+        parameters : mapping of name to array_like
+            By the names in :attr:`parameters`; they broadcast against each other.
+        shape : tuple of int, optional
+            Of the rows; by default that of the parameters together.
+        length : int, optional
+            Of each series, where one draw is a series.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+
+        Returns
+        -------
+        ndarray (*shape, *event)
+        """
+        arguments = [np.asarray(a.eval()) for a in self._arguments(dict(parameters))]
+        if self.rows.series:
+            if length is None:
+                length = self.rows.variable.shape_at({})[self.rows.batch_ndim]
+            arguments.append(np.zeros(length))
+        rng = np.random.default_rng(seed_sequence(random_seed))
+        return self.emulator.random(*arguments, rng=rng, size=shape)
+
+    def check_region(self, dt: xr.DataTree, name: str | None = None) -> float:
+        """Count draws of a posterior at which parameters lie outside the trained region, and warn of them.
+
+        Parameters
+        ----------
+        dt : xarray.DataTree
+            From ``pm.sample`` of a model with this likelihood.
+        name : str, optional
+            Of the variable; the name in the model it was trained on by default.
+
+        Returns
+        -------
+        float
+            Share of draws at which some row is outside.
+        """
+        name = f"{name or self.rows.variable.name}_extent"
+        if "posterior" not in dt or name not in dt["posterior"]:
+            raise KeyError(f"the posterior holds no {name!r}: it is not one of a model with this likelihood")
+        outside = np.asarray(dt["posterior"][name]) > 1
+        share = float(outside.mean())
+        if share:
+            logger.warning(
+                "At %d of %d draws (%.1f%%) parameters lie outside the region the likelihood was trained in (%s). "
+                "There it is continued by a penalty: train with a wider region=.",
+                int(outside.sum()),
+                outside.size,
+                100 * share,
+                ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items()),
+            )
+        return share
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write weights and a description, never code, to a file that :func:`load` reads."""
+        from pymc_amortized.approximators.likelihood_files import save
+
+        save(self, path)
+
+    @cached_property
+    def density(self) -> RowDensity:
+        """The trained density, in arrays."""
+        return RowDensity(self.network.layout, self.network.size, tuple(self.network.arrays()))
+
+    @cached_property
+    def emulator(self) -> Emulator:
+        """The distribution in PyTensor."""
+        cores = tuple(p.core_shape for p in self.rows.parameters)
+        return Emulator(self.density, self.rows.event_shape, self.rows.series, cores, self.rows.variable.dtype)
+
+    def __repr__(self) -> str:
+        event = f"[{', '.join(map(str, self.rows.event_shape))}]" if self.rows.event_shape else ""
+        region = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in self.region.items())
+        error = "" if self.error is None else f", mean absolute error {self.error:.4f} per row"
+        kind = f"a series, {self.network.layout.lags} lags" if self.rows.series else "independent rows"
+        return (
+            f"AmortizedLikelihood({self.rows.variable.name}{event} | {', '.join(self.parameters)})\n"
+            f"  {kind}; region: {region}\n"
+            f"  trained on {self.provenance.simulations:,} rows, held-out loss {self.provenance.held_out_loss:.4f}{error}"
+        )
+
+    def _arguments(self, given: dict[str, Any]) -> list[Any]:
+        """The distribution's arguments from values by name."""
+        names = [p.name for p in self.rows.parameters]
+        wanted = names if set(given) == set(names) else list(self.parameters)
+        if set(given) != set(wanted):
+            unknown, missing = sorted(set(given) - set(wanted)), [n for n in wanted if n not in given]
+            parts = [f"unknown: {unknown}" if unknown else "", f"missing: {missing}" if missing else ""]
+            raise TypeError(
+                f"the likelihood of {self.rows.variable.name!r} takes the parameters {wanted}; "
+                + ", ".join(part for part in parts if part)
+            )
+        arguments = []
+        for p in self.rows.parameters:
+            if p.name in given:
+                argument = given[p.name]
+            else:
+                argument = recomputed(self.spec, p.variable, {k: pt.as_tensor(v) for k, v in given.items()})
+            argument = pt.as_tensor(argument)
+            core = argument.type.shape[argument.type.ndim - len(p.core_shape) :]
+            if argument.type.ndim < len(p.core_shape) or any(
+                n not in (None, m) for n, m in zip(core, p.core_shape, strict=True)
+            ):
+                raise ValueError(f"{p.name!r} has shape {argument.type.shape}; its last axes must be {p.core_shape}")
+            if argument.type.dtype == "bool" or argument.type.dtype.startswith("complex"):
+                raise TypeError(f"{p.name!r} must be real numbers, got {argument.type.dtype}")
+            arguments.append(argument)
+        return arguments
+
+    def _observed(self, observed: Any) -> np.ndarray:
+        name, container = self.rows.variable.name, self.rows.variable.container
+        if observed is None:
+            if not self.spec.holds_data:
+                raise ValueError(f"observed: the model holds no data; give the values of {name!r}")
+            return self.spec.held[name]
+        if isinstance(observed, xr.Dataset) or isinstance(observed, Mapping):
+            unknown = [key for key in observed if key not in (name, container)]
+            if unknown or not observed:
+                raise KeyError(f"observed holds {list(observed)}; the likelihood is that of {name!r}")
+            observed = next(iter(observed.values()))
+        values = np.asarray(observed)
+        self._check_values(values, f"observed[{name!r}]")
+        shape = self.rows.variable.shape_at({})
+        wide = [p for p in self.rows.parameters if p.batch_ndim]
+        if wide and values.shape[: self.rows.batch_ndim] != shape[: self.rows.batch_ndim]:
+            raise ValueError(
+                f"observed[{name!r}] has shape {values.shape}, the model {shape}; {wide[0].name!r} belongs to its rows. "
+                "For other data, build a model with the likelihood itself: likelihood(...)"
+            )
+        return values
+
+    def _check_values(self, values: np.ndarray, what: str) -> None:
+        """Refuse data that the learned distribution cannot produce."""
+        rows = self.rows
+        if values.dtype.kind not in "buif":
+            raise TypeError(f"{what} must be numbers, got {values.dtype}")
+        event = values.shape[values.ndim - len(rows.event_shape) :]
+        if values.ndim < len(rows.event_shape) + rows.series or event != rows.event_shape:
+            raise ValueError(f"{what}: shape {values.shape}; the last axes must be {rows.event_shape}")
+        if np.isnan(np.asarray(values, dtype=float)).any():
+            raise ValueError(f"{what}: missing values (NaN) are not supported: leave these rows out")
+        columns = values.reshape(-1, rows.columns).T.astype(float)
+        for i, (column, y) in enumerate(zip(self.network.layout.columns, columns, strict=True)):
+            where = what if len(columns) == 1 else f"{what}, number {i} of the rows"
+            _check_column(column, y, where)
+
+    def _check_shapes(self, arguments: list[Any], shape: tuple[int, ...]) -> None:
+        """Refuse parameters that do not broadcast over the rows of the data."""
+        batch = shape[: len(shape) - len(self.rows.event_shape) - self.rows.series]
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            lead = argument.type.shape[: argument.type.ndim - len(p.core_shape)]
+            known = tuple(1 if n is None else n for n in lead)
+            try:
+                fits = np.broadcast_shapes(known, batch) == batch
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
+
+    def _extent(self, arguments: list[Any]) -> Any:
+        """How far the parameters reach into the region: 1 is its edge."""
+        elements = []
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            argument = pt.as_tensor(argument)
+            lead = argument.type.ndim - len(p.core_shape)
+            size = int(np.prod(p.core_shape, dtype=int))
+            flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size], ndim=lead + 1)
+            elements += [flat[..., j].astype("float64") for j in range(size)]
+        return pt.max(pt.stack([pt.max(e) for e in extent(PYTENSOR, self.network.layout, elements)]))
+
+
+def _values(observed: Any) -> np.ndarray:
+    if isinstance(observed, SharedVariable):
+        return np.asarray(observed.get_value())
+    if isinstance(observed, Constant):
+        return np.asarray(observed.data)
+    return np.asarray(observed)
+
+
+def _check_column(column: Column, y: np.ndarray, where: str) -> None:
+    if column.kind == "categorical":
+        unknown = sorted(set(np.unique(y).tolist()) - set(column.levels))
+        if unknown:
+            raise ValueError(f"{where}: {unknown[:5]} given; the categories are {list(column.levels)}")
+    elif column.kind == "count":
+        if (y != np.round(y)).any() or (y < column.lower).any():
+            wrong = y[(y != np.round(y)) | (y < column.lower)][0]
+            raise ValueError(f"{where}: counts from {column.lower:g} on are allowed, got {wrong:g}")
+    elif column.transform in ("log", "logit"):
+        beyond = (y <= column.lower) | ((y >= column.upper) & (column.transform == "logit"))
+        if beyond.any():
+            allowed = f"above {column.lower:g}" if column.transform == "log" else f"in {column.lower:g} to {column.upper:g}"
+            raise ValueError(f"{where}: values {allowed} are allowed, got {y[beyond][0]:g}")
+    if not np.isfinite(y).all():
+        raise ValueError(f"{where}: infinite values are not allowed")

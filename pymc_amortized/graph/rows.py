@@ -1,0 +1,391 @@
+"""What an observed variable's rows are, and what the distribution of one row depends on.
+
+PyMC draws a variable from its distribution's parameters: ``pm.CustomDist("rt", drift[subject], boundary, random=...)``
+says that a response time depends on one drift and one boundary, whatever the model above says about these. That
+conditional distribution is what is learned: of few numbers, the same in every model that uses it, and exact about
+which rows depend on what. Axes over which a distribution repeats its draws hold rows that are independent given their
+parameters, by PyMC's own contract; a ``pm.Simulator`` does with its size what it likes, so that the user has to say.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pymc as pm
+from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.simulator import SimulatorRV
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.random.op import RandomVariable
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
+from pytensor.tensor.type_other import NoneTypeT
+
+from pymc_amortized.graph.evidence import TIME_SERIES
+from pymc_amortized.graph.kinds import FLAT, KINDS
+from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.graph.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.suitability import core_op
+from pymc_amortized.rows.columns import Kind as ColumnKind
+from pymc_amortized.rows.prepared import Rows
+
+MOST_COLUMNS = 32
+"""A row of more numbers than this is refused: each has a network of its own."""
+BOUNDED = frozenset({"BinomialRV", "BernoulliRV", "CategoricalRV", "DiscreteUniformRV", "BetaBinomialRV"})
+"""Discrete distributions that end somewhere: with few values these are categories."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowParameter:
+    """One argument of the observed variable's distribution that is not the same in all simulations.
+
+    Attributes
+    ----------
+    name : str
+        That of the model's variable behind it, or of the simulator's argument.
+    variable : Any
+        In the graph of the spec's model.
+    core_shape : tuple of int
+        What one row takes of it.
+    batch_ndim : int
+        Number of leading axes that say to which rows it belongs.
+    position : int
+        Among the arguments of the distribution.
+    leaves : tuple of str
+        Named variables that it is computed from element by element, where it has no name of its own.
+    """
+
+    name: str
+    variable: Any
+    core_shape: tuple[int, ...]
+    batch_ndim: int
+    position: int
+    leaves: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of its numbers in one row."""
+        if not self.core_shape:
+            return [self.name]
+        return [f"{self.name}[{', '.join(map(str, i))}]" for i in np.ndindex(*self.core_shape)]
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedRows:
+    """How values of an observed variable fall into rows.
+
+    Attributes
+    ----------
+    variable : DataVariable
+    batch_ndim : int
+        Leading axes of independent rows, or of independent series.
+    series : bool
+        Whether the next axis is that of a series, in which a row depends on those before it.
+    event_shape : tuple of int
+        The remaining axes: the numbers of one row.
+    parameters : tuple of RowParameter
+    kind : str or None
+        Of the numbers, where the distribution tells.
+    """
+
+    variable: DataVariable
+    batch_ndim: int
+    series: bool
+    event_shape: tuple[int, ...]
+    parameters: tuple[RowParameter, ...]
+    kind: ColumnKind | None
+
+    @property
+    def columns(self) -> int:
+        """Numbers of one row."""
+        return int(np.prod(self.event_shape, dtype=int))
+
+    def of_simulations(self, made: Simulations, lags: int, chosen: np.ndarray | None) -> Rows:
+        """Read rows off simulations whose deterministics hold the parameters.
+
+        Parameters
+        ----------
+        lags : int
+        chosen : ndarray (n, k), optional
+            Which rows of each simulation to take; all by default.
+        """
+        n = len(made)
+        shape = self.variable.shape_at({})
+        length = shape[self.batch_ndim] if self.series else 1
+        batch = shape[: self.batch_ndim]
+        values = made.data[self.variable.name].reshape(n, -1, length, self.columns).astype("float64")
+        parameters = []
+        for i, p in enumerate(self.parameters):
+            array = np.asarray(made.variables[hidden_name(i)], dtype="float64")
+            lead = array.shape[1 : 1 + p.batch_ndim]
+            array = array.reshape(n, *(1,) * (len(batch) - p.batch_ndim), *lead, -1)
+            array = np.broadcast_to(array, (n, *batch, array.shape[-1])).reshape(n, -1, 1, array.shape[-1])
+            parameters.append(np.broadcast_to(array, (n, array.shape[1], length, array.shape[-1])))
+        stacked = np.concatenate(parameters, -1)
+        past = None
+        if lags:
+            gaps = np.full((*values.shape[:2], lags, self.columns), np.nan)
+            before = np.concatenate([gaps, values], axis=2)
+            past = np.stack([before[:, :, lags - lag : lags - lag + length] for lag in range(1, lags + 1)], axis=3)
+        return Rows(
+            _rows(stacked, chosen).T,
+            _rows(values, chosen).T,
+            None if past is None else np.moveaxis(_rows(past, chosen), 0, -1),
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of one simulation."""
+        shape = self.variable.shape_at({})
+        return int(np.prod(shape[: self.batch_ndim + self.series], dtype=int))
+
+
+def _rows(array: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
+    """(n, series, length, ...) to (rows, ...), some of them where chosen."""
+    flat = array.reshape(len(array), -1, *array.shape[3:])
+    if chosen is not None:
+        flat = flat[np.arange(len(flat))[:, None], chosen]
+    return flat.reshape(-1, *flat.shape[2:])
+
+
+def hidden_name(i: int) -> str:
+    """Name of the deterministic that holds a row parameter in the model that is simulated."""
+    return f"row parameter {i}"
+
+
+def add_row_parameters(spec: ModelSpec, observed: ObservedRows) -> list[str]:
+    """Have the spec's own model compute the row parameters, and return their names."""
+    names = []
+    with spec.model:
+        for i, p in enumerate(observed.parameters):
+            pm.Deterministic(hidden_name(i), p.variable)
+            names.append(hidden_name(i))
+    return names
+
+
+def find_rows(spec: ModelSpec, name: str, structure: Mapping[str, Any]) -> ObservedRows:
+    """Find out what one row of an observed variable is.
+
+    Raises
+    ------
+    ValueError
+        The rows are not known, or one has too many numbers; the message says what to write.
+    """
+    variable = next(v for v in spec.observed if v.name == name)
+    var = spec.model[name]
+    op = core_op(var)
+    batch_ndim, series = _axes(variable, op, structure.get(name))
+    shape = variable.shape_at({})
+    event_shape = shape[batch_ndim + series :]
+    if int(np.prod(event_shape, dtype=int)) > MOST_COLUMNS:
+        raise ValueError(
+            f"one row of {name!r} would have {int(np.prod(event_shape))} numbers, at most {MOST_COLUMNS} can be "
+            f"learned: say structure={{{name!r}: 'exchangeable'}} if its entries are independent given the "
+            "parameters, or 'sequence' if they are a series"
+        )
+    parameters = _parameters(spec, var, batch_ndim, shape)
+    if not parameters:
+        raise ValueError(f"nothing that {name!r} depends on varies: there is no likelihood to learn")
+    return ObservedRows(variable, batch_ndim, series, event_shape, parameters, _column_kind(variable, var))
+
+
+def _axes(variable: DataVariable, op: Any, said: Any) -> tuple[int, bool]:
+    """Number of axes of independent rows, and whether the next is that of a series."""
+    ndim = len(variable.shape)
+    batch_ndim = ndim - int(getattr(op, "ndim_supp", 0))
+    is_series = any(cls.__name__ in TIME_SERIES for cls in type(op).__mro__)
+    if isinstance(op, SimulatorRV):
+        batch_ndim = 0
+    if said is None:
+        if isinstance(op, SimulatorRV) and ndim and int(np.prod(variable.shape_at({}))) > MOST_COLUMNS:
+            raise ValueError(
+                f"{variable.name!r} is a pm.Simulator: say structure={{{variable.name!r}: 'exchangeable'}} if its "
+                "rows are independent given the parameters, or 'sequence' if they are a series"
+            )
+        return batch_ndim, is_series
+    kinds = [said] if isinstance(said, str) else list(said)
+    kinds = ["features"] * ndim if kinds == [FLAT] else kinds
+    unknown = [k for k in kinds if k not in KINDS or k == "grouped"]
+    if unknown or len(kinds) > ndim:
+        raise ValueError(
+            f"structure[{variable.name!r}]: {said!r} given for {ndim} axes; 'exchangeable', 'sequence', 'features' are "
+            "possible for each, from the first on"
+        )
+    rank = {"exchangeable": 0, "sequence": 1, "features": 2}
+    order = [rank[k] for k in kinds]
+    if order != sorted(order) or order.count(1) > 1:
+        raise ValueError(
+            f"structure[{variable.name!r}]: {said!r}; axes of independent rows come first, then one of a series at "
+            "most, then those of one row"
+        )
+    return order.count(0), 1 in order
+
+
+def _parameters(
+    spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ...]
+) -> tuple[RowParameter, ...]:
+    found: list[RowParameter] = []
+    arguments = arguments_of(var, {*spec.model.basic_RVs})
+    names = [_name_behind(spec, p) for p, _, _ in arguments]
+    for i, (parameter, core_ndim, argument) in enumerate(arguments):
+        if not _varies(spec, parameter):
+            continue
+        name = names[i] if names.count(names[i]) == 1 else None
+        name = name or argument or f"{var.name}_{i}"
+        stripped = _without_new_axes(parameter, core_ndim)
+        core_shape = _core_shape(var, parameter, core_ndim)
+        ndim = stripped.type.ndim - core_ndim
+        if ndim > batch_ndim:
+            raise ValueError(
+                f"{var.name!r}: its parameter {name!r} differs along an axis that is not one of independent rows; "
+                "this is not supported"
+            )
+        leaves = _leaves(spec, stripped) if not names[i] else ()
+        found.append(RowParameter(name, stripped, core_shape, ndim, i, leaves))
+    return tuple(found)
+
+
+def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str | None]]:
+    """What a distribution is called with: each argument, its core dimensions, its name if a simulator says so.
+
+    Parameters
+    ----------
+    var : TensorVariable
+        What it draws.
+    named : collection of variables
+        Random variables of the model, at which to stop: distributions of distributions are looked into.
+    """
+    node, op = var.owner, core_op(var)
+    if isinstance(op, RandomVariable):
+        parameters = list(op.dist_params(node))
+        return list(zip(parameters, op.ndims_params, _argument_names(op, len(parameters)), strict=True))
+    if not isinstance(op, SymbolicRandomVariable):
+        raise ValueError(f"{var.name!r} is drawn by {type(op).__name__}, whose parameters are not known")
+    found: list[tuple[Any, int, str | None]] = []
+    for parameter, core in zip(op.dist_params(node), op.ndims_params, strict=True):
+        random = [v for v in ancestors([parameter], blockers=named) if isinstance(v.type, RandomType)]
+        if random and parameter not in named:  # a distribution: what it takes is what counts
+            found += arguments_of(parameter, named)
+        elif not isinstance(parameter.type, NoneTypeT):
+            found.append((parameter, core, None))
+    return found
+
+
+def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> list[Any]:
+    """The row parameters in a copy of the graph in which `var` is the observed variable."""
+    arguments = arguments_of(var, named)
+    return [
+        _without_new_axes(arguments[p.position][0], arguments[p.position][1]) for p in observed.parameters
+    ]
+
+
+ARGUMENTS = {
+    "NormalRV": ("mu", "sigma"),
+    "StudentTRV": ("nu", "mu", "sigma"),
+    "LogNormalRV": ("mu", "sigma"),
+    "LaplaceRV": ("mu", "b"),
+    "GammaRV": ("alpha", "scale"),
+    "ExponentialRV": ("scale",),
+    "BetaRV": ("alpha", "beta"),
+    "UniformRV": ("lower", "upper"),
+    "WeibullBetaRV": ("alpha", "beta"),
+    "PoissonRV": ("mu",),
+    "NegBinomialRV": ("n", "p"),
+    "BernoulliRV": ("p",),
+    "BinomialRV": ("n", "p"),
+    "CategoricalRV": ("p",),
+}
+"""What the arguments of PyMC's distributions are called, where the operation that draws takes them as they are."""
+
+
+def _argument_names(op: Any, count: int) -> list[str | None]:
+    known = ARGUMENTS.get(type(op).__name__)
+    if known is not None and len(known) == count:
+        return list(known)
+    function = getattr(type(op), "_random_fn", None) or getattr(type(op), "fn", None)
+    if function is None:
+        return [None] * count
+    try:
+        names = [p for p in inspect.signature(function).parameters if p not in ("rng", "size")]
+    except (TypeError, ValueError):
+        return [None] * count
+    return list(names) if len(names) == count else [None] * count
+
+
+def _varies(spec: ModelSpec, parameter: Any) -> bool:
+    """Whether it differs between simulations or between rows."""
+    above = set(ancestors([parameter]))
+    if not above.isdisjoint(spec.model.basic_RVs):
+        return True
+    rows = {spec.variable(v.name) for v in (*spec.context, *spec.unchanging) if np.size(spec.held[v.name]) > 1}
+    return not above.isdisjoint(rows)
+
+
+def _without_new_axes(var: Any, core_ndim: int) -> Any:
+    """Undo leading axes of length 1, which say nothing."""
+    while (
+        var.owner is not None
+        and isinstance(var.owner.op, DimShuffle)
+        and var.owner.op.is_left_expand_dims
+        and var.owner.inputs[0].type.ndim >= core_ndim
+    ):
+        var = var.owner.inputs[0]
+    return var
+
+
+def _core_shape(var: Any, parameter: Any, core_ndim: int) -> tuple[int, ...]:
+    shape = parameter.type.shape[parameter.type.ndim - core_ndim :]
+    if None in shape:
+        shape = tuple(int(n) for n in parameter.shape.eval()[parameter.type.ndim - core_ndim :])
+    return tuple(shape)  # type: ignore[arg-type]
+
+
+def _name_behind(spec: ModelSpec, var: Any) -> str | None:
+    """Name of the model's variable that an argument is, or picks elements from."""
+    var = _without_new_axes(var, 0)
+    if var.owner is not None and isinstance(var.owner.op, AdvancedSubtensor | Subtensor):
+        return _name_behind(spec, var.owner.inputs[0])
+    return var.name if var.name in spec.model.named_vars else None
+
+
+def _leaves(spec: ModelSpec, var: Any) -> tuple[str, ...]:
+    """Named variables from which a variable is computed element by element; none where it is not."""
+    if var.name in spec.model.named_vars:
+        return (var.name,)
+    if isinstance(var, Constant):
+        return ()
+    picked = _name_behind(spec, var)
+    if picked is not None:
+        return (picked,)
+    if var.owner is None or not isinstance(var.owner.op, Elemwise | DimShuffle):
+        return ("",)
+    found = [leaf for i in var.owner.inputs for leaf in _leaves(spec, i)]
+    return tuple(dict.fromkeys(found)) if "" not in found else ("",)
+
+
+def recomputed(spec: ModelSpec, var: Any, given: Mapping[str, Any]) -> Any:
+    """Compute an argument of the distribution from other values of the named variables behind it, row by row."""
+    picked = _name_behind(spec, var)
+    if picked in given:
+        return given[picked]
+    if isinstance(var, Constant):
+        return var
+    inputs = [recomputed(spec, i, given) for i in var.owner.inputs]
+    # axes are added for broadcasting only, which happens anyway
+    return inputs[0] if isinstance(var.owner.op, DimShuffle) else var.owner.op(*inputs)
+
+
+def _column_kind(variable: DataVariable, var: Any) -> ColumnKind | None:
+    if np.dtype(variable.dtype).kind == "f":
+        return None
+    return None if type(core_op(var)).__name__ in BOUNDED or variable.dtype == "bool" else "count"
+
+
+def shown(parameters: Sequence[RowParameter]) -> str:
+    """Names of parameters, for messages."""
+    return ", ".join(p.name for p in parameters)

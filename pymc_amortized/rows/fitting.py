@@ -1,0 +1,193 @@
+"""From simulated rows: the region of the parameters, what the columns are, and a regression to start at.
+
+The regression is that of a column's standardized transform on the inputs of the linear part, with a scale that is
+log-linear in them: a normal location-scale model, fitted by weighted least squares and Fisher scoring. Among the
+transforms that the data allow, the one is taken under which that model has the largest likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pymc_amortized.rows.arrays import NUMPY
+from pymc_amortized.rows.columns import Column, Kind, Layout, Parameter
+from pymc_amortized.rows.density import ColumnDensity, Size
+from pymc_amortized.rows.prepared import Rows, prepare, usable
+
+OUTSIDE = 1e-3
+"""Share of the prior beyond each end of a parameter's region. Training hardly visits its tails."""
+MOST_LEVELS = 12
+"""A number column of so many distinct whole values in all simulations is a category."""
+FAR = 8.0
+"""Standardized residuals are cut here: a few wild simulations must not decide a regression."""
+LARGEST_DESIGN = 2e7
+"""Numbers in a design matrix: 160 MB."""
+RIDGE = 1e-9
+"""Relative to the mean square of the inputs: some of them are linear in others."""
+LOG_NORMAL = -0.635
+"""Mean of log |e| of standard normal e."""
+RANGE = 30.0
+"""A positive parameter whose region spans more than this factor enters by its logarithm only."""
+
+
+def fit_parameter(name: str, values: np.ndarray) -> Parameter:
+    """Learn the scale and the region (n,) of a parameter."""
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [OUTSIDE, 1 - OUTSIDE])
+    lowest = values.min()
+    transform = "identity"
+    if lowest > 0 and values.max() < 1 and high > 0.5:
+        transform = "logit"
+    elif lowest > 0:
+        transform = "log"
+    moved = {"log": np.log, "logit": lambda v: np.log(v) - np.log1p(-v)}.get(transform, lambda v: v)
+    t = moved(np.clip(values, low, high))
+    center, scale = float(t.mean()), float(t.std())
+    if not scale > 1e-9 * max(abs(center), 1e-6):
+        scale = max(abs(center), 1.0)  # a constant: any other value is outside
+    ends = [(float(moved(np.asarray(end))) - center) / scale for end in (low, high)]
+    linear = None
+    if transform == "logit" or (transform == "log" and high < RANGE * low):
+        clipped = np.clip(values, low, high)
+        linear = (float(clipped.mean()), float(clipped.std()) or 1.0)
+    return Parameter(name, transform, center, scale, *ends, linear)  # type: ignore[arg-type]
+
+
+def fit_layout(
+    names: Sequence[str], rows: Rows, kinds: Sequence[Kind | None], lags: int
+) -> tuple[Layout, list[tuple[np.ndarray, np.ndarray]]]:
+    """Learn the layout, and the start of each column's linear part.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the parameters.
+    rows : Rows
+        Some hundred thousand.
+    kinds : sequence
+        Of the columns, where they are known.
+    lags : int
+    """
+    parameters = tuple(fit_parameter(name, v) for name, v in zip(names, rows.parameters, strict=True))
+    columns = [_column(y, kind) for y, kind in zip(rows.values, kinds, strict=True)]
+    ranks = {"categorical": 0, "count": 1, "real": 2}
+    order = tuple(sorted(range(len(columns)), key=lambda i: (ranks[columns[i].kind], i)))
+    layout = Layout(parameters, tuple(columns), order, lags)
+    starts = []
+    for position in range(len(order)):
+        layout, start = _fitted(layout, position, rows)
+        starts.append(start)
+    return layout, starts
+
+
+def _column(y: np.ndarray, kind: Kind | None) -> Column:
+    """What a column is, but for its transform."""
+    some = y[:100_000]
+    whole = bool((some == np.round(some)).all())
+    levels = np.unique(some) if whole else np.empty(0)
+    if kind is None:
+        kind = "real" if not whole else "categorical" if len(levels) <= MOST_LEVELS else "count"
+    if kind == "categorical":
+        return Column("categorical", levels=tuple(np.unique(y).tolist()))
+    if kind == "count":
+        lower = min(float(y.min()), 0.0)
+        t = np.log(y - lower + 1)
+        return Column("count", lower=lower, center=float(t.mean()), scale=float(t.std()) or 1.0)
+    return Column("real")
+
+
+def _fitted(layout: Layout, position: int, rows: Rows) -> tuple[Layout, tuple[np.ndarray, np.ndarray]]:
+    """Choose the transform of the column at a position, and fit its regression."""
+    column = layout.columns[layout.order[position]]
+    best: tuple[float, Layout, tuple[np.ndarray, np.ndarray]] | None = None
+    for candidate in _candidates(column, rows, layout.order[position]):
+        columns = list(layout.columns)
+        columns[layout.order[position]] = candidate
+        tried = replace(layout, columns=tuple(columns))
+        likelihood, start = _start(tried, position, rows)
+        if best is None or likelihood > best[0]:
+            best = likelihood, tried, start
+    assert best is not None
+    return best[1], best[2]
+
+
+def _candidates(column: Column, rows: Rows, index: int) -> list[Column]:
+    if column.kind != "real":
+        return [column]
+    y = rows.values[index]
+    found = [column]
+    if y.min() > 0:
+        found.append(replace(column, transform="log"))
+        if y.max() < 1:
+            found.append(replace(column, transform="logit"))
+    for j, parameter in enumerate(rows.parameters):
+        distance = y - parameter
+        if distance.min() > 0 and parameter.std() > 0:
+            softness = float(np.quantile(distance, 1e-4)) / 10
+            found.append(replace(column, transform="above", bound=j, softness=softness))
+    return [_standardized(c, y, rows) for c in found]
+
+
+def _standardized(column: Column, y: np.ndarray, rows: Rows) -> Column:
+    from pymc_amortized.rows.encoding import unbounded
+
+    t, _ = unbounded(NUMPY, column, y, None if column.bound is None else rows.parameters[column.bound])
+    low, median, high = np.quantile(t, [0.16, 0.5, 0.84])
+    return replace(column, center=float(median), scale=float((high - low) / 2) or 1.0)
+
+
+def _start(layout: Layout, position: int, rows: Rows) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+    """Mean log likelihood of the regression of a column, and its weights and biases."""
+    density = ColumnDensity(layout, position, Size())
+    most = int(LARGEST_DESIGN / max(density.linear_inputs, 1))
+    rows = rows.take(slice(most))
+    log_slope, encoded = prepare(layout, rows)
+    fine = usable(log_slope, encoded)
+    log_slope, encoded = log_slope[fine], {name: value[fine].astype("float64") for name, value in encoded.items()}
+    values = encoded[f"values {position}"].T
+    if density.column.kind == "categorical":
+        bias = np.tile(np.log(np.maximum(values.mean(1), 1e-6)), (density.heads, 1))
+        return 0.0, (np.zeros((*bias.shape, density.linear_inputs)), bias)
+    given = encoded[f"given {position}"].T if density.given else None
+    design = density.with_products(NUMPY, encoded["parameters"].T, given)
+    z = values[0] + (0.5 * values[1] if density.column.kind == "count" else 0.0)
+    switch = layout.switch(position)
+    heads = [np.ones(len(z), bool)] if switch is None else [v > 0 for v in encoded[f"values {switch}"].T]
+    weights, biases, total = [], [], float(log_slope.sum())
+    for head in heads:
+        if head.sum() < 10 * (1 + len(design)):
+            head = np.ones(len(z), bool)
+        fitted, likelihood = _location_scale(design[:, head], z[head])
+        total += likelihood
+        weights.append(fitted[:, 1:])
+        biases.append(fitted[:, 0])
+    return total / max(len(z), 1), (np.stack(weights), np.stack(biases))
+
+
+def _location_scale(inputs: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coefficients (2, 1 + inputs) of location and log scale, and the log likelihood."""
+    x = np.concatenate([np.ones((1, len(z))), inputs])
+    z = np.clip(z, np.median(z) - 50, np.median(z) + 50)
+    location = _least_squares(x, z, None)
+    residual = z - location @ x
+    log_scale = _least_squares(x, np.log(np.abs(residual) + 1e-12) - LOG_NORMAL, None)
+    for _ in range(6):
+        s = log_scale @ x
+        location = _least_squares(x, z, np.exp(-2 * np.clip(s, -12, 12)))
+        squares = np.square(np.clip((z - location @ x) * np.exp(-s), -FAR, FAR))
+        # expected information of a log scale is 2
+        log_scale = log_scale + _least_squares(x, np.minimum((squares - 1) / 2, 4.0), None)
+    s = log_scale @ x
+    units = np.clip((z - location @ x) * np.exp(-s), -FAR, FAR)
+    likelihood = float((-0.5 * units**2 - s - 0.5 * np.log(2 * np.pi)).sum())
+    return np.stack([location, log_scale]), likelihood
+
+
+def _least_squares(x: np.ndarray, target: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    weighted = x if weight is None else x * weight
+    gram = weighted @ x.T
+    ridge = RIDGE * np.trace(gram) / len(gram)
+    return np.linalg.solve(gram + ridge * np.eye(len(gram)), weighted @ target)
