@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
@@ -68,8 +69,8 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
     tensors |= {f"points.{k}": torch.as_tensor(v) for k, v in points.items()}
     description = {
         "format": FORMAT,
-        "versions": _versions(),
-        "model": _described(spec),
+        "versions": versions(),
+        "model": describe_model(spec),
         "arguments": {
             "observed": [v.name for v in spec.observed],
             "parameters": [p.name for p in spec.parameters],
@@ -102,8 +103,8 @@ def load(
     summary: nn.Module | None = None,
     density: nn.Module | Callable[[int, int], nn.Module] | None = None,
     compile_kwargs: CompileKwargs | None = None,
-) -> AmortizedPosterior:
-    """Read a posterior that :meth:`AmortizedPosterior.save` wrote.
+) -> AmortizedPosterior | AmortizedLikelihood:
+    """Read a posterior or a likelihood that its method ``save`` wrote.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def load(
 
     Returns
     -------
-    AmortizedPosterior
+    AmortizedPosterior or AmortizedLikelihood
 
     Raises
     ------
@@ -143,27 +144,32 @@ def _read(
     summary: nn.Module | None,
     density: Any,
     compile_kwargs: CompileKwargs | None,
-) -> AmortizedPosterior:
+) -> AmortizedPosterior | AmortizedLikelihood:
     description = _metadata(file, path)
     model = _model(model)
-    with _damage(path):
+    if description.get("what") == "likelihood":
+        from pymc_amortized.approximators.likelihood_files import read
+
+        _refuse_other_modules(None, path, summary=summary, density=density)
+        return read(file, path, description, model)
+    with damage(path):
         arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
         sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]
         described, expected = dict(description["model"]), dict(description["density"])
-    spec = _spec(model, arguments, sizes)
-    _refuse_other_model(described, _described(spec))
-    with _damage(path):
+    spec = read_spec(model, arguments, sizes)
+    refuse_other_model(described, describe_model(spec))
+    with damage(path):
         structure = _structure(spec, description["structure"])
     _refuse_other_modules(description.get("network"), path, summary=summary, density=density)
-    with _damage(path):
+    with damage(path):
         network = _network(file, description["network"], data_layout(spec, structure), summary, density)
         posterior = AmortizedPosterior(
             spec=spec,
             network=network,
             structure=structure,
             history=History.from_description(description["history"]),
-            provenance=_provenance(description["provenance"]),
-            state=TrainingState(_state_tensors(file, network), description["state"]),
+            provenance=read_provenance(description["provenance"]),
+            state=TrainingState(state_tensors(file, network), description["state"]),
             context=None,
             missing=None,
             gaps=_gaps(spec, description["gaps"]),
@@ -178,7 +184,7 @@ _ARGUMENTS = ("observed", "parameters", "context", "missing")
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path) -> Iterator[None]:
     """Say of a description that cannot be followed that the file is damaged."""
     try:
         yield
@@ -228,7 +234,7 @@ def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | Non
     return dict(described)
 
 
-def _provenance(described: Mapping[str, Any]) -> Provenance:
+def read_provenance(described: Mapping[str, Any]) -> Provenance:
     values = dict(described)
     values["training"] = Training.from_description(values["training"])
     values["entropy"] = tuple(int(e) for e in values["entropy"])
@@ -252,7 +258,7 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
     return description
 
 
-def _spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Range]) -> ModelSpec:
+def read_spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Range]) -> ModelSpec:
     """Read the user's model the way the saved one was read."""
     free = {rv.name for rv in model.free_RVs}
     to_observe = [name for name in arguments["observed"] if name in free]
@@ -269,7 +275,7 @@ def _spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Range])
         raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None
 
 
-def _described(spec: ModelSpec) -> dict[str, Any]:
+def describe_model(spec: ModelSpec) -> dict[str, Any]:
     """Everything about a model that a network depends on, by variable, as JSON."""
     described: dict[str, Any] = {}
     for p in spec.parameters:
@@ -309,7 +315,7 @@ def _digest(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)} {content}"
 
 
-def _refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     for name in sorted({*saved, *given}):
         if name not in given:
             raise ValueError(f"the model is not the one in the file: it has no {name}")
@@ -388,7 +394,7 @@ def _network(
     for name, tensor in wanted.items():
         if is_lazy(tensor):  # takes its shape from the file
             continue
-        _refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
+        refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
         network = PosteriorNetwork.from_description(description, summary=summary, density=density)
     weights = {name: file.get_tensor(key) for name, key in stored.items()}
@@ -410,7 +416,7 @@ def _refuse_other_layout(described: DataLayout, expected: DataLayout) -> None:
         raise ValueError(f"the network in the file reads {described.axes}, the model provides {expected.axes}")
 
 
-def _refuse_other_tensor(file: Any, key: str, shape: list[int], dtype: torch.dtype) -> None:
+def refuse_other_tensor(file: Any, key: str, shape: list[int], dtype: torch.dtype) -> None:
     piece = file.get_slice(key)
     given = (list(piece.get_shape()), str(piece.get_dtype()))
     if given[0] != shape or given[1] not in _DTYPES.get(dtype, ()):
@@ -452,7 +458,7 @@ def _refuse_large_options(description: Any, tensors: int) -> None:
         raise ValueError(f"the file describes a network with an option of {description}")
 
 
-def _state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
+def state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
     """Read where training stood; no tensor of it is larger than the network it belongs to."""
     largest = max(sum(t.numel() for t in network.state_dict().values()), LARGEST_STATE)
     tensors = {}
@@ -481,7 +487,7 @@ def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
     return points
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {
         "pymc_amortized": version("pymc-amortized"),
         "pymc": pm.__version__,

@@ -8,6 +8,7 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.model.fgraph import ModelVar, fgraph_from_model, model_from_fgraph, model_observed_rv
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.emulator import Emulator
@@ -41,8 +42,11 @@ def exchanged(model: pm.Model, observed: ObservedRows, emulator: Emulator, value
     rv.name = name
     value = pt.constant(np.asarray(values, dtype=rv.type.dtype), name=f"{name}_observed")
     new = model_observed_rv(rv, value, name, *old.owner.op.dims)
-    fgraph.replace(old, new, import_missing=True)
-    made = model_from_fgraph(fgraph, mutate_fgraph=True)
+    # outputs rather than fgraph.replace, which wants the same number of rows
+    outputs = [new if output is old else output for output in fgraph.outputs]
+    rebuilt = FunctionGraph(outputs=outputs, clone=False)
+    rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
+    made = model_from_fgraph(rebuilt, mutate_fgraph=True)
     for dim, length in zip(model.named_vars_to_dims.get(name) or (), values.shape, strict=False):
         if dim is not None and int(made.dim_lengths[dim].eval()) != length:
             made.set_dim(dim, length, coord_values=tuple(range(length)))

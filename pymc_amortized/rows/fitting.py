@@ -25,6 +25,8 @@ FAR = 8.0
 """Standardized residuals are cut here: a few wild simulations must not decide a regression."""
 LARGEST_DESIGN = 2e7
 """Numbers in a design matrix: 160 MB."""
+COMPARED = 40_000
+"""Rows by which transforms are compared."""
 RIDGE = 1e-9
 """Relative to the mean square of the inputs: some of them are linear in others."""
 LOG_NORMAL = -0.635
@@ -102,16 +104,14 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
 def _fitted(layout: Layout, position: int, rows: Rows) -> tuple[Layout, tuple[np.ndarray, np.ndarray]]:
     """Choose the transform of the column at a position, and fit its regression."""
     column = layout.columns[layout.order[position]]
-    best: tuple[float, Layout, tuple[np.ndarray, np.ndarray]] | None = None
+    tried = []
     for candidate in _candidates(column, rows, layout.order[position]):
         columns = list(layout.columns)
         columns[layout.order[position]] = candidate
-        tried = replace(layout, columns=tuple(columns))
-        likelihood, start = _start(tried, position, rows)
-        if best is None or likelihood > best[0]:
-            best = likelihood, tried, start
-    assert best is not None
-    return best[1], best[2]
+        tried.append(replace(layout, columns=tuple(columns)))
+    if len(tried) > 1:
+        tried.sort(key=lambda t: -_start(t, position, rows.take(slice(COMPARED)))[0])
+    return tried[0], _start(tried[0], position, rows)[1]
 
 
 def _candidates(column: Column, rows: Rows, index: int) -> list[Column]:

@@ -1,0 +1,126 @@
+"""Likelihoods in files: weights and a description, never code.
+
+The format is that of posteriors (:mod:`pymc_amortized.approximators.files`). The model is the user's to bring, and is
+compared with the one in the file by the same description.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pymc as pm
+import torch
+from safetensors.torch import save_file
+
+from pymc_amortized.approximators import files
+from pymc_amortized.approximators.likelihood import AmortizedLikelihood
+from pymc_amortized.graph.rows import find_rows
+from pymc_amortized.networks.rows import RowNetwork
+from pymc_amortized.rows.columns import Layout
+from pymc_amortized.rows.density import Size
+from pymc_amortized.training import History, TrainingState
+
+if TYPE_CHECKING:
+    from pymc_amortized.graph.spec import ModelSpec
+
+WHAT = "likelihood"
+LARGEST = {"hidden": 4096, "depth": 64, "components": 1024}
+"""Options beyond these are an attempt on the memory."""
+
+
+def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
+    """Write a likelihood to a file; see :meth:`AmortizedLikelihood.save`."""
+    spec, rows = likelihood.spec, likelihood.rows
+    description = {
+        "format": files.FORMAT,
+        "what": WHAT,
+        "versions": files.versions(),
+        "model": files.describe_model(spec),
+        "arguments": {"observed": [v.name for v in spec.observed], "context": [c.name for c in spec.context]},
+        "variable": rows.variable.name,
+        "structure": _structure(likelihood),
+        "parameters": [p.name for p in rows.parameters],
+        "layout": likelihood.network.layout.description(),
+        "size": asdict(likelihood.network.size),
+        "history": likelihood.history.description(),
+        "state": likelihood.state.values,
+        "provenance": {
+            **asdict(likelihood.provenance),
+            "training": likelihood.provenance.training.description(),
+        },
+        "error": likelihood.error,
+    }
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
+    tensors = {f"network.{k}": v for k, v in likelihood.network.state_dict().items()}
+    tensors |= {f"state.{k}": v for k, v in likelihood.state.tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={files.KEY: json.dumps(description, allow_nan=False)})
+
+
+def _structure(likelihood: AmortizedLikelihood) -> list[str]:
+    rows = likelihood.rows
+    kinds = ["exchangeable"] * rows.batch_ndim + ["sequence"] * rows.series
+    return kinds + ["features"] * len(rows.event_shape)
+
+
+def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model) -> AmortizedLikelihood:
+    """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
+    with files.damage(path):
+        arguments = {name: list(map(str, description["arguments"][name])) for name in ("observed", "context")}
+        arguments |= {"parameters": [rv.name for rv in model.free_RVs if rv.name not in arguments["observed"]]}
+        saved = dict(description["model"])
+        name = str(description["variable"])
+        structure = {name: [str(kind) for kind in description["structure"]]}
+    spec: ModelSpec = files.read_spec(model, arguments | {"missing": []}, [])
+    files.refuse_other_model(saved, files.describe_model(spec))
+    rows = find_rows(spec, name, structure)
+    with files.damage(path):
+        layout = Layout.from_description(description["layout"])
+        numbers = [number for p in rows.parameters for number in p.numbers]
+        if [p.name for p in layout.parameters] != numbers or len(layout.columns) != rows.columns:
+            raise ValueError(f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}")
+        network = _network(file, layout, _size(description["size"]))
+        return AmortizedLikelihood(
+            spec=spec,
+            rows=rows,
+            network=network,
+            history=History.from_description(description["history"]),
+            provenance=files.read_provenance(description["provenance"]),
+            state=TrainingState(files.state_tensors(file, network), description["state"]),
+            error=description["error"],
+        )
+
+
+def _size(described: Mapping[str, Any]) -> Size:
+    size = Size(**{name: int(value) for name, value in described.items()})
+    for name, largest in LARGEST.items():
+        if not 0 <= getattr(size, name) <= largest:
+            raise ValueError(f"the file describes a network with {name} = {getattr(size, name)}")
+    return size
+
+
+def _network(file: Any, layout: Layout, size: Size) -> RowNetwork:
+    """Compare names, shapes and dtypes before memory is taken."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        wanted = RowNetwork(layout, size).state_dict()
+    stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
+    if set(stored) != set(wanted):
+        raise ValueError(f"the weights in the file are not those it describes: {sorted(set(stored) ^ set(wanted))[:5]}")
+    for name, tensor in wanted.items():
+        files.refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
+    with torch.random.fork_rng(devices=[]):
+        network = RowNetwork(layout, size)
+    weights = {name: file.get_tensor(key) for name, key in stored.items()}
+    for name, weight in weights.items():
+        if not np.isfinite(weight.numpy()).all():
+            raise ValueError(f"weight {name!r} in the file is not finite")
+    network.load_state_dict(weights)
+    return network.eval()
