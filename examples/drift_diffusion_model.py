@@ -1,9 +1,10 @@
 """A drift-diffusion model: an exact and fast simulator, and its density, which the learned one is compared with.
 
-Evidence starts at `bias` * `boundary`, moves with `drift` and unit noise, and is absorbed at 0 (choice -1) or `boundary`
-(choice 1); a response takes the time of that plus `ndt`. The simulator walks from interval to interval: from the middle
-of a symmetric one, which side is left and when are independent, and the time is that of a walk without drift, kept with
-probability exp(-drift^2 time / 2) (Tuerlinckx et al. 2001). The density is that of Navarro & Fuss (2009).
+Evidence starts at `bias` * `boundary`, moves with `drift` and unit noise, and is absorbed at 0 (choice -1) or at
+`boundary` (choice 1); a response takes the time of that plus `ndt`. The simulator walks from interval to interval: from
+the middle of a symmetric one, which side is left and when are independent, and the time is that of a walk without
+drift, kept with probability exp(-drift^2 time / 2) (Tuerlinckx et al. 2001). The density is that of Navarro & Fuss
+(2009).
 """
 
 import numba
@@ -30,8 +31,7 @@ EXIT_TIMES = _exit_times()
 
 
 @numba.njit(cache=False)
-def _walk(drift, boundary, bias, ndt, table, seed):
-    np.random.seed(seed)
+def _walk(drift, boundary, bias, ndt, table, rng):
     out = np.empty((len(drift), 2))
     for i in range(len(drift)):
         v, a = drift[i], boundary[i]
@@ -42,19 +42,19 @@ def _walk(drift, boundary, bias, ndt, table, seed):
             if abs(v) * r > 1.0:
                 reach = 1.0 / abs(v)  # short steps are kept more often
             while True:
-                place = np.random.random() * len(table) - 0.5
+                place = rng.random() * len(table) - 0.5
                 if place >= len(table) - 1:  # the tail is exponential
-                    t = table[-1] + np.random.exponential() * 8 / np.pi**2
+                    t = table[-1] + rng.standard_exponential() * 8 / np.pi**2
                 elif place <= 0:
                     t = table[0]
                 else:
                     j = int(place)
                     t = table[j] + (place - j) * (table[j + 1] - table[j])
                 t *= reach * reach
-                if np.random.random() < np.exp(-0.5 * v * v * t):
+                if rng.random() < np.exp(-0.5 * v * v * t):
                     break
             time += t
-            x += reach if np.random.random() < 1 / (1 + np.exp(-2 * v * reach)) else -reach
+            x += reach if rng.random() < 1 / (1 + np.exp(-2 * v * reach)) else -reach
             if x < 1e-9 * a or x > (1 - 1e-9) * a:
                 break
         out[i, 0] = time
@@ -66,7 +66,7 @@ def simulate(drift, boundary, bias, ndt, rng=None, size=None):
     """Response times and choices, (*size, 2)."""
     shape = tuple(size) if size is not None else np.broadcast_shapes(*map(np.shape, (drift, boundary, bias, ndt)))
     flat = [np.ascontiguousarray(np.broadcast_to(p, shape), dtype=float).ravel() for p in (drift, boundary, bias, ndt)]
-    return _walk(*flat, EXIT_TIMES, int(rng.integers(2**31))).reshape(*shape, 2)
+    return _walk(*flat, EXIT_TIMES, rng).reshape(*shape, 2)
 
 
 def log_density(value, drift, boundary, bias, ndt):

@@ -30,6 +30,7 @@ class Room:
 
 
 ROOMS = {
+    "rows": Room(PYMC | {"torch", "zuko", "safetensors"}, {"graph", "networks", "training"} | DOWNSTREAM),
     "graph": Room({"torch", "zuko", "safetensors"}, {"networks", "training"} | DOWNSTREAM),
     "networks": Room(PYMC, {"graph", "training"} | DOWNSTREAM),
     "training": Room(PYMC, {"graph"} | DOWNSTREAM),

@@ -44,7 +44,9 @@ def normal_model():
 def race(drift, threshold, rng=None, size=None):
     """Who comes first and when: a choice and a response time, beyond 0.2."""
     shape = tuple(size) if size is not None else np.broadcast_shapes(np.shape(drift), np.shape(threshold))
-    times = threshold * np.exp(rng.normal(size=(2, *shape)) * 0.4 - np.stack([drift + np.zeros(shape), np.zeros(shape)]))
+    times = threshold * np.exp(
+        rng.normal(size=(2, *shape)) * 0.4 - np.stack([drift + np.zeros(shape), np.zeros(shape)])
+    )
     return np.stack([0.2 + times.min(0), times.argmin(0)], -1)
 
 
@@ -100,7 +102,9 @@ def series():
 class TestNumbers:
     @pytest.mark.parametrize("transform", ["identity", "log", "logit", "above"])
     def test_transforms_are_undone_and_their_slopes_right(self, transform):
-        column = Column("real", transform=transform, lower=0.0, upper=2.0, softness=1e-3, center=0.3, scale=1.7, bound=0)
+        column = Column(
+            "real", transform=transform, lower=0.0, upper=2.0, softness=1e-3, center=0.3, scale=1.7, bound=0
+        )
         bound = np.full(7, 0.1)
         y = np.array([0.1002, 0.101, 0.2, 0.5, 1.0, 1.5, 1.9])
         z, slope = unbounded(NUMPY, column, y, bound)
@@ -121,7 +125,9 @@ class TestNumbers:
         a = np.linspace(-30, 30, 601)
         for width in (1e-6, 1e-2, 0.4, 3.0):
             mirrored = np.where(a + width / 2 > 0, -(a + width), a)
-            exact = stats.norm.logcdf(mirrored + width) + np.log(-np.expm1(stats.norm.logcdf(mirrored) - stats.norm.logcdf(mirrored + width)))
+            exact = stats.norm.logcdf(mirrored + width) + np.log(
+                -np.expm1(stats.norm.logcdf(mirrored) - stats.norm.logcdf(mirrored + width))
+            )
             # differences of logarithms lose digits where the interval is narrow
             tolerance = 1e-9 + 1e-13 * np.abs(exact).max() / width
             assert_allclose(log_interval(NUMPY, a, np.full_like(a, width)), exact, rtol=tolerance, atol=tolerance)
@@ -152,7 +158,12 @@ def random_density(seed=0, lags=0):
 def random_rows(n=50, seed=0):
     rng = np.random.default_rng(seed)
     parameters = np.stack([rng.normal(size=n), np.exp(0.4 * rng.normal(size=n)), rng.uniform(0.3, 0.7, n)])
-    values = [parameters[2] + rng.exponential(size=n), rng.choice([-1.0, 1.0, 2.0], n), rng.poisson(2.0, n), rng.normal(size=n)]
+    values = [
+        parameters[2] + rng.exponential(size=n),
+        rng.choice([-1.0, 1.0, 2.0], n),
+        rng.poisson(2.0, n),
+        rng.normal(size=n),
+    ]
     return Rows(parameters, np.stack(values))
 
 
@@ -168,7 +179,9 @@ class TestThreeLibraries:
         rows, expected = rows.take(fine), expected[fine]
         log_slope, encoded = prepare(density.layout, rows)
         with torch.no_grad():
-            trained = network.log_density({k: torch.from_numpy(v) for k, v in encoded.items()}).numpy() + log_slope[:, 0]
+            trained = (
+                network.log_density({k: torch.from_numpy(v) for k, v in encoded.items()}).numpy() + log_slope[:, 0]
+            )
         assert_allclose(trained, expected, rtol=1e-4, atol=1e-4)
 
     def test_parameters_shared_by_rows_are_used_once_and_alike(self):
@@ -227,7 +240,9 @@ class TestThreeLibraries:
         total = np.exp(small.log_density(NUMPY, [levels.ravel(), numbers.ravel()], p)).sum()
         assert total == pytest.approx(1, abs=1e-6)
         torch.manual_seed(0)
-        network = RowNetwork(Layout(layout.parameters, (Column("real", transform="above", bound=2, softness=1e-2),), (0,)), Size())
+        network = RowNetwork(
+            Layout(layout.parameters, (Column("real", transform="above", bound=2, softness=1e-2),), (0,)), Size()
+        )
         real = RowDensity(network.layout, network.size, tuple(network.arrays()))
         y = 0.4 + np.concatenate([-np.geomspace(1e-9, 3, 200_001)[::-1], np.geomspace(1e-9, 1e4, 400_001)])
         assert np.trapezoid(np.exp(real.log_density(NUMPY, [y], p)), y) == pytest.approx(1, abs=1e-5)
@@ -244,7 +259,12 @@ class TestThreeLibraries:
         tilted = [dict(w) for w in other.weights]
         for w in tilted:
             w["leave_bias"] = w["leave_bias"] + 0.01
-        ratio = np.exp(RowDensity(density.layout, density.size, tuple(tilted)).log_density(NUMPY, drawn[:, : n // 2], [v[: n // 2] for v in p]) - own)
+        ratio = np.exp(
+            RowDensity(density.layout, density.size, tuple(tilted)).log_density(
+                NUMPY, drawn[:, : n // 2], [v[: n // 2] for v in p]
+            )
+            - own
+        )
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio)) + 1e-6
 
 

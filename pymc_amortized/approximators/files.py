@@ -235,6 +235,7 @@ def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | Non
 
 
 def read_provenance(described: Mapping[str, Any]) -> Provenance:
+    """Read how something was trained."""
     values = dict(described)
     values["training"] = Training.from_description(values["training"])
     values["entropy"] = tuple(int(e) for e in values["entropy"])
@@ -316,6 +317,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 def refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Name the first difference between two descriptions of a model."""
     for name in sorted({*saved, *given}):
         if name not in given:
             raise ValueError(f"the model is not the one in the file: it has no {name}")
@@ -417,6 +419,7 @@ def _refuse_other_layout(described: DataLayout, expected: DataLayout) -> None:
 
 
 def refuse_other_tensor(file: Any, key: str, shape: list[int], dtype: torch.dtype) -> None:
+    """Compare a tensor in the file with what is needed, before memory is taken."""
     piece = file.get_slice(key)
     given = (list(piece.get_shape()), str(piece.get_dtype()))
     if given[0] != shape or given[1] not in _DTYPES.get(dtype, ()):
@@ -488,6 +491,7 @@ def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
 
 
 def versions() -> dict[str, str]:
+    """Versions of what a file depends on."""
     return {
         "pymc_amortized": version("pymc-amortized"),
         "pymc": pm.__version__,

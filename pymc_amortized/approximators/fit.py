@@ -492,9 +492,11 @@ def _options(training: Training | None, max_time: float | None) -> Training:
 
 
 def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
+    """Entropy of everything random, which repeats a training."""
     entropy = seed_sequence(random_seed).entropy
     return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
 
 
 def available_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,6 +28,7 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.rows import RowNetwork
+from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Kind, Layout
 from pymc_amortized.rows.density import Size
 from pymc_amortized.rows.fitting import fit_layout
@@ -181,6 +182,7 @@ class _Fit:
     num_simulations: int | None = None
     cores = 1
     cost = 0.0
+    held_out_of_pilot = False
 
     def __init__(
         self,
@@ -287,14 +289,15 @@ class _Fit:
 
     def _prepared(self, layout: Layout, rows: Rows, *path: int) -> Batch:
         """What the network takes of the rows inside the region, in random order."""
-        rows = rows.take(np.flatnonzero(inside(layout, rows.parameters)))
+        rows = rows.take(np.flatnonzero(inside(layout, list(rows.parameters))))
         log_slope, encoded = prepare(layout, rows)
         kept = np.flatnonzero(usable(log_slope, encoded))
         kept = np.random.default_rng(stage_seed(self.entropy, Stage.TRAINING, *path, 2)).permutation(kept)
         return torch.from_numpy(log_slope[kept]), {k: torch.from_numpy(v[kept]) for k, v in encoded.items()}
 
     def _held_out(self, layout: Layout, pilot: Simulations) -> Batch:
-        if self.num_simulations is not None:
+        self.held_out_of_pilot = self.num_simulations is not None
+        if self.held_out_of_pilot:
             made = pilot.take(slice(0, max(len(pilot) // 10, 1)))
         else:
             n = min(len(pilot), max(HELD_OUT_ROWS // min(self.read_from.rows, 10), 1))
@@ -305,18 +308,22 @@ class _Fit:
     def _source(self, network: RowNetwork, layout: Layout, pilot: Simulations) -> Batches:
         """Where batches come from, and how many steps there will be."""
         total, batch_size = self.read_from.rows, self.options.batch_size
-        trial = self._prepared(layout, self._rows(pilot.take(slice(batch_size)), -(-batch_size // len(pilot)), Stage.TRAINING))
+        trial = self._prepared(
+            layout, self._rows(pilot.take(slice(batch_size)), -(-batch_size // len(pilot)), Stage.TRAINING)
+        )
         z, encoded = trial
         z, encoded = z[:batch_size], {k: v[:batch_size] for k, v in encoded.items()}
         network.to(self.device)
-        step, threads = fastest_step(network, z.to(self.device), {k: v.to(self.device) for k, v in encoded.items()}, self.options.threads)
+        step, threads = fastest_step(network, z, encoded, self.options.threads)
         per_row = self.cost / self.cores * batch_size
         each = int(np.clip(math.ceil(per_row / (SIMULATING_SHARE * step)), 1, total))
         simulating = per_row / each
         if self.num_simulations is None and simulating > SLOW * step:
             budget = 0.6 * self._seconds()
             self.num_simulations = max(int(budget * self.cores / self.cost), len(pilot))
-            logger.info("One simulation takes %.2g ms: training on a fixed set of %d.", 1e3 * self.cost, self.num_simulations)
+            logger.info(
+                "One simulation takes %.2g ms: training on a fixed set of %d.", 1e3 * self.cost, self.num_simulations
+            )
         if self.num_simulations is not None:
             simulating = 0.0
         seconds = self._seconds() if self.options.max_time is None else self.options.max_time
@@ -329,7 +336,9 @@ class _Fit:
     def _fixed(self, layout: Layout, pilot: Simulations) -> Batches:
         assert self.num_simulations is not None
         start, more = time.perf_counter(), self.num_simulations - len(pilot)
-        rows = self._rows(pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self.read_from.rows, Stage.TRAINING)
+        rows = self._rows(
+            pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self.read_from.rows, Stage.TRAINING
+        )
         parts = [self._prepared(layout, rows, 1)]
         if more > 0:
             made = self.simulator(more, stage_seed(self.entropy, Stage.TRAINING, 0), cores=self.cores)
@@ -359,7 +368,7 @@ class _Fit:
             return None, ""
         made = self.simulator(CHECKED, stage_seed(self.entropy, Stage.HELD_OUT, 1))
         rows = self._rows(made, self.read_from.rows, Stage.HELD_OUT)
-        fine = inside(likelihood.network.layout, rows.parameters)
+        fine = inside(likelihood.network.layout, list(rows.parameters))
         exact = LogDensityByVariable(self.simulated, self.compile_kwargs)
         fixed = {v.name: self.simulated.held[v.name] for v in self.simulated.unchanging}
         values = []
@@ -384,9 +393,7 @@ class _Fit:
             for lag in rows.past:
                 exists = (~np.isnan(lag[0])).astype(float)
                 past.append([exists, *np.nan_to_num(lag, nan=1.0)])
-        from pymc_amortized.rows.arrays import NUMPY
-
-        return density.log_density(NUMPY, rows.values, list(rows.parameters), past)
+        return density.log_density(NUMPY, list(rows.values), list(rows.parameters), past)
 
 
 def _options(training: Training | None, max_time: float | None) -> Training:
@@ -415,11 +422,11 @@ def _kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]:
     said = given.get(name)
     if said is None:
         return [rows.kind] * rows.columns
-    kinds = [said] * rows.columns if isinstance(said, str) else list(said)
+    kinds: list[Any] = [said] * rows.columns if isinstance(said, str) else list(said)
     allowed = ("real", "count", "categorical")
     if len(kinds) != rows.columns or any(k not in allowed for k in kinds):
         raise ValueError(f"kinds[{name!r}] must be one of {allowed} for each of {rows.columns} numbers, got {said!r}")
-    return kinds
+    return list(kinds)
 
 
 def _refuse_other_rows(rows: ObservedRows, wider: ObservedRows) -> None:

@@ -20,7 +20,7 @@ from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
 from pymc_amortized.graph.exchange import exchanged
-from pymc_amortized.graph.rows import ObservedRows, recomputed
+from pymc_amortized.graph.rows import ObservedRows, find_rows, recomputed
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.networks.rows import RowNetwork
@@ -132,7 +132,7 @@ class AmortizedLikelihood:
             region[p.name] = (ends[0], ends[1])
         return region
 
-    def to_model(self, observed: Mapping[str, Any] | Any = None) -> pm.Model:
+    def to_model(self, observed: Mapping[str, Any] | Any = None, *, model: pm.Model | None = None) -> pm.Model:
         """Return the model in which the observed variable has the learned distribution.
 
         Parameters
@@ -140,6 +140,9 @@ class AmortizedLikelihood:
         observed : mapping of name to array_like, or array_like, optional
             Values of the observed variable; by default those that the model held. Where its parameters are the same for
             all rows, there may be more or fewer rows than the model had.
+        model : pymc.Model, optional
+            Another model with an observed variable of this name and distribution, say with other priors or a
+            hierarchy; the one it was trained on by default.
 
         Returns
         -------
@@ -147,16 +150,35 @@ class AmortizedLikelihood:
             A copy, for ``pm.sample(model=...)``, with a Deterministic ``"<name>_extent"`` as in :meth:`__call__`.
         """
         name = self.rows.variable.name
-        values = self._observed(observed)
-        model = closed_model(self.spec)
-        others = [v for v in self.spec.observed if v.name != name]
+        spec, rows = self.spec, self.rows
+        if model is not None:
+            spec = ModelSpec.from_model(model)
+            rows = self._rows_of(spec)
+        values = self._observed(observed, spec, rows)
+        base = closed_model(spec)
+        others = [v for v in spec.observed if v.name != name]
         if others:
-            model = pm.observe(model, {v.name: self.spec.held[v.name] for v in others})
-        made = exchanged(model, self.rows, self.emulator, values)
-        arguments = list(made[name].owner.inputs[2:])[: len(self.rows.parameters)]
+            base = pm.observe(base, {v.name: spec.held[v.name] for v in others})
+        made = exchanged(base, rows, self.emulator, values)
+        arguments = list(made[name].owner.inputs[2:])[: len(rows.parameters)]
         with made:
             pm.Deterministic(f"{name}_extent", self._extent(arguments))
         return made
+
+    def _rows_of(self, spec: ModelSpec) -> ObservedRows:
+        """The rows of another model, which must be of the same kind."""
+        name, ours = self.rows.variable.name, self.rows
+        if name not in [v.name for v in spec.observed]:
+            raise KeyError(f"model: it observes {[v.name for v in spec.observed]}, not {name!r}")
+        kinds = ["exchangeable"] * ours.batch_ndim + ["sequence"] * ours.series
+        theirs = find_rows(spec, name, {name: kinds + ["features"] * len(ours.event_shape)})
+        ways = [[(p.position, p.core_shape) for p in rows.parameters] for rows in (ours, theirs)]
+        if ways[0] != ways[1] or ours.event_shape != theirs.event_shape:
+            raise ValueError(
+                f"model: rows of {name!r} depend on {[p.name for p in theirs.parameters]} there, "
+                f"the likelihood was trained for {[p.name for p in ours.parameters]}"
+            )
+        return theirs
 
     def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
         """Log density of rows.
@@ -266,7 +288,8 @@ class AmortizedLikelihood:
         return (
             f"AmortizedLikelihood({self.rows.variable.name}{event} | {', '.join(self.parameters)})\n"
             f"  {kind}; region: {region}\n"
-            f"  trained on {self.provenance.simulations:,} rows, held-out loss {self.provenance.held_out_loss:.4f}{error}"
+            f"  trained on {self.provenance.simulations:,} rows, "
+            f"held-out loss {self.provenance.held_out_loss:.4f}{error}"
         )
 
     def _arguments(self, given: dict[str, Any]) -> list[Any]:
@@ -297,12 +320,12 @@ class AmortizedLikelihood:
             arguments.append(argument)
         return arguments
 
-    def _observed(self, observed: Any) -> np.ndarray:
-        name, container = self.rows.variable.name, self.rows.variable.container
+    def _observed(self, observed: Any, spec: ModelSpec, rows: ObservedRows) -> np.ndarray:
+        name, container = rows.variable.name, rows.variable.container
         if observed is None:
-            if not self.spec.holds_data:
+            if not spec.holds_data:
                 raise ValueError(f"observed: the model holds no data; give the values of {name!r}")
-            return self.spec.held[name]
+            return spec.held[name]
         if isinstance(observed, xr.Dataset) or isinstance(observed, Mapping):
             unknown = [key for key in observed if key not in (name, container)]
             if unknown or not observed:
@@ -310,11 +333,12 @@ class AmortizedLikelihood:
             observed = next(iter(observed.values()))
         values = np.asarray(observed)
         self._check_values(values, f"observed[{name!r}]")
-        shape = self.rows.variable.shape_at({})
-        wide = [p for p in self.rows.parameters if p.batch_ndim]
-        if wide and values.shape[: self.rows.batch_ndim] != shape[: self.rows.batch_ndim]:
+        shape = rows.variable.shape_at({})
+        wide = [p for p in rows.parameters if p.batch_ndim]
+        if wide and values.shape[: rows.batch_ndim] != shape[: rows.batch_ndim]:
             raise ValueError(
-                f"observed[{name!r}] has shape {values.shape}, the model {shape}; {wide[0].name!r} belongs to its rows. "
+                f"observed[{name!r}] has shape {values.shape}, the model {shape}, "
+                f"and {wide[0].name!r} belongs to its rows. "
                 "For other data, build a model with the likelihood itself: likelihood(...)"
             )
         return values
@@ -379,7 +403,9 @@ def _check_column(column: Column, y: np.ndarray, where: str) -> None:
     elif column.transform in ("log", "logit"):
         beyond = (y <= column.lower) | ((y >= column.upper) & (column.transform == "logit"))
         if beyond.any():
-            allowed = f"above {column.lower:g}" if column.transform == "log" else f"in {column.lower:g} to {column.upper:g}"
+            allowed = (
+                f"above {column.lower:g}" if column.transform == "log" else f"in {column.lower:g} to {column.upper:g}"
+            )
             raise ValueError(f"{where}: values {allowed} are allowed, got {y[beyond][0]:g}")
     if not np.isfinite(y).all():
         raise ValueError(f"{where}: infinite values are not allowed")

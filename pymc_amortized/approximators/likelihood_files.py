@@ -86,7 +86,9 @@ def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model)
         layout = Layout.from_description(description["layout"])
         numbers = [number for p in rows.parameters for number in p.numbers]
         if [p.name for p in layout.parameters] != numbers or len(layout.columns) != rows.columns:
-            raise ValueError(f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}")
+            raise ValueError(
+                f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}"
+            )
         network = _network(file, layout, _size(description["size"]))
         return AmortizedLikelihood(
             spec=spec,

@@ -76,9 +76,7 @@ def _broadcast(parts: list[Any], axis: int) -> list[Any]:
         return parts
     rows = wide[0].shape[axis]
     shapes = [[p.shape[0], rows] if axis else [rows] for p in parts]
-    return [
-        p if p.type.shape[axis] != 1 else pt.broadcast_to(p, shape) for p, shape in zip(parts, shapes, strict=True)
-    ]
+    return [p if p.type.shape[axis] != 1 else pt.broadcast_to(p, shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +147,7 @@ class Emulator:
         flat = value.reshape([*[value.shape[i] for i in range(lead)], -1], ndim=lead + 1)
         return [flat[..., i] for i in range(int(np.prod(self.event_shape)))]
 
-    def _elements(
-        self, parameters: Sequence[Any], batch_shape: list[Any], length: Any
-    ) -> tuple[list[Any], Any | None]:
+    def _elements(self, parameters: Sequence[Any], batch_shape: list[Any], length: Any) -> tuple[list[Any], Any | None]:
         """Every number that the parameters consist of, (rows,) or (1,), and the index that rows share them by."""
         parameters = [pt.as_tensor(p) for p in parameters]
         batches = [p.type.ndim - len(core) for p, core in zip(parameters, self.core_shapes, strict=True)]
@@ -204,9 +200,7 @@ class Emulator:
         count, lags = len(elements[0]), self.density.layout.lags
         drawn = np.zeros((len(self.density.layout.columns), count, length))
         for t in range(length):
-            past = [
-                [np.full(count, float(t >= lag)), *drawn[:, :, max(t - lag, 0)]] for lag in range(1, lags + 1)
-            ]
+            past = [[np.full(count, float(t >= lag)), *drawn[:, :, max(t - lag, 0)]] for lag in range(1, lags + 1)]
             drawn[:, :, t] = self.density.sample(rng, elements, past)
         return drawn
 

@@ -51,4 +51,3 @@ def exchanged(model: pm.Model, observed: ObservedRows, emulator: Emulator, value
         if dim is not None and int(made.dim_lengths[dim].eval()) != length:
             made.set_dim(dim, length, coord_values=tuple(range(length)))
     return made
-

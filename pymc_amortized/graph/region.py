@@ -14,7 +14,7 @@ from pytensor.graph.basic import Variable
 from pymc_amortized.graph.constants import substitute
 from pymc_amortized.graph.tensors import evaluated_shapes
 
-Region = Mapping[str, Any] | pm.Model | None
+type Region = Mapping[str, Any] | pm.Model | None
 """Ranges or distributions by free variable, a model in place of the one that is learned, or nothing."""
 
 

@@ -226,9 +226,7 @@ def _axes(variable: DataVariable, op: Any, said: Any) -> tuple[int, bool]:
     return order.count(0), 1 in order
 
 
-def _parameters(
-    spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ...]
-) -> tuple[RowParameter, ...]:
+def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ...]) -> tuple[RowParameter, ...]:
     found: list[RowParameter] = []
     arguments = arguments_of(var, {*spec.model.basic_RVs})
     names = [_name_behind(spec, p) for p, _, _ in arguments]
@@ -279,9 +277,7 @@ def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str |
 def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> list[Any]:
     """The row parameters in a copy of the graph in which `var` is the observed variable."""
     arguments = arguments_of(var, named)
-    return [
-        _without_new_axes(arguments[p.position][0], arguments[p.position][1]) for p in observed.parameters
-    ]
+    return [_without_new_axes(arguments[p.position][0], arguments[p.position][1]) for p in observed.parameters]
 
 
 ARGUMENTS = {
@@ -342,7 +338,7 @@ def _core_shape(var: Any, parameter: Any, core_ndim: int) -> tuple[int, ...]:
     shape = parameter.type.shape[parameter.type.ndim - core_ndim :]
     if None in shape:
         shape = tuple(int(n) for n in parameter.shape.eval()[parameter.type.ndim - core_ndim :])
-    return tuple(shape)  # type: ignore[arg-type]
+    return tuple(shape)
 
 
 def _name_behind(spec: ModelSpec, var: Any) -> str | None:
@@ -371,7 +367,7 @@ def _leaves(spec: ModelSpec, var: Any) -> tuple[str, ...]:
 def recomputed(spec: ModelSpec, var: Any, given: Mapping[str, Any]) -> Any:
     """Compute an argument of the distribution from other values of the named variables behind it, row by row."""
     picked = _name_behind(spec, var)
-    if picked in given:
+    if picked is not None and picked in given:
         return given[picked]
     if isinstance(var, Constant):
         return var

@@ -104,7 +104,7 @@ class RowDensity:
         for position, index in enumerate(self.layout.order):
             density = ColumnDensity(self.layout, position, self.size)
             column = density.column
-            given = given_numbers(NUMPY, self.layout, position, values, past, parameters)
+            given = given_numbers(NUMPY, self.layout, position, list(values), past, parameters)
             heads = density.evaluate(NUMPY, self.weights[position], f, given)
             head = chosen(heads, switched if density.heads > 1 else None)
             bound = None if column.bound is None else parameters[column.bound]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -40,22 +41,27 @@ def fit_parameter(name: str, values: np.ndarray) -> Parameter:
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [OUTSIDE, 1 - OUTSIDE])
     lowest = values.min()
-    transform = "identity"
+    transform: Literal["identity", "log", "logit"] = "identity"
     if lowest > 0 and values.max() < 1 and high > 0.5:
         transform = "logit"
     elif lowest > 0:
         transform = "log"
-    moved = {"log": np.log, "logit": lambda v: np.log(v) - np.log1p(-v)}.get(transform, lambda v: v)
-    t = moved(np.clip(values, low, high))
+    t = _moved(np.clip(values, low, high), transform)
     center, scale = float(t.mean()), float(t.std())
     if not scale > 1e-9 * max(abs(center), 1e-6):
         scale = max(abs(center), 1.0)  # a constant: any other value is outside
-    ends = [(float(moved(np.asarray(end))) - center) / scale for end in (low, high)]
+    ends = [(float(end) - center) / scale for end in _moved(np.array([low, high]), transform)]
     linear = None
     if transform == "logit" or (transform == "log" and high < RANGE * low):
         clipped = np.clip(values, low, high)
         linear = (float(clipped.mean()), float(clipped.std()) or 1.0)
-    return Parameter(name, transform, center, scale, *ends, linear)  # type: ignore[arg-type]
+    return Parameter(name, transform, center, scale, ends[0], ends[1], linear)
+
+
+def _moved(values: np.ndarray, transform: str) -> np.ndarray:
+    if transform == "log":
+        return np.log(values)
+    return np.log(values) - np.log1p(-values) if transform == "logit" else values
 
 
 def fit_layout(

@@ -40,9 +40,7 @@ class Rows:
 def joined(parts: Sequence[Rows]) -> Rows:
     """Join rows of the same kind."""
     past = None if parts[0].past is None else np.concatenate([p.past for p in parts if p.past is not None], -1)
-    return Rows(
-        np.concatenate([p.parameters for p in parts], -1), np.concatenate([p.values for p in parts], -1), past
-    )
+    return Rows(np.concatenate([p.parameters for p in parts], -1), np.concatenate([p.values for p in parts], -1), past)
 
 
 def given_numbers(
@@ -83,13 +81,13 @@ def prepare(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarra
         "parameters", and for the column at position i "given i" and "values i".
     """
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = encode_parameters(NUMPY, layout, rows.parameters)
+        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters))
         past = [] if rows.past is None else [_as_past(row) for row in rows.past]
         encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
         for position, index in enumerate(layout.order):
             column, y = layout.columns[index], rows.values[index]
             bound = None if column.bound is None else rows.parameters[column.bound]
-            given = given_numbers(NUMPY, layout, position, rows.values, past, rows.parameters)
+            given = given_numbers(NUMPY, layout, position, list(rows.values), past, rows.parameters)
             if given is not None:
                 encoded[f"given {position}"] = given
             if column.kind == "categorical":
