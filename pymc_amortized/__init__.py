@@ -21,6 +21,7 @@ from pymc_amortized.networks import (
     Transformer,
     ZukoDensity,
 )
+from pymc_amortized.rows.density import RowSize
 from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 
@@ -30,6 +31,7 @@ __all__ = [
     "Flat",
     "Grid",
     "Grouped",
+    "RowSize",
     "Sequence",
     "Set",
     "SetTransformer",

@@ -16,7 +16,7 @@ from pymc_amortized.graph.emulator import PYTENSOR
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Column, Layout, Parameter
-from pymc_amortized.rows.density import Size, log_interval
+from pymc_amortized.rows.density import RowSize, log_interval
 from pymc_amortized.rows.encoding import bounded, unbounded
 from pymc_amortized.rows.evaluation import RowDensity
 from pymc_amortized.rows.prepared import Rows, inside, prepare
@@ -28,6 +28,7 @@ pytestmark = [
     # PyMC's own, of every distribution with a function for its draws
     pytest.mark.filterwarnings("ignore:Numba will use object mode"),
     pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
+    pytest.mark.filterwarnings("ignore:Calling a RandomVariable without an explicit rng"),
 ]
 SAMPLING = {"draws": 300, "tune": 300, "chains": 2, "cores": 1, "progressbar": False, "random_seed": 1}
 
@@ -148,7 +149,7 @@ def random_density(seed=0, lags=0):
     )
     layout = Layout(parameters, columns, (1, 2, 0, 3), lags)
     torch.manual_seed(seed)
-    network = RowNetwork(layout, Size(hidden=8, components=3))
+    network = RowNetwork(layout, RowSize(hidden=8, components=3))
     with torch.no_grad():
         for weight in network.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -241,7 +242,7 @@ class TestThreeLibraries:
         assert total == pytest.approx(1, abs=1e-6)
         torch.manual_seed(0)
         network = RowNetwork(
-            Layout(layout.parameters, (Column("real", transform="above", bound=2, softness=1e-2),), (0,)), Size()
+            Layout(layout.parameters, (Column("real", transform="above", bound=2, softness=1e-2),), (0,)), RowSize()
         )
         real = RowDensity(network.layout, network.size, tuple(network.arrays()))
         y = 0.4 + np.concatenate([-np.geomspace(1e-9, 3, 200_001)[::-1], np.geomspace(1e-9, 1e4, 400_001)])

@@ -30,7 +30,7 @@ from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Kind, Layout
-from pymc_amortized.rows.density import Size
+from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.fitting import fit_layout
 from pymc_amortized.rows.prepared import Rows, inside, prepare, usable
 from pymc_amortized.training import (
@@ -81,7 +81,7 @@ def fit_likelihood(
     structure: Mapping[str, Any] | None = None,
     kinds: Mapping[str, Any] | None = None,
     lags: int | None = None,
-    network: Size | None = None,
+    network: RowSize | None = None,
     training: Training | None = None,
     max_time: float | None = None,
     num_simulations: int | None = None,
@@ -118,7 +118,7 @@ def fit_likelihood(
         by default.
     lags : int, optional
         For a series: how many rows before the present one it depends on, 4 by default.
-    network : Size, optional
+    network : RowSize, optional
         Size of the networks.
     training : Training, optional
         Steps, batch size (in rows), learning rate and the like.
@@ -157,8 +157,8 @@ def fit_likelihood(
         lags = whole("lags", lags)
     if num_simulations is not None:
         num_simulations = whole("num_simulations", num_simulations, smallest=20)
-    if network is not None and not isinstance(network, Size):
-        raise TypeError(f"network must be a pymc_amortized.Size, got {type(network).__name__}")
+    if network is not None and not isinstance(network, RowSize):
+        raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
     context, structure = mapping("context", context), mapping("structure", structure)
     model = pm.modelcontext(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
@@ -170,7 +170,7 @@ def fit_likelihood(
     fit.device, fit.progressbar = choose_device(device), progressbar
     fit.lags = (lags or LAGS) if rows.series else 0
     fit.plan(num_simulations, whole("cores", cores) if cores is not None else None)
-    return fit.run(network or Size(), _kinds(rows, mapping("kinds", kinds)))
+    return fit.run(network or RowSize(), _kinds(rows, mapping("kinds", kinds)))
 
 
 class _Fit:
@@ -216,7 +216,7 @@ class _Fit:
         slow = self.cost * self._pilot_size() > PILOT_SHARE * self._seconds()
         self.cores = cores or (available_cores() if slow else 1)
 
-    def run(self, size: Size, kinds: list[Kind | None]) -> AmortizedLikelihood:
+    def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)

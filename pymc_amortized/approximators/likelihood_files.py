@@ -23,7 +23,7 @@ from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.rows import find_rows
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.columns import Layout
-from pymc_amortized.rows.density import Size
+from pymc_amortized.rows.density import RowSize
 from pymc_amortized.training import History, TrainingState
 
 if TYPE_CHECKING:
@@ -101,15 +101,15 @@ def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model)
         )
 
 
-def _size(described: Mapping[str, Any]) -> Size:
-    size = Size(**{name: int(value) for name, value in described.items()})
+def _size(described: Mapping[str, Any]) -> RowSize:
+    size = RowSize(**{name: int(value) for name, value in described.items()})
     for name, largest in LARGEST.items():
         if not 0 <= getattr(size, name) <= largest:
             raise ValueError(f"the file describes a network with {name} = {getattr(size, name)}")
     return size
 
 
-def _network(file: Any, layout: Layout, size: Size) -> RowNetwork:
+def _network(file: Any, layout: Layout, size: RowSize) -> RowNetwork:
     """Compare names, shapes and dtypes before memory is taken."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         wanted = RowNetwork(layout, size).state_dict()

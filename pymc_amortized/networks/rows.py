@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.rows.columns import Layout
-from pymc_amortized.rows.density import ColumnDensity, Size, chosen
+from pymc_amortized.rows.density import ColumnDensity, RowSize, chosen
 
 __all__ = ["RowNetwork", "TorchArrays"]
 
@@ -69,10 +69,10 @@ class RowNetwork(nn.Module):
     Parameters
     ----------
     layout : Layout
-    size : Size
+    size : RowSize
     """
 
-    def __init__(self, layout: Layout, size: Size) -> None:
+    def __init__(self, layout: Layout, size: RowSize) -> None:
         super().__init__()
         self.layout, self.size = layout, size
         self.columns = [ColumnDensity(layout, i, size) for i in range(len(layout.columns))]

@@ -34,7 +34,7 @@ Weights = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Size:
+class RowSize:
     """Size of the networks, one for each column.
 
     Parameters
@@ -58,7 +58,7 @@ class ColumnDensity:
 
     layout: Layout
     position: int
-    size: Size
+    size: RowSize
 
     @property
     def column(self) -> Column:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pymc_amortized.rows.arrays import NUMPY, Array, Arrays
 from pymc_amortized.rows.columns import Column, Layout
-from pymc_amortized.rows.density import ColumnDensity, Size, Weights, chosen
+from pymc_amortized.rows.density import ColumnDensity, RowSize, Weights, chosen
 from pymc_amortized.rows.encoding import bounded, count_of, edges, encode_parameters, one_hot, unbounded
 from pymc_amortized.rows.prepared import given_numbers
 
@@ -24,13 +24,13 @@ class RowDensity:
     Attributes
     ----------
     layout : Layout
-    size : Size
+    size : RowSize
     weights : tuple of mapping
         Of each column's network, float64, in the layout's order.
     """
 
     layout: Layout
-    size: Size
+    size: RowSize
     weights: tuple[Weights, ...]
 
     def log_density(

@@ -15,7 +15,7 @@ import numpy as np
 
 from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Column, Kind, Layout, Parameter
-from pymc_amortized.rows.density import ColumnDensity, Size
+from pymc_amortized.rows.density import ColumnDensity, RowSize
 from pymc_amortized.rows.prepared import Rows, prepare, usable
 
 OUTSIDE = 1e-3
@@ -147,7 +147,7 @@ def _standardized(column: Column, y: np.ndarray, rows: Rows) -> Column:
 
 def _start(layout: Layout, position: int, rows: Rows) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
     """Mean log likelihood of the regression of a column, and its weights and biases."""
-    density = ColumnDensity(layout, position, Size())
+    density = ColumnDensity(layout, position, RowSize())
     most = int(LARGEST_DESIGN / max(density.linear_inputs, 1))
     rows = rows.take(slice(most))
     log_slope, encoded = prepare(layout, rows)
