@@ -31,6 +31,7 @@ from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, 
 from pymc_amortized.graph.context import ContextSampler, read_missing
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
+from pymc_amortized.graph.levels import hierarchy_levels
 from pymc_amortized.graph.missing import Rule, find_rules
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.sizes import GROUP
@@ -270,6 +271,7 @@ class _Fit:
                 **network_data(self.spec, structure, of_simulations(some)),
                 summary=summary,
                 density=density,
+                levels=hierarchy_levels(self.spec),
             )
         batch = statistics.take(slice(self.options.batch_size))
         self._plan_steps(network, *self._prepared(network, structure, batch))

@@ -109,10 +109,10 @@ def density_options(density: Any, dim: int) -> Spline | None:
     return density.resolve(dim) if isinstance(density, Spline) else None
 
 
-def make_density(density: Any, dim: int, features: int) -> nn.Module:
+def make_density(density: Any, dim: int, features: int, levels: tuple[int, ...] | None = None) -> nn.Module:
     """Build the density, or take the user's own, and check that it is one."""
     if isinstance(density, Spline):
-        return CouplingSpline(dim, features, density)
+        return CouplingSpline(dim, features, density, levels)
     if isinstance(density, nn.Module):
         module = copy.deepcopy(density)  # the user's stays as it is
     else:

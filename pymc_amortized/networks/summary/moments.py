@@ -107,7 +107,7 @@ class RowStatistics:
         self.width = (2 + shrunk) * channels + 1 + 2 * join.present
         if self.pairs:
             self.width += channels * (channels - 1) // 2 + channels + (1 + shrunk) * channels * (channels - 1)
-            self.width += self.missing
+            self.width += (1 + 2 * channels) * self.missing
 
     def __call__(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Statistics (batch, width), and rows standardized within their data set."""
@@ -127,7 +127,8 @@ class RowStatistics:
         if self.missing and rows.weights is not None:
             complete = rows.weights.amin(-1, keepdim=True)
             found = moments(rows.values, complete)
-            extra.append(log_count(found.count))
+            # intercepts need means over the very rows that slopes were found in
+            extra += [log_count(found.count), found.mean, 2 * torch.log(found.scale)]
         n = found.count
         correlation = found.normal.mT @ found.normal / n.clamp_min(1.0)[..., None]
         channels = found.scale.shape[-1]
