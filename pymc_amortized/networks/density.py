@@ -113,12 +113,12 @@ class CouplingSpline(nn.Module):
         self.register_buffer("inverses", permutations.argsort(-1))
         self.head = GaussianHead(dim, features)
         self.level_of = tuple(levels if levels is not None else (0,) * dim)
-        at = torch.tensor(self.level_of, dtype=torch.long)
-        self.register_buffer("order", at.argsort(stable=True))
-        self.register_buffer("back", self.order.argsort())
-        ends = at.bincount().cumsum(0).tolist()
+        order = sorted(range(dim), key=self.level_of.__getitem__)
+        self.register_buffer("order", torch.tensor(order, dtype=torch.long))
+        self.register_buffer("back", torch.tensor(sorted(range(dim), key=order.__getitem__), dtype=torch.long))
+        starts = [i for i in range(1, dim) if self.level_of[order[i]] != self.level_of[order[i - 1]]]
         self.levels_given = nn.ModuleList(
-            Level(start, stop, features, hidden) for start, stop in pairwise(ends) if start < stop
+            Level(start, stop, features, hidden) for start, stop in pairwise([*starts, dim])
         )
         size = (dim - self.kept) * spline_size(options.bins)
         self.project = nn.ModuleList(nn.Linear(features, hidden) for _ in range(layers))
