@@ -78,7 +78,7 @@ CHECKED = 32
 DOUBTFUL_EFFICIENCY = 0.05
 """Below this, twenty proposals buy less than one independent draw; sampling makes at most 16 for each."""
 DOUBTFUL_SHARE = 0.1
-RANKED = 4096
+RANKED = 8192
 """Fresh simulations that data sets are ranked among for novelty; beside those of training they cost nothing."""
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""

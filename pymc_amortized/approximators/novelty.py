@@ -16,7 +16,10 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.novelty import NoveltyFeatures
-from pymc_amortized.novelty import Reference, Score
+from pymc_amortized.novelty import Reference, Score, Whitening
+
+SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening")
+WHITENING = tuple(field.name for field in fields(Whitening))
 
 
 def features_of(spec: ModelSpec, structure: Structure, network: PosteriorNetwork, datasets: DataSets) -> np.ndarray:
@@ -66,7 +69,8 @@ def reference_tensors(reference: Reference | None) -> dict[str, Tensor]:
     if reference is None:
         return {}
     arrays = {"scores": reference.scores, "extents": reference.extents}
-    arrays |= {f"score.{field.name}": getattr(reference.score, field.name) for field in fields(Score)}
+    arrays |= {f"score.{name}": getattr(reference.score, name) for name in SCORE}
+    arrays |= {f"whitening.{name}": getattr(reference.score.whitening, name) for name in WHITENING}
     return {name: torch.as_tensor(np.ascontiguousarray(values, dtype=np.float64)) for name, values in arrays.items()}
 
 
@@ -88,8 +92,8 @@ def reference_of(tensors: Mapping[str, Tensor], width: int, extents: int) -> Ref
     if not tensors:
         return None
     arrays = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
-    count, kept = arrays["scores"].shape[0], arrays["score.rotation"].shape[1]
-    design = 1 + 2 * extents
+    count, kept = arrays["scores"].shape[0], arrays["whitening.rotation"].shape[1]
+    design = 1 + 3 * extents + extents * (extents - 1) // 2
     wanted = {
         "scores": (count,),
         "extents": (count, extents),
@@ -99,11 +103,14 @@ def reference_of(tensors: Mapping[str, Tensor], width: int, extents: int) -> Ref
         "score.extent_scale": (extents,),
         "score.trend": (design, width),
         "score.log_variance": (design, width),
-        "score.mean": (width,),
-        "score.rotation": (width, kept),
+        "whitening.mean": (width,),
+        "whitening.rotation": (width, kept),
+        "whitening.bend": (kept,),
+        "whitening.unit": (kept,),
     }
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise ValueError(f"array {name!r} of the reference has shape {arrays[name].shape}, expected {shape}")
-    score = Score(**{field.name: arrays[f"score.{field.name}"] for field in fields(Score)})
+    whitening = Whitening(**{name: arrays[f"whitening.{name}"] for name in WHITENING})
+    score = Score(**{name: arrays[f"score.{name}"] for name in SCORE}, whitening=whitening)
     return Reference(score, arrays["scores"], arrays["extents"])

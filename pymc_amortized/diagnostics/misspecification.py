@@ -18,7 +18,7 @@ from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.replicas import replicas
 from pymc_amortized.networks.novelty import NoveltyFeatures
-from pymc_amortized.novelty import Discrepancy, components, holm, pvalue, robust, squashed
+from pymc_amortized.novelty import Discrepancy, Whitening, holm, pvalue, robust, squashed
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -145,10 +145,9 @@ def _compare(
         observed.append(squashed((own - center) / scale))
         simulated.append(squashed((features - center) / scale).astype(np.float32))
     units, reference = np.stack(observed), np.stack(simulated)
-    mean, rotation = components(reference[:, :half].reshape(-1, units.shape[1]), shape.blocks)
-    turned = (reference - mean) @ rotation
-    deviations = units[:, shape.blocks[0] :]
-    return _Compared((units - mean) @ rotation, turned[:, :half], turned[:, half:], deviations, shape.names)
+    whitening = Whitening.fit(reference[:, :half].reshape(-1, units.shape[1]), shape.blocks)
+    learned, ranked = whitening(reference[:, :half]), whitening(reference[:, half:])
+    return _Compared(whitening(units), learned, ranked, units[:, shape.blocks[0] :], shape.names)
 
 
 def _summarized(compared: _Compared, datasets: DataSets) -> xr.Dataset:
