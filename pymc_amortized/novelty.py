@@ -34,6 +34,8 @@ TAIL = (0.1, 40)
 """Share of the reference that the tail is learned from, and the fewest scores that make one."""
 HEAVIEST = 0.5
 """Shape up to which the moments that the tail is learned by exist."""
+FURTHEST = 1_000
+"""Simulations for each that was made, which the tail may stand for; smaller p-values are claimed by nobody."""
 NEIGHBOURS = 1_000
 """Simulations nearest in size and context that a data set is ranked among: a p-value of 5 % has 0.7 % of error."""
 TINY = 1e-12
@@ -270,7 +272,7 @@ def _tail_probability(score: float, reference: np.ndarray) -> float:
     scale = first * (1 - shape)  # the mean of the tail is that of the excesses
     t = max(score - threshold, 0.0) / scale
     survival = np.exp(-t) if shape < 1e-6 else (1 + shape * t) ** (-1 / shape)
-    return float(max(number / (len(reference) + 1) * survival, 1e-12))
+    return float(max(number / (len(reference) + 1) * survival, 1 / (FURTHEST * len(reference))))
 
 
 def holm(pvalues: np.ndarray) -> np.ndarray:
