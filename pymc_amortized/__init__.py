@@ -8,6 +8,8 @@ from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
+from pymc_amortized.diagnostics.misspecification import check_misspecification
+from pymc_amortized.diagnostics.novelty import plot_novelty
 from pymc_amortized.networks import (
     Flat,
     Grid,
@@ -34,8 +36,10 @@ __all__ = [
     "Training",
     "Transformer",
     "ZukoDensity",
+    "check_misspecification",
     "fit_posterior",
     "load",
+    "plot_novelty",
     "sample_amortized",
     "simulate",
 ]

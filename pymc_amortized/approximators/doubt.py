@@ -14,6 +14,7 @@ from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.novelty import holm
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -21,6 +22,8 @@ FEWEST_EFFECTIVE = 400
 """Effective draws that estimates should rest on (Vehtari et al. 2021: 100 for each of four chains)."""
 FAR_OUTSIDE = 0.1
 """Data this far beyond the simulated range, in units of its width, are warned about."""
+NOVEL = 0.01
+"""Chance of any false alarm in a call, however many data sets: it is met often, and must not become noise."""
 
 _said: set[str] = set()
 
@@ -45,6 +48,25 @@ def warn_of_extrapolation(distances: Mapping[str, float], context: Collection[st
                 distance,
                 f"its source in context[{name!r}]" if name in context else "the priors",
             )
+
+
+def warn_of_novelty(pvalues: np.ndarray, labels: np.ndarray) -> None:
+    """Log which data sets are unlike anything the model simulates; p-values (n,) may be NaN."""
+    if np.isnan(pvalues).all():
+        return
+    novel = int((holm(pvalues) < NOVEL).sum())
+    if not novel:
+        return
+    smallest = int(np.argmin(pvalues))
+    which = "The data set is" if len(pvalues) == 1 else f"{novel} of {len(pvalues)} data sets are"
+    where = "" if len(pvalues) == 1 else f" at data set {labels[smallest]}"
+    logger.warning(
+        "%s unlike anything the model simulates (p = %.1g%s): the network extrapolates, and the model may not fit. "
+        "pymc_amortized.check_misspecification tells what is unusual.",
+        which,
+        pvalues[smallest],
+        where,
+    )
 
 
 def warn_of_many_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, Any]) -> None:

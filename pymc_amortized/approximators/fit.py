@@ -18,6 +18,7 @@ import xarray as xr
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.inputs import data_layout, network_data
+from pymc_amortized.approximators.novelty import learn_reference
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -78,6 +79,8 @@ CHECKED = 32
 DOUBTFUL_EFFICIENCY = 0.05
 """Below this, twenty proposals buy less than one independent draw; sampling makes at most 16 for each."""
 DOUBTFUL_SHARE = 0.1
+RANKED = 8192
+"""Fresh simulations that data sets are ranked among for novelty; beside those of training they cost nothing."""
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""
 
@@ -277,7 +280,7 @@ class _Fit:
         self._plan_steps(network, *self._prepared(network, structure, batch))
         source = self._source(network, structure, statistics)
         gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
-        return self._train(network, structure, gaps, source, held_out, pilot, None)
+        return self._train(network, structure, gaps, source, held_out, pilot, some, None)
 
     def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
         """Train a posterior's network further."""
@@ -288,7 +291,8 @@ class _Fit:
         batch = statistics.take(slice(self.options.batch_size))
         self._plan_steps(network, *self._prepared(network, structure, batch))
         source = self._source(network, structure, statistics)
-        return self._train(network, structure, posterior.gaps, source, held_out, pilot, posterior.state)
+        some = statistics.take(slice(PILOT))
+        return self._train(network, structure, posterior.gaps, source, held_out, pilot, some, posterior.state)
 
     def _pilot(self) -> Simulations:
         if self.given is not None:
@@ -382,6 +386,7 @@ class _Fit:
         source: Batches,
         held_out: Simulations,
         pilot: Simulations,
+        learned: Simulations,
         state: TrainingState | None,
     ) -> AmortizedPosterior:
         with torch_threads(self.options.threads or torch.get_num_threads()):
@@ -416,10 +421,17 @@ class _Fit:
             context=self.context,
             missing=self.missing,
             gaps=gaps,
+            reference=learn_reference(self.spec, structure, network, learned, self._ranked(held_out)),
             compile_kwargs=self.compile_kwargs,
         )
         self._report(trained, posterior, held_out)
         return posterior
+
+    def _ranked(self, held_out: Simulations) -> Simulations:
+        """Simulations that neither the network nor a score has learned from."""
+        if self.num_simulations is not None:
+            return held_out
+        return self.simulator(RANKED, stage_seed(self.entropy, Stage.NOVELTY), cores=self.cores)
 
     def _report(self, trained: Trained, posterior: AmortizedPosterior, held_out: Simulations) -> None:
         """Log how training went, and how efficient its result is where the density can tell."""

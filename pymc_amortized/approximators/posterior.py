@@ -29,9 +29,11 @@ from pymc_amortized.approximators.doubt import (
     say_that_uncorrected,
     warn_of_extrapolation,
     warn_of_many_gaps,
+    warn_of_novelty,
     warn_of_poor_weights,
 )
 from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.novelty import extents, features_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
@@ -47,6 +49,7 @@ from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.novelty import Reference
 from pymc_amortized.results import posterior_tree
 from pymc_amortized.training import History, TrainingState, torch_threads
 
@@ -72,6 +75,8 @@ class AmortizedPosterior:
     gaps : mapping
         How missing values of each variable that may have them are integrated out of the model's density; None where
         they cannot be.
+    reference : Reference or None
+        Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
     """
 
     spec: ModelSpec
@@ -83,6 +88,7 @@ class AmortizedPosterior:
     context: Mapping[str, Any] | None
     missing: Mapping[str, Any] | None
     gaps: Mapping[str, Rule | None]
+    reference: Reference | None = None
     compile_kwargs: CompileKwargs | None = None
 
     def sample(
@@ -126,7 +132,9 @@ class AmortizedPosterior:
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
-            each proposal ``proposal_log_weight``, and for each data set ``pareto_k`` and ``importance_ess``.
+            each proposal ``proposal_log_weight``, and for each data set ``pareto_k``, ``importance_ess`` and
+            ``ood_pvalue``: how often the model simulates data as unusual as these, covariates included, at about that
+            size (:func:`check_misspecification` simulates at exactly that size, with those covariates).
 
         Raises
         ------
@@ -143,6 +151,8 @@ class AmortizedPosterior:
         context = [c.name for c in self.spec.context]
         warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
+        ood = self.ood_pvalues(datasets)
+        warn_of_novelty(ood, datasets.labels)
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)
         if correct:
@@ -157,7 +167,7 @@ class AmortizedPosterior:
             self.spec,
             datasets,
             variables=variables,
-            sample_stats=sample_stats(results),
+            sample_stats=sample_stats(results) | {"ood_pvalue": ([], ood)},
             attrs=attrs | self.provenance.attributes(),
         )
         return self._with_groups(tree, observed, groups, names)
@@ -291,6 +301,26 @@ class AmortizedPosterior:
         """
         results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
         return [r.weights for r in results if r.weights is not None]
+
+    def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
+        """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        if self.reference is None:
+            return np.full(len(datasets), np.nan)
+        return self.reference.pvalues(self.features_of(datasets), extents(self.spec, datasets))
+
+    def features_of(self, datasets: DataSets) -> np.ndarray:
+        """What data sets are compared with simulations by: (n, width).
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        return features_of(self.spec, self.structure, self.network, datasets)
 
     def __repr__(self) -> str:
         p = self.provenance

@@ -170,13 +170,23 @@ class Simulator:
         (mixing,) = seed.spawn(1)  # sizes come in groups, and are wanted in any order
         return simulations.take(np.random.default_rng(mixing).permutation(len(simulations))[:n])
 
-    def of_lengths(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int]) -> Simulations:
-        """Simulate until `n` usable draws of one size are there; the lengths are among their data."""
+    def of_lengths(
+        self,
+        n: int,
+        seed: np.random.SeedSequence,
+        lengths: dict[str, int],
+        context: dict[str, np.ndarray] | None = None,
+    ) -> Simulations:
+        """Simulate until `n` usable draws of one size are there; the lengths are among their data.
+
+        Values of the context variables, each (n, *shape), may be given instead of drawn.
+        """
         seed, parts = _fresh(seed), []
         attempted = usable = 0
         while usable < n and attempted < n / SMALLEST_ACCEPTANCE:
             context_seed, child = seed.spawn(2)
-            parts.append(self._chunk(n, child, self.context(n, context_seed, lengths), lengths))
+            given = self.context(n, context_seed, lengths) if context is None else context
+            parts.append(self._chunk(n, child, given, lengths))
             attempted, usable = attempted + parts[-1].attempted, usable + len(parts[-1])
         made = concatenate(parts).take(slice(n))
         return replace(made, data=made.data | {dim: np.full(len(made), length) for dim, length in lengths.items()})

@@ -82,10 +82,10 @@ def check_choices(summary: Any, density: Any) -> None:
         raise TypeError(f"density is a {type(density).__name__}; expected a name, Spline, torch.nn.Module or factory")
 
 
-def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNetwork:
-    """Build a built-in summary network for the encoder's arrays."""
+def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
+    """What summaries have to know of each array that the encoder gives."""
     layout = encoder.layout
-    arrays = [
+    return [
         EncodedArray(
             array.name,
             array.shape,
@@ -97,7 +97,11 @@ def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNet
         )
         for array in layout.arrays
     ]
-    return SummaryNetwork(arrays, layout, options, options.features or 0, dim)
+
+
+def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNetwork:
+    """Build a built-in summary network for the encoder's arrays."""
+    return SummaryNetwork(encoded_arrays(encoder), encoder.layout, options, options.features or 0, dim)
 
 
 def density_options(density: Any, dim: int) -> Spline | None:

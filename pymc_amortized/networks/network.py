@@ -187,11 +187,18 @@ class PosteriorNetwork(nn.Module):
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
         return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]
 
+    def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
+        """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
+        return self.encoder(_tensors(self.encoder, data), sizes)
+
+    def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Encoded data -> features (batch, features) on the network's device."""
+        device = self.device
+        return self.summary({k: v.to(device) for k, v in encoded.items()})
+
     def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
         """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
-        device = self.device
-        encoded = self.encoder(_tensors(self.encoder, data), sizes)
-        return self.summary({k: v.to(device) for k, v in encoded.items()})
+        return self.summarize(self.encode(data, sizes))
 
     def log_prob(
         self,

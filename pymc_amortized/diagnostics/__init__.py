@@ -1,0 +1,1 @@
+"""Whether a posterior, and its model, can be trusted."""
