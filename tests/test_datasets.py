@@ -345,7 +345,6 @@ ARGUMENTS = [
     ({"correction": []}, (TypeError, ValueError), "correction"),
     ({"idata_kwargs": {"x": 1}}, ValueError, "idata_kwargs"),
     ({"idata_kwargs": 5}, TypeError, "idata_kwargs"),
-    ({"idata_kwargs": {"log_likelihood": True}, "batched": True}, ValueError, "idata_kwargs"),
     ({"batched": "yes"}, TypeError, "batched"),
 ]
 
@@ -376,7 +375,14 @@ def test_groups_are_added_whatever_variables_are_returned(mixed_posterior, name)
         held_data(), draws=3, chains=2, var_names=["twice"], idata_kwargs={name: True}, random_seed=1
     )
     assert list(dt.posterior.data_vars) == ["twice"]
-    assert np.isfinite(dt[name]["y" if name == "log_likelihood" else "mu"]).all()
+    variable = "y" if name == "log_likelihood" else "mu"
+    assert np.isfinite(dt[name][variable]).all()
+    many = {k: np.stack([np.asarray(v)] * 2) for k, v in held_data().items()}
+    dts = mixed_posterior.sample(many, batched=True, draws=3, chains=2, var_names=["twice"], idata_kwargs={name: True})
+    assert list(dts.posterior.data_vars) == ["twice"]
+    assert dts[name][variable].dims == ("dataset", *dt[name][variable].dims)
+    with pytest.raises(KeyError, match="every free variable"):
+        mixed_posterior.compute_log_likelihood(dts)
 
 
 POINTS = [

@@ -32,16 +32,17 @@ from pymc_amortized.approximators.doubt import (
     warn_of_poor_weights,
 )
 from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.predictive import Kind, Predictions, stacked
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
-from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
@@ -119,7 +120,7 @@ class AmortizedPosterior:
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
-            ``log_likelihood=True`` or ``log_prior=True`` add these groups, for one data set.
+            ``log_likelihood=True`` or ``log_prior=True`` add these groups.
 
         Returns
         -------
@@ -136,7 +137,7 @@ class AmortizedPosterior:
         started = time.perf_counter()
         draws, chains = whole("draws", draws), whole("chains", chains)
         names = chosen_names(var_names, self._constrain.names)
-        groups = wanted_groups(idata_kwargs, batched)
+        groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
         datasets = read_datasets(self.spec, observed, batched=batched)
         refuse_indices(datasets.values, self._limits, "observed")
@@ -160,7 +161,7 @@ class AmortizedPosterior:
             sample_stats=sample_stats(results),
             attrs=attrs | self.provenance.attributes(),
         )
-        return self._with_groups(tree, observed, groups, names)
+        return self._with_groups(tree, groups, names)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
@@ -212,6 +213,107 @@ class AmortizedPosterior:
             for variable in self.spec.context:
                 pm.set_data({variable.name: values[variable.name]})
         return conditioned
+
+    def sample_posterior_predictive(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        random_seed: RandomState = None,
+        extend_inferencedata: bool = False,
+    ) -> xr.DataTree:
+        """Draw from the posterior predictive distribution of every data set of a result.
+
+        What ``pm.sample_posterior_predictive`` does for one data set, compiled once for all of them. Values,
+        covariates, lengths and gaps are read from the result itself.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            By default the observed variables, and the deterministics that are computed from them.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+        extend_inferencedata : bool
+            Whether to add the group to `tree` in place and return that, as in PyMC.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group ``posterior_predictive`` with dims ``([dataset,] chain, draw, ...)``, NaN beyond the length of a data
+            set, and the groups of the data.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there.
+        """
+        return self._predictions.sample(
+            tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
+        )
+
+    def compute_log_likelihood(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        extend_inferencedata: bool = True,
+    ) -> xr.DataTree | xr.Dataset:
+        """Compute the pointwise log likelihood of every data set of a result.
+
+        What ``pm.compute_log_likelihood`` does for one data set, compiled once for all of them.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            Observed variables; all by default.
+        extend_inferencedata : bool
+            Whether to add the group ``log_likelihood`` to `tree` in place and return that, as in PyMC; otherwise
+            the group alone is returned.
+
+        Returns
+        -------
+        xarray.DataTree or xarray.Dataset
+            Dims ``([dataset,] chain, draw, ...)``; NaN beyond the length of a data set, and for each term that reads a
+            missing value. ``az.loo(posterior.one_dataset(tree, label))`` goes on from there.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there, or a variable has no density.
+        """
+        return self._predictions.log_density(
+            tree, "likelihood", var_names=var_names, extend_inferencedata=extend_inferencedata
+        )
+
+    def one_dataset(self, tree: xr.DataTree, dataset: Any = None) -> xr.DataTree:
+        """Take one data set out of a result, with only what exists, for ArviZ.
+
+        Where all data sets have one size and no gaps, this is ``tree.sel(dataset=dataset)``. Otherwise NaN would
+        spoil what ArviZ computes: dimensions are cut to the data set's length, and missing values left out of
+        ``observed_data``, ``posterior_predictive`` and ``log_likelihood``; the axes of a variable with gaps become one,
+        ``<name>_present``, with the positions of what is there.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`.
+        dataset : scalar, optional
+            Label of a data set; not for a result of one data set.
+
+        Returns
+        -------
+        xarray.DataTree
+
+        Raises
+        ------
+        KeyError, ValueError
+            When there is no such data set.
+        """
+        return one_dataset(self.spec, tree, dataset)
 
     def _with_gaps(self, variable: DataVariable, datasets: DataSets) -> np.ndarray:
         """Values of one data set as the conditioned model observes them."""
@@ -311,6 +413,10 @@ class AmortizedPosterior:
         return LogDensity(self.spec, self.compile_kwargs)
 
     @cached_property
+    def _predictions(self) -> Predictions:
+        return Predictions(self.spec, self.compile_kwargs)
+
+    @cached_property
     def _constrain(self) -> Constrain:
         return Constrain(self.spec, self.compile_kwargs)
 
@@ -402,7 +508,7 @@ class AmortizedPosterior:
             for name in names:
                 value = values[name].reshape(chains, draws, *values[name].shape[1:])
                 parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
-        return {name: _stacked(values) for name, values in parts.items()}
+        return {name: stacked(values) for name, values in parts.items()}
 
     def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
         """Deterministics that are computed from values which one data set lacks."""
@@ -410,17 +516,13 @@ class AmortizedPosterior:
         lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
         return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}
 
-    def _with_groups(
-        self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]
-    ) -> xr.DataTree:
-        """Add log densities by PyMC, which reads every free variable; then leave what was asked for."""
+    def _with_groups(self, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]) -> xr.DataTree:
+        """Add log densities, which read every free variable; then leave what was asked for."""
         if not any(groups.values()):
             return tree
-        model = self.to_model(observed)
-        if groups.get("log_likelihood"):
-            pm.compute_log_likelihood(tree, model=model, progressbar=False)
-        if groups.get("log_prior"):
-            pm.stats.compute_log_prior(tree, model=model, progressbar=False)
+        kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
+        for group in (name for name, wanted in groups.items() if wanted):
+            self._predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
 
@@ -429,11 +531,3 @@ def _extent(variable: DataVariable) -> str:
     """Shape, with the names of dimensions whose length varies."""
     names = [d if n is None else str(n) for n, d in zip(variable.shape, variable.dims or variable.shape, strict=True)]
     return f"[{', '.join(map(str, names))}]" if names else ""
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack arrays, filling them up with NaN to the shape of the largest."""
-    largest = tuple(int(n) for n in np.max([a.shape for a in arrays], axis=0))
-    if all(a.shape == largest for a in arrays):
-        return np.stack(arrays)
-    return np.stack([padded(a if a.dtype.kind == "f" else a.astype("float64"), largest) for a in arrays])
