@@ -73,6 +73,8 @@ class AmortizedPosterior:
     gaps : mapping
         How missing values of each variable that may have them are integrated out of the model's density; None where
         they cannot be.
+    local_to : DataSets or None
+        The one data set that it was refined for (:meth:`refine`); None for an amortized posterior.
     """
 
     spec: ModelSpec
@@ -85,6 +87,7 @@ class AmortizedPosterior:
     missing: Mapping[str, Any] | None
     gaps: Mapping[str, Rule | None]
     compile_kwargs: CompileKwargs | None = None
+    local_to: DataSets | None = None
 
     def sample(
         self,
@@ -139,7 +142,7 @@ class AmortizedPosterior:
         names = chosen_names(var_names, self._constrain.names)
         groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
-        datasets = read_datasets(self.spec, observed, batched=batched)
+        datasets = self._read(observed, batched)
         refuse_indices(datasets.values, self._limits, "observed")
         context = [c.name for c in self.spec.context]
         warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
@@ -181,7 +184,7 @@ class AmortizedPosterior:
             ``model.compile_logp()(point)`` gives log importance weights.
         """
         theta, lead = flat_point(self.spec, point)
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         if len(theta) == 0:
             return np.empty(lead)
         with torch.inference_mode():
@@ -201,7 +204,7 @@ class AmortizedPosterior:
         pymc.Model
             A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
         """
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         values = datasets.one(self.spec, 0)
         model = closed_model(self.spec)
         symbols = {v.name: like(model[v.name], pt.constant(self._with_gaps(v, datasets))) for v in self.spec.observed}
@@ -325,6 +328,71 @@ class AmortizedPosterior:
             )
         return values
 
+    def refine(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        rounds: int = 3,
+        num_simulations: int | None = None,
+        max_time: float | None = None,
+        device: str | torch.device | None = None,
+        random_seed: RandomState = None,
+        progressbar: bool = True,
+    ) -> AmortizedPosterior:
+        """Train on around one data set, and return a posterior of that data set alone.
+
+        For a data set that the amortized network fits badly. Each round simulates data sets of its size, covariates
+        and gaps from the prior truncated to the highest-density region of the posterior found so far, and trains on
+        these. The result is no longer amortized: it refuses other data sets.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or xarray.Dataset, optional
+            One data set, as in :meth:`sample`; by default, what the model held at training.
+        rounds : int
+            How many times the region is found anew.
+        num_simulations : int, optional
+            Simulations of a round; by default 16,384, or what the amortized training made do with.
+        max_time : float, optional
+            Seconds of training in all rounds together; 60 by default. Compiling and simulating come on top.
+        device, progressbar
+            As in :func:`fit_posterior`.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        AmortizedPosterior
+            With ``local_to``. Where the model has a density, a round that lowers the importance efficiency at the data
+            set is not kept.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            When an argument or the data do not fit.
+
+        Notes
+        -----
+        The method is truncated sequential neural posterior estimation (Deistler et al. 2022, arXiv 2210.04815).
+        """
+        from pymc_amortized.approximators.refine import refine
+        from pymc_amortized.approximators.simulations import FEWEST_USABLE
+
+        if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < np.inf):
+            raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
+        if num_simulations is not None:
+            num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+        return refine(
+            self,
+            self._read(observed),
+            rounds=whole("rounds", rounds),
+            num_simulations=num_simulations,
+            max_time=max_time,
+            device=device,
+            random_seed=random_seed,
+            progressbar=progressbar,
+        )
+
     def continue_training(
         self,
         num_steps: int | None = None,
@@ -356,6 +424,8 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.fit import continue_fit
 
+        if self.local_to is not None:
+            raise ValueError("a refined posterior is trained by refine(), for its one data set")
         options = replace(
             self.provenance.training,
             num_steps=self.provenance.training.steps if num_steps is None else num_steps,
@@ -381,6 +451,11 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.files import save
 
+        if self.local_to is not None:
+            raise ValueError(
+                "a refined posterior is that of one data set and is not saved: save its draws "
+                "(posterior.sample().to_netcdf(path)), or the amortized posterior it came from"
+            )
         save(self, path)
 
     def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
@@ -394,6 +469,18 @@ class AmortizedPosterior:
         results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
         return [r.weights for r in results if r.weights is not None]
 
+    def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
+        """Corrected unconstrained draws (n, dim) of one data set that has a density."""
+        (result,) = self._draw(datasets, FEWEST_PROPOSALS, 1, True, seed)
+        return result.theta[0]
+
+    def replaced(self, **changes: Any) -> AmortizedPosterior:
+        """Return the same with other fields; what is compiled from the model is shared."""
+        new = replace(self, **changes)
+        shared = ("_log_density", "_constrain", "_limits", "_predictions")
+        new.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        return new
+
     def __repr__(self) -> str:
         p = self.provenance
         shapes = ", ".join(f"{v.name}{list(v.shape) or ''}" for v in self.spec.parameters)
@@ -404,7 +491,22 @@ class AmortizedPosterior:
             f"  structure: {structure}\n"
             f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
             f"{'settled' if p.settled else 'not settled'}"
+            + ("\n  refined for one data set; not amortized" if self.local_to is not None else "")
         )
+
+    def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
+        """Read data sets; a refined posterior knows its own only."""
+        if self.local_to is None:
+            return read_datasets(self.spec, observed, batched=batched)
+        if observed is None and not batched:
+            return self.local_to
+        datasets = read_datasets(self.spec, observed, batched=batched)
+        if len(datasets) > 1 or not datasets.equals(self.local_to):
+            raise ValueError(
+                "this posterior was refined for one data set and is no longer amortized: for other data, sample the "
+                "posterior it was refined from, or refine that anew"
+            )
+        return datasets
 
     @cached_property
     def _log_density(self) -> LogDensity:

@@ -55,6 +55,14 @@ class DataSets:
 
         return DataSets(taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing))
 
+    def equals(self, other: DataSets) -> bool:
+        """Whether they are the same data: values where there are any, sizes and gaps."""
+        pairs = [(self.values, other.values), (self.lengths, other.lengths), (self.missing, other.missing)]
+        return all(
+            one.keys() == two.keys() and all(np.array_equal(one[k], two[k], equal_nan=_may_be_nan(one[k])) for k in one)
+            for one, two in pairs
+        )
+
     def shown(self, variable: DataVariable) -> np.ndarray:
         """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
         values = self.values[variable.name]
@@ -76,6 +84,10 @@ class DataSets:
             if v.missing:
                 values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))
         return values
+
+
+def _may_be_nan(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f"
 
 
 def of_simulations(simulations: Simulations) -> DataSets:

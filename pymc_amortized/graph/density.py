@@ -121,6 +121,25 @@ class LogDensity(_DrawFunctions):
         return [()]
 
 
+class LogPrior(LogDensity):
+    """Log density of the value variables that are simulated: with Jacobians, without data and potentials."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        terms = model.logp(vars=[model[p.name] for p in self.spec.parameters], sum=False)
+        return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be evaluated; None where it can."""
+        model = self.spec.model
+        without = [p.name for p in self.spec.parameters if not has_density(model, model[p.name])]
+        if self.spec.nuisance:
+            return f"the marginal prior without {', '.join(p.name for p in self.spec.nuisance)} has no closed density"
+        return f"{', '.join(without)} can be simulated only" if without else None
+
+
 class Constrain(_DrawFunctions):
     """Free variables on their own scale and deterministics, from unconstrained draws."""
 
