@@ -23,8 +23,8 @@ from pymc_amortized.approximators.region import Region
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.density import Constrain, LogPrior
-from pymc_amortized.graph.local import ContextOfOne, SimulatorGiven
-from pymc_amortized.graph.simulator import LARGEST_CHUNK, Simulations, Simulator, concatenate
+from pymc_amortized.graph.local import LocalSimulator, SimulatorGiven
+from pymc_amortized.graph.simulator import LARGEST_CHUNK, Simulations, concatenate
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import (
     FixedSimulations,
@@ -104,9 +104,9 @@ class _Refinement:
         self.spec, self.structure = posterior.spec, posterior.structure
         self.datasets, self.number = datasets, number
         self.device, self.progressbar = device, progressbar
-        context, kwargs = ContextOfOne(self.spec, datasets), posterior.compile_kwargs
-        self.simulator = Simulator(self.spec, context=context, deterministics=False, compile_kwargs=kwargs)
-        self.given = SimulatorGiven(self.spec, context=context, deterministics=False, compile_kwargs=kwargs)
+        kwargs = posterior.compile_kwargs
+        self.simulator = LocalSimulator(self.spec, datasets, kwargs)
+        self.given = SimulatorGiven(self.spec, datasets, kwargs)
         self.log_prior, self.constrain = LogPrior(self.spec, kwargs), Constrain(self.spec, kwargs)
         held = {v.name: self.spec.held[v.name] for v in self.spec.unchanging}
         self.everything = held | datasets.one(self.spec, 0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from pymc.logprob import transformed_conditional_logp
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
@@ -127,7 +128,13 @@ class LogPrior(LogDensity):
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        terms = model.logp(vars=[model[p.name] for p in self.spec.parameters], sum=False)
+        free = [model[p.name] for p in self.spec.parameters]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        terms = transformed_conditional_logp(
+            free,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in free},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in free},
+        )
         return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
 
     @property

@@ -18,6 +18,7 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import held_constants, length_inputs
+from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs, DrawLoop, batched_input, like, plain, scan_over
 
 Given = Mapping[str, np.ndarray]
@@ -103,15 +104,16 @@ class LogDensityGiven(_Given):
     def _function(self) -> Any:
         spec, model = self.spec, self.spec.model
         data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in spec.data}
-        values = {rv: rv.type() for rv in model.basic_RVs}
+        values = {rv: rv.type() for rv in model.basic_RVs if has_density(model, rv)}
         terms = transformed_conditional_logp(
             [model[name] for name in self.names], rvs_to_values=values, rvs_to_transforms={}, jacobian=False
         )
         observed = {v.name for v in spec.observed}
         replaced: dict[Any, Any] = {}
         for name, symbol in (self._slices | data).items():
-            old = values[model[name]] if name in self._slices or name in observed else model[name]
-            replaced[old] = like(old, symbol)
+            old = model[name] if name not in self._slices and name not in observed else values.get(model[name])
+            if old is not None:
+                replaced[old] = like(old, symbol)
         graphs = graph_replace([plain(term) for term in terms], replaced, strict=False)
         graphs = clone_replace(graphs, held_constants(spec) | self._lengths, rebuild_strict=False)
         inputs = [*data.values(), *self._lengths.values()]

@@ -16,7 +16,7 @@ from pymc_amortized.graph.datasets import DataSets, gaps_of
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import length_inputs, simulation_graph
-from pymc_amortized.graph.tensors import DrawLoop, batched_input, like
+from pymc_amortized.graph.tensors import CompileKwargs, DrawLoop, batched_input, like
 
 
 class ContextOfOne(ContextSampler):
@@ -53,8 +53,28 @@ class ContextOfOne(ContextSampler):
         return {name: np.repeat(mask[None], n, axis=0) for name, mask in self._masks.items()}
 
 
-class SimulatorGiven(Simulator):
-    """Simulator of data for parameters that are given: its loop has the free variables among its sequences."""
+class LocalSimulator(Simulator):
+    """Simulator of data sets like one: of its sizes, covariates and gaps.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    datasets : DataSets
+        The data set, alone.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    """
+
+    def __init__(self, spec: ModelSpec, datasets: DataSets, compile_kwargs: CompileKwargs | None = None) -> None:
+        context = ContextOfOne(spec, datasets)
+        super().__init__(spec, context=context, deterministics=False, compile_kwargs=compile_kwargs)
+
+    def _check_ends(self) -> None:
+        """There is one size only."""
+
+
+class SimulatorGiven(LocalSimulator):
+    """The same for parameters that are given: its loop has the free variables among its sequences."""
 
     def given(self, variables: Mapping[str, np.ndarray], seed: np.random.SeedSequence) -> Simulations:
         """Simulate one data set for each draw of the free variables, name -> (n, *shape).
