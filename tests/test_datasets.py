@@ -98,7 +98,7 @@ BAD = [
     ("y", np.empty((0, 3)), ValueError, r"'y' has shape \(0, 3\)"),
     ("y", None, ValueError, r"'y'"),
     ("y", 0.0, ValueError, r"'y' has shape \(\)"),
-    ("y", [[1.0, 2.0], [3.0]], ValueError, "'y' cannot be read as an array"),
+    ("y", [[1.0, 2.0], [3.0]], ValueError, "'y' cannot be read as an array.*pass batched=True"),
     ("y", "abc", TypeError, "'y' has dtype <U3; the model expects float64"),
     ("y", Y.astype(str), TypeError, "'y' has dtype"),
     ("y", Y.astype(complex), TypeError, "'y' has dtype complex128"),
@@ -150,7 +150,9 @@ def test_extreme_values_are_said_to_lie_outside_and_give_finite_draws(mixed_post
         dt = mixed_posterior.sample(
             {**held_data(), "y": np.full((5, 3), 1e10)}, draws=10, correction=None, random_seed=1
         )
-    assert "'y' lie beyond anything the model simulated" in caplog.text
+    assert "'y' lie beyond anything the model simulated (" in caplog.text
+    low, high = mixed_posterior.network.encoder.ranges()["y"]
+    assert f"({low:.4g} to {high:.4g})" in caplog.text
     assert np.isfinite(dt.posterior["mu"]).all()
 
 

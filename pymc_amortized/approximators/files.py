@@ -47,7 +47,7 @@ from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import History, Training, TrainingState
 
-FORMAT = 2
+FORMAT = 3
 KEY = "pymc_amortized"
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""

@@ -145,7 +145,8 @@ class AmortizedPosterior:
         datasets = self._read(observed, batched)
         refuse_indices(datasets.values, self._limits, "observed")
         context = [c.name for c in self.spec.context]
-        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
+        encoder = self.network.encoder
+        warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
         results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
         explain_impossible(self.spec, datasets, results, self.compile_kwargs)

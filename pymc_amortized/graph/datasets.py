@@ -359,7 +359,12 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *
             value = np.ma.filled(value.astype("float64"), np.nan)
         else:
             value = value.data
-    array = _numeric(variable, value)
+    try:
+        array = _numeric(variable, value)
+    except ValueError as error:
+        several = not batched and isinstance(value, list | tuple) and len({np.shape(v) for v in value}) > 1
+        hint = "; pass batched=True for several data sets" if several else ""
+        raise ValueError(f"{error}{hint}") from None
     _check_shape(variable, array, batched)
     if not variable.missing and not tails:
         array = _complete(variable, array)
