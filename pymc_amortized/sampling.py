@@ -103,7 +103,7 @@ def sample_amortized(
     model = pm.modelcontext(model)
     draws, chains = whole("draws", draws), whole("chains", chains)
     known(correction)
-    wanted_groups(idata_kwargs, batched=False)
+    wanted_groups(idata_kwargs)
     chosen_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = mapping("context", context)
     fit_kwargs = _checked_fit_kwargs(fit_kwargs)

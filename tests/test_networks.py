@@ -19,6 +19,7 @@ from pymc_amortized.networks import (
     Flat,
     PosteriorNetwork,
     Set,
+    SetTransformer,
     Spline,
     ZukoDensity,
 )
@@ -328,6 +329,28 @@ class Normal(nn.Module):
         return z, self.log_prob(z, context)
 
 
+class Misnamed(nn.Module):
+    """A summary network for data of another name."""
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        return encoded["x"]
+
+
+class Elementwise(Normal):
+    """A density that forgets to sum over parameters."""
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean(context), 1.0).log_prob(z)
+
+
+class Turned(Normal):
+    """A density that puts data sets first."""
+
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        z, log_prob = super().sample(draws, context, generator)
+        return z.transpose(0, 1), log_prob.transpose(0, 1)
+
+
 @pytest.mark.parametrize("as_factory", [False, True])
 def test_modules_of_the_user(as_factory: bool) -> None:
     theta, data = simulate(FLAT, 200, 2)
@@ -351,11 +374,17 @@ def test_modules_of_the_user(as_factory: bool) -> None:
         ({"density": "maf"}, "density is 'maf'"),
         ({"density": nn.Linear(2, 2)}, "no method log_prob"),
         ({"summary": Whole()}, "summary gives"),
+        ({"summary": SetTransformer}, r"give an instance, as in SetTransformer\(\)"),
+        ({"summary": Mean}, r"give an instance, as in Mean\(\)"),
+        ({"density": Spline}, r"give an instance, as in Spline\(\)"),
+        ({"summary": Misnamed()}, r"Misnamed asks for 'x'; the encoded data are \['hit', 'y'\]"),
+        ({"density": Elementwise}, r"log_prob gives \(2, 2\) .* expected a tensor \(2,\)"),
+        ({"density": Turned}, r"sample gives \[\(2, 3, 2\), \(2, 3\)\] .* expected z \(3, 2, 2\)"),
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, object], message: str) -> None:
     theta, data = simulate(FLAT, 100, 2)
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
         PosteriorNetwork.build(FLAT, theta, data, **options)  # type: ignore[arg-type]
 
 

@@ -60,14 +60,12 @@ def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[st
     return [name for name in allowed if name in var_names]
 
 
-def wanted_groups(idata_kwargs: Mapping[str, Any] | None, batched: bool) -> dict[str, bool]:
+def wanted_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
     """Check ``idata_kwargs``."""
     kwargs = mapping("idata_kwargs", idata_kwargs)
     unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
     if unknown:
         raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
-    if batched and any(kwargs.values()):
-        raise ValueError("idata_kwargs is for one data set; use to_model for each with batched=True")
     return {name: bool(value) for name, value in kwargs.items()}
 
 

@@ -37,14 +37,17 @@ def say_that_uncorrected(obstacle: str, number: int, total: int) -> None:
         logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
 
 
-def warn_of_extrapolation(distances: Mapping[str, float], context: Collection[str]) -> None:
+def warn_of_extrapolation(
+    distances: Mapping[str, float], context: Collection[str], ranges: Mapping[str, tuple[float, float]]
+) -> None:
     """Log which variables lie beyond anything that was simulated."""
     for name, distance in distances.items():
         if distance > FAR_OUTSIDE:
             logger.warning(
-                "Some values of %r lie beyond anything the model simulated, by %.2g times the simulated range: "
+                "Some values of %r lie beyond anything the model simulated (%.4g to %.4g), by %.2g times that range: "
                 "the network extrapolates. Check units, or widen %s.",
                 name,
+                *ranges[name],
                 distance,
                 f"its source in context[{name!r}]" if name in context else "the priors",
             )

@@ -34,16 +34,17 @@ from pymc_amortized.approximators.doubt import (
 )
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents, features_of
+from pymc_amortized.approximators.predictive import Kind, Predictions, stacked
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
-from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
@@ -77,6 +78,8 @@ class AmortizedPosterior:
         they cannot be.
     reference : Reference or None
         Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
+    local_to : DataSets or None
+        The one data set that it was refined for (:meth:`refine`); None for an amortized posterior.
     """
 
     spec: ModelSpec
@@ -90,6 +93,7 @@ class AmortizedPosterior:
     gaps: Mapping[str, Rule | None]
     reference: Reference | None = None
     compile_kwargs: CompileKwargs | None = None
+    local_to: DataSets | None = None
 
     def sample(
         self,
@@ -125,7 +129,7 @@ class AmortizedPosterior:
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
-            ``log_likelihood=True`` or ``log_prior=True`` add these groups, for one data set.
+            ``log_likelihood=True`` or ``log_prior=True`` add these groups.
 
         Returns
         -------
@@ -144,12 +148,13 @@ class AmortizedPosterior:
         started = time.perf_counter()
         draws, chains = whole("draws", draws), whole("chains", chains)
         names = chosen_names(var_names, self._constrain.names)
-        groups = wanted_groups(idata_kwargs, batched)
+        groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
-        datasets = read_datasets(self.spec, observed, batched=batched)
+        datasets = self._read(observed, batched)
         refuse_indices(datasets.values, self._limits, "observed")
         context = [c.name for c in self.spec.context]
-        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
+        encoder = self.network.encoder
+        warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
         ood = self.ood_pvalues(datasets)
         warn_of_novelty(ood, datasets.labels)
@@ -170,7 +175,7 @@ class AmortizedPosterior:
             sample_stats=sample_stats(results) | {"ood_pvalue": ([], ood)},
             attrs=attrs | self.provenance.attributes(),
         )
-        return self._with_groups(tree, observed, groups, names)
+        return self._with_groups(tree, groups, names)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
@@ -190,7 +195,7 @@ class AmortizedPosterior:
             ``model.compile_logp()(point)`` gives log importance weights.
         """
         theta, lead = flat_point(self.spec, point)
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         if len(theta) == 0:
             return np.empty(lead)
         with torch.inference_mode():
@@ -210,7 +215,7 @@ class AmortizedPosterior:
         pymc.Model
             A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
         """
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         values = datasets.one(self.spec, 0)
         model = closed_model(self.spec)
         symbols = {v.name: like(model[v.name], pt.constant(self._with_gaps(v, datasets))) for v in self.spec.observed}
@@ -223,6 +228,107 @@ class AmortizedPosterior:
                 pm.set_data({variable.name: values[variable.name]})
         return conditioned
 
+    def sample_posterior_predictive(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        random_seed: RandomState = None,
+        extend_inferencedata: bool = False,
+    ) -> xr.DataTree:
+        """Draw from the posterior predictive distribution of every data set of a result.
+
+        What ``pm.sample_posterior_predictive`` does for one data set, compiled once for all of them. Values,
+        covariates, lengths and gaps are read from the result itself.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            By default the observed variables, and the deterministics that are computed from them.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+        extend_inferencedata : bool
+            Whether to add the group to `tree` in place and return that, as in PyMC.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group ``posterior_predictive`` with dims ``([dataset,] chain, draw, ...)``, NaN beyond the length of a data
+            set, and the groups of the data.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there.
+        """
+        return self._predictions.sample(
+            tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
+        )
+
+    def compute_log_likelihood(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        extend_inferencedata: bool = True,
+    ) -> xr.DataTree | xr.Dataset:
+        """Compute the pointwise log likelihood of every data set of a result.
+
+        What ``pm.compute_log_likelihood`` does for one data set, compiled once for all of them.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            Observed variables; all by default.
+        extend_inferencedata : bool
+            Whether to add the group ``log_likelihood`` to `tree` in place and return that, as in PyMC; otherwise
+            the group alone is returned.
+
+        Returns
+        -------
+        xarray.DataTree or xarray.Dataset
+            Dims ``([dataset,] chain, draw, ...)``; NaN beyond the length of a data set, and for each term that reads a
+            missing value. ``az.loo(posterior.one_dataset(tree, label))`` goes on from there.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there, or a variable has no density.
+        """
+        return self._predictions.log_density(
+            tree, "likelihood", var_names=var_names, extend_inferencedata=extend_inferencedata
+        )
+
+    def one_dataset(self, tree: xr.DataTree, dataset: Any = None) -> xr.DataTree:
+        """Take one data set out of a result, with only what exists, for ArviZ.
+
+        Where all data sets have one size and no gaps, this is ``tree.sel(dataset=dataset)``. Otherwise NaN would
+        spoil what ArviZ computes: dimensions are cut to the data set's length, and missing values left out of
+        ``observed_data``, ``posterior_predictive`` and ``log_likelihood``; the axes of a variable with gaps become one,
+        ``<name>_present``, with the positions of what is there.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`.
+        dataset : scalar, optional
+            Label of a data set; not for a result of one data set.
+
+        Returns
+        -------
+        xarray.DataTree
+
+        Raises
+        ------
+        KeyError, ValueError
+            When there is no such data set.
+        """
+        return one_dataset(self.spec, tree, dataset)
+
     def _with_gaps(self, variable: DataVariable, datasets: DataSets) -> np.ndarray:
         """Values of one data set as the conditioned model observes them."""
         values = datasets.shown(variable)[0]
@@ -232,6 +338,71 @@ class AmortizedPosterior:
                 "drop these entries"
             )
         return values
+
+    def refine(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        rounds: int = 3,
+        num_simulations: int | None = None,
+        max_time: float | None = None,
+        device: str | torch.device | None = None,
+        random_seed: RandomState = None,
+        progressbar: bool = True,
+    ) -> AmortizedPosterior:
+        """Train on around one data set, and return a posterior of that data set alone.
+
+        For a data set that the amortized network fits badly. Each round simulates data sets of its size, covariates
+        and gaps from the prior truncated to the highest-density region of the posterior found so far, and trains on
+        these. The result is no longer amortized: it refuses other data sets.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or xarray.Dataset, optional
+            One data set, as in :meth:`sample`; by default, what the model held at training.
+        rounds : int
+            How many times the region is found anew.
+        num_simulations : int, optional
+            Simulations of a round; by default 16,384, or what the amortized training made do with.
+        max_time : float, optional
+            Seconds of training in all rounds together; 60 by default. Compiling and simulating come on top.
+        device, progressbar
+            As in :func:`fit_posterior`.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        AmortizedPosterior
+            With ``local_to``. Where the model has a density, a round that lowers the importance efficiency at the data
+            set is not kept.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            When an argument or the data do not fit.
+
+        Notes
+        -----
+        The method is truncated sequential neural posterior estimation (Deistler et al. 2022, arXiv 2210.04815).
+        """
+        from pymc_amortized.approximators.refine import refine
+        from pymc_amortized.approximators.simulations import FEWEST_USABLE
+
+        if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < np.inf):
+            raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
+        if num_simulations is not None:
+            num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+        return refine(
+            self,
+            self._read(observed),
+            rounds=whole("rounds", rounds),
+            num_simulations=num_simulations,
+            max_time=max_time,
+            device=device,
+            random_seed=random_seed,
+            progressbar=progressbar,
+        )
 
     def continue_training(
         self,
@@ -264,6 +435,8 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.fit import continue_fit
 
+        if self.local_to is not None:
+            raise ValueError("a refined posterior is trained by refine(), for its one data set")
         options = replace(
             self.provenance.training,
             num_steps=self.provenance.training.steps if num_steps is None else num_steps,
@@ -289,6 +462,11 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.files import save
 
+        if self.local_to is not None:
+            raise ValueError(
+                "a refined posterior is that of one data set and is not saved: save its draws "
+                "(posterior.sample().to_netcdf(path)), or the amortized posterior it came from"
+            )
         save(self, path)
 
     def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
@@ -321,6 +499,17 @@ class AmortizedPosterior:
         datasets : DataSets
         """
         return features_of(self.spec, self.structure, self.network, datasets)
+    def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
+        """Corrected unconstrained draws (n, dim) of one data set that has a density."""
+        (result,) = self._draw(datasets, FEWEST_PROPOSALS, 1, True, seed)
+        return result.theta[0]
+
+    def replaced(self, **changes: Any) -> AmortizedPosterior:
+        """Return the same with other fields; what is compiled from the model is shared."""
+        new = replace(self, **changes)
+        shared = ("_log_density", "_constrain", "_limits", "_predictions")
+        new.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        return new
 
     def __repr__(self) -> str:
         p = self.provenance
@@ -332,13 +521,32 @@ class AmortizedPosterior:
             f"  structure: {structure}\n"
             f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
             f"{'settled' if p.settled else 'not settled'}"
+            + ("\n  refined for one data set; not amortized" if self.local_to is not None else "")
         )
+
+    def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
+        """Read data sets; a refined posterior knows its own only."""
+        if self.local_to is None:
+            return read_datasets(self.spec, observed, batched=batched)
+        if observed is None and not batched:
+            return self.local_to
+        datasets = read_datasets(self.spec, observed, batched=batched)
+        if len(datasets) > 1 or not datasets.equals(self.local_to):
+            raise ValueError(
+                "this posterior was refined for one data set and is no longer amortized: for other data, sample the "
+                "posterior it was refined from, or refine that anew"
+            )
+        return datasets
 
     @cached_property
     def _log_density(self) -> LogDensity:
         if any(v.missing for v in self.spec.observed):
             return LogDensityWithGaps(self.spec, self.gaps, self.compile_kwargs)
         return LogDensity(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def _predictions(self) -> Predictions:
+        return Predictions(self.spec, self.compile_kwargs)
 
     @cached_property
     def _constrain(self) -> Constrain:
@@ -432,7 +640,7 @@ class AmortizedPosterior:
             for name in names:
                 value = values[name].reshape(chains, draws, *values[name].shape[1:])
                 parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
-        return {name: _stacked(values) for name, values in parts.items()}
+        return {name: stacked(values) for name, values in parts.items()}
 
     def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
         """Deterministics that are computed from values which one data set lacks."""
@@ -440,17 +648,13 @@ class AmortizedPosterior:
         lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
         return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}
 
-    def _with_groups(
-        self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]
-    ) -> xr.DataTree:
-        """Add log densities by PyMC, which reads every free variable; then leave what was asked for."""
+    def _with_groups(self, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]) -> xr.DataTree:
+        """Add log densities, which read every free variable; then leave what was asked for."""
         if not any(groups.values()):
             return tree
-        model = self.to_model(observed)
-        if groups.get("log_likelihood"):
-            pm.compute_log_likelihood(tree, model=model, progressbar=False)
-        if groups.get("log_prior"):
-            pm.stats.compute_log_prior(tree, model=model, progressbar=False)
+        kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
+        for group in (name for name, wanted in groups.items() if wanted):
+            self._predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
 
@@ -459,11 +663,3 @@ def _extent(variable: DataVariable) -> str:
     """Shape, with the names of dimensions whose length varies."""
     names = [d if n is None else str(n) for n, d in zip(variable.shape, variable.dims or variable.shape, strict=True)]
     return f"[{', '.join(map(str, names))}]" if names else ""
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack arrays, filling them up with NaN to the shape of the largest."""
-    largest = tuple(int(n) for n in np.max([a.shape for a in arrays], axis=0))
-    if all(a.shape == largest for a in arrays):
-        return np.stack(arrays)
-    return np.stack([padded(a if a.dtype.kind == "f" else a.astype("float64"), largest) for a in arrays])

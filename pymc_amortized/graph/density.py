@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from pymc.logprob import transformed_conditional_logp
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
@@ -119,6 +120,31 @@ class LogDensity(_DrawFunctions):
 
     def _shapes(self, data: Data) -> list[tuple[int, ...]]:
         return [()]
+
+
+class LogPrior(LogDensity):
+    """Log density of the value variables that are simulated: with Jacobians, without data and potentials."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        free = [model[p.name] for p in self.spec.parameters]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        terms = transformed_conditional_logp(
+            free,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in free},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in free},
+        )
+        return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be evaluated; None where it can."""
+        model = self.spec.model
+        without = [p.name for p in self.spec.parameters if not has_density(model, model[p.name])]
+        if self.spec.nuisance:
+            return f"the marginal prior without {', '.join(p.name for p in self.spec.nuisance)} has no closed density"
+        return f"{', '.join(without)} can be simulated only" if without else None
 
 
 class Constrain(_DrawFunctions):

@@ -222,7 +222,7 @@ class Simulator:
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
         try:
             outputs = loop(
-                n, seed, [context[c.name] for c in self.spec.context], [lengths[r.dim] for r in self.spec.sizes]
+                n, seed, [context[name] for name in self._sequenced], [lengths[r.dim] for r in self.spec.sizes]
             )
         except Exception as error:  # a model's own function may raise anything
             raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths)
@@ -242,7 +242,8 @@ class Simulator:
         finite, theta, *values = outputs
         named = dict(zip(self._value_names, values, strict=True))
         observed = {v.name: named.pop(v.name) for v in self.spec.observed}
-        everything = Simulations(theta, named, {**observed, **context}, len(theta))
+        data = {**observed, **{c.name: context[c.name] for c in self.spec.context}}
+        everything = Simulations(theta, named, data, len(theta))
         fine = finite.all(axis=1)
         if fine.all():
             return everything
@@ -280,6 +281,11 @@ class Simulator:
                     "dimension must be pm.Data with dims=..., not constants of the length they have now"
                 )
         self._ends_checked = True
+
+    @property
+    def _sequenced(self) -> list[str]:
+        """What differs from draw to draw without being random here."""
+        return [c.name for c in self.spec.context]
 
     @cached_property
     def _variable_names(self) -> list[str]:

@@ -30,6 +30,7 @@ from pymc_amortized.networks.choices import (
     density_options,
     describe,
     dry_run,
+    dry_run_density,
     from_registry,
     make_density,
     make_summary,
@@ -138,6 +139,8 @@ class PosteriorNetwork(nn.Module):
             summary_options=options,
             density_options=spline,
         )
+        if spline is None:
+            dry_run_density(network.density.float(), z.float(), features)
         if options is not None:
             network._start(z, encoded)
         return network.float()
