@@ -8,6 +8,19 @@ from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
+from pymc_amortized.diagnostics import (
+    check_calibration,
+    check_local_calibration,
+    compare_draws,
+    plot_calibration,
+    plot_comparison,
+    plot_contraction,
+    plot_coverage,
+    plot_history,
+    plot_recovery,
+    plot_weights,
+    report,
+)
 from pymc_amortized.networks import (
     Flat,
     Grid,
@@ -34,8 +47,19 @@ __all__ = [
     "Training",
     "Transformer",
     "ZukoDensity",
+    "check_calibration",
+    "check_local_calibration",
+    "compare_draws",
     "fit_posterior",
     "load",
+    "plot_calibration",
+    "plot_comparison",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_history",
+    "plot_recovery",
+    "plot_weights",
+    "report",
     "sample_amortized",
     "simulate",
 ]

@@ -292,6 +292,46 @@ class AmortizedPosterior:
         results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
         return [r.weights for r in results if r.weights is not None]
 
+    def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
+        """Evaluate the model's joint log density of parameters and data at one point for each of several data sets.
+
+        Parameters
+        ----------
+        theta : ndarray (n, dim)
+            Unconstrained parameters.
+        datasets : DataSets
+            `n` of them.
+
+        Returns
+        -------
+        ndarray (n,)
+            As ``lp`` in ``sample_stats``; NaN where there is no density.
+        """
+        values = np.full(len(datasets), np.nan)
+        for i, obstacle in enumerate(self._obstacles(datasets)):
+            if obstacle is None:
+                values[i] = self._log_density(theta[i : i + 1], self._everything_given(datasets, i))[0]
+        return values
+
+    def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return free variables and deterministics at one point for each of several data sets.
+
+        Parameters
+        ----------
+        theta : ndarray (n, dim)
+            Unconstrained parameters.
+        datasets : DataSets
+            `n` of them.
+        names : sequence of str
+
+        Returns
+        -------
+        dict of name to ndarray (n, *shape)
+            NaN beyond the length of a data set.
+        """
+        points = [self._constrain(theta[i : i + 1], self._everything_given(datasets, i)) for i in range(len(theta))]
+        return {name: _stacked([point[name][0] for point in points]) for name in names}
+
     def __repr__(self) -> str:
         p = self.provenance
         shapes = ", ".join(f"{v.name}{list(v.shape) or ''}" for v in self.spec.parameters)
