@@ -143,7 +143,9 @@ def band_p_value(values: np.ndarray) -> float:
     n = len(values)
     points = _points(n)
     counts = np.searchsorted(np.sort(values), points, side="right")
-    tails = np.minimum(stats.binom.cdf(counts, n, points), stats.binom.sf(counts - 1, n, points))
+    below, above = _tails(n)
+    places = np.arange(len(points))
+    tails = np.minimum(below[counts, places], above[counts, places])
     return float(np.clip(1 - _probability_within(*_limits(n, tails.min()), n), SMALLEST, 1.0))
 
 
@@ -181,14 +183,17 @@ def _points(n: int) -> np.ndarray:
     return np.arange(1, number) / number
 
 
+@lru_cache(maxsize=4)
+def _tails(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of at most, and of at least, each count at each point, (n + 1, points)."""
+    counts = np.arange(n + 1)[:, None]
+    return stats.binom.cdf(counts, n, _points(n)), stats.binom.sf(counts - 1, n, _points(n))
+
+
 def _limits(n: int, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Counts at each point that have more than `tail` probability on either side: smallest and largest."""
-    points = _points(n)
-    lower = stats.binom.ppf(tail, n, points)
-    lower += stats.binom.cdf(lower, n, points) <= tail
-    upper = stats.binom.isf(tail, n, points)
-    upper += stats.binom.sf(upper, n, points) > tail  # P(C >= c) = sf(c - 1)
-    return lower.astype(int), np.minimum(upper, n).astype(int)
+    below, above = _tails(n)
+    return (below <= tail).sum(axis=0), n - (above <= tail).sum(axis=0)
 
 
 def _probability_within(lower: np.ndarray, upper: np.ndarray, n: int) -> float:

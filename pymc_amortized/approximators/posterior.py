@@ -35,12 +35,14 @@ from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.simulations import sources_again
 from pymc_amortized.correction import Weights
-from pymc_amortized.graph.context import refuse_indices
+from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -353,6 +355,13 @@ class AmortizedPosterior:
     @cached_property
     def _constrain(self) -> Constrain:
         return Constrain(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """Makes data sets like those of training, and their parameters."""
+        sources, gaps = sources_again(self, None, None)
+        context = ContextSampler(self.spec, sources, gaps)
+        return Simulator(self.spec, context=context, deterministics=False, compile_kwargs=self.compile_kwargs)
 
     @cached_property
     def _limits(self) -> dict[str, int]:

@@ -60,6 +60,7 @@ def check_calibration(
     Parameters
     ----------
     posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
     num_datasets : int
         Data sets to simulate.
     draws : int
@@ -82,6 +83,7 @@ def check_calibration(
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
     progressbar : bool
+        Whether to show how far it is.
 
     Returns
     -------

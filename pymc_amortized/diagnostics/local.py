@@ -62,6 +62,7 @@ def check_local_calibration(
     Parameters
     ----------
     posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
     observed : mapping of name to array_like, or xarray.Dataset, optional
         One data set, as in ``posterior.sample``; by default, what the model held.
     num_simulations : int
@@ -77,6 +78,7 @@ def check_local_calibration(
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
     progressbar : bool
+        Whether to show how far it is.
 
     Returns
     -------

@@ -68,6 +68,7 @@ def report(
     Parameters
     ----------
     posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
     path : path-like
         File to write; an existing one is replaced.
     check : xarray.DataTree, optional

@@ -65,9 +65,11 @@ def known_datasets(
             raise ValueError("lengths and simulations exclude each other")
         given = read_simulations(spec, simulations, posterior.compile_kwargs)
         return given.take(slice(number))
-    sources, gaps = sources_again(posterior, context, missing)
-    sampler = ContextSampler(spec, sources, gaps)
-    simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=posterior.compile_kwargs)
+    if context is None and missing is None:
+        simulator = posterior.simulator
+    else:
+        sampler = ContextSampler(spec, *sources_again(posterior, context, missing))
+        simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=posterior.compile_kwargs)
     if lengths is None:
         return simulator(number, seed)
     lengths = _checked_lengths(posterior, lengths)
@@ -75,7 +77,7 @@ def known_datasets(
     made = simulator.of_lengths(number, made_seed, dict(lengths))
     data = {name: values for name, values in made.data.items() if name not in lengths}
     each = {dim: np.full(len(made), length) for dim, length in lengths.items()}
-    return replace(made, data=data, lengths=each, missing=sampler.gaps(len(made), gaps_seed, lengths))
+    return replace(made, data=data, lengths=each, missing=simulator.context.gaps(len(made), gaps_seed, lengths))
 
 
 def _checked_lengths(posterior: AmortizedPosterior, lengths: Mapping[str, int]) -> dict[str, int]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Figsize = tuple[float, float] | None
 MOST_POINTS = 300
 """Points of a scatter with error bars that can still be told apart."""
-OUTLYING = 0.005
-"""Share of true values beyond either end of an axis: one extreme prior draw must not decide the scale."""
+FAR = 5.0
+"""Interquartile ranges beyond the quartiles up to which an axis reaches: one extreme draw must not decide the scale."""
 LOWEST_CONTRACTION = -0.5
 STEEP = 3.5
 """Z-scores up to here are shown in any case; few of a calibrated posterior lie beyond."""
@@ -131,7 +131,7 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         true, mean, _, sd = panel.of(found.transpose("estimate", DATASET_DIM, ...))
         some = slice(MOST_POINTS)
         ax.errorbar(true[some], mean[some], sd[some], fmt="o", ms=2.2, color=BLUE, ecolor=GREY, elinewidth=0.7, mew=0)
-        low, high = np.nanquantile(true, [OUTLYING, 1 - OUTLYING])
+        low, high = _most(true)
         margin = 0.08 * (high - low) or 1.0
         ends = (low - margin, high + margin)
         ax.plot(ends, ends, color=DARK, lw=0.8, ls=":")
@@ -169,7 +169,7 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
         ax.scatter(contraction, z, s=5, color=BLUE, alpha=0.5, lw=0)
         for height in (-2, 2):
             ax.axhline(height, color=DARK, lw=0.8, ls=":")
-        reach = max(STEEP, 1.05 * float(np.quantile(np.abs(z), 1 - OUTLYING))) if len(z) else STEEP
+        reach = max(STEEP, 1.05 * _most(np.abs(z))[1]) if len(z) else STEEP
         ax.set(xlim=(min(-0.05, contraction.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
         beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
         note(ax, f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown", top=False)
@@ -204,6 +204,13 @@ def choose_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequenc
     template = group(check, name).isel(dict.fromkeys(dims, 0), drop=True)
     urgency = group(check, "calibration").sel(metric="p_value", drop=True)
     return choose(template, var_names, urgency)
+
+
+def _most(values: np.ndarray) -> tuple[float, float]:
+    """Range of values, extreme ones left out."""
+    low, high = np.nanquantile(values, [0.25, 0.75])
+    reach = FAR * (high - low)
+    return max(float(np.nanmin(values)), low - reach), min(float(np.nanmax(values)), high + reach)
 
 
 def _is_off(metrics: xr.Dataset, panel: Panel) -> bool:

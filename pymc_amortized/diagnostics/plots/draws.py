@@ -40,6 +40,7 @@ def plot_history(posterior: AmortizedPosterior | History, *, figsize: Figsize = 
     Parameters
     ----------
     posterior : AmortizedPosterior or History
+        A posterior, or ``posterior.history``.
     figsize : (float, float), optional
         In inches.
 
