@@ -8,8 +8,21 @@ from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
-from pymc_amortized.diagnostics.misspecification import check_misspecification
-from pymc_amortized.diagnostics.novelty import plot_novelty
+from pymc_amortized.diagnostics import (
+    check_calibration,
+    check_local_calibration,
+    check_misspecification,
+    compare_draws,
+    plot_calibration,
+    plot_comparison,
+    plot_contraction,
+    plot_coverage,
+    plot_history,
+    plot_novelty,
+    plot_recovery,
+    plot_weights,
+    report,
+)
 from pymc_amortized.networks import (
     Flat,
     Grid,
@@ -36,10 +49,21 @@ __all__ = [
     "Training",
     "Transformer",
     "ZukoDensity",
+    "check_calibration",
+    "check_local_calibration",
     "check_misspecification",
+    "compare_draws",
     "fit_posterior",
     "load",
+    "plot_calibration",
+    "plot_comparison",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_history",
     "plot_novelty",
+    "plot_recovery",
+    "plot_weights",
+    "report",
     "sample_amortized",
     "simulate",
 ]

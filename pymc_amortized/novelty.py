@@ -275,15 +275,6 @@ def _tail_probability(score: float, reference: np.ndarray) -> float:
     return float(max(number / (len(reference) + 1) * survival, 1 / (FURTHEST * len(reference))))
 
 
-def holm(pvalues: np.ndarray) -> np.ndarray:
-    """P-values (n,) adjusted so that under 5 % the chance of any false alarm is 5 % (Holm 1979)."""
-    order = np.argsort(pvalues)
-    stepped = np.maximum.accumulate(pvalues[order] * (len(pvalues) - np.arange(len(pvalues))))
-    adjusted = np.empty(len(pvalues))
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
-
-
 @dataclass(frozen=True, eq=False)
 class Discrepancy:
     """Squared maximum mean discrepancy between a collection and simulations, up to what simulations alone decide.

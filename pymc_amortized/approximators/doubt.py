@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from pymc_amortized.approximators.sampling import Draws
+from pymc_amortized.calibration import holm
 from pymc_amortized.correction import k_threshold
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
-from pymc_amortized.novelty import holm
 
 logger = logging.getLogger("pymc_amortized")
 

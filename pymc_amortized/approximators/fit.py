@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from pymc_amortized.approximators.arguments import mapping, whole
+from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import learn_reference
 from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -28,8 +29,8 @@ from pymc_amortized.approximators.seeds import (
     stage_integer,
     stage_seed,
 )
-from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations
-from pymc_amortized.graph.context import ContextSampler, read_missing
+from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations, sources_again
+from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.levels import hierarchy_levels
@@ -425,6 +426,7 @@ class _Fit:
             compile_kwargs=self.compile_kwargs,
         )
         self._report(trained, posterior, held_out)
+        warn_if_off(posterior, held_out, stage_seed(self.entropy, Stage.LOOP, 2))
         return posterior
 
     def _ranked(self, held_out: Simulations) -> Simulations:
@@ -465,19 +467,11 @@ def continue_fit(
 ) -> AmortizedPosterior:
     """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
     spec, provenance = posterior.spec, posterior.provenance
-    sources = dict(context if context is not None else posterior.context or {})
-    sources = {name: source for name, source in sources.items() if name not in spec.largest}
-    unknown = [c.name for c in spec.context if c.name not in sources]
-    if unknown:
-        raise ValueError(f"context: sources of {unknown} are needed to simulate further (files hold none)")
-    gaps = missing if missing is not None else posterior.missing or {}
-    unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
-    if unknown:
-        raise ValueError(f"missing: rates of {unknown} are needed to simulate further (files hold none)")
+    sources, gaps = sources_again(posterior, context, missing)
     fit = _Fit(
         spec,
         sources,
-        read_missing(gaps, [v.name for v in spec.observed]),
+        gaps,
         options,
         provenance.entropy,
         choose_device(device),

@@ -38,13 +38,15 @@ from pymc_amortized.approximators.predictive import Kind, Predictions, stacked
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.simulations import sources_again
 from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
-from pymc_amortized.graph.context import refuse_indices
+from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
@@ -499,6 +501,7 @@ class AmortizedPosterior:
         datasets : DataSets
         """
         return features_of(self.spec, self.structure, self.network, datasets)
+
     def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
         """Corrected unconstrained draws (n, dim) of one data set that has a density."""
         (result,) = self._draw(datasets, FEWEST_PROPOSALS, 1, True, seed)
@@ -510,6 +513,46 @@ class AmortizedPosterior:
         shared = ("_log_density", "_constrain", "_limits", "_predictions")
         new.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
         return new
+
+    def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
+        """Evaluate the model's joint log density of parameters and data at one point for each of several data sets.
+
+        Parameters
+        ----------
+        theta : ndarray (n, dim)
+            Unconstrained parameters.
+        datasets : DataSets
+            `n` of them.
+
+        Returns
+        -------
+        ndarray (n,)
+            As ``lp`` in ``sample_stats``; NaN where there is no density.
+        """
+        values = np.full(len(datasets), np.nan)
+        for i, obstacle in enumerate(self._obstacles(datasets)):
+            if obstacle is None:
+                values[i] = self._log_density(theta[i : i + 1], self._everything_given(datasets, i))[0]
+        return values
+
+    def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return free variables and deterministics at one point for each of several data sets.
+
+        Parameters
+        ----------
+        theta : ndarray (n, dim)
+            Unconstrained parameters.
+        datasets : DataSets
+            `n` of them.
+        names : sequence of str
+
+        Returns
+        -------
+        dict of name to ndarray (n, *shape)
+            NaN beyond the length of a data set.
+        """
+        points = [self._constrain(theta[i : i + 1], self._everything_given(datasets, i)) for i in range(len(theta))]
+        return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def __repr__(self) -> str:
         p = self.provenance
@@ -551,6 +594,13 @@ class AmortizedPosterior:
     @cached_property
     def _constrain(self) -> Constrain:
         return Constrain(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """Makes data sets like those of training, and their parameters."""
+        sources, gaps = sources_again(self, None, None)
+        context = ContextSampler(self.spec, sources, gaps)
+        return Simulator(self.spec, context=context, deterministics=False, compile_kwargs=self.compile_kwargs)
 
     @cached_property
     def _limits(self) -> dict[str, int]:

@@ -257,4 +257,5 @@ class _Refinement:
             history=trained.history,
             state=trained.state,
             provenance=provenance,
+            reference=None,  # it was learned of another network's features, and of data sets all over the prior
         )

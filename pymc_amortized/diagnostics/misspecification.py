@@ -13,12 +13,13 @@ import xarray as xr
 from pymc_amortized.approximators.arguments import whole
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.calibration import holm
 from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.replicas import replicas
 from pymc_amortized.networks.novelty import NoveltyFeatures
-from pymc_amortized.novelty import Discrepancy, Whitening, holm, pvalue, robust, squashed
+from pymc_amortized.novelty import Discrepancy, Whitening, pvalue, robust, squashed
 
 logger = logging.getLogger("pymc_amortized")
 

@@ -63,6 +63,10 @@ class DataSets:
             for one, two in pairs
         )
 
+    def many(self) -> DataSets:
+        """Return the same with a ``dataset`` dimension in results."""
+        return replace(self, batched=True)
+
     def shown(self, variable: DataVariable) -> np.ndarray:
         """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
         values = self.values[variable.name]
@@ -107,9 +111,9 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     Parameters
     ----------
     spec : ModelSpec
-    data : mapping of name to array_like, or xarray.Dataset, or None
+    data : mapping of name to array_like, or xarray.Dataset, or DataSets, or None
         Observed variables, by their name or by that of the ``pm.Data`` that holds their values, and context
-        variables. None stands for what the model held when it was read.
+        variables. None stands for what the model held when it was read; simulated data sets need no check.
     batched : bool
         Whether arrays have a leading axis of data sets (``dataset``).
 
@@ -122,6 +126,8 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     """
     if not isinstance(batched, bool | np.bool_):
         raise TypeError(f"batched must be True or False, got {batched!r}")
+    if isinstance(data, DataSets):
+        return data
     if data is None:
         if batched:
             raise ValueError("observed is needed with batched=True: the model holds a single data set")
