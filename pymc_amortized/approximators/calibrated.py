@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pymc_amortized.approximators.inputs import network_data
-from pymc_amortized.calibration import describe, holm, pit, uniformity
+from pymc_amortized.calibration import describe, holm, p_text, pit, uniformity
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
@@ -56,7 +56,7 @@ def warn_if_off(posterior: AmortizedPosterior, held_out: Simulations, seed: np.r
     if not order:
         return
     names = element_names(spec)
-    lines = [f"{names[i]}: {describe(results[i])} (p = {adjusted[i]:.1g})" for i in order[:MOST_NAMED]]
+    lines = [f"{names[i]}: {describe(results[i])} ({p_text(float(adjusted[i]))})" for i in order[:MOST_NAMED]]
     if len(order) > MOST_NAMED:
         lines.append(f"and {len(order) - MOST_NAMED} more")
     repaired = (

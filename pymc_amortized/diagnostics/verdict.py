@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.calibration import Uniformity, describe, holm, uniformity
+from pymc_amortized.calibration import Uniformity, describe, holm, p_text, uniformity
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -76,7 +76,7 @@ def off(findings: list[Finding]) -> list[Finding]:
 
 def explain(finding: Finding) -> str:
     """Say what is off with one quantity, and what that means."""
-    result, p = finding.result, f"p = {finding.p_adjusted:.2g}"
+    result, p = finding.result, p_text(finding.p_adjusted)
     if finding.name == LOG_JOINT:
         if result.bias < 0 and result.p_bias < result.p_spread:
             return (

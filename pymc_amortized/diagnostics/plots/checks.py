@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.calibration import band
+from pymc_amortized.calibration import band, p_text
 from pymc_amortized.diagnostics.layout import BAND_PROB
 from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, Panel, choose, grid, note
 from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT
@@ -221,7 +221,7 @@ def _finding(metrics: xr.Dataset, panel: Panel) -> str:
     def metric(name: str) -> float:
         return float(panel.of(metrics.sel(metric=name)))
 
-    text = f"p = {metric('p_adjusted'):.2g}"
+    text = p_text(metric("p_adjusted"))
     if not _is_off(metrics, panel) or panel.name in (LOG_JOINT, DISTANCE):
         return text
     return f"{text}\nbias {metric('bias'):+.2f} sd\nsd × {metric('sd_ratio'):.2f}"
