@@ -18,22 +18,19 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.arguments import (
     Correction,
+    budget,
     chosen_names,
     corrected,
     flat_point,
     wanted_groups,
     whole,
 )
-from pymc_amortized.approximators.doubt import (
-    explain_impossible,
-    say_that_uncorrected,
-    warn_of_extrapolation,
-    warn_of_many_gaps,
-    warn_of_poor_weights,
-)
+from pymc_amortized.approximators.correcting import draw_corrected
+from pymc_amortized.approximators.doubt import say_that_uncorrected, warn_of_extrapolation, warn_of_many_gaps
+from pymc_amortized.approximators.drawing import Conditions, draw_given
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import refuse_indices
@@ -41,6 +38,7 @@ from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.samplers import Samplers
 from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -48,7 +46,7 @@ from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.results import posterior_tree
-from pymc_amortized.training import History, TrainingState, torch_threads
+from pymc_amortized.training import History, TrainingState
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,9 +91,12 @@ class AmortizedPosterior:
         chains: int = 4,
         batched: bool = False,
         correction: Correction = "auto",
+        max_nuts: int | None = None,
+        max_time: float | None = None,
         var_names: Sequence[str] | None = None,
         random_seed: RandomState = None,
         idata_kwargs: Mapping[str, Any] | None = None,
+        progressbar: bool = True,
     ) -> xr.DataTree:
         """Draw from the posterior of one data set, or of many.
 
@@ -111,22 +112,34 @@ class AmortizedPosterior:
             Draws per chain, and chains, for each data set.
         batched : bool
             Whether `observed` holds many data sets; the result then has a leading ``dataset`` dim.
-        correction : {"auto", "psis", None}
-            "psis" resamples by Pareto-smoothed importance weights of the model's exact log density. "auto" does
-            so where the model has one. None returns the network's own draws; weights are reported all the same.
+        correction : {"auto", "psis", "nuts", None}
+            "psis" resamples the network's draws by Pareto-smoothed importance weights of the model's exact log
+            density. "auto", where the model has one, goes further for each data set whose weights are poor: proposals
+            from a mixture of the network and what was found so far, then NUTS, compiled once for all data sets. "nuts"
+            runs NUTS for every data set, from amortized starts. None returns the network's own draws; weights are
+            reported all the same.
+        max_nuts : int, optional
+            At most so many data sets go to NUTS; 0 leaves it at importance weights.
+        max_time : float, optional
+            Seconds after which NUTS is stopped.
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default.
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
             ``log_likelihood=True`` or ``log_prior=True`` add these groups, for one data set.
+        progressbar : bool
+            Whether to show the progress of NUTS, if it runs; Ctrl-C leaves what is not done yet as "failed".
 
         Returns
         -------
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
-            each proposal ``proposal_log_weight``, and for each data set ``pareto_k`` and ``importance_ess``.
+            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k`` and
+            ``importance_ess``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its
+            parameters, and ``divergences``. The stage is "raw" (the network's own draws), "psis", "nuts" or
+            "failed": such draws are the best there are, and should not be used.
 
         Raises
         ------
@@ -138,21 +151,27 @@ class AmortizedPosterior:
         names = chosen_names(var_names, self._constrain.names)
         groups = wanted_groups(idata_kwargs, batched)
         correct = corrected(self.spec, correction)
+        allowed = budget(max_nuts, max_time)
         datasets = read_datasets(self.spec, observed, batched=batched)
         refuse_indices(datasets.values, self._limits, "observed")
         context = [c.name for c in self.spec.context]
         warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
-        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
-        explain_impossible(self.spec, datasets, results, self.compile_kwargs)
-        if correct:
-            gaps = any(mask.any() for mask in datasets.missing.values())
-            warn_of_poor_weights(results, datasets.labels, gaps=gaps)
-        elif correction == "auto" and self.spec.density_obstacle:
+        results = draw_corrected(
+            self._conditions(datasets),
+            correction if correct else None,
+            self._samplers,
+            draws=draws,
+            chains=chains,
+            budget=allowed,
+            seed=seed_sequence(random_seed),
+            progressbar=progressbar,
+        )
+        if correction == "auto" and self.spec.density_obstacle:
             say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
         computed = self._constrain.names if any(groups.values()) else names
         variables = self._constrained(datasets, results, computed)
-        attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
+        attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
         tree = posterior_tree(
             self.spec,
             datasets,
@@ -289,7 +308,8 @@ class AmortizedPosterior:
         datasets : DataSets
         seed : numpy.random.SeedSequence
         """
-        results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
+        conditions = self._conditions(datasets)
+        results = draw_given(conditions, draws=FEWEST_PROPOSALS, chains=1, mode="raw", seed=seed)
         return [r.weights for r in results if r.weights is not None]
 
     def __repr__(self) -> str:
@@ -325,64 +345,20 @@ class AmortizedPosterior:
             return [everywhere] * len(datasets)
         return [self._log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
-    def _draw(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool = False,
-    ) -> list[Draws]:
-        """Draw for all data sets; those without a density stay as the network draws them."""
-        obstacles = self._obstacles(datasets)
-        free = np.array([obstacle is None for obstacle in obstacles])
-        results: dict[int, Draws] = {}
-        for weighted, child in zip((True, False), seed.spawn(2), strict=True):
-            indices = np.flatnonzero(free == weighted)
-            if len(indices) == 0:
-                continue
-            some = datasets if len(indices) == len(datasets) else datasets.take(indices)
-            bound = bounded or not weighted
-            drawn = self._draw_some(some, draws, chains, corrected and weighted, weighted, child, bounded=bound)
-            results |= dict(zip(indices.tolist(), drawn, strict=True))
-        without = [obstacle for obstacle in obstacles if obstacle]
-        if corrected and without:
-            say_that_uncorrected(without[0], len(without), len(datasets))
-        return [results[i] for i in range(len(datasets))]
-
-    def _draw_some(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        weighted: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool,
-    ) -> list[Draws]:
-        def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-            # one thread: many small operations, at which threads would only wait for each other
-            with torch.inference_mode(), torch_threads(1):
-                sample = self.network.sample_within if bounded else self.network.sample
-                theta, log_q = sample(n, generator=generator, **self._network_data(datasets.take(indices)))
-            return theta.numpy(), log_q.numpy()
-
-        def log_density(theta: np.ndarray, index: int) -> np.ndarray:
-            return self._log_density(theta, self._everything_given(datasets, index))
-
-        return draw(
-            propose,
-            log_density if weighted else None,
-            len(datasets),
-            chains=chains,
-            draws=draws,
-            corrected=corrected,
-            seed=seed,
-            device=self.network.device,
+    def _conditions(self, datasets: DataSets) -> Conditions:
+        return Conditions(
+            self.spec,
+            self.network,
+            datasets,
+            self._log_density,
+            self._obstacles(datasets),
+            self._network_data,
+            self.compile_kwargs,
         )
+
+    @cached_property
+    def _samplers(self) -> Samplers:
+        return Samplers(self.spec, self.gaps, self.compile_kwargs)
 
     def _network_data(self, datasets: DataSets) -> dict[str, Any]:
         """Arguments ``data`` and ``sizes`` of the network."""
