@@ -1,4 +1,4 @@
-"""Whether chains of NUTS can be trusted (Vehtari, Gelman, Simpson, Carpenter and Bürkner 2021, Bayesian Analysis 16(2))."""
+"""Whether chains of NUTS can be trusted (Vehtari et al. 2021, Bayesian Analysis 16(2))."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arviz_stats.base import array_stats
 LARGEST_R_HAT = 1.01
 """Of the rank-normalized R-hat (section 4 of that paper)."""
 ESS_PER_CHAIN = 100
-"""Bulk and tail effective draws that R-hat and error estimates need, for each of at least four chains (same section)."""
+"""Bulk and tail effective draws that R-hat and errors need, for each of at least four chains (same section)."""
 DIVERGENCES = 0.01
 """Share of draws: PyMC and Stan warn of any; more than a few are no accident of one unlucky step."""
 

@@ -89,7 +89,7 @@ def warn_of_failures(failures: list[Failure], labels: np.ndarray) -> None:
         where = "" if total == 1 else f" (the first: {labels[some[0].index]})"
         details = f" ({some[0].details})" if some[0].details else ""
         logger.warning(
-            "%s marked \"failed\"%s and should not be used: %s%s. %s",
+            '%s marked "failed"%s and should not be used: %s%s. %s',
             which,
             where,
             reason,
@@ -116,7 +116,8 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool
     where = "" if len(results) == 1 else f" at data set {label}"
     logger.warning(
         "%s a Pareto k above %.2f (largest: %.2f%s): corrected draws cannot be trusted there. Let "
-        "correction='auto' go further, train longer (posterior.continue_training), check that the data are like what the model simulates, or run pm.sample on %s.",
+        "correction='auto' go further, train longer (posterior.continue_training), check that the data are like what "
+        "the model simulates, or run pm.sample on %s.",
         which,
         k_threshold(proposals),
         k,
@@ -130,9 +131,7 @@ def _warn_of_few(results: list[Draws], labels: np.ndarray) -> None:
     few = [
         (r.weights.ess, str(label))
         for label, r in zip(labels, results, strict=True)
-        if r.weights is not None
-        and r.weights.reliable
-        and not good_enough(r.weights, r.theta[..., 0].size)
+        if r.weights is not None and r.weights.reliable and not good_enough(r.weights, r.theta[..., 0].size)
     ]
     if few:
         ess, label = min(few)

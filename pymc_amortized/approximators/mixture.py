@@ -38,15 +38,18 @@ class Proposals:
         Proposals at which the model's log density was NaN or +inf.
     weights : Weights or None
         Without a density, there are none.
+    planned : component or None
+        What further draws come from; by default, a distribution that is adapted to all draws so far.
     """
 
     chains: int
     undefined: int = 0
     weights: Weights | None = None
+    planned: _Component | None = None
     _theta: list[np.ndarray] = field(default_factory=list)
     _log_q: list[np.ndarray] = field(default_factory=list)
     _log_p: list[np.ndarray] = field(default_factory=list)
-    _components: list[_Component] = field(default_factory=list)
+    _components: list[tuple[int, _Component]] = field(default_factory=list)
 
     def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
         """Add draws (n, dim) with their log densities (n,), dealt out to the chains."""
@@ -63,10 +66,13 @@ class Proposals:
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Add a component to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
-        theta, log_weights = self.theta, self.log_weights
-        component = _Component.of(theta, log_weights, per_chain)
-        self._components.append(component)
-        return component.draw(rng).reshape(-1, theta.shape[-1])
+        component = self.planned or _Component.of(self.theta, self.log_weights)
+        self._components.append((per_chain, component))
+        return component.draw(per_chain, rng).reshape(-1, self._theta[0].shape[-1])
+
+    def successor(self) -> Proposals:
+        """Return empty proposals, whose component is adapted to these."""
+        return Proposals(self.chains, planned=_Component.of(self.theta, self.log_weights))
 
     @property
     def theta(self) -> np.ndarray:
@@ -93,11 +99,11 @@ class Proposals:
         if not self._components:
             return log_q
         n = log_q.shape[1]
-        drawn = sum(c.drawn for c in self._components)
+        drawn = sum(number for number, _ in self._components)
         # a network that cannot say has nothing there
         terms = [np.nan_to_num(log_q, nan=-np.inf, posinf=np.inf) + np.log((n - drawn) / n)]
         theta = self.theta
-        terms += [c.log_density(theta) + np.log(c.drawn / n) for c in self._components]
+        terms += [component.log_density(theta) + np.log(number / n) for number, component in self._components]
         return special.logsumexp(terms, axis=0)
 
 
@@ -105,22 +111,21 @@ class Proposals:
 class _Component:
     """A t distribution for each chain."""
 
-    drawn: int
     distributions: list[Any]
 
     @classmethod
-    def of(cls, theta: np.ndarray, log_weights: np.ndarray, drawn: int) -> _Component:
+    def of(cls, theta: np.ndarray, log_weights: np.ndarray) -> _Component:
         distributions = []
         for draws, some in zip(theta, log_weights, strict=True):
             known = whitening(draws, tempered(some, draws.shape[1]))
             shape = known.factor @ known.factor.T
             distributions.append(stats.multivariate_t(known.mean, shape, DEGREES_OF_FREEDOM))
-        return cls(drawn, distributions)
+        return cls(distributions)
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw (chains, drawn, dim)."""
+    def draw(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw (chains, per_chain, dim)."""
         dim = self.distributions[0].dim
-        return np.stack([d.rvs(self.drawn, random_state=rng).reshape(self.drawn, dim) for d in self.distributions])
+        return np.stack([d.rvs(per_chain, random_state=rng).reshape(per_chain, dim) for d in self.distributions])
 
     def log_density(self, theta: np.ndarray) -> np.ndarray:
         """Log densities (chains, n) at theta (chains, n, dim), by the chain's own distribution."""

@@ -28,6 +28,7 @@ from pymc_amortized.approximators.arguments import (
 from pymc_amortized.approximators.correcting import draw_corrected
 from pymc_amortized.approximators.doubt import say_that_uncorrected, warn_of_extrapolation, warn_of_many_gaps
 from pymc_amortized.approximators.drawing import Conditions, draw_given
+from pymc_amortized.approximators.evidence import estimate, evidence_dataset, refuse_evidence, warn_of_no_evidence
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, sample_stats
@@ -205,6 +206,47 @@ class AmortizedPosterior:
         with torch.inference_mode():
             values = self.network.log_prob(theta[:, None], **self._network_data(datasets))
         return values.numpy()[:, 0].reshape(lead)
+
+    def log_marginal_likelihood(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> xr.Dataset:
+        """Estimate the log marginal likelihood of one data set, or of many, by importance sampling.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`sample`. What is missing is integrated out.
+        proposals : int
+            For each data set: half from the network, half from a Student t around what it found. Their number is
+            fixed, which keeps the estimate unbiased.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        xarray.Dataset
+            For each data set ``log_marginal_likelihood``, its Monte Carlo standard error ``mcse``, and ``pareto_k`` and
+            ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are NaN, and that is
+            logged.
+
+        Raises
+        ------
+        ValueError
+            When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
+        """
+        refuse_evidence(self.spec)
+        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = read_datasets(self.spec, observed, batched=batched)
+        refuse_indices(datasets.values, self._limits, "observed")
+        conditions = self._conditions(datasets)
+        found = estimate(conditions, proposals, seed_sequence(random_seed))
+        warn_of_no_evidence(found, datasets.labels)
+        return evidence_dataset(conditions, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.

@@ -120,7 +120,7 @@ def draw(
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = np.arange(start, min(start + block, n_datasets))
         torch_seed, resampling_seed = child.spawn(2)
-        rounds = _Rounds(source, {int(i): Proposals(chains) for i in indices}, first, torch_seed)
+        rounds = Rounds(source, {int(i): Proposals(chains) for i in indices}, first, torch_seed)
         if source.log_density is None or mode in ("raw", "start"):
             rounds.network(1)
         else:
@@ -135,7 +135,7 @@ def first_proposals(draws: int, chains: int) -> int:
     return max(draws, -(-FEWEST_PROPOSALS // chains))
 
 
-class _Rounds:
+class Rounds:
     """Rounds of proposals for several data sets."""
 
     def __init__(self, source: Source, sets: dict[int, Proposals], first: int, seed: np.random.SeedSequence) -> None:
@@ -157,7 +157,7 @@ class _Rounds:
             rng = np.random.default_rng(seed.spawn(1)[0])
             each = -(-self._first * (ROUNDS[-1] - self._made) // ADAPTED_ROUNDS)
             for _ in range(ADAPTED_ROUNDS):
-                self._adapted(each, rng)
+                self.adapted(each, rng)
                 if not self._still_poor(draws):
                     return
 
@@ -169,7 +169,7 @@ class _Rounds:
             theta, log_q = self._source.propose(np.asarray(some), per_chain * self._chains, self._generator)
             self._add(some, theta, log_q)
 
-    def _adapted(self, per_chain: int, rng: np.random.Generator) -> None:
+    def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
         """Propose from what was found so far."""
         for some in self._blocks(per_chain):
             theta = np.stack([self.sets[i].adapted(per_chain, rng) for i in some], axis=1)

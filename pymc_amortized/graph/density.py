@@ -115,8 +115,8 @@ class LogDensity(_DrawFunctions):
         data : mapping of name to variable
             What stands for everything that :meth:`__call__` takes of a data set.
         """
-        graphs = self._in_terms_of_inputs([self._total()], data)
-        return graph_replace(graphs, {self._vector: theta}, strict=False)[0]
+        vector: Any = self._vector
+        return graph_replace(self._in_terms_of_inputs([self._total()], data), {vector: theta}, strict=False)[0]
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set; returns (draws,).

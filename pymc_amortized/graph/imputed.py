@@ -16,6 +16,7 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
+from pymc.util import UNSET
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
 from pytensor.xtensor.type import XTensorType
@@ -124,7 +125,7 @@ def _transform(spec: ModelSpec, variable: DataVariable) -> Any:
     """What PyMC would transform the variable by if it were free."""
     rv = spec.model[variable.name]
     apart = pm.Model()
-    apart.create_value_var(rv)
+    apart.create_value_var(rv, transform=UNSET, default_transform=UNSET)
     return apart.rvs_to_transforms[rv]
 
 

@@ -140,7 +140,7 @@ class LogDensityWithGaps(LogDensity):
 
     def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
         """As :meth:`LogDensity.expression`; values without a rule, or with rule "quadratic", are taken as they are."""
-        masks = {mask: data[gaps_of(name)] for name, mask in self._masks.items()}
+        masks: dict[Any, Any] = {mask: data[gaps_of(name)] for name, mask in self._masks.items()}
         return graph_replace([super().expression(theta, data)], masks, strict=False)[0]
 
     @cached_property

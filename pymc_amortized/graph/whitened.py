@@ -1,6 +1,6 @@
 r"""A model that NUTS finds easy: with a posterior's parameters standardized by what is known of it already.
 
-.. math:: \theta = \mu + L z, \qquad z \in \mathbb R^d \text{ without a prior, } \log p(\theta, y) \text{ as a potential.}
+.. math:: \theta = \mu + L z, \qquad z \in \mathbb R^d \text{ flat}, \qquad \log p(\theta, y) \text{ as a potential.}
 
 With the mean :math:`\mu` and the Cholesky factor :math:`L` of an approximate posterior, the posterior of :math:`z` is
 centred and nearly isotropic, and a sampler's identity mass matrix is right from the start (Hoffman et al. 2019,
@@ -134,4 +134,3 @@ class WhitenedModel:
             terms.append(term)
             start += s.number
         return sum(terms, start=self._density.expression(theta, data))
-
