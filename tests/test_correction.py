@@ -183,7 +183,7 @@ def test_arviz_sees_no_more_draws_than_the_weights_are_worth(conjugate_posterior
 
 def test_poor_weights_show_in_rhat_and_ess(conjugate_posterior, monkeypatch):
     rescale(monkeypatch, 0.3, 3.0)
-    dt = conjugate_posterior.sample(random_seed=1)
+    dt = conjugate_posterior.sample(correction="psis", random_seed=1)
     assert not float(dt.sample_stats.pareto_k) < 0.7
     assert float(az.rhat(dt)["mu"]) > 1.01
     assert float(az.ess(dt)["mu"]) < 400
@@ -206,7 +206,7 @@ def test_correction_repairs_a_network_that_is_visibly_off(conjugate_posterior, m
 def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(random_seed=1)
+        dt = conjugate_posterior.sample(correction="psis", random_seed=1)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     message = record.getMessage()
@@ -219,7 +219,7 @@ def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_post
 def test_among_many_data_sets_the_worst_is_named(conjugate_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
+        dt = conjugate_posterior.sample(conjugate_data(), batched=True, correction="psis", random_seed=1)
     k = dt.sample_stats.pareto_k
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"{int((k > 0.7).sum())} of 5 data sets" in message

@@ -343,7 +343,7 @@ ARGUMENTS = [
     ({"var_names": ["mu", "nope"]}, KeyError, r"var_names: \['nope'\]"),
     ({"var_names": ["y"]}, KeyError, r"var_names: \['y'\]"),
     ({"var_names": 5}, TypeError, "var_names"),
-    ({"correction": "x"}, ValueError, "correction must be 'auto', 'psis' or None, got 'x'"),
+    ({"correction": "x"}, ValueError, "correction must be 'auto', 'psis', 'nuts' or None, got 'x'"),
     ({"correction": []}, (TypeError, ValueError), "correction"),
     ({"idata_kwargs": {"x": 1}}, ValueError, "idata_kwargs"),
     ({"idata_kwargs": 5}, TypeError, "idata_kwargs"),

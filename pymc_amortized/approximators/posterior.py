@@ -18,25 +18,27 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.arguments import (
     Correction,
+    budget,
     chosen_names,
     corrected,
     flat_point,
     wanted_groups,
     whole,
 )
+from pymc_amortized.approximators.correcting import draw_corrected
 from pymc_amortized.approximators.doubt import (
-    explain_impossible,
     say_that_uncorrected,
     warn_of_extrapolation,
     warn_of_many_gaps,
     warn_of_novelty,
-    warn_of_poor_weights,
 )
+from pymc_amortized.approximators.drawing import Conditions, draw_given
+from pymc_amortized.approximators.evidence import estimate, evidence_dataset, refuse_evidence, warn_of_no_evidence
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents, features_of
 from pymc_amortized.approximators.predictive import Kind, Predictions, stacked
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.simulations import sources_again
 from pymc_amortized.approximators.trees import one_dataset
@@ -46,6 +48,7 @@ from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.samplers import Samplers
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -54,7 +57,7 @@ from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.novelty import Reference
 from pymc_amortized.results import posterior_tree
-from pymc_amortized.training import History, TrainingState, torch_threads
+from pymc_amortized.training import History, TrainingState
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,9 +108,12 @@ class AmortizedPosterior:
         chains: int = 4,
         batched: bool = False,
         correction: Correction = "auto",
+        max_nuts: int | None = None,
+        max_time: float | None = None,
         var_names: Sequence[str] | None = None,
         random_seed: RandomState = None,
         idata_kwargs: Mapping[str, Any] | None = None,
+        progressbar: bool = True,
     ) -> xr.DataTree:
         """Draw from the posterior of one data set, or of many.
 
@@ -123,24 +129,36 @@ class AmortizedPosterior:
             Draws per chain, and chains, for each data set.
         batched : bool
             Whether `observed` holds many data sets; the result then has a leading ``dataset`` dim.
-        correction : {"auto", "psis", None}
-            "psis" resamples by Pareto-smoothed importance weights of the model's exact log density. "auto" does
-            so where the model has one. None returns the network's own draws; weights are reported all the same.
+        correction : {"auto", "psis", "nuts", None}
+            "psis" resamples the network's draws by Pareto-smoothed importance weights of the model's exact log
+            density. "auto", where the model has one, goes further for each data set whose weights are poor: proposals
+            from a mixture of the network and what was found so far, then NUTS, compiled once for all data sets. "nuts"
+            runs NUTS for every data set, from amortized starts. None returns the network's own draws; weights are
+            reported all the same.
+        max_nuts : int, optional
+            At most so many data sets go to NUTS; 0 leaves it at importance weights.
+        max_time : float, optional
+            Seconds after which NUTS is stopped.
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default.
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
             ``log_likelihood=True`` or ``log_prior=True`` add these groups.
+        progressbar : bool
+            Whether to show the progress of NUTS, if it runs; Ctrl-C leaves what is not done yet as "failed".
 
         Returns
         -------
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
-            each proposal ``proposal_log_weight``, and for each data set ``pareto_k``, ``importance_ess`` and
-            ``ood_pvalue``: how often the model simulates data as unusual as these, covariates included, at about that
-            size (:func:`check_misspecification` simulates at exactly that size, with those covariates).
+            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
+            ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
+            and ``divergences``. The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws
+            are the best there are, and should not be used. The p-value says how often the model simulates data as
+            unusual as these, covariates included, at about that size (:func:`check_misspecification` simulates at
+            exactly that size, with those covariates).
 
         Raises
         ------
@@ -153,6 +171,7 @@ class AmortizedPosterior:
         groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
         datasets = self._read(observed, batched)
+        allowed = budget(max_nuts, max_time)
         refuse_indices(datasets.values, self._limits, "observed")
         context = [c.name for c in self.spec.context]
         encoder = self.network.encoder
@@ -160,16 +179,21 @@ class AmortizedPosterior:
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
         ood = self.ood_pvalues(datasets)
         warn_of_novelty(ood, datasets.labels)
-        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
-        explain_impossible(self.spec, datasets, results, self.compile_kwargs)
-        if correct:
-            gaps = any(mask.any() for mask in datasets.missing.values())
-            warn_of_poor_weights(results, datasets.labels, gaps=gaps)
-        elif correction == "auto" and self.spec.density_obstacle:
+        results = draw_corrected(
+            self._conditions(datasets),
+            correction if correct else None,
+            self._samplers,
+            draws=draws,
+            chains=chains,
+            budget=allowed,
+            seed=seed_sequence(random_seed),
+            progressbar=progressbar,
+        )
+        if correction == "auto" and self.spec.density_obstacle:
             say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
         computed = self._constrain.names if any(groups.values()) else names
         variables = self._constrained(datasets, results, computed)
-        attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
+        attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
         tree = posterior_tree(
             self.spec,
             datasets,
@@ -203,6 +227,47 @@ class AmortizedPosterior:
         with torch.inference_mode():
             values = self.network.log_prob(theta[:, None], **self._network_data(datasets))
         return values.numpy()[:, 0].reshape(lead)
+
+    def log_marginal_likelihood(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> xr.Dataset:
+        """Estimate the log marginal likelihood of one data set, or of many, by importance sampling.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`sample`. What is missing is integrated out.
+        proposals : int
+            For each data set: half from the network, half from a Student t around what it found. Their number is
+            fixed, which keeps the estimate unbiased.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        xarray.Dataset
+            For each data set ``log_marginal_likelihood``, its Monte Carlo standard error ``mcse``, and ``pareto_k`` and
+            ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are NaN, and that is
+            logged.
+
+        Raises
+        ------
+        ValueError
+            When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
+        """
+        refuse_evidence(self.spec)
+        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = self._read(observed, batched)
+        refuse_indices(datasets.values, self._limits, "observed")
+        conditions = self._conditions(datasets)
+        found = estimate(conditions, proposals, seed_sequence(random_seed))
+        warn_of_no_evidence(found, datasets.labels)
+        return evidence_dataset(conditions, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.
@@ -479,7 +544,8 @@ class AmortizedPosterior:
         datasets : DataSets
         seed : numpy.random.SeedSequence
         """
-        results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
+        conditions = self._conditions(datasets)
+        results = draw_given(conditions, draws=FEWEST_PROPOSALS, chains=1, mode="raw", seed=seed)
         return [r.weights for r in results if r.weights is not None]
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
@@ -504,7 +570,7 @@ class AmortizedPosterior:
 
     def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
         """Corrected unconstrained draws (n, dim) of one data set that has a density."""
-        (result,) = self._draw(datasets, FEWEST_PROPOSALS, 1, True, seed)
+        (result,) = draw_given(self._conditions(datasets), draws=FEWEST_PROPOSALS, chains=1, mode="adapted", seed=seed)
         return result.theta[0]
 
     def replaced(self, **changes: Any) -> AmortizedPosterior:
@@ -613,64 +679,20 @@ class AmortizedPosterior:
             return [everywhere] * len(datasets)
         return [self._log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
-    def _draw(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool = False,
-    ) -> list[Draws]:
-        """Draw for all data sets; those without a density stay as the network draws them."""
-        obstacles = self._obstacles(datasets)
-        free = np.array([obstacle is None for obstacle in obstacles])
-        results: dict[int, Draws] = {}
-        for weighted, child in zip((True, False), seed.spawn(2), strict=True):
-            indices = np.flatnonzero(free == weighted)
-            if len(indices) == 0:
-                continue
-            some = datasets if len(indices) == len(datasets) else datasets.take(indices)
-            bound = bounded or not weighted
-            drawn = self._draw_some(some, draws, chains, corrected and weighted, weighted, child, bounded=bound)
-            results |= dict(zip(indices.tolist(), drawn, strict=True))
-        without = [obstacle for obstacle in obstacles if obstacle]
-        if corrected and without:
-            say_that_uncorrected(without[0], len(without), len(datasets))
-        return [results[i] for i in range(len(datasets))]
-
-    def _draw_some(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        weighted: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool,
-    ) -> list[Draws]:
-        def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-            # one thread: many small operations, at which threads would only wait for each other
-            with torch.inference_mode(), torch_threads(1):
-                sample = self.network.sample_within if bounded else self.network.sample
-                theta, log_q = sample(n, generator=generator, **self._network_data(datasets.take(indices)))
-            return theta.numpy(), log_q.numpy()
-
-        def log_density(theta: np.ndarray, index: int) -> np.ndarray:
-            return self._log_density(theta, self._everything_given(datasets, index))
-
-        return draw(
-            propose,
-            log_density if weighted else None,
-            len(datasets),
-            chains=chains,
-            draws=draws,
-            corrected=corrected,
-            seed=seed,
-            device=self.network.device,
+    def _conditions(self, datasets: DataSets) -> Conditions:
+        return Conditions(
+            self.spec,
+            self.network,
+            datasets,
+            self._log_density,
+            self._obstacles(datasets),
+            self._network_data,
+            self.compile_kwargs,
         )
+
+    @cached_property
+    def _samplers(self) -> Samplers:
+        return Samplers(self.spec, self.gaps, self.compile_kwargs)
 
     def _network_data(self, datasets: DataSets) -> dict[str, Any]:
         """Arguments ``data`` and ``sizes`` of the network."""

@@ -101,7 +101,23 @@ class LogDensity(_DrawFunctions):
 
     @cached_property
     def _function(self) -> Any:
-        return self._compile([self.spec.model.logp()])
+        return self._compile([self._total()])
+
+    def _total(self) -> Any:
+        """The graph, in terms of the model's value variables."""
+        return self.spec.model.logp()
+
+    def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
+        """Return the log density as a scalar graph.
+
+        Parameters
+        ----------
+        theta : vector variable (dim,)
+        data : mapping of name to variable
+            What stands for everything that :meth:`__call__` takes of a data set.
+        """
+        vector: Any = self._vector
+        return graph_replace(self._in_terms_of_inputs([self._total()], data), {vector: theta}, strict=False)[0]
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set; returns (draws,).
@@ -116,7 +132,7 @@ class LogDensity(_DrawFunctions):
 
     @cached_property
     def _circular(self) -> np.ndarray:
-        return np.concatenate([np.full(p.size, p.transform == "circular") for p in self.spec.parameters])
+        return self.spec.circular
 
     def _shapes(self, data: Data) -> list[tuple[int, ...]]:
         return [()]
