@@ -106,6 +106,6 @@ def base() -> pma.AmortizedPosterior:
 def standing_in(plant: Plant = right, correlation: float = 0.0) -> pma.AmortizedPosterior:
     """Return a posterior of `two_means` that believes what was planted."""
     posterior = replace(base(), network=Known(plant, correlation))
-    for name in ("simulator", "_log_density", "_constrain"):  # compiled once for all of them
+    for name in ("simulator", "compiled"):  # compiled once for all of them
         posterior.__dict__[name] = getattr(base(), name)
     return posterior

@@ -67,7 +67,7 @@ KINDS = [
 def test_log_likelihood_and_prior_are_those_of_pymc(name):
     posterior, dts = result_of(MODELS[name].build())
     dts = posterior.compute_log_likelihood(dts)
-    posterior._predictions.log_density(dts, "prior", var_names=None, extend_inferencedata=True)
+    posterior.compiled.predictions.log_density(dts, "prior", var_names=None, extend_inferencedata=True)
     one = dts.isel(dataset=1)
     model = posterior.to_model({name: one.observed_data[name].values for name in one.observed_data.data_vars})
     quiet = {"model": model, "progressbar": False, "extend_inferencedata": False, "compile_kwargs": INTERPRETED}

@@ -14,7 +14,6 @@ import pymc as pm
 import pytensor.tensor as pt
 import torch
 import xarray as xr
-from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.arguments import (
     Correction,
@@ -25,6 +24,7 @@ from pymc_amortized.approximators.arguments import (
     wanted_groups,
     whole,
 )
+from pymc_amortized.approximators.compiled import Compiled
 from pymc_amortized.approximators.correcting import draw_corrected
 from pymc_amortized.approximators.doubt import (
     say_that_uncorrected,
@@ -36,19 +36,16 @@ from pymc_amortized.approximators.drawing import Conditions, draw_given
 from pymc_amortized.approximators.evidence import estimate, evidence_dataset, refuse_evidence, warn_of_no_evidence
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents, features_of
-from pymc_amortized.approximators.predictive import Kind, Predictions, stacked
+from pymc_amortized.approximators.predictive import Kind
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, sample_stats
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.simulations import sources_again
 from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
-from pymc_amortized.graph.density import Constrain, LogDensity
-from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
-from pymc_amortized.graph.samplers import Samplers
+from pymc_amortized.graph.missing import Rule
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -167,12 +164,12 @@ class AmortizedPosterior:
         """
         started = time.perf_counter()
         draws, chains = whole("draws", draws), whole("chains", chains)
-        names = chosen_names(var_names, self._constrain.names)
+        names = chosen_names(var_names, self.compiled.constrain.names)
         groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
         datasets = self._read(observed, batched)
         allowed = budget(max_nuts, max_time)
-        refuse_indices(datasets.values, self._limits, "observed")
+        refuse_indices(datasets.values, self.compiled.limits, "observed")
         context = [c.name for c in self.spec.context]
         encoder = self.network.encoder
         warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
@@ -182,7 +179,7 @@ class AmortizedPosterior:
         results = draw_corrected(
             self._conditions(datasets),
             correction if correct else None,
-            self._samplers,
+            self.compiled.samplers,
             draws=draws,
             chains=chains,
             budget=allowed,
@@ -191,8 +188,8 @@ class AmortizedPosterior:
         )
         if correction == "auto" and self.spec.density_obstacle:
             say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
-        computed = self._constrain.names if any(groups.values()) else names
-        variables = self._constrained(datasets, results, computed)
+        computed = self.compiled.constrain.names if any(groups.values()) else names
+        variables = self.compiled.variables(datasets, results, computed)
         attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
         tree = posterior_tree(
             self.spec,
@@ -263,7 +260,7 @@ class AmortizedPosterior:
         refuse_evidence(self.spec)
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
-        refuse_indices(datasets.values, self._limits, "observed")
+        refuse_indices(datasets.values, self.compiled.limits, "observed")
         conditions = self._conditions(datasets)
         found = estimate(conditions, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
@@ -330,7 +327,7 @@ class AmortizedPosterior:
         KeyError, ValueError, TypeError
             When a group or variable is not there.
         """
-        return self._predictions.sample(
+        return self.compiled.predictions.sample(
             tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
         )
 
@@ -366,7 +363,7 @@ class AmortizedPosterior:
         KeyError, ValueError, TypeError
             When a group or variable is not there, or a variable has no density.
         """
-        return self._predictions.log_density(
+        return self.compiled.predictions.log_density(
             tree, "likelihood", var_names=var_names, extend_inferencedata=extend_inferencedata
         )
 
@@ -576,49 +573,8 @@ class AmortizedPosterior:
     def replaced(self, **changes: Any) -> AmortizedPosterior:
         """Return the same with other fields; what is compiled from the model is shared."""
         new = replace(self, **changes)
-        shared = ("_log_density", "_constrain", "_limits", "_predictions")
-        new.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        new.__dict__["compiled"] = self.compiled
         return new
-
-    def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
-        """Evaluate the model's joint log density of parameters and data at one point for each of several data sets.
-
-        Parameters
-        ----------
-        theta : ndarray (n, dim)
-            Unconstrained parameters.
-        datasets : DataSets
-            `n` of them.
-
-        Returns
-        -------
-        ndarray (n,)
-            As ``lp`` in ``sample_stats``; NaN where there is no density.
-        """
-        values = np.full(len(datasets), np.nan)
-        for i, obstacle in enumerate(self._obstacles(datasets)):
-            if obstacle is None:
-                values[i] = self._log_density(theta[i : i + 1], self._everything_given(datasets, i))[0]
-        return values
-
-    def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return free variables and deterministics at one point for each of several data sets.
-
-        Parameters
-        ----------
-        theta : ndarray (n, dim)
-            Unconstrained parameters.
-        datasets : DataSets
-            `n` of them.
-        names : sequence of str
-
-        Returns
-        -------
-        dict of name to ndarray (n, *shape)
-            NaN beyond the length of a data set.
-        """
-        points = [self._constrain(theta[i : i + 1], self._everything_given(datasets, i)) for i in range(len(theta))]
-        return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def __repr__(self) -> str:
         p = self.provenance
@@ -648,18 +604,9 @@ class AmortizedPosterior:
         return datasets
 
     @cached_property
-    def _log_density(self) -> LogDensity:
-        if any(v.missing for v in self.spec.observed):
-            return LogDensityWithGaps(self.spec, self.gaps, self.compile_kwargs)
-        return LogDensity(self.spec, self.compile_kwargs)
-
-    @cached_property
-    def _predictions(self) -> Predictions:
-        return Predictions(self.spec, self.compile_kwargs)
-
-    @cached_property
-    def _constrain(self) -> Constrain:
-        return Constrain(self.spec, self.compile_kwargs)
+    def compiled(self) -> Compiled:
+        """What is compiled from the model."""
+        return Compiled(self.spec, self.gaps, self.compile_kwargs)
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -668,57 +615,20 @@ class AmortizedPosterior:
         context = ContextSampler(self.spec, sources, gaps)
         return Simulator(self.spec, context=context, deterministics=False, compile_kwargs=self.compile_kwargs)
 
-    @cached_property
-    def _limits(self) -> dict[str, int]:
-        return index_limits(self.spec)
-
-    def _obstacles(self, datasets: DataSets) -> list[str | None]:
-        """Why the density of each data set cannot be evaluated; None where it can."""
-        everywhere = self.spec.density_obstacle
-        if everywhere or not isinstance(self._log_density, LogDensityWithGaps):
-            return [everywhere] * len(datasets)
-        return [self._log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
-
     def _conditions(self, datasets: DataSets) -> Conditions:
         return Conditions(
             self.spec,
             self.network,
             datasets,
-            self._log_density,
-            self._obstacles(datasets),
+            self.compiled.log_density,
+            self.compiled.obstacles(datasets),
             self._network_data,
             self.compile_kwargs,
         )
 
-    @cached_property
-    def _samplers(self) -> Samplers:
-        return Samplers(self.spec, self.gaps, self.compile_kwargs)
-
     def _network_data(self, datasets: DataSets) -> dict[str, Any]:
         """Arguments ``data`` and ``sizes`` of the network."""
         return network_data(self.spec, self.structure, datasets)
-
-    def _everything_given(self, datasets: DataSets, index: int) -> dict[str, Any]:
-        """One data set with what the model holds fixed, as densities take it."""
-        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(self.spec, index)}
-
-    def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
-        """Variables (datasets, chains, draws, *shape) on their own scale, up to the longest data set."""
-        chains, draws, dim = results[0].theta.shape
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for i, result in enumerate(results):
-            values = self._constrain(result.theta.reshape(chains * draws, dim), self._everything_given(datasets, i))
-            unknown = self._read_from_gaps(datasets, i)
-            for name in names:
-                value = values[name].reshape(chains, draws, *values[name].shape[1:])
-                parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
-        return {name: stacked(values) for name, values in parts.items()}
-
-    def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
-        """Deterministics that are computed from values which one data set lacks."""
-        model = self.spec.model
-        lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
-        return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}
 
     def _with_groups(self, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]) -> xr.DataTree:
         """Add log densities, which read every free variable; then leave what was asked for."""
@@ -726,7 +636,7 @@ class AmortizedPosterior:
             return tree
         kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
         for group in (name for name, wanted in groups.items() if wanted):
-            self._predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
+            self.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
 

@@ -219,7 +219,7 @@ class Check:
         drawn = {name: flat_draws(posterior[name]) for name in self.names}
         pits = {name: ranks(values, truth[name], self.rng, effective) for name, values in drawn.items()}
         if "lp" in stats:
-            log_joint = self.posterior.log_joint(known.unconstrained, datasets)
+            log_joint = self.posterior.compiled.log_joint(known.unconstrained, datasets)
             pits[LOG_JOINT] = ranks(flat_draws(stats["lp"]), log_joint, self.rng, effective)
         near, near_truth = standardized(drawn, truth)
         pits[DISTANCE] = distance_ranks(near, near_truth, self.rng, effective)
@@ -239,7 +239,9 @@ class Check:
         derived = [name for name in self._drawn if name not in known.variables]
         if not derived:
             return known.variables
-        return known.variables | self.posterior.variables_at(known.unconstrained, of_simulations(known), derived)
+        return known.variables | self.posterior.compiled.variables_at(
+            known.unconstrained, of_simulations(known), derived
+        )
 
     def tree(self) -> tuple[xr.DataTree, list[Finding]]:
         """Lay out everything, with what was found."""
