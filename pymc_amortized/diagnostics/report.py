@@ -238,7 +238,7 @@ def _weights(check: xr.DataTree) -> str:
 
 
 def _observed(posterior: AmortizedPosterior, observed: Any, rng: np.random.Generator) -> str:
-    dt = posterior.sample(observed, random_seed=rng)
+    dt = posterior.sample(observed, random_seed=rng, progressbar=False)
     draws = dt["posterior"].to_dataset()
     estimates = xr.concat([draws.mean(SAMPLE), draws.std(SAMPLE)], dim="metric")
     rows = [[str(name), f"{mean:.3g}", f"{sd:.2g}"] for name, mean, sd in _rows(estimates, None)[:MOST_ROWS]]

@@ -119,6 +119,7 @@ def sample_known(
             correction=how,
             var_names=names,
             random_seed=seed.generate_state(4).tolist(),
+            progressbar=False,
         )
 
     with _quiet():
