@@ -78,6 +78,13 @@ def test_pvalue_is_a_rank_and_goes_on_beyond_it():
     assert np.all(np.diff(steps) <= 0) and np.all(steps > 0)
 
 
+def test_pvalues_of_a_hundred_simulations_are_exact():
+    rng = np.random.default_rng(10)
+    found = np.array([pvalue(rng.exponential(), np.sort(rng.exponential(size=100))) for _ in range(4000)])
+    assert_rate(found, 5 / 101 + 1e-9)
+    assert_rate(found, 1 / 101 + 1e-9)
+
+
 def test_pvalue_of_few_simulations_is_a_rank_alone():
     assert pvalue(1e9, np.arange(19.0)) == pytest.approx(1 / 20)
 

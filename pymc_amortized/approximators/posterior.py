@@ -43,6 +43,7 @@ from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.replicas import Replicas
 from pymc_amortized.graph.sizes import padded
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -321,6 +322,11 @@ class AmortizedPosterior:
         datasets : DataSets
         """
         return features_of(self.spec, self.structure, self.network, datasets)
+
+    @cached_property
+    def replicas(self) -> Replicas:
+        """Simulator of data of the sizes, covariates and gaps of data sets in hand; it needs no sources of these."""
+        return Replicas(self.spec, self.compile_kwargs)
 
     def __repr__(self) -> str:
         p = self.provenance
