@@ -20,7 +20,6 @@ import numpy as np
 import pymc as pm
 
 import pymc_amortized as pma
-from pymc_amortized.diagnostics import misspecification
 from pymc_amortized.graph.datasets import read_datasets
 from pymc_amortized.novelty import Discrepancy, Whitening
 
@@ -163,7 +162,7 @@ def rates(posterior, case, kind, collections, rng):
 
 def _alone(posterior, sets, width, seed) -> float:
     """P-value of the test of a collection that knows the learned summary only."""
-    replicas = misspecification.replicas(posterior.spec, sets, SIMULATIONS, np.random.SeedSequence([8, seed]))
+    replicas = posterior.compiled.replicas(sets, SIMULATIONS, np.random.SeedSequence([8, seed]))
     made = np.stack([posterior.features_of(some)[:, :width] for some in replicas])
     half = SIMULATIONS // 2
     pool = made[:, :half].reshape(-1, width)

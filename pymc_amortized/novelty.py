@@ -29,7 +29,9 @@ LIMIT = 6.0
 KEPT = 0.99
 """Share of a block's variance that its components keep: directions without variance are noise scaled up."""
 RANKED = 10
-"""A p-value that fewer simulations than this stand behind may be that of the tail."""
+"""A p-value that fewer simulations than this stand behind may be that of the tail,"""
+EXACT = 0.01
+"""unless it is larger than this: levels that are tested at are those of ranks, which are exact."""
 TAIL = (0.1, 40)
 """Share of the reference that the tail is learned from, and the fewest scores that make one."""
 HEAVIEST = 0.5
@@ -254,7 +256,7 @@ def pvalue(score: float, reference: np.ndarray) -> float:
     """Probability of a score at least as large, by sorted scores (R,) of simulations."""
     beyond = len(reference) - int(np.searchsorted(reference, score, side="left"))
     ranked = (1 + beyond) / (len(reference) + 1)
-    if beyond >= RANKED or len(reference) < 2 * TAIL[1]:
+    if beyond >= RANKED or ranked > EXACT or len(reference) < 2 * TAIL[1]:
         return ranked
     return min(ranked, _tail_probability(score, reference))
 

@@ -79,6 +79,13 @@ def test_pvalue_is_a_rank_and_goes_on_beyond_it():
     assert np.all(np.diff(steps) <= 0) and np.all(steps > 0)
 
 
+def test_pvalues_of_a_hundred_simulations_are_exact():
+    rng = np.random.default_rng(10)
+    found = np.array([pvalue(rng.exponential(), np.sort(rng.exponential(size=100))) for _ in range(4000)])
+    assert_rate(found, 5 / 101 + 1e-9)
+    assert_rate(found, 1 / 101 + 1e-9)
+
+
 def test_pvalue_of_few_simulations_is_a_rank_alone():
     assert pvalue(1e9, np.arange(19.0)) == pytest.approx(1 / 20)
 
@@ -351,13 +358,11 @@ def test_pictures(posterior):
 
     some = data_sets(6, 30, 8)
     many = pma.check_misspecification(posterior, some, batched=True, num_simulations=100, random_seed=1)
-    assert len(pma.plot_novelty(many)) == 2
+    assert len(pma.plot_novelty(many).axes) == 2
     one = pma.check_misspecification(posterior, some[0], num_simulations=100, random_seed=1)
-    assert len(pma.plot_novelty(one)) == 1
-    _, axis = plt.subplots()
-    assert pma.plot_novelty(one, axes=axis)[0] is axis
-    with pytest.raises(ValueError, match="axes: 2 are needed, got 1"):
-        pma.plot_novelty(many, axes=axis)
+    (axis,) = pma.plot_novelty(one).axes
+    (line,) = [line for line in axis.lines if line.get_label().startswith("observed")]
+    assert line.get_xdata()[0] == one["score"].item()
     with pytest.raises(TypeError, match="check_misspecification"):
         pma.plot_novelty(some)
     plt.close("all")

@@ -15,6 +15,7 @@ from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.density import Constrain, LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.replicas import Replicas
 from pymc_amortized.graph.samplers import Samplers
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
@@ -51,6 +52,11 @@ class Compiled:
     def predictions(self) -> Predictions:
         """Posterior predictive draws and pointwise log likelihoods."""
         return Predictions(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def replicas(self) -> Replicas:
+        """Simulator of data of the sizes, covariates and gaps of data sets in hand; it needs no sources of these."""
+        return Replicas(self.spec, self.compile_kwargs)
 
     @cached_property
     def samplers(self) -> Samplers:

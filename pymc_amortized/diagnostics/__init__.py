@@ -4,13 +4,13 @@ from pymc_amortized.diagnostics.calibration import check_calibration
 from pymc_amortized.diagnostics.comparison import compare_draws
 from pymc_amortized.diagnostics.local import check_local_calibration
 from pymc_amortized.diagnostics.misspecification import check_misspecification
-from pymc_amortized.diagnostics.novelty import plot_novelty
 from pymc_amortized.diagnostics.plots import (
     plot_calibration,
     plot_comparison,
     plot_contraction,
     plot_coverage,
     plot_history,
+    plot_novelty,
     plot_recovery,
     plot_weights,
 )

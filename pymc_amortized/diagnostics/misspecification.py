@@ -17,7 +17,6 @@ from pymc_amortized.calibration import holm
 from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
 from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.replicas import replicas
 from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Discrepancy, Whitening, pvalue, robust, squashed
 
@@ -137,7 +136,7 @@ def _compare(
     given = posterior.features_of(datasets)
     half = num_simulations // 2
     observed, simulated = [], []
-    made = replicas(posterior.spec, datasets, 2 * half, seed, posterior.compile_kwargs)
+    made = posterior.compiled.replicas(datasets, 2 * half, seed)
     for own, some in zip(given, made, strict=True):
         features = posterior.features_of(some)
         center, scale = robust(features[:half])

@@ -21,40 +21,50 @@ class _NoSources(ContextSampler):
         self._spec = spec
 
 
-def replicas(
-    spec: ModelSpec,
-    datasets: DataSets,
-    n: int,
-    seed: np.random.SeedSequence,
-    compile_kwargs: CompileKwargs | None = None,
-) -> Iterator[DataSets]:
-    """Simulate, for each data set, `n` others of its sizes, covariates and gaps.
+class Replicas:
+    """Simulator of data like those in hand.
 
-    Raises
-    ------
-    SimulationError
-        When hardly any simulation at the context of a data set can be used.
+    Parameters
+    ----------
+    spec : ModelSpec
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
     """
-    simulator = Simulator(spec, context=_NoSources(spec), deterministics=False, compile_kwargs=compile_kwargs)
-    for i, child in enumerate(seed.spawn(len(datasets))):
+
+    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec = spec
+        self._shapes = {v.name: v for v in spec.data}
+        self._simulator = Simulator(spec, context=_NoSources(spec), deterministics=False, compile_kwargs=compile_kwargs)
+
+    def __call__(self, datasets: DataSets, n: int, seed: np.random.SeedSequence) -> Iterator[DataSets]:
+        """Simulate, for each data set, `n` others of its sizes, covariates and gaps.
+
+        Raises
+        ------
+        SimulationError
+            When hardly any simulation at the context of a data set can be used.
+        """
+        for i, child in enumerate(seed.spawn(len(datasets))):
+            yield self._of(datasets, i, n, child)
+
+    def _of(self, datasets: DataSets, i: int, n: int, seed: np.random.SeedSequence) -> DataSets:
         lengths = {dim: int(each[i]) for dim, each in datasets.lengths.items()}
 
-        def own(array: np.ndarray, name: str, i: int = i, lengths: dict[str, int] = lengths) -> np.ndarray:
-            """One data set's part of an array, `n` times."""
-            shape = next(v for v in spec.data if v.name == name).shape_at(lengths)
-            return np.repeat(cut(array[i], shape)[None], n, axis=0)
+        def repeated(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+            own = cut(arrays[name][i], self._shapes[name].shape_at(lengths))
+            return np.repeat(own[None], n, axis=0)
 
-        context = {c.name: own(datasets.values[c.name], c.name) for c in spec.context}
-        made = simulator.of_lengths(n, child, lengths, context)
+        context = {c.name: repeated(c.name, datasets.values) for c in self.spec.context}
+        made = self._simulator.of_lengths(n, seed, lengths, context)
         if len(made) < n:
             raise SimulationError(
                 f"only {len(made)} of {made.attempted} simulations at the size and context of data set "
                 f"{datasets.labels[i]} can be used: {made.dropped}"
             )
-        yield DataSets(
-            {v.name: made.data[v.name] for v in spec.data},
+        return DataSets(
+            {v.name: made.data[v.name] for v in self.spec.data},
             np.arange(n),
             True,
             {dim: np.full(n, length) for dim, length in lengths.items()},
-            {name: own(mask, name) for name, mask in datasets.missing.items()},
+            {name: repeated(name, datasets.missing) for name in datasets.missing},
         )

@@ -7,6 +7,7 @@ from pymc_amortized.diagnostics.plots.checks import (
     plot_recovery,
 )
 from pymc_amortized.diagnostics.plots.draws import plot_comparison, plot_history, plot_weights
+from pymc_amortized.diagnostics.plots.novelty import plot_novelty
 
 __all__ = [
     "plot_calibration",
@@ -14,6 +15,7 @@ __all__ = [
     "plot_contraction",
     "plot_coverage",
     "plot_history",
+    "plot_novelty",
     "plot_recovery",
     "plot_weights",
 ]
