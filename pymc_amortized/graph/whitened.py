@@ -25,7 +25,7 @@ from pymc_amortized.graph.imputed import Slots
 from pymc_amortized.graph.missing import LogDensityWithGaps, Rules
 from pymc_amortized.graph.spec import ModelSpec
 
-NAME = "z"
+NAME = "whitened_parameters"
 """Of the one variable of a whitened model."""
 
 
@@ -66,7 +66,7 @@ class WhitenedModel:
     Attributes
     ----------
     model : pymc.Model
-        Its variable ``z`` holds the standardized parameters, then the slots of missing values.
+        Its only variable holds the standardized parameters, then the slots of missing values.
     shared : dict of name to shared variable
         What differs between data sets.
     """
