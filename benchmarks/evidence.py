@@ -96,7 +96,8 @@ def beside_closed_form(
     without = int(np.isnan(off).sum())
     print(
         f"{build.__name__:22s} {DATASETS} data sets: largest difference {np.nanmax(off):.4f} (wanted: {WANTED[0]}), "
-        f"{np.nanmax(off / found['mcse'].to_numpy()):.1f} reported errors; without answer {without}; {seconds:.3f} s each",
+        f"{np.nanmax(off / found['mcse'].to_numpy()):.1f} reported errors; without answer {without}; "
+        f"{seconds:.3f} s each",
         flush=True,
     )
 
@@ -116,7 +117,8 @@ def beside_smc(build: Callable[[], pm.Model], max_time: float, repeats: int) -> 
     smc, error = runs.mean(), runs.std(ddof=1) / np.sqrt(len(runs))
     value, mcse = float(found["log_marginal_likelihood"]), float(found["mcse"])
     print(
-        f"{build.__name__:22s} {value:9.3f} ± {mcse:.3f}, {ours:5.2f} s; SMC {smc:9.3f} ± {error:.3f}, {theirs:5.1f} s; "
+        f"{build.__name__:22s} {value:9.3f} ± {mcse:.3f}, {ours:5.2f} s; SMC {smc:9.3f} ± {error:.3f}, "
+        f"{theirs:5.1f} s; "
         f"difference {abs(value - smc) / np.hypot(mcse, error):.1f} errors (wanted: {WANTED[1]:.0f})",
         flush=True,
     )

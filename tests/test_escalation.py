@@ -56,10 +56,7 @@ class Planted:
 
 def planted(posterior, factor, shift):
     """Give a posterior another network, and let it keep what it compiled."""
-    wrong = replace(posterior, network=Planted(posterior.network, factor, shift))
-    for name in ("_log_density", "_constrain", "_samplers"):
-        wrong.__dict__[name] = getattr(posterior, name)
-    return wrong
+    return posterior.replaced(network=Planted(posterior.network, factor, shift), reference=None)
 
 
 WRONG = {"over-confident": (0.3, 0.0), "too wide": (8.0, 0.0), "shifted": (0.5, 4.0), "far off": (0.5, 15.0)}
