@@ -52,6 +52,7 @@ def check_misspecification(
     Parameters
     ----------
     posterior : AmortizedPosterior
+        Trained or loaded; it needs no sources of context.
     observed : mapping of name to array_like, or xarray.Dataset, optional
         As in :meth:`AmortizedPosterior.sample`; by default, what the model held.
     batched : bool
