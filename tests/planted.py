@@ -37,6 +37,9 @@ def exact(y: torch.Tensor) -> Moments:
 class Everywhere:
     """An encoder that has seen it all."""
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        return {}
+
     def outside(self, data: Any, sizes: Any) -> dict[str, float]:
         return {}
 
@@ -105,7 +108,7 @@ def base() -> pma.AmortizedPosterior:
 
 def standing_in(plant: Plant = right, correlation: float = 0.0) -> pma.AmortizedPosterior:
     """Return a posterior of `two_means` that believes what was planted."""
-    posterior = replace(base(), network=Known(plant, correlation))
+    posterior = replace(base(), network=Known(plant, correlation), reference=None)
     for name in ("simulator", "compiled"):  # compiled once for all of them
         posterior.__dict__[name] = getattr(base(), name)
     return posterior

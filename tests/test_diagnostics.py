@@ -17,6 +17,7 @@ from small_models import brief_fit, held_data
 import pymc_amortized as pma
 from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.calibration import band, band_p_value, describe, holm, pit, uniformity
+from pymc_amortized.correction import resample, smooth
 from pymc_amortized.diagnostics.classifier import accuracy, normal_scores
 from pymc_amortized.diagnostics.layout import with_lead, without_clashes
 from pymc_amortized.diagnostics.local import local_c2st
@@ -588,6 +589,18 @@ def test_resampled_draws_repeat_without_being_told_from_others():
     assert (abs(shift) < 4 * error).all() and (abs(ratio - 1) < 4 * ratio_error).all()
     assert result["c2st"]["p_value"] > 0.001
     assert pma.compare_draws(raw, exact, random_seed=1)["c2st"]["p_value"] < 1e-4
+
+
+def test_draws_whose_weights_differ_much_are_not_told_from_others():
+    rng = np.random.default_rng(11)
+    p = []
+    for _ in range(12):
+        wide = 2.5 * rng.standard_t(5, size=(4, 500, 2))
+        log_q = stats.t.logpdf(wide / 2.5, 5).sum(-1)
+        index = resample(smooth(stats.norm.logpdf(wide).sum(-1) - log_q).weights, 500, rng)
+        corrected = tree(np.take_along_axis(wide, index[..., None], axis=1))
+        p.append(float(pma.compare_draws(corrected, tree(rng.normal(size=(4, 500, 2))))["c2st"]["p_value"]))
+    assert np.median(p) > 0.05 and min(p) > 1e-4
 
 
 @pytest.mark.slow

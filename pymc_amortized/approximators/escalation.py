@@ -139,6 +139,10 @@ class _Runs:
             shape = before.log_q.shape
             try:
                 theta, divergences = self._sample(index, start, self._settings(shape, attempt), child)
+            except OutOfTimeError:
+                if best is None or not best[1].converged:
+                    raise
+                break  # the first attempt was good enough, but for a few divergences
             except RuntimeError as error:  # no chain found a point to start from
                 reason = str(error).strip().splitlines()[0]
                 continue

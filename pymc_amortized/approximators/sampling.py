@@ -210,7 +210,9 @@ def _settle(proposals: Proposals, draws: int, mode: Mode, rng: np.random.Generat
     weights = proposals.weights
     resampled = weights is not None and mode != "raw"
     if weights is not None and resampled:
-        index = resample(weights.weights, draws, rng)
+        # rounds come from different distributions: in their order, a chain would seem to drift
+        order = rng.permuted(np.broadcast_to(np.arange(weights.weights.shape[1]), weights.weights.shape), axis=1)
+        index = np.take_along_axis(order, resample(np.take_along_axis(weights.weights, order, axis=1), draws, rng), 1)
     else:
         index = np.broadcast_to(np.arange(draws), (proposals.chains, draws))
     settled = weights is not None and good_enough(weights, index.size)

@@ -70,14 +70,20 @@ def _raw(x: np.ndarray, frequencies: np.ndarray, phases: np.ndarray) -> np.ndarr
     return np.column_stack([x, x[:, i] * x[:, j], np.cos(x @ frequencies + phases)])
 
 
-def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """Coefficients (features,) of a penalized logistic regression of labels (n,) in {0, 1}, by Newton's method."""
+def fit_logistic(
+    features: np.ndarray, labels: np.ndarray, penalty: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Coefficients (features,) of a penalized logistic regression of labels (n,) in {0, 1}, by Newton's method.
+
+    Rows count by their weights (n,), if given.
+    """
+    counts = np.ones(len(labels)) if weights is None else weights
     beta = np.zeros(features.shape[1])
     for _ in range(NEWTON_STEPS):
         p = expit(features @ beta)
-        weight = np.maximum(p * (1 - p), 1e-6)
+        weight = counts * np.maximum(p * (1 - p), 1e-6)
         hessian = (features * weight[:, None]).T @ features + np.diag(penalty)
-        step = np.linalg.solve(hessian, features.T @ (labels - p) - penalty * beta)
+        step = np.linalg.solve(hessian, features.T @ (counts * (labels - p)) - penalty * beta)
         beta = beta + step
         if np.abs(step).max() < 1e-4:
             break
@@ -85,7 +91,12 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, penalty: np.ndarray) 
 
 
 def accuracy(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, rng: np.random.Generator
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    rng: np.random.Generator,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Whether each label of a test set is guessed right, by what was learned from a training set.
 
@@ -95,7 +106,9 @@ def accuracy(
         Coordinates, standardized together.
     train_labels, test_labels : ndarray (n,)
         0 or 1.
+    weights : ndarray (n,), optional
+        How much each row of the training set counts.
     """
     features = Features.fit(train, rng)
-    beta = fit_logistic(features(train), train_labels, features.penalty)
+    beta = fit_logistic(features(train), train_labels, features.penalty, weights)
     return (features(test) @ beta > 0) == test_labels

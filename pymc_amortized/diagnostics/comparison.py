@@ -62,9 +62,9 @@ def compare_draws(
 
     Notes ----- The classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) takes draws to be
     independent. Draws of Markov chains are not, nor are resampled ones: each set is thinned to its effective sample
-    size, and repeated draws are dropped. The classifier (logistic regression on quadratic and random features) learns
-    from the first half of each and is judged by the second: where there is no difference, its right guesses are
-    binomial.
+    size, and what is repeated is one draw that counts as often. The classifier (logistic regression on quadratic and
+    random features) learns from the first half of each and is judged by the second: where there is no difference,
+    each draw is guessed right with probability one half.
     """
     first, second = _both(a, b, var_names)
     rng = np.random.default_rng(seed_sequence(random_seed))
@@ -142,32 +142,42 @@ def _moments(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
 
 def _c2st(first: xr.Dataset, second: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     sets = [_independent(ds) for ds in (first, second)]
-    number = min(len(s) for s in sets)
+    number = min(len(draws) for draws, _ in sets)
     if number < FEWEST:
-        logger.warning(
-            "Only %d and %d independent draws: too few for a classifier (%d), c2st is NaN.", *map(len, sets), FEWEST
-        )
+        few = [len(draws) for draws, _ in sets]
+        logger.warning("Only %d and %d independent draws: too few for a classifier (%d), c2st is NaN.", *few, FEWEST)
         return xr.Dataset({"c2st": np.nan, "standard_error": np.nan, "p_value": np.nan, "draws": number})
     half = min(number, MOST) // 2
-    train, test = zip(*(_halves(s, half, rng) for s in sets), strict=True)
-    scores = normal_scores(np.concatenate([*train, *test]))
+    parts = [_halves(draws, counts, half, rng) for draws, counts in sets]
+    train, test = (np.concatenate([draws for draws, _ in some]) for some in zip(*parts, strict=True))
+    train_counts, test_counts = (np.concatenate([counts for _, counts in some]) for some in zip(*parts, strict=True))
+    scores = normal_scores(np.concatenate([train, test]))
     labels = np.repeat([0.0, 1.0], half)
-    right = accuracy(scores[: 2 * half], labels, scores[2 * half :], labels, rng)
-    error = 0.5 / np.sqrt(len(right))
-    p_value = float(stats.norm.sf((right.mean() - 0.5) / error))
-    return xr.Dataset({"c2st": right.mean(), "standard_error": error, "p_value": p_value, "draws": 2 * half})
+    right = accuracy(scores[: 2 * half], labels, scores[2 * half :], labels, rng, train_counts)
+    found = np.average(right, weights=test_counts)
+    error = 0.5 * np.sqrt(np.square(test_counts).sum()) / test_counts.sum()
+    p_value = float(stats.norm.sf((found - 0.5) / error))
+    return xr.Dataset({"c2st": found, "standard_error": error, "p_value": p_value, "draws": 2 * half})
 
 
-def _halves(draws: np.ndarray, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `number` draws each from the first and the second half: neighbours in a chain must not help to guess."""
+def _halves(
+    draws: np.ndarray, counts: np.ndarray, number: int, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Choose `number` draws each from the first and the second half: neighbours in a chain must not help to guess.
+
+    Counts become weights of mean one, so that both sides of a comparison weigh the same.
+    """
     middle = len(draws) // 2
-    parts = (draws[:middle], draws[middle:])
-    first, second = (part[np.sort(rng.permutation(len(part))[:number])] for part in parts)
-    return first, second
+    halves = []
+    for part in (slice(0, middle), slice(middle, None)):
+        some = np.sort(rng.permutation(len(draws[part]))[:number])
+        chosen = counts[part][some]
+        halves.append((draws[part][some], chosen / chosen.mean()))
+    return halves
 
 
-def _independent(posterior: xr.Dataset) -> np.ndarray:
-    """Draws (n, columns), chain after chain, thinned to their effective sample size, each once."""
+def _independent(posterior: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Draws (n, columns), chain after chain, thinned to their effective sample size, and how often each occurs (n,)."""
     chains, draws = (posterior.sizes[dim] for dim in SAMPLE)
     columns = [posterior[n].transpose(*SAMPLE, ...).to_numpy().reshape(chains, draws, -1) for n in posterior.data_vars]
     values = np.concatenate(columns, axis=-1).astype(float)
@@ -175,5 +185,6 @@ def _independent(posterior: xr.Dataset) -> np.ndarray:
     worth = az.ess(xr.Dataset({"x": ((*SAMPLE, "column"), varying)}))["x"]
     step = max(round(chains * draws / max(float(worth.min()), 1.0)), 1)
     thinned = values[:, ::step].reshape(-1, values.shape[-1])
-    _, place = np.unique(thinned, axis=0, return_index=True)
-    return thinned[np.sort(place)]
+    _, place, counts = np.unique(thinned, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(place)
+    return thinned[place[order]], counts[order].astype(float)
