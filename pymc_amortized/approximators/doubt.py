@@ -61,9 +61,9 @@ def warn_of_novelty(pvalues: np.ndarray, labels: np.ndarray) -> None:
         return
     smallest = int(np.argmin(pvalues))
     which = "The data set is" if len(pvalues) == 1 else f"{novel} of {len(pvalues)} data sets are"
-    where = "" if len(pvalues) == 1 else f" at data set {labels[smallest]}"
+    where = "" if len(pvalues) == 1 else f" at data set {labels[smallest]}, with allowance for their number"
     logger.warning(
-        "%s unlike anything the model simulates (p = %.1g%s): the network extrapolates, and the model may not fit. "
+        "%s unlike what the model simulates (ood_pvalue %.1g%s): the network extrapolates, and the model may not fit. "
         "pymc_amortized.check_misspecification tells what is unusual.",
         which,
         pvalues[smallest],

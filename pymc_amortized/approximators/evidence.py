@@ -29,6 +29,8 @@ logger = logging.getLogger("pymc_amortized")
 LARGEST_K = 0.5
 """Pareto k above which raw weights have no variance, and an error computed from them says nothing (Vehtari et al. 2024,
 section 2)."""
+NOTABLE = 0.005
+"""Share of excluded simulations that changes the log marginal likelihood by as much as its usual error."""
 AT_ONCE = 16
 """Data sets whose proposals are kept in memory together."""
 
@@ -108,6 +110,23 @@ def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequenc
     return [results[i] for i in range(len(conditions.datasets))]
 
 
+def warn_of_truncation(kept: float) -> None:
+    """Log that the model's density is not normalized, where it excludes draws from its prior.
+
+    Parameters
+    ----------
+    kept : float
+        Share of the prior's simulations that the density allows.
+    """
+    if kept < 1 - NOTABLE:
+        logger.warning(
+            "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over these it "
+            "is not normalized. The log marginal likelihood under the truncated prior is larger by %.2f.",
+            100 * kept,
+            -np.log(kept),
+        )
+
+
 def evidence_dataset(conditions: Conditions, found: list[Evidence]) -> xr.Dataset:
     """Lay out estimates, after a ``dataset`` dim if batched."""
     names = ("log_marginal_likelihood", "mcse", "pareto_k", "importance_ess")
@@ -126,7 +145,7 @@ def warn_of_no_evidence(found: list[Evidence], labels: np.ndarray) -> None:
         label, doubt = without[0]
         which = "The data set has" if len(found) == 1 else f"{len(without)} of {len(found)} data sets have"
         logger.warning(
-            "%s no log marginal likelihood (NaN)%s: %s. Use more proposals, train longer "
+            "%s no log marginal likelihood (NaN)%s: %s. Train longer "
             "(posterior.continue_training), or run pm.sample_smc on posterior.to_model(...).",
             which,
             "" if len(found) == 1 else f", the first at data set {label}",

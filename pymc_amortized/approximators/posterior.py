@@ -33,7 +33,13 @@ from pymc_amortized.approximators.doubt import (
     warn_of_novelty,
 )
 from pymc_amortized.approximators.drawing import Conditions, draw_given
-from pymc_amortized.approximators.evidence import estimate, evidence_dataset, refuse_evidence, warn_of_no_evidence
+from pymc_amortized.approximators.evidence import (
+    estimate,
+    evidence_dataset,
+    refuse_evidence,
+    warn_of_no_evidence,
+    warn_of_truncation,
+)
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents, features_of
 from pymc_amortized.approximators.predictive import Kind
@@ -152,10 +158,11 @@ class AmortizedPosterior:
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
             each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
             ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
-            and ``divergences``. The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws
-            are the best there are, and should not be used. The p-value says how often the model simulates data as
-            unusual as these, covariates included, at about that size (:func:`check_misspecification` simulates at
-            exactly that size, with those covariates).
+            and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
+            The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,
+            and should not be used. The p-value says how often the model simulates data as unusual as these, covariates
+            included, at about that size (:func:`check_misspecification` simulates at exactly that size, with those
+            covariates).
 
         Raises
         ------
@@ -248,9 +255,10 @@ class AmortizedPosterior:
         Returns
         -------
         xarray.Dataset
-            For each data set ``log_marginal_likelihood``, its Monte Carlo standard error ``mcse``, and ``pareto_k`` and
-            ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are NaN, and that is
-            logged.
+            For each data set ``log_marginal_likelihood`` under the model's own density (a warning says so where that
+            excludes draws from its prior, as ordered transforms do), its Monte Carlo standard error ``mcse``, and
+            ``pareto_k`` and ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are
+            NaN, and that is logged.
 
         Raises
         ------
@@ -264,6 +272,7 @@ class AmortizedPosterior:
         conditions = self._conditions(datasets)
         found = estimate(conditions, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
+        warn_of_truncation(1 - sum(self.provenance.dropped.values()) / max(self.provenance.attempted, 1))
         return evidence_dataset(conditions, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:

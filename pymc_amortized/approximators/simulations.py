@@ -114,7 +114,10 @@ def sources_again(
     sources = {name: source for name, source in sources.items() if name not in spec.largest}
     unknown = [c.name for c in spec.context if c.name not in sources]
     if unknown:
-        raise ValueError(f"context: sources of {unknown} are needed to simulate further (files hold none)")
+        raise ValueError(
+            f"context: sources of {unknown} are needed to simulate further (files hold none): pass context= and "
+            "missing= as in fit_posterior"
+        )
     gaps = read_missing(missing if missing is not None else posterior.missing, [v.name for v in spec.observed])
     unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
     if unknown:

@@ -65,7 +65,7 @@ def check_calibration(
         Data sets to simulate.
     draws : int
         Posterior draws for each.
-    correction : {None, "psis", "auto"}
+    correction : {None, "psis", "nuts", "auto"}
         Which draws are judged: the network's own, or those that ``posterior.sample`` corrects.
     var_names : sequence of str, optional
         Free variables and deterministics to check; all free variables by default.
@@ -109,7 +109,9 @@ def check_calibration(
     ValueError, TypeError, KeyError
         When an argument does not fit the model; the message names it.
 
-    Notes ----- Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) with the joint density as a test
+    Notes
+    -----
+    Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) with the joint density as a test
     quantity, because a posterior that ignores the data passes without one (Modrák et al. 2023, arXiv 2211.02383);
     simultaneous ECDF bands (Säilynoja et al. 2022); expected coverage by random points (Lemos et al. 2023, arXiv
     2302.03026); contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are

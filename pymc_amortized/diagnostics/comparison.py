@@ -60,7 +60,9 @@ def compare_draws(
     TypeError, KeyError, ValueError
         When one of them holds no posterior of one data set, they have no variable in common, or their shapes differ.
 
-    Notes ----- The classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) takes draws to be
+    Notes
+    -----
+    The classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) takes draws to be
     independent. Draws of Markov chains are not, nor are resampled ones: each set is thinned to its effective sample
     size, and what is repeated is one draw that counts as often. The classifier (logistic regression on quadratic and
     random features) learns from the first half of each and is judged by the second: where there is no difference,
@@ -91,7 +93,21 @@ def _both(a: xr.DataTree, b: xr.DataTree, var_names: Sequence[str] | None) -> tu
     names = _common(first, second, var_names)
     first, second = first[names], second[names]
     _refuse_other_shapes(first, second)
-    return first, second
+    return first, _aligned(first, second)
+
+
+def _aligned(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
+    """Bring the second into the first's order of labels, where both have some."""
+    for dim in [str(d) for d in first.dims if d not in SAMPLE and d in second.dims]:
+        if dim not in first.indexes or dim not in second.indexes:
+            continue
+        ours, theirs = first.indexes[dim], second.indexes[dim]
+        if ours.equals(theirs):
+            continue
+        if set(ours) != set(theirs):
+            raise ValueError(f"a and b have different labels along {dim!r}: {list(ours)[:5]} and {list(theirs)[:5]}")
+        second = second.sel({dim: ours})
+    return second
 
 
 def _posterior(argument: str, tree: xr.DataTree) -> xr.Dataset:

@@ -27,6 +27,8 @@ SIMULATIONS = 100_000
 EACH = (400, 2000)
 """Fewest and most per data set by default. Half are ranked: of 200 a p-value of 5 % has 1.5 % of error."""
 FEWEST = 100
+CERTAIN = 1e-3
+"""One well-specified data set in a thousand is as unusual: below it, the words are stronger."""
 DOUBTFUL = 0.05
 """P-value, over all data sets together, below which a warning is logged."""
 COLLECTION = 500
@@ -188,9 +190,10 @@ def _warn(found: xr.Dataset) -> None:
         which = "The data set is" if len(pvalues) == 1 else f"{int(novel.sum())} of {len(pvalues)} data sets are"
         where = "" if len(pvalues) == 1 else f" at data set {one[DATASET_DIM].item()}"
         logger.warning(
-            "%s unlike anything the model simulates at that size and context (p = %.1g%s).%s Look for errors in the "
-            "data, or for a wider prior, another family of noise, or another link.",
+            "%s %s at that size and context (p = %.1g%s).%s Look for errors in the data, parameters far out in their "
+            "prior, another family of noise, or another link.",
             which,
+            "unlike anything the model simulates" if pvalues[smallest] < CERTAIN else "unusual for the model",
             pvalues[smallest],
             where,
             _unusual(one["deviation"]),

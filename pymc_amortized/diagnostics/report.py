@@ -60,6 +60,8 @@ def report(
     *,
     check: xr.DataTree | None = None,
     observed: Mapping[str, Any] | xr.Dataset | None = None,
+    context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
     random_seed: RandomState = None,
     progressbar: bool = True,
 ) -> None:
@@ -75,6 +77,8 @@ def report(
         From :func:`check_calibration`; made here by default.
     observed : mapping of name to array_like, or xarray.Dataset, optional
         One data set, as in ``posterior.sample``: adds a section on its draws and importance weights.
+    context, missing : mapping, optional
+        As in :func:`fit_posterior`; needed for the check of a posterior that was read from a file.
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of the check and of draws.
     progressbar : bool
@@ -89,7 +93,7 @@ def report(
         raise TypeError(f"posterior must be an AmortizedPosterior, got {type(posterior).__name__}")
     rng = np.random.default_rng(random_seed)
     if check is None:
-        check = check_calibration(posterior, random_seed=rng, progressbar=progressbar)
+        check = check_calibration(posterior, context=context, missing=missing, random_seed=rng, progressbar=progressbar)
     sections = {
         "Model": _model(posterior),
         "Structure of the data": f"<pre>{escape(str(posterior.structure))}</pre>",
@@ -244,7 +248,10 @@ def _observed(posterior: AmortizedPosterior, observed: Any, rng: np.random.Gener
     rows = [[str(name), f"{mean:.3g}", f"{sd:.2g}"] for name, mean, sd in _rows(estimates, None)[:MOST_ROWS]]
     weighted = "proposal_log_weight" in dt["sample_stats"]
     plot = picture(plot_weights(dt), "importance weights") if weighted else ""
-    return table(["variable", "mean", "sd"], rows) + plot
+    stats = dt["sample_stats"].to_dataset()
+    k = f", Pareto k {stats['pareto_k'].item():.2f}" if "pareto_k" in stats else ""
+    how = f"<p>Stage: {escape(str(stats['stage'].item()))}{k}.</p>"
+    return how + table(["variable", "mean", "sd"], rows) + plot
 
 
 def _rows(dataset: xr.Dataset, metrics: list[str] | None) -> list[tuple[Any, ...]]:

@@ -68,6 +68,7 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
             ax.plot(x, y - x, color=RED if wrong else BLUE, lw=1.3)
         note(ax, _finding(metrics, panel), alarming=wrong)
     _margins(figure)
+    _title(figure, check, "Calibration")
     figure.supxlabel("PIT of the true value", fontsize=SMALL + 1)
     figure.supylabel("ECDF difference", fontsize=SMALL + 1)
     return figure
@@ -102,6 +103,7 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         at = int(np.argmin(np.abs(level - 0.9)))
         note(ax, f"90 %: {shares[at]:.0%}", alarming=wrong)
+    _title(figure, check, "Coverage")
     figure.supxlabel("nominal coverage", fontsize=SMALL + 1)
     figure.supylabel("share of true values", fontsize=SMALL + 1)
     return figure
@@ -137,6 +139,7 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         ax.plot(ends, ends, color=DARK, lw=0.8, ls=":")
         ax.set(xlim=ends, ylim=ends)
         note(ax, f"r = {correlation(true, mean):.2f}")
+    _title(figure, check, "Recovery")
     figure.supxlabel("true value", fontsize=SMALL + 1)
     figure.supylabel("posterior mean ± sd", fontsize=SMALL + 1)
     return figure
@@ -157,25 +160,43 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     Returns
     -------
     matplotlib.figure.Figure
-        Points at the right: the data say much. Points above and below the dotted lines at ±2 should be few (5 %); many
-        at the right mean over-confidence, most of them on one side a bias.
+        Points at the right: the data say much; below 0 posteriors are wider than the prior. Points above and below the
+        dotted lines at ±2 should be few (5 %); many at the right mean over-confidence, most of them on one side a bias.
     """
     found = group(check, "contraction")
     figure, drawn = grid(choose_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize)
     for panel, ax in drawn:
         contraction, z = panel.of(found.transpose("score", DATASET_DIM, ...))
         known = np.isfinite(contraction) & np.isfinite(z)
-        contraction, z = np.clip(contraction[known], LOWEST_CONTRACTION, 1), z[known]
-        ax.scatter(contraction, z, s=5, color=BLUE, alpha=0.5, lw=0)
+        contraction, z = contraction[known], z[known]
+        beside = contraction < LOWEST_CONTRACTION
+        shown = np.maximum(contraction, LOWEST_CONTRACTION)
+        ax.scatter(shown[~beside], z[~beside], s=5, color=BLUE, alpha=0.5, lw=0)
+        ax.scatter(shown[beside], z[beside], s=9, color=RED, marker="<", lw=0)
         for height in (-2, 2):
             ax.axhline(height, color=DARK, lw=0.8, ls=":")
         reach = max(STEEP, 1.05 * _most(np.abs(z))[1]) if len(z) else STEEP
-        ax.set(xlim=(min(-0.05, contraction.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
+        ax.set(xlim=(min(-0.05, shown.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
         beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
-        note(ax, f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown", top=False)
+        words = f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown"
+        wider = f"{beside.sum()} below {LOWEST_CONTRACTION}\n" if beside.any() else ""
+        note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
+    _title(figure, check, "Contraction")
     figure.supxlabel("posterior contraction", fontsize=SMALL + 1)
     figure.supylabel("posterior z-score", fontsize=SMALL + 1)
     return figure
+
+
+def _title(figure: Figure, check: xr.DataTree, what: str) -> None:
+    """Say which draws were judged: raw and corrected ones look alike."""
+    attrs = check["prior_sbc"].attrs if "prior_sbc" in check.children else {}
+    if "correction" in attrs:
+        how = (
+            "the network's own draws"
+            if attrs["correction"] == "none"
+            else f'draws by correction="{attrs["correction"]}"'
+        )
+        figure.suptitle(f"{what}: {how}, {attrs['num_datasets']} simulated data sets", fontsize=SMALL + 2)
 
 
 def correlation(true: np.ndarray, mean: np.ndarray) -> float:

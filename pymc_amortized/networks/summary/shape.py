@@ -71,6 +71,10 @@ def _has_shape(array: EncodedArray) -> bool:
     return not array.given and array.groups == 0 and array.width() // array.channels >= FEWEST
 
 
+def _suffixes(channels: int) -> list[str]:
+    return [""] if channels == 1 else [f" (channel {i})" for i in range(channels)]
+
+
 class _Shape:
     """Statistics of one observed array of a join."""
 
@@ -89,7 +93,7 @@ class _Shape:
         own = [*ALONE, *(FITTED if fitted else ())]
         own += [f"{name} of {what}" for what in ("group means", "group variances") * self.grouped for name in ALONE[:3]]
         self.fitted, self.pooled = fitted, not self.alone and len(self.channels) > CHANNELS_UP_TO
-        suffixes = [" (mean)", " (largest)"] if self.pooled else [""] * (1 if self.alone else len(self.channels))
+        suffixes = [" (mean)", " (largest)"] if self.pooled else _suffixes(1 if self.alone else len(self.channels))
         self.names = [f"{array.name}: {name}{suffix}" for suffix in suffixes for name in own]
 
     def __call__(self, rows: Rows) -> Tensor:
