@@ -255,13 +255,13 @@ def test_covariates_that_were_never_simulated_are_novel(posterior):
 
 
 def test_sample_says_which_data_sets_are_novel(posterior, caplog):
-    some = data_sets(20, 30, 4)
+    some = data_sets(20, 30, 5)
     caplog.set_level(logging.WARNING, LOGGER)
     posterior.sample(some, batched=True, draws=10, random_seed=1)
-    assert "unlike anything" not in caplog.text
+    assert "unlike what" not in caplog.text
     some[7]["y"] = some[7]["y"] + 50 * (np.arange(30) == 3)
     posterior.sample(some, batched=True, draws=10, random_seed=1)
-    assert "1 of 20 data sets are unlike anything the model simulates" in caplog.text
+    assert "1 of 20 data sets are unlike what the model simulates" in caplog.text
     assert "at data set 7" in caplog.text
 
 

@@ -133,7 +133,9 @@ def test_history_shows_both_losses():
 
 @pytest.mark.parametrize(("correlation", "color"), [(0.3, BLUE), (0.97, RED)])
 def test_weights_of_one_data_set(correlation, color):
-    dt = standing_in(correlation=correlation).sample({"y": np.zeros((2, planted.ROWS))}, random_seed=1)
+    dt = standing_in(correlation=correlation).sample(
+        {"y": np.zeros((2, planted.ROWS))}, correction="psis", random_seed=1
+    )
     figure = pma.plot_weights(dt)
     (ax,) = figure.axes
     weights = ax.lines[-1].get_ydata()
@@ -143,7 +145,8 @@ def test_weights_of_one_data_set(correlation, color):
 
 def test_weights_of_many_data_sets():
     rng = np.random.default_rng(1)
-    dt = standing_in(correlation=0.8).sample({"y": rng.normal(size=(30, 2, planted.ROWS))}, batched=True, random_seed=1)
+    ys = rng.normal(size=(30, 2, planted.ROWS))
+    dt = standing_in(correlation=0.8).sample({"y": ys}, batched=True, correction="psis", random_seed=1)
     left, right = pma.plot_weights(dt).axes
     points = np.concatenate([c.get_offsets() for c in left.collections])
     k = np.minimum(dt["sample_stats"]["pareto_k"].to_numpy(), 1.5)

@@ -120,8 +120,8 @@ def warn_of_truncation(kept: float) -> None:
     """
     if kept < 1 - NOTABLE:
         logger.warning(
-            "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over these it "
-            "is not normalized. The log marginal likelihood under the truncated prior is larger by %.2f.",
+            "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "
+            "these it is not normalized. The log marginal likelihood under the truncated prior is larger by %.2f.",
             100 * kept,
             -np.log(kept),
         )

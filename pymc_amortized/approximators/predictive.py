@@ -137,7 +137,7 @@ def stacked(arrays: list[Any]) -> np.ndarray:
         out = np.full((len(arrays), *largest), np.nan)
     for index in range(len(arrays)):
         array, arrays[index] = arrays[index], None
-        out[index][tuple(map(slice, array.shape))] = array
+        out[(index, *map(slice, array.shape))] = array
     return out
 
 
