@@ -137,7 +137,8 @@ def stacked(arrays: list[Any]) -> np.ndarray:
         out = np.full((len(arrays), *largest), np.nan)
     for index in range(len(arrays)):
         array, arrays[index] = arrays[index], None
-        out[(index, *map(slice, array.shape))] = array
+        place: Any = (index, *map(slice, array.shape))
+        out[place] = array
     return out
 
 
