@@ -122,7 +122,7 @@ def warn_of_failures(failures: list[Failure], labels: np.ndarray) -> None:
             "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
             "parametrization."
             if details
-            else "Their importance weights were poor: allow more NUTS, or train longer (posterior.continue_training).",
+            else "Allow more NUTS, or train longer (posterior.continue_training) for better importance weights.",
         )
 
 
