@@ -1,5 +1,7 @@
 """Amortized Bayesian inference for PyMC models."""
 
+import logging as _logging
+
 import pymc as _pm
 
 __version__ = "0.1.0"
@@ -10,6 +12,21 @@ from pymc_amortized.approximators.fit_likelihood import fit_likelihood
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
+from pymc_amortized.diagnostics import (
+    check_calibration,
+    check_local_calibration,
+    check_misspecification,
+    compare_draws,
+    plot_calibration,
+    plot_comparison,
+    plot_contraction,
+    plot_coverage,
+    plot_history,
+    plot_novelty,
+    plot_recovery,
+    plot_weights,
+    report,
+)
 from pymc_amortized.networks import (
     Flat,
     Grid,
@@ -40,10 +57,29 @@ __all__ = [
     "Transformer",
     "ZukoDensity",
     "fit_likelihood",
+    "check_calibration",
+    "check_local_calibration",
+    "check_misspecification",
+    "compare_draws",
     "fit_posterior",
     "load",
+    "plot_calibration",
+    "plot_comparison",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_history",
+    "plot_novelty",
+    "plot_recovery",
+    "plot_weights",
+    "report",
     "sample_amortized",
     "simulate",
 ]
 
 _pm.sample_amortized = sample_amortized
+
+# What training found and what sampling doubts is said as PyMC says such things, unless the user configured logging.
+_logger = _logging.getLogger("pymc_amortized")
+if not _logging.root.handlers and not _logger.handlers:
+    _logger.setLevel(_logging.INFO)
+    _logger.addHandler(_logging.StreamHandler())

@@ -43,15 +43,19 @@ class Weights:
     ess: float
 
     @property
+    def harmless(self) -> bool:
+        """Whether all weights are about as good as constant."""
+        most = self.weights.max() * self.weights.shape[1]
+        return bool(most <= HARMLESS_WEIGHT and self.pareto_k < np.inf)
+
+    @property
     def reliable(self) -> bool:
         """Whether k is small enough for that many proposals of positive weight.
 
         k is a shape without a scale: where no weight is far above the mean, the tail does not matter, whatever its
         shape.
         """
-        if self.weights.max() * self.weights.shape[1] <= HARMLESS_WEIGHT and np.isfinite(self.pareto_k):
-            return True
-        return self.pareto_k <= k_threshold(int(np.count_nonzero(self.weights)))
+        return self.harmless or self.pareto_k <= k_threshold(int(np.count_nonzero(self.weights)))
 
 
 def smooth(log_ratios: np.ndarray) -> Weights:

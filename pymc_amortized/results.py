@@ -59,6 +59,13 @@ def posterior_tree(
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
+def sample_group(spec: ModelSpec, arrays: Arrays, datasets: DataSets) -> xr.Dataset:
+    """Lay out one group of what was computed for every draw, name -> ndarray (datasets, chains, draws, ...)."""
+    lead = [DATASET_DIM] if datasets.batched else []
+    squeezed = {k: v if datasets.batched else v[0] for k, v in arrays.items()}
+    return _dataset(spec, squeezed, [*lead, "chain", "draw"], datasets)
+
+
 def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     """Lay out simulations as ``pm.sample_prior_predictive`` does."""
     sample = ["chain", "draw"]
@@ -108,14 +115,18 @@ def _dataset(
     dims |= {f"{v.name}_missing": dims[v.name] for v in spec.observed if v.missing and v.name in dims}
     if DATASET_DIM in sample_dims:
         coords[DATASET_DIM] = datasets.labels
-    return dict_to_dataset(
+    laid_out = dict_to_dataset(
         dict(arrays),
         attrs=dict(attrs or {}),
         inference_library=pymc_amortized,
         coords=coords,
-        dims={name: dims[name] for name in arrays if name in dims},
+        # a log density has fewer axes than its variable where that is multivariate
+        dims={name: dims[name][: values.ndim - len(sample_dims)] for name, values in arrays.items() if name in dims},
         sample_dims=sample_dims,
     )
+    # what ArviZ averages over: draws, never data sets; so that one of many can be taken out and plotted
+    laid_out.attrs["sample_dims"] = [d for d in sample_dims if d != DATASET_DIM]
+    return laid_out
 
 
 def _stats_dataset(

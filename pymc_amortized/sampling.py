@@ -23,7 +23,15 @@ from pytensor.printing import debugprint
 from pytensor.tensor.random.type import RandomGeneratorType
 from pytensor.tensor.type_other import NoneTypeT
 
-from pymc_amortized.approximators.arguments import Correction, chosen_names, known, mapping, wanted_groups, whole
+from pymc_amortized.approximators.arguments import (
+    Correction,
+    budget,
+    chosen_names,
+    known,
+    mapping,
+    wanted_groups,
+    whole,
+)
 from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
@@ -55,6 +63,8 @@ def sample_amortized(
     progressbar: bool = True,
     var_names: Sequence[str] | None = None,
     correction: Correction = "auto",
+    max_nuts: int | None = None,
+    max_time: float | None = None,
     context: Mapping[str, Any] | None = None,
     fit_kwargs: Mapping[str, Any] | None = None,
     idata_kwargs: Mapping[str, Any] | None = None,
@@ -74,11 +84,14 @@ def sample_amortized(
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
     progressbar : bool
-        Whether to show the progress of training.
+        Whether to show the progress of training, and of NUTS if it runs.
     var_names : sequence of str, optional
         Variables to return; all free variables and deterministics by default.
-    correction : {"auto", "psis", None}
+    correction : {"auto", "psis", "nuts", None}
         See :meth:`AmortizedPosterior.sample`.
+    max_nuts, max_time : optional
+        How often NUTS may be run, for how many seconds; see :meth:`AmortizedPosterior.sample`. The time of training
+        is ``fit_kwargs={"max_time": ...}``.
     context : mapping of name to source, optional
         Data containers and dimensions that may change without training again; see :func:`fit_posterior`.
     fit_kwargs : mapping, optional
@@ -103,7 +116,8 @@ def sample_amortized(
     model = pm.modelcontext(model)
     draws, chains = whole("draws", draws), whole("chains", chains)
     known(correction)
-    wanted_groups(idata_kwargs, batched=False)
+    budget(max_nuts, max_time)
+    wanted_groups(idata_kwargs)
     chosen_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = mapping("context", context)
     fit_kwargs = _checked_fit_kwargs(fit_kwargs)
@@ -128,9 +142,12 @@ def sample_amortized(
         draws=draws,
         chains=chains,
         correction=correction,
+        max_nuts=max_nuts,
+        max_time=max_time,
         var_names=var_names,
         random_seed=sample_seed.generate_state(4).tolist(),
         idata_kwargs=idata_kwargs,
+        progressbar=progressbar,
     )
 
 

@@ -5,10 +5,14 @@ import logging
 import arviz as az
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 from closed_forms import CORRECTED, assert_moments, conjugate_data, conjugate_moments, ess_of
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 
 from pymc_amortized import AmortizedPosterior
+from pymc_amortized.approximators.sampling import Source, draw
 from pymc_amortized.correction import k_threshold, resample, smooth
 from pymc_amortized.networks.network import PosteriorNetwork
 
@@ -183,7 +187,7 @@ def test_arviz_sees_no_more_draws_than_the_weights_are_worth(conjugate_posterior
 
 def test_poor_weights_show_in_rhat_and_ess(conjugate_posterior, monkeypatch):
     rescale(monkeypatch, 0.3, 3.0)
-    dt = conjugate_posterior.sample(random_seed=1)
+    dt = conjugate_posterior.sample(correction="psis", random_seed=1)
     assert not float(dt.sample_stats.pareto_k) < 0.7
     assert float(az.rhat(dt)["mu"]) > 1.01
     assert float(az.ess(dt)["mu"]) < 400
@@ -206,7 +210,7 @@ def test_correction_repairs_a_network_that_is_visibly_off(conjugate_posterior, m
 def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(random_seed=1)
+        dt = conjugate_posterior.sample(correction="psis", random_seed=1)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     message = record.getMessage()
@@ -219,7 +223,7 @@ def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_post
 def test_among_many_data_sets_the_worst_is_named(conjugate_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
+        dt = conjugate_posterior.sample(conjugate_data(), batched=True, correction="psis", random_seed=1)
     k = dt.sample_stats.pareto_k
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"{int((k > 0.7).sum())} of 5 data sets" in message
@@ -281,3 +285,20 @@ def test_undefined_densities_are_counted_and_get_no_weight(conjugate_posterior, 
     assert not np.isnan(weights).any()
     assert np.isfinite(dt.sample_stats["lp"]).all()
     assert f"NaN or infinite at {int(np.isneginf(weights).sum())} of {weights.size} proposals" in caplog.text
+
+
+def test_chains_of_several_rounds_do_not_seem_to_drift():
+    """Rounds come from different distributions, which weights make one: not those of each round by themselves."""
+
+    def propose(some, n, generator):
+        theta = 2 + 0.5 * torch.randn(n, len(some), 1, generator=generator, dtype=torch.float64).numpy()
+        return theta, log_q(theta, some)
+
+    def log_q(theta, some):
+        return stats.norm.logpdf(theta[..., 0], 2, 0.5)
+
+    source = Source(propose, log_q, lambda theta, i: stats.norm.logpdf(theta[:, 0]), torch.device("cpu"))
+    for r in draw(source, 10, chains=4, draws=1000, mode="adapted", seed=np.random.SeedSequence(1)):
+        assert r.stage == "psis" and r.log_weights.shape[1] > 1000
+        chains = xr.DataArray(r.theta[..., 0], dims=("chain", "draw"))
+        assert float(az.rhat(chains)) < 1.02 and float(az.ess(chains)) > 400

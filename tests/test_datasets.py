@@ -98,7 +98,7 @@ BAD = [
     ("y", np.empty((0, 3)), ValueError, r"'y' has shape \(0, 3\)"),
     ("y", None, ValueError, r"'y'"),
     ("y", 0.0, ValueError, r"'y' has shape \(\)"),
-    ("y", [[1.0, 2.0], [3.0]], ValueError, "'y' cannot be read as an array"),
+    ("y", [[1.0, 2.0], [3.0]], ValueError, "'y' cannot be read as an array.*pass batched=True"),
     ("y", "abc", TypeError, "'y' has dtype <U3; the model expects float64"),
     ("y", Y.astype(str), TypeError, "'y' has dtype"),
     ("y", Y.astype(complex), TypeError, "'y' has dtype complex128"),
@@ -150,7 +150,9 @@ def test_extreme_values_are_said_to_lie_outside_and_give_finite_draws(mixed_post
         dt = mixed_posterior.sample(
             {**held_data(), "y": np.full((5, 3), 1e10)}, draws=10, correction=None, random_seed=1
         )
-    assert "'y' lie beyond anything the model simulated" in caplog.text
+    assert "'y' lie beyond anything the model simulated (" in caplog.text
+    low, high = mixed_posterior.network.encoder.ranges()["y"]
+    assert f"({low:.4g} to {high:.4g})" in caplog.text
     assert np.isfinite(dt.posterior["mu"]).all()
 
 
@@ -341,11 +343,10 @@ ARGUMENTS = [
     ({"var_names": ["mu", "nope"]}, KeyError, r"var_names: \['nope'\]"),
     ({"var_names": ["y"]}, KeyError, r"var_names: \['y'\]"),
     ({"var_names": 5}, TypeError, "var_names"),
-    ({"correction": "x"}, ValueError, "correction must be 'auto', 'psis' or None, got 'x'"),
+    ({"correction": "x"}, ValueError, "correction must be 'auto', 'psis', 'nuts' or None, got 'x'"),
     ({"correction": []}, (TypeError, ValueError), "correction"),
     ({"idata_kwargs": {"x": 1}}, ValueError, "idata_kwargs"),
     ({"idata_kwargs": 5}, TypeError, "idata_kwargs"),
-    ({"idata_kwargs": {"log_likelihood": True}, "batched": True}, ValueError, "idata_kwargs"),
     ({"batched": "yes"}, TypeError, "batched"),
 ]
 
@@ -376,7 +377,14 @@ def test_groups_are_added_whatever_variables_are_returned(mixed_posterior, name)
         held_data(), draws=3, chains=2, var_names=["twice"], idata_kwargs={name: True}, random_seed=1
     )
     assert list(dt.posterior.data_vars) == ["twice"]
-    assert np.isfinite(dt[name]["y" if name == "log_likelihood" else "mu"]).all()
+    variable = "y" if name == "log_likelihood" else "mu"
+    assert np.isfinite(dt[name][variable]).all()
+    many = {k: np.stack([np.asarray(v)] * 2) for k, v in held_data().items()}
+    dts = mixed_posterior.sample(many, batched=True, draws=3, chains=2, var_names=["twice"], idata_kwargs={name: True})
+    assert list(dts.posterior.data_vars) == ["twice"]
+    assert dts[name][variable].dims == ("dataset", *dt[name][variable].dims)
+    with pytest.raises(KeyError, match="every free variable"):
+        mixed_posterior.compute_log_likelihood(dts)
 
 
 POINTS = [

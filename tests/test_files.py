@@ -334,7 +334,7 @@ def removing(*path: str) -> Any:
 
 
 LIES = {
-    "format": (setting("format", value=99), r"has format 99; this version.*reads format 2"),
+    "format": (setting("format", value=99), r"has format 99; this version.*reads format 3"),
     "no format": (removing("format"), "has format None"),
     "a list": (lambda d: [d], "format"),
     "no network": (removing("network"), "damaged"),
@@ -350,8 +350,8 @@ LIES = {
     "network is null": (setting("network", value=None), "damaged"),
     "encoder is null": (setting("network", "encoder", value=None), "damaged"),
     "dim is text": (setting("network", "dim", value="many"), "damaged|dim"),
-    "negative dim": (setting("network", "dim", value=-3), "[dD]imension"),
-    "another dim": (setting("network", "dim", value=3), "weight"),
+    "negative dim": (setting("network", "dim", value=-3), "levels are"),
+    "another dim": (setting("network", "dim", value=3), "levels are"),
     "history": (setting("history", value=[]), "damaged"),
     "history of text": (setting("history", "loss", value=["x"]), "damaged|history|History"),
     "training": (setting("provenance", "training", "num_steps", value="x"), "damaged|num_steps"),
@@ -363,6 +363,7 @@ LIES = {
     "deep": (setting("network", "density", "options", "layers", value=10**5), "100000 layers"),
     "wide and float": (setting("network", "density", "options", "hidden", value=1e9), "hidden|damaged|option"),
     "features": (setting("network", "features", value=10**6), "weight"),
+    "levels": (setting("network", "levels", value=[0] * 99), "levels"),
     "categories": (
         setting("network", "encoder", "arrays", 0, "categories", value=10**6),
         "categories|weight|damaged|option",

@@ -19,6 +19,7 @@ from pymc_amortized.networks import (
     Flat,
     PosteriorNetwork,
     Set,
+    SetTransformer,
     Spline,
     ZukoDensity,
 )
@@ -78,9 +79,13 @@ def test_spline_starts_at_the_identity_and_survives_extremes() -> None:
 # Densities
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 6, 40])
-def test_density_of_a_draw_both_ways(dim: int) -> None:
-    density = shaken(CouplingSpline(dim, 8))
+LEVELS = [(0,), (0, 0), (1, 0), (0, 1, 0), (2, 0, 1, 2, 1, 0), (0,) * 40, (0,) * 2 + (1,) * 38]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_density_of_a_draw_both_ways(levels: tuple[int, ...]) -> None:
+    dim = len(levels)
+    density = shaken(CouplingSpline(dim, 8, levels=levels))
     context = torch.randn(5, 8)
     with torch.no_grad():
         z, log_prob = density.sample(300, context, torch.Generator().manual_seed(0))
@@ -99,15 +104,17 @@ def test_density_integrates_to_one() -> None:
         torch.testing.assert_close(torch.trapezoid(values, grid, dim=0), torch.ones(3), atol=1e-3, rtol=0)
         grid = torch.linspace(-9, 9, 301)
         plane = torch.cartesian_prod(grid, grid)[:, None].expand(-1, 3, 2)
-        values = shaken(CouplingSpline(2, 4)).log_prob(plane, context).exp()
-        total = values.sum(0) * (grid[1] - grid[0]) ** 2
-        torch.testing.assert_close(total, torch.ones(3), atol=5e-3, rtol=0)
+        for levels in ((0, 0), (0, 1)):
+            values = shaken(CouplingSpline(2, 4, levels=levels)).log_prob(plane, context).exp()
+            total = values.sum(0) * (grid[1] - grid[0]) ** 2
+            torch.testing.assert_close(total, torch.ones(3), atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("dim", [2, 5])
-def test_density_matches_its_jacobian(dim: int) -> None:
+@pytest.mark.parametrize("levels", [(0, 0), (1, 0), (0,) * 5, (2, 1, 0, 1, 2)])
+def test_density_matches_its_jacobian(levels: tuple[int, ...]) -> None:
     """Autograd through the map from noise to draws gives the density that is reported."""
-    density = shaken(CouplingSpline(dim, 4)).double()
+    dim = len(levels)
+    density = shaken(CouplingSpline(dim, 4, levels=levels)).double()
     prepared = density._prepare(torch.randn(1, 4, dtype=torch.float64))
     noise = torch.randn(dim, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(
@@ -116,6 +123,28 @@ def test_density_matches_its_jacobian(dim: int) -> None:
     reported = density._bend(noise.reshape(dim, 1, 1), prepared)[1].flatten()[0]
     base = -0.5 * (noise @ noise) - 0.5 * dim * math.log(2 * math.pi)
     torch.testing.assert_close(reported, base - torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_levels_learn_a_funnel() -> None:
+    """x given a log scale: splines on a fixed interval fall short of it, a level does not."""
+    torch.manual_seed(0)
+    log_scale = torch.randn(20_000, 1) * 1.5
+    z = torch.cat([torch.randn(20_000, 3) * log_scale.exp(), log_scale], 1)
+    exact = 0.5 * math.log(2 * math.pi * math.e) * 4 + math.log(1.5)
+    losses = {}
+    for levels in ((0, 0, 0, 0), (1, 1, 1, 0)):
+        density = CouplingSpline(4, 1, Spline(hidden=32), levels)
+        optimizer = torch.optim.Adam(density.parameters(), 5e-3)
+        for step in range(300):
+            optimizer.zero_grad()
+            some = z[step * 64 % 19_000 :][:256]
+            (-density.log_prob(some, torch.zeros(len(some), 1)).mean()).backward()
+            optimizer.step()
+        with torch.no_grad():
+            losses[levels] = -density.log_prob(z[-5_000:], torch.zeros(5_000, 1)).mean().item()
+    sampling_error = 4 * math.sqrt(4 / 2 / 5_000 + 3 * 1.5**2 / 5_000)
+    assert losses[1, 1, 1, 0] < exact + 3 * z[-5_000:, 3].mean().item() + sampling_error
+    assert losses[1, 1, 1, 0] < losses[0, 0, 0, 0] - 0.2
 
 
 def test_sampling_uses_the_given_generator_alone() -> None:
@@ -139,8 +168,9 @@ def test_density_in_chunks_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(density.log_prob(draws, context), log_prob, atol=1e-3, rtol=1e-3)
 
 
-def test_extreme_contexts_and_parameters_give_no_nan() -> None:
-    density = shaken(CouplingSpline(3, 4))
+@pytest.mark.parametrize("levels", [(0, 0, 0), (0, 1, 2)])
+def test_extreme_contexts_and_parameters_give_no_nan(levels: tuple[int, ...]) -> None:
+    density = shaken(CouplingSpline(3, 4, levels=levels))
     with torch.no_grad():
         for size in (1e3, 1e6):
             z, log_prob = density.sample(10, size * torch.randn(4, 4))
@@ -299,6 +329,28 @@ class Normal(nn.Module):
         return z, self.log_prob(z, context)
 
 
+class Misnamed(nn.Module):
+    """A summary network for data of another name."""
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        return encoded["x"]
+
+
+class Elementwise(Normal):
+    """A density that forgets to sum over parameters."""
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean(context), 1.0).log_prob(z)
+
+
+class Turned(Normal):
+    """A density that puts data sets first."""
+
+    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        z, log_prob = super().sample(draws, context, generator)
+        return z.transpose(0, 1), log_prob.transpose(0, 1)
+
+
 @pytest.mark.parametrize("as_factory", [False, True])
 def test_modules_of_the_user(as_factory: bool) -> None:
     theta, data = simulate(FLAT, 200, 2)
@@ -322,11 +374,17 @@ def test_modules_of_the_user(as_factory: bool) -> None:
         ({"density": "maf"}, "density is 'maf'"),
         ({"density": nn.Linear(2, 2)}, "no method log_prob"),
         ({"summary": Whole()}, "summary gives"),
+        ({"summary": SetTransformer}, r"give an instance, as in SetTransformer\(\)"),
+        ({"summary": Mean}, r"give an instance, as in Mean\(\)"),
+        ({"density": Spline}, r"give an instance, as in Spline\(\)"),
+        ({"summary": Misnamed()}, r"Misnamed asks for 'x'; the encoded data are \['hit', 'y'\]"),
+        ({"density": Elementwise}, r"log_prob gives \(2, 2\) .* expected a tensor \(2,\)"),
+        ({"density": Turned}, r"sample gives \[\(2, 3, 2\), \(2, 3\)\] .* expected z \(3, 2, 2\)"),
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, object], message: str) -> None:
     theta, data = simulate(FLAT, 100, 2)
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
         PosteriorNetwork.build(FLAT, theta, data, **options)  # type: ignore[arg-type]
 
 

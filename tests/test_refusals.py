@@ -243,6 +243,8 @@ CONTEXTS = {
     "scalar resampled": ({"h": "resample"}, ValueError, r"context\['h'\]: a scalar has no rows"),
     "another word": ({"x": "bootstrap"}, ValueError, r"context\['x'\]: 'bootstrap' is not understood"),
     "a number": ({"x": 3.0}, TypeError, r"context\['x'\] must be a PyMC distribution"),
+    "a pair for a number": ({"h": (0.0, 2.0)}, TypeError, r"'h' is no dimension: .* pm.Uniform.dist\(low, high\)"),
+    "a range of no dimension": ({"row": (3, 9)}, KeyError, "no dimension named 'row'.*dims='row'"),
     "nothing": ({"x": None}, TypeError, r"context\['x'\] must be a PyMC distribution"),
     "an array": ({"x": np.zeros(4)}, TypeError, r"context\['x'\] must be a PyMC distribution"),
     "callable of wrong shape": ({"x": lambda rng: np.zeros(3)}, ValueError, r"context\['x'\].*\(3,\).*\(4,\)"),

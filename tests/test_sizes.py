@@ -186,6 +186,10 @@ def test_a_callable_for_covariates_gets_the_length():
     assert {min(asked), max(asked)} == {4, 9}
     with pytest.raises(ValueError, match="keyword argument 'obs'"):
         pma.simulate(regression(), 5, context={"obs": (4, 9), "x": lambda rng: np.zeros((4, 2))})
+    with pytest.raises(TypeError, match=r"missing 1 required .* take the lengths of \['obs'\]"):
+        pma.simulate(regression(), 5, context={"obs": (4, 9), "x": lambda rng, rows: np.zeros((rows, 2))})
+    with pytest.raises(KeyError, match="no dimension named 'rows'.*dims='rows'"):
+        pma.simulate(regression(), 5, context={"rows": (4, 9)})
 
 
 # The door

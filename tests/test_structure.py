@@ -388,6 +388,7 @@ def test_the_user_is_believed_without_density_and_against_it() -> None:
     ("given", "error", "message"),
     [
         ({"z": "sequence"}, KeyError, r"no observed variable is named 'z'; there are \['pressure', 'visits'\]"),
+        ({"patient": "sequence"}, KeyError, r"'patient' is a dimension of \['pressure', 'visits'\]: structure="),
         ({"visits": "set"}, ValueError, r"'set' is no kind of axis; there are \['exchangeable'.*'flat'\]"),
         ({"visits": ("sequence", "features")}, ValueError, "2 kinds given for 1 axes"),
         ({"visits": 3}, TypeError, "must be a kind or a sequence of kinds, got int"),

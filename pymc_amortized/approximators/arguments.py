@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 
+from pymc_amortized.approximators.escalation import Budget
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.suitability import names_of
 
-Correction = Literal["auto", "psis"] | None
+Correction = Literal["auto", "psis", "nuts"] | None
 
 
 def whole(name: str, value: Any, *, smallest: int = 1) -> int:
@@ -33,8 +36,8 @@ def corrected(spec: ModelSpec, correction: Any) -> bool:
     """Check `correction` against the model, and return whether draws are corrected."""
     known(correction)
     obstacle = spec.density_obstacle
-    if correction == "psis" and obstacle:
-        raise ValueError(f"correction='psis' needs the model's density: {obstacle}")
+    if correction in ("psis", "nuts") and obstacle:
+        raise ValueError(f"correction={correction!r} needs the model's density: {obstacle}")
     if spec.potentials and (correction is None or obstacle):
         raise ValueError(
             f"uncorrected draws are refused: the model's potentials {list(spec.potentials)} are no part of the "
@@ -45,8 +48,21 @@ def corrected(spec: ModelSpec, correction: Any) -> bool:
 
 def known(correction: Any) -> None:
     """Check that `correction` is one of those there are."""
-    if correction is not None and correction not in ("auto", "psis"):
-        raise ValueError(f"correction must be 'auto', 'psis' or None, got {correction!r}")
+    if correction is not None and correction not in ("auto", "psis", "nuts"):
+        raise ValueError(f"correction must be 'auto', 'psis', 'nuts' or None, got {correction!r}")
+
+
+def budget(max_nuts: Any, max_time: Any) -> Budget:
+    """Check how much NUTS there may be."""
+    if max_nuts is not None:
+        max_nuts = whole("max_nuts", max_nuts, smallest=0)
+    if max_time is not None:
+        if isinstance(max_time, bool) or not isinstance(max_time, Real):
+            raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+        if not 0 < float(max_time) < math.inf:
+            raise ValueError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+        max_time = float(max_time)
+    return Budget(max_nuts, max_time)
 
 
 def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
@@ -60,14 +76,12 @@ def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[st
     return [name for name in allowed if name in var_names]
 
 
-def wanted_groups(idata_kwargs: Mapping[str, Any] | None, batched: bool) -> dict[str, bool]:
+def wanted_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
     """Check ``idata_kwargs``."""
     kwargs = mapping("idata_kwargs", idata_kwargs)
     unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
     if unknown:
         raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
-    if batched and any(kwargs.values()):
-        raise ValueError("idata_kwargs is for one data set; use to_model for each with batched=True")
     return {name: bool(value) for name, value in kwargs.items()}
 
 

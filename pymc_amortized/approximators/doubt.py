@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.approximators.sampling import Draws
+from pymc_amortized.approximators.escalation import Failure
+from pymc_amortized.approximators.sampling import Draws, good_enough
+from pymc_amortized.calibration import holm
 from pymc_amortized.correction import k_threshold
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.density import LogDensityByVariable
@@ -17,10 +19,10 @@ from pymc_amortized.graph.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")
 
-FEWEST_EFFECTIVE = 400
-"""Effective draws that estimates should rest on (Vehtari et al. 2021: 100 for each of four chains)."""
 FAR_OUTSIDE = 0.1
 """Data this far beyond the simulated range, in units of its width, are warned about."""
+NOVEL = 0.01
+"""Chance of any false alarm in a call, however many data sets: it is met often, and must not become noise."""
 
 _said: set[str] = set()
 
@@ -34,17 +36,39 @@ def say_that_uncorrected(obstacle: str, number: int, total: int) -> None:
         logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
 
 
-def warn_of_extrapolation(distances: Mapping[str, float], context: Collection[str]) -> None:
+def warn_of_extrapolation(
+    distances: Mapping[str, float], context: Collection[str], ranges: Mapping[str, tuple[float, float]]
+) -> None:
     """Log which variables lie beyond anything that was simulated."""
     for name, distance in distances.items():
         if distance > FAR_OUTSIDE:
             logger.warning(
-                "Some values of %r lie beyond anything the model simulated, by %.2g times the simulated range: "
+                "Some values of %r lie beyond anything the model simulated (%.4g to %.4g), by %.2g times that range: "
                 "the network extrapolates. Check units, or widen %s.",
                 name,
+                *ranges[name],
                 distance,
                 f"its source in context[{name!r}]" if name in context else "the priors",
             )
+
+
+def warn_of_novelty(pvalues: np.ndarray, labels: np.ndarray) -> None:
+    """Log which data sets are unlike anything the model simulates; p-values (n,) may be NaN."""
+    if np.isnan(pvalues).all():
+        return
+    novel = int((holm(pvalues) < NOVEL).sum())
+    if not novel:
+        return
+    smallest = int(np.argmin(pvalues))
+    which = "The data set is" if len(pvalues) == 1 else f"{novel} of {len(pvalues)} data sets are"
+    where = "" if len(pvalues) == 1 else f" at data set {labels[smallest]}, with allowance for their number"
+    logger.warning(
+        "%s unlike what the model simulates (ood_pvalue %.1g%s): the network extrapolates, and the model may not fit. "
+        "pymc_amortized.check_misspecification tells what is unusual.",
+        which,
+        pvalues[smallest],
+        where,
+    )
 
 
 def warn_of_many_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, Any]) -> None:
@@ -67,8 +91,8 @@ def warn_of_many_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, A
             )
 
 
-def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool = False) -> None:
-    """Log which data sets have a Pareto k above the threshold, and what to do."""
+def warn_of_undefined(results: list[Draws]) -> None:
+    """Log at how many proposals the model's density was not a number."""
     undefined = sum(r.undefined for r in results)
     if undefined:
         logger.warning(
@@ -77,6 +101,33 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool
             undefined,
             sum(r.log_weights.size for r in results),
         )
+
+
+def warn_of_failures(failures: list[Failure], labels: np.ndarray) -> None:
+    """Log which data sets needed NUTS and have no converged chains, and what to do."""
+    total = len(labels)
+    by_reason: dict[str, list[Failure]] = {}
+    for failure in failures:
+        by_reason.setdefault(failure.reason, []).append(failure)
+    for reason, some in by_reason.items():
+        which = "The draws are" if total == 1 else f"Draws of {len(some)} of {total} data sets are"
+        where = "" if total == 1 else f" (the first: {labels[some[0].index]})"
+        details = f" ({some[0].details})" if some[0].details else ""
+        logger.warning(
+            '%s marked "failed"%s and should not be used: %s%s. %s',
+            which,
+            where,
+            reason,
+            details,
+            "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
+            "parametrization."
+            if details
+            else "Allow more NUTS, or train longer (posterior.continue_training) for better importance weights.",
+        )
+
+
+def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool = False) -> None:
+    """Log which data sets have a Pareto k above the threshold, and what to do."""
     _warn_of_few(results, labels)
     poor = [
         (r.weights.pareto_k, str(label), r.log_weights.size)
@@ -89,8 +140,9 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool
     which = "The importance weights have" if len(results) == 1 else f"{len(poor)} of {len(results)} data sets have"
     where = "" if len(results) == 1 else f" at data set {label}"
     logger.warning(
-        "%s a Pareto k above %.2f (largest: %.2f%s): corrected draws cannot be trusted there. Train longer "
-        "(posterior.continue_training), check that the data are like what the model simulates, or run pm.sample on %s.",
+        "%s a Pareto k above %.2f (largest: %.2f%s): corrected draws cannot be trusted there. Let "
+        "correction='auto' go further, train longer (posterior.continue_training), check that the data are like what "
+        "the model simulates, or run pm.sample on %s.",
         which,
         k_threshold(proposals),
         k,
@@ -104,9 +156,7 @@ def _warn_of_few(results: list[Draws], labels: np.ndarray) -> None:
     few = [
         (r.weights.ess, str(label))
         for label, r in zip(labels, results, strict=True)
-        if r.weights is not None
-        and r.weights.reliable
-        and r.weights.ess < min(FEWEST_EFFECTIVE, r.theta[..., 0].size / 2)
+        if r.weights is not None and r.weights.reliable and not good_enough(r.weights, r.theta[..., 0].size)
     ]
     if few:
         ess, label = min(few)

@@ -32,6 +32,7 @@ from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
+from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
@@ -46,10 +47,13 @@ from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.novelty import NoveltyFeatures
+from pymc_amortized.novelty import Reference
 from pymc_amortized.training import History, Training, TrainingState
 
-FORMAT = 2
+FORMAT = 3
 KEY = "pymc_amortized"
+REFERENCE = "novelty."
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
 SAME = 1e-6
@@ -67,6 +71,7 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
     tensors = {f"network.{k}": v for k, v in posterior.network.state_dict().items()}
     tensors |= {f"state.{k}": v for k, v in posterior.state.tensors.items()}
     tensors |= {f"points.{k}": torch.as_tensor(v) for k, v in points.items()}
+    tensors |= {f"{REFERENCE}{k}": v for k, v in reference_tensors(posterior.reference).items()}
     description = {
         "format": FORMAT,
         "versions": versions(),
@@ -173,6 +178,7 @@ def _read(
             context=None,
             missing=None,
             gaps=_gaps(spec, description["gaps"]),
+            reference=_reference(file, spec, network),
             compile_kwargs=compile_kwargs,
         )
         points = _stored_points(file, spec)
@@ -232,6 +238,15 @@ def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | Non
     if set(described) != wanted or not set(described.values()) <= {*get_args(Rule), None}:
         raise KeyError(f"the gaps of {sorted(wanted)}")
     return dict(described)
+
+
+def _reference(file: Any, spec: ModelSpec, network: PosteriorNetwork) -> Reference | None:
+    """Read what novelty is judged by; older files have none."""
+    keys = [key for key in file.keys() if key.startswith(REFERENCE)]
+    if any(math.prod(file.get_slice(key).get_shape()) > LARGEST_OPTION for key in keys):
+        raise ValueError("an array of the reference is larger than any that is written")
+    width = sum(NoveltyFeatures(network).blocks)
+    return reference_of({k.removeprefix(REFERENCE): file.get_tensor(k) for k in keys}, width, number_of_extents(spec))
 
 
 def read_provenance(described: Mapping[str, Any]) -> Provenance:

@@ -17,7 +17,9 @@ import torch
 import xarray as xr
 
 from pymc_amortized.approximators.arguments import mapping, whole
+from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import data_layout, network_data
+from pymc_amortized.approximators.novelty import learn_reference
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -27,10 +29,11 @@ from pymc_amortized.approximators.seeds import (
     stage_integer,
     stage_seed,
 )
-from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations
-from pymc_amortized.graph.context import ContextSampler, read_missing
+from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations, sources_again
+from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
+from pymc_amortized.graph.levels import hierarchy_levels
 from pymc_amortized.graph.missing import Rule, find_rules
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.sizes import GROUP
@@ -77,6 +80,8 @@ CHECKED = 32
 DOUBTFUL_EFFICIENCY = 0.05
 """Below this, twenty proposals buy less than one independent draw; sampling makes at most 16 for each."""
 DOUBTFUL_SHARE = 0.1
+RANKED = 8192
+"""Fresh simulations that data sets are ranked among for novelty; beside those of training they cost nothing."""
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""
 
@@ -270,12 +275,13 @@ class _Fit:
                 **network_data(self.spec, structure, of_simulations(some)),
                 summary=summary,
                 density=density,
+                levels=hierarchy_levels(self.spec),
             )
         batch = statistics.take(slice(self.options.batch_size))
         self._plan_steps(network, *self._prepared(network, structure, batch))
         source = self._source(network, structure, statistics)
         gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
-        return self._train(network, structure, gaps, source, held_out, pilot, None)
+        return self._train(network, structure, gaps, source, held_out, pilot, some, None)
 
     def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
         """Train a posterior's network further."""
@@ -286,7 +292,8 @@ class _Fit:
         batch = statistics.take(slice(self.options.batch_size))
         self._plan_steps(network, *self._prepared(network, structure, batch))
         source = self._source(network, structure, statistics)
-        return self._train(network, structure, posterior.gaps, source, held_out, pilot, posterior.state)
+        some = statistics.take(slice(PILOT))
+        return self._train(network, structure, posterior.gaps, source, held_out, pilot, some, posterior.state)
 
     def _pilot(self) -> Simulations:
         if self.given is not None:
@@ -380,6 +387,7 @@ class _Fit:
         source: Batches,
         held_out: Simulations,
         pilot: Simulations,
+        learned: Simulations,
         state: TrainingState | None,
     ) -> AmortizedPosterior:
         with torch_threads(self.options.threads or torch.get_num_threads()):
@@ -414,10 +422,18 @@ class _Fit:
             context=self.context,
             missing=self.missing,
             gaps=gaps,
+            reference=learn_reference(self.spec, structure, network, learned, self._ranked(held_out)),
             compile_kwargs=self.compile_kwargs,
         )
         self._report(trained, posterior, held_out)
+        warn_if_off(posterior, held_out, stage_seed(self.entropy, Stage.LOOP, 2))
         return posterior
+
+    def _ranked(self, held_out: Simulations) -> Simulations:
+        """Simulations that neither the network nor a score has learned from."""
+        if self.num_simulations is not None:
+            return held_out
+        return self.simulator(RANKED, stage_seed(self.entropy, Stage.NOVELTY), cores=self.cores)
 
     def _report(self, trained: Trained, posterior: AmortizedPosterior, held_out: Simulations) -> None:
         """Log how training went, and how efficient its result is where the density can tell."""
@@ -451,19 +467,11 @@ def continue_fit(
 ) -> AmortizedPosterior:
     """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
     spec, provenance = posterior.spec, posterior.provenance
-    sources = dict(context if context is not None else posterior.context or {})
-    sources = {name: source for name, source in sources.items() if name not in spec.largest}
-    unknown = [c.name for c in spec.context if c.name not in sources]
-    if unknown:
-        raise ValueError(f"context: sources of {unknown} are needed to simulate further (files hold none)")
-    gaps = missing if missing is not None else posterior.missing or {}
-    unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
-    if unknown:
-        raise ValueError(f"missing: rates of {unknown} are needed to simulate further (files hold none)")
+    sources, gaps = sources_again(posterior, context, missing)
     fit = _Fit(
         spec,
         sources,
-        read_missing(gaps, [v.name for v in spec.observed]),
+        gaps,
         options,
         provenance.entropy,
         choose_device(device),

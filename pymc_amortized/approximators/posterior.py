@@ -14,41 +14,53 @@ import pymc as pm
 import pytensor.tensor as pt
 import torch
 import xarray as xr
-from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.arguments import (
     Correction,
+    budget,
     chosen_names,
     corrected,
     flat_point,
     wanted_groups,
     whole,
 )
+from pymc_amortized.approximators.compiled import Compiled
+from pymc_amortized.approximators.correcting import draw_corrected
 from pymc_amortized.approximators.doubt import (
-    explain_impossible,
     say_that_uncorrected,
     warn_of_extrapolation,
     warn_of_many_gaps,
-    warn_of_poor_weights,
+    warn_of_novelty,
+)
+from pymc_amortized.approximators.drawing import Conditions, draw_given
+from pymc_amortized.approximators.evidence import (
+    estimate,
+    evidence_dataset,
+    refuse_evidence,
+    warn_of_no_evidence,
+    warn_of_truncation,
 )
 from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.novelty import extents, features_of
+from pymc_amortized.approximators.predictive import Kind
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Draws, draw, sample_stats
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.simulations import sources_again
+from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
-from pymc_amortized.graph.context import refuse_indices
+from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.datasets import DataSets, read_datasets
-from pymc_amortized.graph.density import Constrain, LogDensity
-from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.missing import LogDensityWithGaps, Rule
-from pymc_amortized.graph.sizes import padded
+from pymc_amortized.graph.missing import Rule
+from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.novelty import Reference
 from pymc_amortized.results import posterior_tree
-from pymc_amortized.training import History, TrainingState, torch_threads
+from pymc_amortized.training import History, TrainingState
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,6 +84,10 @@ class AmortizedPosterior:
     gaps : mapping
         How missing values of each variable that may have them are integrated out of the model's density; None where
         they cannot be.
+    reference : Reference or None
+        Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
+    local_to : DataSets or None
+        The one data set that it was refined for (:meth:`refine`); None for an amortized posterior.
     """
 
     spec: ModelSpec
@@ -83,7 +99,9 @@ class AmortizedPosterior:
     context: Mapping[str, Any] | None
     missing: Mapping[str, Any] | None
     gaps: Mapping[str, Rule | None]
+    reference: Reference | None = None
     compile_kwargs: CompileKwargs | None = None
+    local_to: DataSets | None = None
 
     def sample(
         self,
@@ -93,9 +111,12 @@ class AmortizedPosterior:
         chains: int = 4,
         batched: bool = False,
         correction: Correction = "auto",
+        max_nuts: int | None = None,
+        max_time: float | None = None,
         var_names: Sequence[str] | None = None,
         random_seed: RandomState = None,
         idata_kwargs: Mapping[str, Any] | None = None,
+        progressbar: bool = True,
     ) -> xr.DataTree:
         """Draw from the posterior of one data set, or of many.
 
@@ -111,22 +132,37 @@ class AmortizedPosterior:
             Draws per chain, and chains, for each data set.
         batched : bool
             Whether `observed` holds many data sets; the result then has a leading ``dataset`` dim.
-        correction : {"auto", "psis", None}
-            "psis" resamples by Pareto-smoothed importance weights of the model's exact log density. "auto" does
-            so where the model has one. None returns the network's own draws; weights are reported all the same.
+        correction : {"auto", "psis", "nuts", None}
+            "psis" resamples the network's draws by Pareto-smoothed importance weights of the model's exact log
+            density. "auto", where the model has one, goes further for each data set whose weights are poor: proposals
+            from a mixture of the network and what was found so far, then NUTS, compiled once for all data sets. "nuts"
+            runs NUTS for every data set, from amortized starts. None returns the network's own draws; weights are
+            reported all the same.
+        max_nuts : int, optional
+            At most so many data sets go to NUTS; 0 leaves it at importance weights.
+        max_time : float, optional
+            Seconds after which NUTS is stopped.
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default.
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
-            ``log_likelihood=True`` or ``log_prior=True`` add these groups, for one data set.
+            ``log_likelihood=True`` or ``log_prior=True`` add these groups.
+        progressbar : bool
+            Whether to show the progress of NUTS, if it runs; Ctrl-C leaves what is not done yet as "failed".
 
         Returns
         -------
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
-            each proposal ``proposal_log_weight``, and for each data set ``pareto_k`` and ``importance_ess``.
+            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
+            ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
+            and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
+            The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,
+            and should not be used. The p-value says how often the model simulates data as unusual as these, covariates
+            included, at about that size (:func:`check_misspecification` simulates at exactly that size, with those
+            covariates).
 
         Raises
         ------
@@ -135,32 +171,41 @@ class AmortizedPosterior:
         """
         started = time.perf_counter()
         draws, chains = whole("draws", draws), whole("chains", chains)
-        names = chosen_names(var_names, self._constrain.names)
-        groups = wanted_groups(idata_kwargs, batched)
+        names = chosen_names(var_names, self.compiled.constrain.names)
+        groups = wanted_groups(idata_kwargs)
         correct = corrected(self.spec, correction)
-        datasets = read_datasets(self.spec, observed, batched=batched)
-        refuse_indices(datasets.values, self._limits, "observed")
+        datasets = self._read(observed, batched)
+        allowed = budget(max_nuts, max_time)
+        refuse_indices(datasets.values, self.compiled.limits, "observed")
         context = [c.name for c in self.spec.context]
-        warn_of_extrapolation(self.network.encoder.outside(**self._network_data(datasets)), context)
+        encoder = self.network.encoder
+        warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
-        results = self._draw(datasets, draws, chains, correct, seed_sequence(random_seed), bounded=not correct)
-        explain_impossible(self.spec, datasets, results, self.compile_kwargs)
-        if correct:
-            gaps = any(mask.any() for mask in datasets.missing.values())
-            warn_of_poor_weights(results, datasets.labels, gaps=gaps)
-        elif correction == "auto" and self.spec.density_obstacle:
+        ood = self.ood_pvalues(datasets)
+        warn_of_novelty(ood, datasets.labels)
+        results = draw_corrected(
+            self._conditions(datasets),
+            correction if correct else None,
+            self.compiled.samplers,
+            draws=draws,
+            chains=chains,
+            budget=allowed,
+            seed=seed_sequence(random_seed),
+            progressbar=progressbar,
+        )
+        if correction == "auto" and self.spec.density_obstacle:
             say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
-        computed = self._constrain.names if any(groups.values()) else names
-        variables = self._constrained(datasets, results, computed)
-        attrs = {"sampling_time": time.perf_counter() - started, "correction": "psis" if correct else "none"}
+        computed = self.compiled.constrain.names if any(groups.values()) else names
+        variables = self.compiled.variables(datasets, results, computed)
+        attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
         tree = posterior_tree(
             self.spec,
             datasets,
             variables=variables,
-            sample_stats=sample_stats(results),
+            sample_stats=sample_stats(results) | {"ood_pvalue": ([], ood)},
             attrs=attrs | self.provenance.attributes(),
         )
-        return self._with_groups(tree, observed, groups, names)
+        return self._with_groups(tree, groups, names)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.
@@ -180,12 +225,55 @@ class AmortizedPosterior:
             ``model.compile_logp()(point)`` gives log importance weights.
         """
         theta, lead = flat_point(self.spec, point)
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         if len(theta) == 0:
             return np.empty(lead)
         with torch.inference_mode():
             values = self.network.log_prob(theta[:, None], **self._network_data(datasets))
         return values.numpy()[:, 0].reshape(lead)
+
+    def log_marginal_likelihood(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> xr.Dataset:
+        """Estimate the log marginal likelihood of one data set, or of many, by importance sampling.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`sample`. What is missing is integrated out.
+        proposals : int
+            For each data set: half from the network, half from a Student t around what it found. Their number is
+            fixed, which keeps the estimate unbiased.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        xarray.Dataset
+            For each data set ``log_marginal_likelihood`` under the model's own density (a warning says so where that
+            excludes draws from its prior, as ordered transforms do), its Monte Carlo standard error ``mcse``, and
+            ``pareto_k`` and ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are
+            NaN, and that is logged.
+
+        Raises
+        ------
+        ValueError
+            When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
+        """
+        refuse_evidence(self.spec)
+        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = self._read(observed, batched)
+        refuse_indices(datasets.values, self.compiled.limits, "observed")
+        conditions = self._conditions(datasets)
+        found = estimate(conditions, proposals, seed_sequence(random_seed))
+        warn_of_no_evidence(found, datasets.labels)
+        warn_of_truncation(1 - sum(self.provenance.dropped.values()) / max(self.provenance.attempted, 1))
+        return evidence_dataset(conditions, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.
@@ -200,7 +288,7 @@ class AmortizedPosterior:
         pymc.Model
             A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
         """
-        datasets = read_datasets(self.spec, observed)
+        datasets = self._read(observed)
         values = datasets.one(self.spec, 0)
         model = closed_model(self.spec)
         symbols = {v.name: like(model[v.name], pt.constant(self._with_gaps(v, datasets))) for v in self.spec.observed}
@@ -213,6 +301,107 @@ class AmortizedPosterior:
                 pm.set_data({variable.name: values[variable.name]})
         return conditioned
 
+    def sample_posterior_predictive(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        random_seed: RandomState = None,
+        extend_inferencedata: bool = False,
+    ) -> xr.DataTree:
+        """Draw from the posterior predictive distribution of every data set of a result.
+
+        What ``pm.sample_posterior_predictive`` does for one data set, compiled once for all of them. Values,
+        covariates, lengths and gaps are read from the result itself.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            By default the observed variables, and the deterministics that are computed from them.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+        extend_inferencedata : bool
+            Whether to add the group to `tree` in place and return that, as in PyMC.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group ``posterior_predictive`` with dims ``([dataset,] chain, draw, ...)``, NaN beyond the length of a data
+            set, and the groups of the data.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there.
+        """
+        return self.compiled.predictions.sample(
+            tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
+        )
+
+    def compute_log_likelihood(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        extend_inferencedata: bool = True,
+    ) -> xr.DataTree | xr.Dataset:
+        """Compute the pointwise log likelihood of every data set of a result.
+
+        What ``pm.compute_log_likelihood`` does for one data set, compiled once for all of them.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            Observed variables; all by default.
+        extend_inferencedata : bool
+            Whether to add the group ``log_likelihood`` to `tree` in place and return that, as in PyMC; otherwise
+            the group alone is returned.
+
+        Returns
+        -------
+        xarray.DataTree or xarray.Dataset
+            Dims ``([dataset,] chain, draw, ...)``; NaN beyond the length of a data set, and for each term that reads a
+            missing value. ``az.loo(posterior.one_dataset(tree, label))`` goes on from there.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there, or a variable has no density.
+        """
+        return self.compiled.predictions.log_density(
+            tree, "likelihood", var_names=var_names, extend_inferencedata=extend_inferencedata
+        )
+
+    def one_dataset(self, tree: xr.DataTree, dataset: Any = None) -> xr.DataTree:
+        """Take one data set out of a result, with only what exists, for ArviZ.
+
+        Where all data sets have one size and no gaps, this is ``tree.sel(dataset=dataset)``. Otherwise NaN would
+        spoil what ArviZ computes: dimensions are cut to the data set's length, and missing values left out of
+        ``observed_data``, ``posterior_predictive`` and ``log_likelihood``; the axes of a variable with gaps become one,
+        ``<name>_present``, with the positions of what is there.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`sample`.
+        dataset : scalar, optional
+            Label of a data set; not for a result of one data set.
+
+        Returns
+        -------
+        xarray.DataTree
+
+        Raises
+        ------
+        KeyError, ValueError
+            When there is no such data set.
+        """
+        return one_dataset(self.spec, tree, dataset)
+
     def _with_gaps(self, variable: DataVariable, datasets: DataSets) -> np.ndarray:
         """Values of one data set as the conditioned model observes them."""
         values = datasets.shown(variable)[0]
@@ -222,6 +411,71 @@ class AmortizedPosterior:
                 "drop these entries"
             )
         return values
+
+    def refine(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        rounds: int = 3,
+        num_simulations: int | None = None,
+        max_time: float | None = None,
+        device: str | torch.device | None = None,
+        random_seed: RandomState = None,
+        progressbar: bool = True,
+    ) -> AmortizedPosterior:
+        """Train on around one data set, and return a posterior of that data set alone.
+
+        For a data set that the amortized network fits badly. Each round simulates data sets of its size, covariates
+        and gaps from the prior truncated to the highest-density region of the posterior found so far, and trains on
+        these. The result is no longer amortized: it refuses other data sets.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or xarray.Dataset, optional
+            One data set, as in :meth:`sample`; by default, what the model held at training.
+        rounds : int
+            How many times the region is found anew.
+        num_simulations : int, optional
+            Simulations of a round; by default 16,384, or what the amortized training made do with.
+        max_time : float, optional
+            Seconds of training in all rounds together; 60 by default. Compiling and simulating come on top.
+        device, progressbar
+            As in :func:`fit_posterior`.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        AmortizedPosterior
+            With ``local_to``. Where the model has a density, a round that lowers the importance efficiency at the data
+            set is not kept.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            When an argument or the data do not fit.
+
+        Notes
+        -----
+        The method is truncated sequential neural posterior estimation (Deistler et al. 2022, arXiv 2210.04815).
+        """
+        from pymc_amortized.approximators.refine import refine
+        from pymc_amortized.approximators.simulations import FEWEST_USABLE
+
+        if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < np.inf):
+            raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
+        if num_simulations is not None:
+            num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+        return refine(
+            self,
+            self._read(observed),
+            rounds=whole("rounds", rounds),
+            num_simulations=num_simulations,
+            max_time=max_time,
+            device=device,
+            random_seed=random_seed,
+            progressbar=progressbar,
+        )
 
     def continue_training(
         self,
@@ -254,6 +508,8 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.fit import continue_fit
 
+        if self.local_to is not None:
+            raise ValueError("a refined posterior is trained by refine(), for its one data set")
         options = replace(
             self.provenance.training,
             num_steps=self.provenance.training.steps if num_steps is None else num_steps,
@@ -279,6 +535,11 @@ class AmortizedPosterior:
         """
         from pymc_amortized.approximators.files import save
 
+        if self.local_to is not None:
+            raise ValueError(
+                "a refined posterior is that of one data set and is not saved: save its draws "
+                "(posterior.sample().to_netcdf(path)), or the amortized posterior it came from"
+            )
         save(self, path)
 
     def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
@@ -289,8 +550,40 @@ class AmortizedPosterior:
         datasets : DataSets
         seed : numpy.random.SeedSequence
         """
-        results = self._draw(datasets, FEWEST_PROPOSALS, 1, False, seed)
+        conditions = self._conditions(datasets)
+        results = draw_given(conditions, draws=FEWEST_PROPOSALS, chains=1, mode="raw", seed=seed)
         return [r.weights for r in results if r.weights is not None]
+
+    def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
+        """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        if self.reference is None:
+            return np.full(len(datasets), np.nan)
+        return self.reference.pvalues(self.features_of(datasets), extents(self.spec, datasets))
+
+    def features_of(self, datasets: DataSets) -> np.ndarray:
+        """What data sets are compared with simulations by: (n, width).
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        return features_of(self.spec, self.structure, self.network, datasets)
+
+    def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
+        """Corrected unconstrained draws (n, dim) of one data set that has a density."""
+        (result,) = draw_given(self._conditions(datasets), draws=FEWEST_PROPOSALS, chains=1, mode="adapted", seed=seed)
+        return result.theta[0]
+
+    def replaced(self, **changes: Any) -> AmortizedPosterior:
+        """Return the same with other fields; what is compiled from the model is shared."""
+        new = replace(self, **changes)
+        new.__dict__["compiled"] = self.compiled
+        return new
 
     def __repr__(self) -> str:
         p = self.provenance
@@ -302,125 +595,57 @@ class AmortizedPosterior:
             f"  structure: {structure}\n"
             f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
             f"{'settled' if p.settled else 'not settled'}"
+            + ("\n  refined for one data set; not amortized" if self.local_to is not None else "")
         )
 
-    @cached_property
-    def _log_density(self) -> LogDensity:
-        if any(v.missing for v in self.spec.observed):
-            return LogDensityWithGaps(self.spec, self.gaps, self.compile_kwargs)
-        return LogDensity(self.spec, self.compile_kwargs)
+    def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
+        """Read data sets; a refined posterior knows its own only."""
+        if self.local_to is None:
+            return read_datasets(self.spec, observed, batched=batched)
+        if observed is None and not batched:
+            return self.local_to
+        datasets = read_datasets(self.spec, observed, batched=batched)
+        if len(datasets) > 1 or not datasets.equals(self.local_to):
+            raise ValueError(
+                "this posterior was refined for one data set and is no longer amortized: for other data, sample the "
+                "posterior it was refined from, or refine that anew"
+            )
+        return datasets
 
     @cached_property
-    def _constrain(self) -> Constrain:
-        return Constrain(self.spec, self.compile_kwargs)
+    def compiled(self) -> Compiled:
+        """What is compiled from the model."""
+        return Compiled(self.spec, self.gaps, self.compile_kwargs)
 
     @cached_property
-    def _limits(self) -> dict[str, int]:
-        return index_limits(self.spec)
+    def simulator(self) -> Simulator:
+        """Makes data sets like those of training, and their parameters."""
+        sources, gaps = sources_again(self, None, None)
+        context = ContextSampler(self.spec, sources, gaps)
+        return Simulator(self.spec, context=context, deterministics=False, compile_kwargs=self.compile_kwargs)
 
-    def _obstacles(self, datasets: DataSets) -> list[str | None]:
-        """Why the density of each data set cannot be evaluated; None where it can."""
-        everywhere = self.spec.density_obstacle
-        if everywhere or not isinstance(self._log_density, LogDensityWithGaps):
-            return [everywhere] * len(datasets)
-        return [self._log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
-
-    def _draw(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool = False,
-    ) -> list[Draws]:
-        """Draw for all data sets; those without a density stay as the network draws them."""
-        obstacles = self._obstacles(datasets)
-        free = np.array([obstacle is None for obstacle in obstacles])
-        results: dict[int, Draws] = {}
-        for weighted, child in zip((True, False), seed.spawn(2), strict=True):
-            indices = np.flatnonzero(free == weighted)
-            if len(indices) == 0:
-                continue
-            some = datasets if len(indices) == len(datasets) else datasets.take(indices)
-            bound = bounded or not weighted
-            drawn = self._draw_some(some, draws, chains, corrected and weighted, weighted, child, bounded=bound)
-            results |= dict(zip(indices.tolist(), drawn, strict=True))
-        without = [obstacle for obstacle in obstacles if obstacle]
-        if corrected and without:
-            say_that_uncorrected(without[0], len(without), len(datasets))
-        return [results[i] for i in range(len(datasets))]
-
-    def _draw_some(
-        self,
-        datasets: DataSets,
-        draws: int,
-        chains: int,
-        corrected: bool,
-        weighted: bool,
-        seed: np.random.SeedSequence,
-        *,
-        bounded: bool,
-    ) -> list[Draws]:
-        def propose(indices: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-            # one thread: many small operations, at which threads would only wait for each other
-            with torch.inference_mode(), torch_threads(1):
-                sample = self.network.sample_within if bounded else self.network.sample
-                theta, log_q = sample(n, generator=generator, **self._network_data(datasets.take(indices)))
-            return theta.numpy(), log_q.numpy()
-
-        def log_density(theta: np.ndarray, index: int) -> np.ndarray:
-            return self._log_density(theta, self._everything_given(datasets, index))
-
-        return draw(
-            propose,
-            log_density if weighted else None,
-            len(datasets),
-            chains=chains,
-            draws=draws,
-            corrected=corrected,
-            seed=seed,
-            device=self.network.device,
+    def _conditions(self, datasets: DataSets) -> Conditions:
+        return Conditions(
+            self.spec,
+            self.network,
+            datasets,
+            self.compiled.log_density,
+            self.compiled.obstacles(datasets),
+            self._network_data,
+            self.compile_kwargs,
         )
 
     def _network_data(self, datasets: DataSets) -> dict[str, Any]:
         """Arguments ``data`` and ``sizes`` of the network."""
         return network_data(self.spec, self.structure, datasets)
 
-    def _everything_given(self, datasets: DataSets, index: int) -> dict[str, Any]:
-        """One data set with what the model holds fixed, as densities take it."""
-        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(self.spec, index)}
-
-    def _constrained(self, datasets: DataSets, results: list[Draws], names: list[str]) -> dict[str, np.ndarray]:
-        """Variables (datasets, chains, draws, *shape) on their own scale, up to the longest data set."""
-        chains, draws, dim = results[0].theta.shape
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for i, result in enumerate(results):
-            values = self._constrain(result.theta.reshape(chains * draws, dim), self._everything_given(datasets, i))
-            unknown = self._read_from_gaps(datasets, i)
-            for name in names:
-                value = values[name].reshape(chains, draws, *values[name].shape[1:])
-                parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
-        return {name: _stacked(values) for name, values in parts.items()}
-
-    def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
-        """Deterministics that are computed from values which one data set lacks."""
-        model = self.spec.model
-        lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
-        return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}
-
-    def _with_groups(
-        self, tree: xr.DataTree, observed: Any, groups: Mapping[str, bool], names: list[str]
-    ) -> xr.DataTree:
-        """Add log densities by PyMC, which reads every free variable; then leave what was asked for."""
+    def _with_groups(self, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]) -> xr.DataTree:
+        """Add log densities, which read every free variable; then leave what was asked for."""
         if not any(groups.values()):
             return tree
-        model = self.to_model(observed)
-        if groups.get("log_likelihood"):
-            pm.compute_log_likelihood(tree, model=model, progressbar=False)
-        if groups.get("log_prior"):
-            pm.stats.compute_log_prior(tree, model=model, progressbar=False)
+        kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
+        for group in (name for name, wanted in groups.items() if wanted):
+            self.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
         return tree
 
@@ -429,11 +654,3 @@ def _extent(variable: DataVariable) -> str:
     """Shape, with the names of dimensions whose length varies."""
     names = [d if n is None else str(n) for n, d in zip(variable.shape, variable.dims or variable.shape, strict=True)]
     return f"[{', '.join(map(str, names))}]" if names else ""
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack arrays, filling them up with NaN to the shape of the largest."""
-    largest = tuple(int(n) for n in np.max([a.shape for a in arrays], axis=0))
-    if all(a.shape == largest for a in arrays):
-        return np.stack(arrays)
-    return np.stack([padded(a if a.dtype.kind == "f" else a.astype("float64"), largest) for a in arrays])

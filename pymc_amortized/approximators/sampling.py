@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from pymc_amortized.correction import Weights, resample, smooth
+from pymc_amortized.approximators.adaptation import Start
+from pymc_amortized.approximators.convergence import Convergence
+from pymc_amortized.approximators.mixture import Proposals
+from pymc_amortized.correction import Weights, resample
 
 BLOCK = 2**17
 """Proposals that are drawn at once: enough to keep the processor busy, few enough for its caches."""
@@ -16,13 +20,41 @@ FEWEST_PROPOSALS = 1000
 """Per data set in all: with fewer, the tail of the weights says little."""
 ROUNDS = (1, 4, 16)
 """Multiples of the first number of proposals, for data sets whose weights are still poor."""
+ADAPTED_ROUNDS = 5
+"""As many proposals as in the rounds after the first, but adapted to what was found before, come in so many rounds:
+`benchmarks/escalation.py` settles more data sets with more and smaller rounds, few of them by the network's alone."""
+FEWEST_EFFECTIVE = 400
+"""Effective draws that estimates should rest on (Vehtari et al. 2021: 100 for each of four chains)."""
 WANTED_EFFICIENCY = 0.5
 """Importance effective sample size per draw above which more proposals are not worth their time."""
 
-Propose = Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
-"""(indices of data sets, draws) -> theta (draws, data sets, dim) and its log density (draws, data sets)."""
-LogDensityAt = Callable[[np.ndarray, int], np.ndarray]
-"""(theta (draws, dim), index of a data set) -> log density (draws,)."""
+Mode = Literal["raw", "network", "adapted", "start"]
+"""What is done about weights: nothing; more proposals of the network; also of what they found; or only enough to know
+where chains may start."""
+Stage = Literal["raw", "psis", "nuts", "failed"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where draws come from, and what they are weighed by.
+
+    Attributes
+    ----------
+    propose : callable
+        Draws of the network: (indices of data sets, draws, generator) -> theta (draws, data sets, dim) and its log
+        density (draws, data sets).
+    log_prob : callable
+        The network's log density: (theta (draws, data sets, dim), indices of data sets) -> (draws, data sets).
+    log_density : callable or None
+        The model's: (theta (draws, dim), index of a data set) -> (draws,).
+    device : torch.device
+        Of the network.
+    """
+
+    propose: Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
+    log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    log_density: Callable[[np.ndarray, int], np.ndarray] | None
+    device: torch.device
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +72,12 @@ class Draws:
         What became of them.
     undefined : int
         Proposals at which the model's log density was NaN or +inf.
+    stage : {"raw", "psis", "nuts", "failed"}
+        How the draws came about, and whether that failed.
+    start : Start or None
+        What NUTS begins with, where it may have to.
+    convergence : Convergence or None
+        Of chains of NUTS.
     """
 
     theta: np.ndarray
@@ -48,150 +86,164 @@ class Draws:
     log_weights: np.ndarray
     weights: Weights | None
     undefined: int
-
-
-class _Proposals:
-    """Proposals for one data set, growing until their weights are good enough."""
-
-    def __init__(self, chains: int) -> None:
-        self.chains = chains
-        self.theta: list[np.ndarray] = []
-        self.log_q: list[np.ndarray] = []
-        self.log_p: list[np.ndarray] = []
-        self.weights: Weights | None = None
-        self.undefined = 0
-
-    def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
-        """Add draws (n, dim) with their log densities (n,), dealt out to the chains."""
-        self.theta.append(theta.reshape(self.chains, -1, theta.shape[-1]))
-        self.log_q.append(log_q.reshape(self.chains, -1))
-        self.log_p.append(log_p.reshape(self.chains, -1))
-
-    def add_weighted(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
-        """The same with a density of the model: where it is not a number, a proposal gets no weight."""
-        undefined = np.isnan(log_p) | (log_p == np.inf)
-        self.undefined += int(undefined.sum())
-        self.add(theta, log_q, np.where(undefined, -np.inf, log_p))
-        self.weigh()
-
-    def log_weights(self) -> np.ndarray:
-        return np.concatenate(self.log_p, axis=1) - np.concatenate(self.log_q, axis=1)
-
-    def weigh(self) -> None:
-        self.weights = smooth(self.log_weights())
-
-    def poor(self, draws: int) -> bool:
-        assert self.weights is not None
-        short = self.weights.ess < WANTED_EFFICIENCY * self.chains * draws
-        return short or not self.weights.reliable
-
-    def settle(self, draws: int, rng: np.random.Generator | None) -> Draws:
-        """Resample; without a generator, take the first draws as they are."""
-        theta, log_q, log_p = (np.concatenate(p, axis=1) for p in (self.theta, self.log_q, self.log_p))
-        if rng is None or self.weights is None:
-            index = np.broadcast_to(np.arange(draws), (self.chains, draws))
-        else:
-            index = resample(self.weights.weights, draws, rng)
-        rows = np.arange(self.chains)[:, None]
-        return Draws(
-            theta[rows, index],
-            log_q[rows, index],
-            log_p[rows, index],
-            log_p - log_q,
-            self.weights,
-            self.undefined,
-        )
+    stage: Stage = "raw"
+    start: Start | None = None
+    convergence: Convergence | None = None
 
 
 def draw(
-    propose: Propose,
-    log_density: LogDensityAt | None,
+    source: Source,
     n_datasets: int,
     *,
     chains: int,
     draws: int,
-    corrected: bool,
+    mode: Mode,
     seed: np.random.SeedSequence,
-    device: torch.device,
 ) -> list[Draws]:
     """Draw from the posteriors of `n_datasets` data sets.
 
     Parameters
     ----------
-    propose : callable
-        Draws from the network.
-    log_density : callable or None
-        The model's joint log density.
-    corrected : bool
-        Whether draws are resampled by their weights. Weights are computed in any case.
+    source : Source
+    mode : Mode
+        Draws are resampled by their weights except if "raw". Weights are computed in any case.
 
     Returns
     -------
     list of Draws
         One for each data set.
     """
-    first = max(draws, -(-FEWEST_PROPOSALS // chains)) if log_density else draws
+    first = first_proposals(draws, chains) if source.log_density else draws
     block = max(1, BLOCK // (first * chains))
     starts = range(0, n_datasets, block)
     results: list[Draws] = []
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = np.arange(start, min(start + block, n_datasets))
-        generator = torch.Generator(device=device)
         torch_seed, resampling_seed = child.spawn(2)
-        generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
-        sets = {int(i): _Proposals(chains) for i in indices}
-        _propose_until_good(sets, propose, log_density, first, draws if corrected else None, generator)
-        rng = np.random.default_rng(resampling_seed) if corrected else None
-        results += [s.settle(draws, rng) for s in sets.values()]
+        rounds = Rounds(source, {int(i): Proposals(chains) for i in indices}, first, torch_seed)
+        if source.log_density is None or mode in ("raw", "start"):
+            rounds.network(1)
+        else:
+            rounds.until_good(draws, mode == "adapted", child)
+        rng = np.random.default_rng(resampling_seed)
+        results += [_settle(s, draws, mode, rng) for s in rounds.sets.values()]
     return results
 
 
-def _propose_until_good(
-    sets: dict[int, _Proposals],
-    propose: Propose,
-    log_density: LogDensityAt | None,
-    first: int,
-    draws: int | None,
-    generator: torch.Generator,
-) -> None:
-    pending, made = list(sets), 0
-    for target in ROUNDS:
-        per_chain = first * (target - made)
-        made = target
+def first_proposals(draws: int, chains: int) -> int:
+    """Proposals per chain of the first round."""
+    return max(draws, -(-FEWEST_PROPOSALS // chains))
+
+
+class Rounds:
+    """Rounds of proposals for several data sets."""
+
+    def __init__(self, source: Source, sets: dict[int, Proposals], first: int, seed: np.random.SeedSequence) -> None:
+        self.sets = sets
+        self._source, self._first, self._made = source, first, 0
+        self._pending = list(sets)
+        self._generator = torch.Generator(device=source.device)
+        self._generator.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+    def until_good(self, draws: int, adapted: bool, seed: np.random.SeedSequence) -> None:
+        """Propose until weights are good, at most the last round's number."""
+        for target in ROUNDS:
+            self.network(target)
+            if not self._still_poor(draws):
+                return
+            if adapted:
+                break
+        if adapted:
+            rng = np.random.default_rng(seed.spawn(1)[0])
+            each = -(-self._first * (ROUNDS[-1] - self._made) // ADAPTED_ROUNDS)
+            for _ in range(ADAPTED_ROUNDS):
+                self.adapted(each, rng)
+                if not self._still_poor(draws):
+                    return
+
+    def network(self, target: int) -> None:
+        """Let the network propose, up to `target` times the first number."""
+        per_chain = self._first * (target - self._made)
+        self._made = target
+        for some in self._blocks(per_chain):
+            theta, log_q = self._source.propose(np.asarray(some), per_chain * self._chains, self._generator)
+            self._add(some, theta, log_q)
+
+    def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
+        """Propose from what was found so far."""
+        for some in self._blocks(per_chain):
+            theta = np.stack([self.sets[i].adapted(per_chain, rng) for i in some], axis=1)
+            self._add(some, theta, self._source.log_prob(theta, np.asarray(some)))
+
+    def _add(self, indices: list[int], theta: np.ndarray, log_q: np.ndarray) -> None:
+        log_density = self._source.log_density
+        for column, i in enumerate(indices):
+            mine = np.ascontiguousarray(theta[:, column])
+            if log_density:
+                self.sets[i].add_weighted(mine, log_q[:, column], log_density(mine, i))
+            else:
+                self.sets[i].add(mine, log_q[:, column], np.full(len(mine), np.nan))
+
+    def _still_poor(self, draws: int) -> bool:
+        self._pending = [i for i in self._pending if _poor(self.sets[i], draws)]
+        return bool(self._pending)
+
+    def _blocks(self, per_chain: int) -> Iterator[list[int]]:
         largest = max(1, BLOCK // per_chain)
-        for start in range(0, len(pending), largest):
-            some = pending[start : start + largest]
-            _propose_once(sets, some, propose, log_density, per_chain, generator)
-        if log_density is None or draws is None:
-            return
-        pending = [i for i in pending if sets[i].poor(draws)]
-        if not pending:
-            return
+        for start in range(0, len(self._pending), largest):
+            yield self._pending[start : start + largest]
+
+    @property
+    def _chains(self) -> int:
+        return next(iter(self.sets.values())).chains
 
 
-def _propose_once(
-    sets: dict[int, _Proposals],
-    indices: list[int],
-    propose: Propose,
-    log_density: LogDensityAt | None,
-    per_chain: int,
-    generator: torch.Generator,
-) -> None:
-    chains = next(iter(sets.values())).chains
-    theta, log_q = propose(np.asarray(indices), per_chain * chains, generator)
-    for column, i in enumerate(indices):
-        mine = np.ascontiguousarray(theta[:, column])
-        if log_density:
-            sets[i].add_weighted(mine, log_q[:, column], log_density(mine, i))
-        else:
-            sets[i].add(mine, log_q[:, column], np.full(len(mine), np.nan))
+def _poor(proposals: Proposals, draws: int) -> bool:
+    """Whether more proposals are worth their time."""
+    weights = proposals.weights
+    assert weights is not None
+    return weights.ess < WANTED_EFFICIENCY * proposals.chains * draws or not weights.reliable
+
+
+def _settle(proposals: Proposals, draws: int, mode: Mode, rng: np.random.Generator) -> Draws:
+    """Resample by the weights, if there are any; otherwise take the first draws as they are."""
+    weights = proposals.weights
+    resampled = weights is not None and mode != "raw"
+    if weights is not None and resampled:
+        # rounds come from different distributions: in their order, a chain would seem to drift
+        order = rng.permuted(np.broadcast_to(np.arange(weights.weights.shape[1]), weights.weights.shape), axis=1)
+        index = np.take_along_axis(order, resample(np.take_along_axis(weights.weights, order, axis=1), draws, rng), 1)
+    else:
+        index = np.broadcast_to(np.arange(draws), (proposals.chains, draws))
+    settled = weights is not None and good_enough(weights, index.size)
+    stage: Stage = "raw" if not resampled else "psis" if settled else "failed"
+    unsure = mode == "start" or (mode == "adapted" and not settled)
+    rows = np.arange(proposals.chains)[:, None]
+    return Draws(
+        proposals.theta[rows, index],
+        proposals.log_q[rows, index],
+        proposals.log_p[rows, index],
+        proposals.log_weights,
+        weights,
+        proposals.undefined,
+        stage,
+        Start.of(proposals.theta, proposals.log_weights, rng) if unsure else None,
+    )
+
+
+def good_enough(weights: Weights, draws: int) -> bool:
+    """Whether weights can be trusted, and are worth enough of the draws asked for."""
+    return weights.reliable and weights.ess >= min(FEWEST_EFFECTIVE, draws / 2)
 
 
 def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
     """Collect what is known of draws, proposals and data sets: name -> (dims, ndarray (datasets, *dims))."""
     per_draw = ["chain", "draw"]
-    stats: dict[str, tuple[list[str], np.ndarray]] = {"log_q": (per_draw, np.stack([r.log_q for r in results]))}
-    if all(r.weights is None for r in results):
+    stats: dict[str, tuple[list[str], np.ndarray]] = {
+        "stage": ([], np.array([r.stage for r in results])),
+        "log_q": (per_draw, np.stack([r.log_q for r in results])),
+    }
+    if all(r.weights is None and r.convergence is None for r in results):
         return stats
     stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
     most = max(r.log_weights.shape[1] for r in results)
@@ -201,4 +253,7 @@ def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]
     stats["proposal_log_weight"] = (["chain", "proposal"], padded)
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
+    for name in ("r_hat", "ess_bulk", "ess_tail", "divergences"):
+        values = [getattr(r.convergence, name) if r.convergence else np.nan for r in results]
+        stats[name] = ([], np.array(values, dtype=float))
     return stats

@@ -21,6 +21,7 @@ class Stage(IntEnum):
     STRUCTURE = 4
     NETWORK = 5
     LOOP = 6
+    NOVELTY = 7
 
 
 def seed_sequence(random_seed: Any) -> np.random.SeedSequence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pymc as pm
@@ -20,6 +20,9 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.suitability import names_of, refuse_imputed
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.results import prior_tree
+
+if TYPE_CHECKING:
+    from pymc_amortized.approximators.posterior import AmortizedPosterior
 
 SAMPLE = ("chain", "draw")
 FEWEST_USABLE = 20
@@ -89,6 +92,37 @@ def read_model(
         model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps
     )
     return spec, sources, gaps
+
+
+def sources_again(
+    posterior: AmortizedPosterior, context: Mapping[str, Any] | None, missing: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Find the sources of a posterior's context variables and gaps, to simulate once more.
+
+    Parameters
+    ----------
+    context, missing : mapping, optional
+        Given again by the user; by default, those of training.
+
+    Raises
+    ------
+    ValueError
+        When the posterior was read from a file, which holds none, and they are not given.
+    """
+    spec = posterior.spec
+    sources = dict(context if context is not None else posterior.context or {})
+    sources = {name: source for name, source in sources.items() if name not in spec.largest}
+    unknown = [c.name for c in spec.context if c.name not in sources]
+    if unknown:
+        raise ValueError(
+            f"context: sources of {unknown} are needed to simulate further (files hold none): pass context= and "
+            "missing= as in fit_posterior"
+        )
+    gaps = read_missing(missing if missing is not None else posterior.missing, [v.name for v in spec.observed])
+    unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
+    if unknown:
+        raise ValueError(f"missing: rates of {unknown} are needed to simulate further (files hold none)")
+    return sources, gaps
 
 
 def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:

@@ -14,7 +14,7 @@ from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 
 from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.sizes import Range, read_range
+from pymc_amortized.graph.sizes import Range, is_range, read_range
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.suitability import core_op
 from pymc_amortized.graph.tensors import DrawLoop, plain
@@ -28,6 +28,14 @@ Lengths = Mapping[str, int]
 def split_context(model: pm.Model, context: Mapping[str, Any]) -> tuple[tuple[Range, ...], dict[str, Source]]:
     """Tell the dimensions of ``context=`` from the data containers."""
     dims = [name for name in context if name in model.dim_lengths]
+    containers = {v.name for v in model.data_vars}
+    for name, source in context.items():
+        if is_range(source) and name not in {*dims, *containers}:
+            raise KeyError(
+                f"context: the model has no dimension named {name!r}; it has {sorted(model.dim_lengths)}. An axis "
+                f"varies by its name: give it one, as in pm.Data('x', x, dims={name!r}) and "
+                f"pm.Normal('y', ..., dims={name!r})"
+            )
     sizes = tuple(read_range(model, dim, context[dim]) for dim in dims)
     return sizes, {name: source for name, source in context.items() if name not in dims}
 
@@ -115,9 +123,11 @@ class ContextSampler:
         elif callable(source) and not isinstance(source, type):
             self._try(variable, source)
         else:
+            pair = isinstance(source, tuple | list) and len(source) == 2
+            hint = f"; {name!r} is no dimension: for values between two numbers, pm.Uniform.dist(low, high)"
             raise TypeError(
                 f"context[{name!r}] must be a PyMC distribution (pm.Normal.dist(0, 1)), 'resample' or a callable "
-                f"rng -> array, got {type(source).__name__}"
+                f"rng -> array, got {type(source).__name__}{hint if pair else ''}"
             )
 
     def _resample(self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> np.ndarray:
@@ -161,7 +171,9 @@ class ContextSampler:
             for lengths in ends[: 1 + bool(self._spec.sizes)]:
                 self._call(variable, source, 1, np.random.SeedSequence(0), lengths)
         except TypeError as error:
-            raise TypeError(f"context[{variable.name!r}]: the callable rng -> array fails: {error}") from error
+            dims = [r.dim for r in self._spec.sizes]
+            asked = f" (by keyword it may take the lengths of {dims})" if dims else ""
+            raise TypeError(f"context[{variable.name!r}]: the callable rng -> array fails: {error}{asked}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave compiled functions behind."""

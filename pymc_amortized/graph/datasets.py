@@ -55,6 +55,18 @@ class DataSets:
 
         return DataSets(taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing))
 
+    def equals(self, other: DataSets) -> bool:
+        """Whether they are the same data: values where there are any, sizes and gaps."""
+        pairs = [(self.values, other.values), (self.lengths, other.lengths), (self.missing, other.missing)]
+        return all(
+            one.keys() == two.keys() and all(np.array_equal(one[k], two[k], equal_nan=_may_be_nan(one[k])) for k in one)
+            for one, two in pairs
+        )
+
+    def many(self) -> DataSets:
+        """Return the same with a ``dataset`` dimension in results."""
+        return replace(self, batched=True)
+
     def shown(self, variable: DataVariable) -> np.ndarray:
         """Values (n, *shape) with NaN where there is none: what is missing, or beyond a data set's length."""
         values = self.values[variable.name]
@@ -65,7 +77,7 @@ class DataSets:
 
     def outside(self, variable: DataVariable) -> np.ndarray:
         """Mark values (n, *shape) beyond the lengths of their data set."""
-        return _outside(variable, self.values[variable.name], self.lengths)
+        return outside_of(variable, self.values[variable.name], self.lengths)
 
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
         """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
@@ -76,6 +88,10 @@ class DataSets:
             if v.missing:
                 values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))
         return values
+
+
+def _may_be_nan(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f"
 
 
 def of_simulations(simulations: Simulations) -> DataSets:
@@ -95,9 +111,9 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     Parameters
     ----------
     spec : ModelSpec
-    data : mapping of name to array_like, or xarray.Dataset, or None
+    data : mapping of name to array_like, or xarray.Dataset, or DataSets, or None
         Observed variables, by their name or by that of the ``pm.Data`` that holds their values, and context
-        variables. None stands for what the model held when it was read.
+        variables. None stands for what the model held when it was read; simulated data sets need no check.
     batched : bool
         Whether arrays have a leading axis of data sets (``dataset``).
 
@@ -110,6 +126,8 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     """
     if not isinstance(batched, bool | np.bool_):
         raise TypeError(f"batched must be True or False, got {batched!r}")
+    if isinstance(data, DataSets):
+        return data
     if data is None:
         if batched:
             raise ValueError("observed is needed with batched=True: the model holds a single data set")
@@ -183,7 +201,7 @@ def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndar
     lengths = {r.dim: np.array([one[r.dim] for one in each]) for r in spec.sizes}
     longest = {dim: int(n.max()) for dim, n in lengths.items()}
     arrays = {v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data}
-    outside = {v.name: _outside(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
+    outside = {v.name: outside_of(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
     gaps = {name: gap & ~outside.get(name, np.False_) for name, gap in _gaps(spec, arrays).items()}
     n = len(sets)
     return DataSets(
@@ -191,7 +209,7 @@ def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndar
     )
 
 
-def _outside(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
+def outside_of(variable: DataVariable, array: np.ndarray, lengths: Mapping[str, np.ndarray]) -> np.ndarray:
     """Mark elements (n, *shape) beyond the lengths (n,) of their data set."""
     outside = np.zeros(array.shape, dtype=bool)
     for axis, dim in enumerate(variable.dims, start=1):
@@ -243,15 +261,13 @@ def _gaps(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 def _filled(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Bring arrays with gaps into the model's dtype: 0 where it has no NaN."""
+    return {v.name: cast_with_gaps(v, arrays[v.name]) if v.missing else arrays[v.name] for v in spec.data}
 
-    def filled(variable: DataVariable) -> np.ndarray:
-        array = arrays[variable.name]
-        if not variable.missing:
-            return array
-        whole = np.dtype(variable.dtype).kind != "f"
-        return _cast(variable, np.where(np.isnan(array), 0, array) if whole else array, gaps=not whole)
 
-    return {v.name: filled(v) for v in spec.data}
+def cast_with_gaps(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+    """Bring an array that may hold NaN into the model's dtype: 0 in its place where that has none."""
+    whole = np.dtype(variable.dtype).kind != "f"
+    return _cast(variable, np.where(np.isnan(array), 0, array) if whole else array, gaps=not whole)
 
 
 def _as_mapping(data: Any) -> dict[str, Any]:
@@ -349,7 +365,12 @@ def _array(spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *
             value = np.ma.filled(value.astype("float64"), np.nan)
         else:
             value = value.data
-    array = _numeric(variable, value)
+    try:
+        array = _numeric(variable, value)
+    except ValueError as error:
+        several = not batched and isinstance(value, list | tuple) and len({np.shape(v) for v in value}) > 1
+        hint = "; pass batched=True for several data sets" if several else ""
+        raise ValueError(f"{error}{hint}") from None
     _check_shape(variable, array, batched)
     if not variable.missing and not tails:
         array = _complete(variable, array)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from pymc.logprob import transformed_conditional_logp
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
@@ -100,7 +101,23 @@ class LogDensity(_DrawFunctions):
 
     @cached_property
     def _function(self) -> Any:
-        return self._compile([self.spec.model.logp()])
+        return self._compile([self._total()])
+
+    def _total(self) -> Any:
+        """The graph, in terms of the model's value variables."""
+        return self.spec.model.logp()
+
+    def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
+        """Return the log density as a scalar graph.
+
+        Parameters
+        ----------
+        theta : vector variable (dim,)
+        data : mapping of name to variable
+            What stands for everything that :meth:`__call__` takes of a data set.
+        """
+        vector: Any = self._vector
+        return graph_replace(self._in_terms_of_inputs([self._total()], data), {vector: theta}, strict=False)[0]
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set; returns (draws,).
@@ -115,10 +132,35 @@ class LogDensity(_DrawFunctions):
 
     @cached_property
     def _circular(self) -> np.ndarray:
-        return np.concatenate([np.full(p.size, p.transform == "circular") for p in self.spec.parameters])
+        return self.spec.circular
 
     def _shapes(self, data: Data) -> list[tuple[int, ...]]:
         return [()]
+
+
+class LogPrior(LogDensity):
+    """Log density of the value variables that are simulated: with Jacobians, without data and potentials."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        free = [model[p.name] for p in self.spec.parameters]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        terms = transformed_conditional_logp(
+            free,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in free},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in free},
+        )
+        return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be evaluated; None where it can."""
+        model = self.spec.model
+        without = [p.name for p in self.spec.parameters if not has_density(model, model[p.name])]
+        if self.spec.nuisance:
+            return f"the marginal prior without {', '.join(p.name for p in self.spec.nuisance)} has no closed density"
+        return f"{', '.join(without)} can be simulated only" if without else None
 
 
 class Constrain(_DrawFunctions):

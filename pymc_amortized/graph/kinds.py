@@ -34,8 +34,6 @@ class Axis:
         Why, with the numbers it rests on.
     independent : bool or None
         Whether rows are independent given the parameters; None where that could not be tested.
-    subset : bool or None
-        Whether a shorter data set is a subset of a longer one; None where that was not tested.
     index : str or None
         The integer array that maps rows to groups.
     groups : int
@@ -48,7 +46,6 @@ class Axis:
     carriers: tuple[tuple[str, int], ...]
     reason: str
     independent: bool | None = None
-    subset: bool | None = None
     index: str | None = None
     groups: int = 0
     smallest: int | None = None
@@ -106,7 +103,11 @@ class Structure:
         return "\n".join(map(str, self.axes)) or "the data have no axis with more than one entry"
 
 
-def read_kinds(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, UserKind]) -> dict[tuple[str, int], Kind]:
+def read_kinds(
+    shapes: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, UserKind],
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+) -> dict[tuple[str, int], Kind]:
     """Check what a user says about axes.
 
     Parameters
@@ -115,6 +116,8 @@ def read_kinds(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, UserKi
         Shapes of the observed variables.
     given : mapping
         Kinds by observed variable.
+    dims : mapping, optional
+        Dims of the observed variables, which messages speak of.
 
     Returns
     -------
@@ -126,7 +129,9 @@ def read_kinds(shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, UserKi
     said: dict[tuple[str, int], Kind] = {}
     for name, kinds in given.items():
         if name not in shapes:
-            raise KeyError(f"structure: no observed variable is named {name!r}; there are {sorted(shapes)}")
+            carriers = [v for v, names in (dims or {}).items() if name in names]
+            hint = f"; {name!r} is a dimension of {carriers}: structure={{{carriers[0]!r}: ...}}" if carriers else ""
+            raise KeyError(f"structure: no observed variable is named {name!r}; there are {sorted(shapes)}{hint}")
         for axis, kind in enumerate(_kinds_of(name, kinds, len(shapes[name]))):
             said[name, axis] = kind
     return said

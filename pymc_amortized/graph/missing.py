@@ -29,6 +29,7 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.distributions.multivariate import MvNormalRV
+from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.datasets import gaps_of
@@ -72,20 +73,30 @@ class LogDensityWithGaps(LogDensity):
 
     def obstacle(self, data: Data) -> str | None:
         """Why the density of a data set cannot be evaluated; None where it can."""
-        for v in self._gappy:
-            mask, rule = data[gaps_of(v.name)], self.rules[v.name]
-            if rule is None and mask.any():
-                return f"the log density does not factorize over the values of {v.name!r}, of which some are missing"
-            if rule == "row":
-                axes = tuple(range(self._term_ndim(v), mask.ndim))
-                if (mask.any(axes) != mask.all(axes)).any():
-                    return f"some rows of {v.name!r} are missing in part"
+        return next((obstacle for v in self._gappy if (obstacle := self._obstacle(v, data))), None)
+
+    def _obstacle(self, variable: DataVariable, data: Data) -> str | None:
+        mask, rule = data[gaps_of(variable.name)], self.rules[variable.name]
+        if rule is None and mask.any():
+            return f"the log density does not factorize over the values of {variable.name!r}, of which some are missing"
+        if rule == "row":
+            axes = tuple(range(self._term_ndim(variable), mask.ndim))
+            if (mask.any(axes) != mask.all(axes)).any():
+                return f"some rows of {variable.name!r} are missing in part"
         return None
+
+    def not_left_out(self, data: Data) -> list[str]:
+        """Names of the variables whose missing values :meth:`expression` does not leave out of the density."""
+        return [
+            v.name
+            for v in self._gappy
+            if data[gaps_of(v.name)].any() and (self.rules[v.name] == "quadratic" or self._obstacle(v, data))
+        ]
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set without an obstacle; returns (draws,)."""
         gaps = {v.name: np.flatnonzero(data[gaps_of(v.name)]) for v in self._gappy}
-        filled = {**data, **{v.name: self._fill(v, data) for v in self._gappy}}
+        filled = self.filled(data)
         # of the quadratic variables, what is missing is found again in their joined gradient
         quadratic = [v for v in self._gappy if self.rules[v.name] == "quadratic"]
         starts = np.cumsum([0, *(data[v.name].size for v in quadratic)])
@@ -115,6 +126,10 @@ class LogDensityWithGaps(LogDensity):
         total = log_density + 0.5 * (slope * shift).sum(1) - 0.5 * log_determinant + 0.5 * len(index) * LOG_2PI
         return np.where(usable & (sign > 0), total, np.where(np.isnan(log_density), np.nan, -np.inf))
 
+    def filled(self, data: Data) -> dict[str, Any]:
+        """Return a data set with possible values where some are missing."""
+        return {**data, **{v.name: self._fill(v, data) for v in self._gappy}}
+
     def _fill(self, variable: DataVariable, data: Data) -> np.ndarray:
         """Put a possible value where one is missing: nothing depends on it, but gradients must be finite."""
         mask, value = data[gaps_of(variable.name)], data[variable.name]
@@ -123,9 +138,10 @@ class LogDensityWithGaps(LogDensity):
         possible = np.median(value[~mask] if not mask.all() else self.spec.held[variable.name])
         return np.where(mask, possible, value).astype(value.dtype)
 
-    @cached_property
-    def _function(self) -> Any:
-        return self._compile([self._total()])
+    def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
+        """As :meth:`LogDensity.expression`; values without a rule, or with rule "quadratic", are taken as they are."""
+        masks: dict[Any, Any] = {mask: data[gaps_of(name)] for name, mask in self._masks.items()}
+        return graph_replace([super().expression(theta, data)], masks, strict=False)[0]
 
     @cached_property
     def _gradient_function(self) -> Any:

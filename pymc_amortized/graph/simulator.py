@@ -171,13 +171,23 @@ class Simulator:
         (mixing,) = seed.spawn(1)  # sizes come in groups, and are wanted in any order
         return simulations.take(np.random.default_rng(mixing).permutation(len(simulations))[:n])
 
-    def of_lengths(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int]) -> Simulations:
-        """Simulate until `n` usable draws of one size are there; the lengths are among their data."""
+    def of_lengths(
+        self,
+        n: int,
+        seed: np.random.SeedSequence,
+        lengths: dict[str, int],
+        context: dict[str, np.ndarray] | None = None,
+    ) -> Simulations:
+        """Simulate until `n` usable draws of one size are there; the lengths are among their data.
+
+        Values of the context variables, each (n, *shape), may be given instead of drawn.
+        """
         seed, parts = _fresh(seed), []
         attempted = usable = 0
         while usable < n and attempted < n / SMALLEST_ACCEPTANCE:
             context_seed, child = seed.spawn(2)
-            parts.append(self._chunk(n, child, self.context(n, context_seed, lengths), lengths))
+            given = self.context(n, context_seed, lengths) if context is None else context
+            parts.append(self._chunk(n, child, given, lengths))
             attempted, usable = attempted + parts[-1].attempted, usable + len(parts[-1])
         made = concatenate(parts).take(slice(n))
         return replace(made, data=made.data | {dim: np.full(len(made), length) for dim, length in lengths.items()})
@@ -213,7 +223,7 @@ class Simulator:
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
         try:
             outputs = loop(
-                n, seed, [context[c.name] for c in self.spec.context], [lengths[r.dim] for r in self.spec.sizes]
+                n, seed, [context[name] for name in self._sequenced], [lengths[r.dim] for r in self.spec.sizes]
             )
         except Exception as error:  # a model's own function may raise anything
             raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths)
@@ -233,7 +243,8 @@ class Simulator:
         finite, theta, *values = outputs
         named = dict(zip(self._value_names, values, strict=True))
         observed = {v.name: named.pop(v.name) for v in self.spec.observed}
-        everything = Simulations(theta, named, {**observed, **context}, len(theta))
+        data = {**observed, **{c.name: context[c.name] for c in self.spec.context}}
+        everything = Simulations(theta, named, data, len(theta))
         fine = finite.all(axis=1)
         if fine.all():
             return everything
@@ -271,6 +282,11 @@ class Simulator:
                     "dimension must be pm.Data with dims=..., not constants of the length they have now"
                 )
         self._ends_checked = True
+
+    @property
+    def _sequenced(self) -> list[str]:
+        """What differs from draw to draw without being random here."""
+        return [c.name for c in self.spec.context]
 
     @cached_property
     def _variable_names(self) -> list[str]:

@@ -240,6 +240,11 @@ class ModelSpec:
         return sum(p.size for p in self.parameters)
 
     @property
+    def circular(self) -> np.ndarray:
+        """Mark the entries of that vector (dim,) that are angles, from -pi to pi."""
+        return np.concatenate([np.full(p.size, p.transform == "circular") for p in self.parameters])
+
+    @property
     def data(self) -> tuple[DataVariable, ...]:
         """Observed and context variables: what differs between data sets."""
         return self.observed + self.context

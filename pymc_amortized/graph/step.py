@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pymc as pm
@@ -46,8 +47,10 @@ def flat_unconstrained(spec: ModelSpec) -> Any:
     return pt.concatenate(values).astype("float64")
 
 
-def simulation_graph(spec: ModelSpec, names: list[str]) -> list[Any]:
+def simulation_graph(spec: ModelSpec, names: list[str], given: Mapping[Any, Any] | None = None) -> list[Any]:
     """One simulation: a check for each random variable, the flat parameters, and the named values.
+
+    What is `given` stands in the place of free variables.
 
     A check is False where the draw has no finite log density given its parents, or no finite unconstrained
     image; checks are in the order of ``spec.model.basic_RVs``.
@@ -55,7 +58,7 @@ def simulation_graph(spec: ModelSpec, names: list[str]) -> list[Any]:
     model = spec.model
     checks = pt.stack([_is_finite(model, rv) for rv in model.basic_RVs])
     outputs = [checks, flat_unconstrained(spec), *(plain(model[name]) for name in names)]
-    outputs = _sort_exchangeable(model, outputs)
+    outputs = graph_replace(outputs, given, strict=False) if given else _sort_exchangeable(model, outputs)
     # rebuilt, so that the shapes of constants become static and compiled loops need not check them
     return clone_replace(outputs, held_constants(spec), rebuild_strict=False)
 

@@ -65,7 +65,8 @@ def find_structure(
         By their lengths alone, arrays can be assigned to an axis in several ways that the density cannot tell apart.
     """
     arrays = arrays_of(spec)
-    said = read_kinds({a.name: a.shape for a in arrays.values() if a.role == "observed"}, given or {})
+    observed = [a for a in arrays.values() if a.role == "observed"]
+    said = read_kinds({a.name: a.shape for a in observed}, given or {}, {a.name: a.dims for a in observed})
     proofs = None
     if spec.density_obstacle is None and log_density is not None:
         proofs = Proofs(spec, arrays, simulations, log_density, seed)

@@ -36,6 +36,7 @@ __all__ = [
     "density_options",
     "describe",
     "dry_run",
+    "dry_run_density",
     "from_registry",
     "make_density",
     "make_summary",
@@ -66,12 +67,19 @@ def summary_options(summary: SummaryChoice, layout: DataLayout | None, dim: int)
         if summary not in SUMMARIES:
             raise ValueError(f"summary is {summary!r}; allowed: {', '.join(map(repr, SUMMARIES))}")
         summary = SUMMARIES[summary]()
+    _refuse_class("summary", summary)
     if type(summary) not in SUMMARIES.values():
         allowed = ", ".join(options.__name__ for options in SUMMARIES.values())
         raise TypeError(f"summary is a {type(summary).__name__}; expected a name, {allowed} or torch.nn.Module")
     if layout is not None:
         check_fit(layout, summary)
     return replace(summary, features=summary.features or max(32, 2 * dim))
+
+
+def _refuse_class(what: str, choice: Any) -> None:
+    """Options and networks are instances."""
+    if isinstance(choice, type) and issubclass(choice, (Options, Spline, nn.Module)):
+        raise TypeError(f"{what} is the class {choice.__name__}: give an instance, as in {choice.__name__}()")
 
 
 def check_choices(summary: Any, density: Any) -> None:
@@ -82,10 +90,10 @@ def check_choices(summary: Any, density: Any) -> None:
         raise TypeError(f"density is a {type(density).__name__}; expected a name, Spline, torch.nn.Module or factory")
 
 
-def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNetwork:
-    """Build a built-in summary network for the encoder's arrays."""
+def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
+    """What summaries have to know of each array that the encoder gives."""
     layout = encoder.layout
-    arrays = [
+    return [
         EncodedArray(
             array.name,
             array.shape,
@@ -97,11 +105,17 @@ def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNet
         )
         for array in layout.arrays
     ]
-    return SummaryNetwork(arrays, layout, options, options.features or 0, dim)
+
+
+def make_summary(options: Options, encoder: DataEncoder, dim: int) -> SummaryNetwork:
+    """Build a built-in summary network for the encoder's arrays."""
+    return SummaryNetwork(encoded_arrays(encoder), encoder.layout, options, options.features or 0, dim)
 
 
 def density_options(density: Any, dim: int) -> Spline | None:
     """Resolved options of the built-in density; None for a user's own."""
+    if density is Spline:
+        _refuse_class("density", density)
     if isinstance(density, str):
         if density not in DENSITIES:
             raise ValueError(f"density is {density!r}; allowed: {', '.join(map(repr, DENSITIES))}")
@@ -109,10 +123,10 @@ def density_options(density: Any, dim: int) -> Spline | None:
     return density.resolve(dim) if isinstance(density, Spline) else None
 
 
-def make_density(density: Any, dim: int, features: int) -> nn.Module:
+def make_density(density: Any, dim: int, features: int, levels: tuple[int, ...] | None = None) -> nn.Module:
     """Build the density, or take the user's own, and check that it is one."""
     if isinstance(density, Spline):
-        return CouplingSpline(dim, features, density)
+        return CouplingSpline(dim, features, density, levels)
     if isinstance(density, nn.Module):
         module = copy.deepcopy(density)  # the user's stays as it is
     else:
@@ -130,13 +144,46 @@ def dry_run(summary: nn.Module, encoded: dict[str, Tensor]) -> int:
     summary.eval()  # no running averages may change
     with torch.no_grad():
         device = next((p.device for p in summary.parameters()), torch.device("cpu"))
-        out = summary({name: values[:2].to(device) for name, values in encoded.items()})
+        try:
+            out = summary({name: values[:2].to(device) for name, values in encoded.items()})
+        except KeyError as error:
+            raise KeyError(
+                f"summary {type(summary).__name__} asks for {error}; the encoded data are {sorted(encoded)}"
+            ) from error
     summary.train(training)
     batch = min(2, len(next(iter(encoded.values()))))
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != batch:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"summary gives {shape} for {batch} data sets; expected a tensor ({batch}, features)")
     return out.shape[1]
+
+
+def dry_run_density(density: nn.Module, z: Tensor, features: int) -> None:
+    """Refuse a user's density of which the densities or draws have another shape than they must."""
+    batch, dim = z[:2].shape
+    training = density.training
+    density.eval()
+    with torch.no_grad():
+        device = next((p.device for p in density.parameters()), torch.device("cpu"))
+        context = torch.zeros(batch, features, device=device)
+        log_prob = density.log_prob(z[:2].to(device), context)  # type: ignore[operator]
+        draws = density.sample(3, context, None)  # type: ignore[operator]
+    density.train(training)
+    name = type(density).__name__
+    if not isinstance(log_prob, Tensor) or tuple(log_prob.shape) != (batch,):
+        raise ValueError(
+            f"density {name}: log_prob gives {_shape(log_prob)} for z ({batch}, {dim}); expected a tensor ({batch},)"
+        )
+    shapes = [_shape(part) for part in draws] if isinstance(draws, tuple | list) else _shape(draws)
+    if shapes != [(3, batch, dim), (3, batch)]:
+        raise ValueError(
+            f"density {name}: sample gives {shapes} for 3 draws; expected z (3, {batch}, {dim}) and their log "
+            f"densities (3, {batch})"
+        )
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def describe(options: Any, registry: Mapping[str, type]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ The built-in one is a Gaussian whose noise is bent by splines:
 
 .. math::
 
-    u = A(c) (z - m(c)), \qquad e = T_c(u), \qquad e \sim N(0, I),
+    u = A(c) (z - m(c)), \qquad v = L_c(u), \qquad e = T_c(v), \qquad e \sim N(0, I),
 
-with :math:`A` a lower-triangular factor of the precision (diagonal for many parameters) and
-:math:`T` coupling layers of rational-quadratic splines (Dinh et al. 2017, Durkan et al. 2019) that
-start as the identity. The Gaussian takes location, width and correlation, however narrow the
-posterior is beside the prior; the splines see noise of unit scale and add the shape. What depends
-on the context alone is computed once per data set, not once per draw.
+with :math:`A` a lower-triangular factor of the precision (diagonal for many parameters), :math:`L`
+locations and scales that follow the levels of a hierarchy, and :math:`T` coupling layers of
+rational-quadratic splines (Dinh et al. 2017, Durkan et al. 2019) that start as the identity. The
+Gaussian takes location, width and correlation, however narrow the posterior is beside the prior;
+the levels take the funnels of hierarchies; the splines see noise of unit scale and add the shape.
+What depends on the context alone is computed once per data set, not once per draw.
 
 A user's own density is any module with the two methods of :class:`ConditionalDensity`.
 """
@@ -18,18 +19,20 @@ A user's own density is any module with the two methods of :class:`ConditionalDe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.networks.gaussian import GaussianHead, Level, affine
 from pymc_amortized.networks.spline import rational_quadratic, spline_size
 
 __all__ = ["ConditionalDensity", "CouplingSpline", "Spline"]
 
-FULL_FACTOR_UP_TO = 32  # parameters; 528 numbers per data set
+Prepared = tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 CHUNK = 8_192  # draws at once in sampling: intermediate results then stay within the cache
 
 
@@ -77,62 +80,6 @@ class Spline:
         return self if self.layers is not None else replace(self, layers=1 if dim == 1 else 2 if dim == 2 else 4)
 
 
-class _GaussianHead(nn.Module):
-    """Mean and precision factor, (batch, dim, dim) or (batch, dim), of contexts."""
-
-    below: Tensor
-    eye: Tensor
-
-    def __init__(self, dim: int, features: int) -> None:
-        super().__init__()
-        self.dim, self.full = dim, 1 < dim <= FULL_FACTOR_UP_TO
-        self.mean = nn.Linear(features, dim)
-        # All dim x dim entries although half are masked: that is faster than scattering a triangle.
-        self.factor = nn.Linear(features, dim * dim if self.full else dim)
-        self.register_buffer("below", torch.ones(dim, dim).tril(-1))
-        self.register_buffer("eye", torch.eye(dim))
-        nn.init.zeros_(self.mean.bias)
-        nn.init.zeros_(self.factor.bias)
-        nn.init.zeros_(self.factor.weight)
-
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, factor, and the log determinant of the factor (batch,)."""
-        raw = self.factor(context)
-        if self.full:
-            raw = raw.unflatten(-1, (self.dim, self.dim))
-        # No context may overflow: e^12 is 160,000.
-        log_diagonal = 12.0 * torch.tanh((raw.diagonal(dim1=-2, dim2=-1) if self.full else raw) / 12.0)
-        factor = log_diagonal.exp()
-        if self.full:
-            # Columns in units of the diagonal: the entries below it then do not depend on scales.
-            factor = (raw * self.below + self.eye) * factor[..., None, :]
-        return self.mean(context), factor, log_diagonal.sum(-1)
-
-    def start_at(self, residual_covariance: Tensor, spread: bool = False) -> None:
-        """Set the mean to the first features, the precision to that of residuals (dim, dim).
-
-        With ``spread``, residuals are in units that depend on the data: exponentials of the next features.
-        """
-        with torch.no_grad():
-            self.mean.weight.copy_(torch.eye(*self.mean.weight.shape))
-            self.mean.bias.zero_()
-            covariance = residual_covariance.double().to(self.eye.device)
-            if self.full:
-                # u = A r is white if A is the inverse of the covariance's lower Cholesky factor.
-                factor = torch.linalg.inv(torch.linalg.cholesky(covariance)).tril()
-            else:
-                factor = torch.diag(covariance.diagonal().rsqrt())
-            log_diagonal = factor.diagonal().log().clamp(-8.0, 8.0)
-            start = 12.0 * torch.atanh(log_diagonal / 12.0)
-            if self.full:
-                start = (factor / factor.diagonal()).tril(-1) + torch.diag(start)
-            self.factor.bias.copy_(start.flatten())
-            self.factor.weight.zero_()
-            if spread:
-                step = self.dim + 1 if self.full else 1
-                self.factor.weight[::step, self.dim : 2 * self.dim] = -torch.eye(self.dim)
-
-
 class CouplingSpline(nn.Module):
     """A conditional Gaussian bent by coupling layers of rational-quadratic splines.
 
@@ -144,12 +91,19 @@ class CouplingSpline(nn.Module):
         Width of the context.
     options : Spline
         Size of the splines.
+    levels : sequence of int, optional
+        Level of each parameter in the model's hierarchy; those of lower levels come first, and the location and scale
+        of the others depend on them.
     """
 
+    order: Tensor
+    back: Tensor
     permutations: Tensor
     inverses: Tensor
 
-    def __init__(self, dim: int, features: int, options: Spline | None = None) -> None:
+    def __init__(
+        self, dim: int, features: int, options: Spline | None = None, levels: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.options = options = (options or Spline()).resolve(dim)
         layers, hidden = options.layers or 0, options.hidden
@@ -157,7 +111,15 @@ class CouplingSpline(nn.Module):
         permutations = _alternating_permutations(dim, layers)
         self.register_buffer("permutations", permutations)
         self.register_buffer("inverses", permutations.argsort(-1))
-        self.head = _GaussianHead(dim, features)
+        self.head = GaussianHead(dim, features)
+        self.level_of = tuple(levels if levels is not None else (0,) * dim)
+        order = sorted(range(dim), key=self.level_of.__getitem__)
+        self.register_buffer("order", torch.tensor(order, dtype=torch.long))
+        self.register_buffer("back", torch.tensor(sorted(range(dim), key=order.__getitem__), dtype=torch.long))
+        starts = [i for i in range(1, dim) if self.level_of[order[i]] != self.level_of[order[i - 1]]]
+        self.levels_given = nn.ModuleList(
+            Level(start, stop, features, hidden) for start, stop in pairwise([*starts, dim])
+        )
         size = (dim - self.kept) * spline_size(options.bins)
         self.project = nn.ModuleList(nn.Linear(features, hidden) for _ in range(layers))
         self.enter = nn.ModuleList(nn.Linear(self.kept, hidden, bias=False) for _ in range(layers if self.kept else 0))
@@ -167,9 +129,18 @@ class CouplingSpline(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
+    def start_at(self, residual_covariance: Tensor, spread: bool = False) -> None:
+        """Begin at a normal distribution: see :meth:`GaussianHead.start_at`."""
+        self.head.start_at(residual_covariance, self.order, spread)
+
+    def _given(self, reverse: bool = False) -> list[Level]:
+        """What lower levels say of higher ones; from the lowest, or from the highest."""
+        levels: list[Any] = list(self.levels_given)
+        return levels[::-1] if reverse else levels
+
     def _project(self, layer: int, context: Tensor) -> Tensor:
         """What contexts (batch, features) add to a layer's first hidden values (hidden, batch)."""
-        return _affine(self.project[layer], context.mT)
+        return affine(self.project[layer], context.mT)
 
     def _raw(self, layer: int, kept: Tensor, projected: Tensor) -> Tensor:
         """Spline parameters (3 * bins - 1, moved, draws, batch), given (kept, draws, batch)."""
@@ -177,8 +148,8 @@ class CouplingSpline(nn.Module):
         if self.kept:  # otherwise the splines depend on the context alone, not on the draw
             h = h + self.enter[layer](kept.movedim(0, -1)).movedim(-1, 0)
         shape = h.shape[1:]
-        h = _affine(self.middle[layer], torch.relu(h).flatten(1)).relu_()
-        return _affine(self.leave[layer], h).view(-1, self.dim - self.kept, *shape)
+        h = affine(self.middle[layer], torch.relu(h).flatten(1)).relu_()
+        return affine(self.leave[layer], h).view(-1, self.dim - self.kept, *shape)
 
     def _base_log_prob(self, e: Tensor) -> Tensor:
         """Standard normal log density of (dim, draws, batch): (draws, batch)."""
@@ -198,7 +169,10 @@ class CouplingSpline(nn.Module):
     def _log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Log densities (draws, batch) of z (draws, batch, dim)."""
         mean, factor, log_det = self.head(context)
-        u = _per_set(factor, z - mean).movedim(-1, 0)
+        u = _per_set(factor, (z - mean)[..., self.order]).movedim(-1, 0)
+        for level in self._given(reverse=True):
+            u, change = level(u, level.project(context))
+            log_det = log_det + change
         for layer in range(self.layers):
             kept, moved = u[self.permutations[layer]].tensor_split([self.kept])
             moved, change = rational_quadratic(moved, self._raw(layer, kept, self._project(layer, context)))
@@ -236,8 +210,8 @@ class CouplingSpline(nn.Module):
                 z[some, sets], log_prob[some, sets] = self._bend(noise, prepared)
         return z, log_prob
 
-    def _prepare(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Mean, inverse factor, log determinant and every layer's projection of contexts."""
+    def _prepare(self, context: Tensor) -> Prepared:
+        """Mean, inverse factor, log determinant and every level's and layer's projection of contexts."""
         mean, factor, log_det = self.head(context)
         if self.head.full:
             inverse = torch.linalg.solve_triangular(factor, self.head.eye.expand_as(factor), upper=False)
@@ -247,12 +221,13 @@ class CouplingSpline(nn.Module):
             mean,
             inverse,
             log_det,
+            [level.project(context) for level in self._given()],
             [self._project(layer, context) for layer in range(self.layers)],
         )
 
-    def _bend(self, e: Tensor, prepared: tuple[Tensor, Tensor, Tensor, list[Tensor]]) -> tuple[Tensor, Tensor]:
+    def _bend(self, e: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """Noise (dim, draws, batch) to draws (draws, batch, dim) and log densities."""
-        mean, inverse_factor, log_det, projected = prepared
+        mean, inverse_factor, log_det, given, projected = prepared
         log_prob = self._base_log_prob(e) + log_det
         for layer in reversed(range(self.layers)):
             kept, moved = e.tensor_split([self.kept])
@@ -260,13 +235,10 @@ class CouplingSpline(nn.Module):
             moved, change = rational_quadratic(moved, raw, inverse=True)
             log_prob = log_prob - change.sum(0)
             e = torch.cat([kept, moved])[self.inverses[layer]]
-        return mean + _per_set(inverse_factor, e.movedim(0, -1)), log_prob
-
-
-def _affine(layer: nn.Module, h: Tensor) -> Tensor:
-    """A linear layer on columns: (in, n) -> (out, n)."""
-    assert isinstance(layer, nn.Linear)
-    return torch.addmm(layer.bias[:, None], layer.weight, h)
+        for level, own in zip(self._given(), given, strict=True):
+            e, change = level(e, own, inverse=True)
+            log_prob = log_prob + change
+        return mean + _per_set(inverse_factor, e.movedim(0, -1))[..., self.back], log_prob
 
 
 def _per_set(factor: Tensor, x: Tensor) -> Tensor:

@@ -117,6 +117,10 @@ class DataEncoder(HostModule):
             distances[array.name] = encoder.outside(data[array.name], seen, ignore)
         return distances
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest simulated value of each variable."""
+        return {a.layout.name: (float(a.low.min()), float(a.high.max())) for a in self._encoders()}
+
     def description(self) -> dict[str, Any]:
         """All that is not a buffer, as JSON."""
         return self.layout.description() | {"heavy": [array.heavy for array in self._encoders()]}

@@ -30,6 +30,7 @@ from pymc_amortized.networks.choices import (
     density_options,
     describe,
     dry_run,
+    dry_run_density,
     from_registry,
     make_density,
     make_summary,
@@ -88,6 +89,7 @@ class PosteriorNetwork(nn.Module):
         sizes: Sizes | None = None,
         summary: SummaryChoice = "auto",
         density: DensityChoice = "spline",
+        levels: tuple[int, ...] | None = None,
     ) -> PosteriorNetwork:
         """Choose and start the networks.
 
@@ -113,6 +115,8 @@ class PosteriorNetwork(nn.Module):
         density : "spline", Spline, torch.nn.Module or callable
             A module with the methods of :class:`ConditionalDensity`, or a function of the numbers
             of parameters and features that makes one.
+        levels : tuple of int, optional
+            Level of each parameter in the model's hierarchy, for the built-in density; by default all are of one.
         """
         standardizer = ParameterStandardizer.fit(theta)
         encoder = DataEncoder.fit(layout, data, sizes)
@@ -130,11 +134,13 @@ class PosteriorNetwork(nn.Module):
             standardizer,
             encoder,
             module,
-            make_density(spline if spline is not None else density, standardizer.dim, features),
+            make_density(spline if spline is not None else density, standardizer.dim, features, levels),
             features=features,
             summary_options=options,
             density_options=spline,
         )
+        if spline is None:
+            dry_run_density(network.density.float(), z.float(), features)
         if options is not None:
             network._start(z, encoded)
         return network.float()
@@ -154,7 +160,7 @@ class PosteriorNetwork(nn.Module):
             spread = summary.features >= 2 * self.dim
             if spread:
                 summary.start_at(start.log_scale_weight.float(), start.log_scale_bias.float(), self.dim)
-            density.head.start_at(start.covariance, spread)
+            density.start_at(start.covariance, spread)
 
     @property
     def dim(self) -> int:
@@ -184,11 +190,18 @@ class PosteriorNetwork(nn.Module):
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
         return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]
 
+    def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
+        """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
+        return self.encoder(_tensors(self.encoder, data), sizes)
+
+    def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Encoded data -> features (batch, features) on the network's device."""
+        device = self.device
+        return self.summary({k: v.to(device) for k, v in encoded.items()})
+
     def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
         """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
-        device = self.device
-        encoded = self.encoder(_tensors(self.encoder, data), sizes)
-        return self.summary({k: v.to(device) for k, v in encoded.items()})
+        return self.summarize(self.encode(data, sizes))
 
     def log_prob(
         self,
@@ -279,6 +292,7 @@ class PosteriorNetwork(nn.Module):
             "encoder": self.encoder.description(),
             "summary": describe(self.summary_options, SUMMARIES),
             "density": describe(self.density_options, DENSITIES),
+            "levels": self.density.level_of if isinstance(self.density, CouplingSpline) else None,
         }
 
     @classmethod
@@ -299,6 +313,7 @@ class PosteriorNetwork(nn.Module):
             The user's own networks, where the description says so.
         """
         dim, features = int(description["dim"]), int(description["features"])
+        levels = _levels(description["levels"], dim)
         encoder = DataEncoder.from_description(description["encoder"])
         options = from_registry(description["summary"], SUMMARIES, "summary", summary)
         spline = from_registry(description["density"], DENSITIES, "density", density)
@@ -308,11 +323,20 @@ class PosteriorNetwork(nn.Module):
             ParameterStandardizer(dim),
             encoder,
             module,
-            make_density(spline if isinstance(spline, Spline) else density, dim, features),
+            make_density(spline if isinstance(spline, Spline) else density, dim, features, levels),
             features=features,
             summary_options=options if isinstance(options, Options) else None,
             density_options=spline if isinstance(spline, Spline) else None,
         ).float()
+
+
+def _levels(given: Any, dim: int) -> tuple[int, ...] | None:
+    """Read the levels of a description, which may be anything."""
+    if given is None:
+        return None
+    if len(given) != dim or not all(isinstance(level, int) and 0 <= level < max(dim, 1) for level in given):
+        raise ValueError(f"levels are {given!r}; expected {dim} numbers from 0 to {dim - 1}")
+    return tuple(given)
 
 
 def _tensor(values: np.ndarray | Tensor) -> Tensor:

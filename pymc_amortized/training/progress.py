@@ -14,8 +14,8 @@ from rich.table import Column, Table
 from rich.theme import Theme
 
 # PyMC's blue, and its plain clocks.
-_STYLE = Style.parse("rgb(31,119,180)")
-_THEME = Theme({"progress.elapsed": "none", "progress.remaining": "none"})
+BLUE = Style.parse("rgb(31,119,180)")
+PLAIN_CLOCKS = Theme({"progress.elapsed": "none", "progress.remaining": "none"})
 # Seconds between updates.
 INTERVAL = 0.1
 
@@ -72,15 +72,15 @@ class ProgressBar:
             BarColumn(
                 bar_width=None,
                 table_column=Column("Progress", ratio=1),
-                complete_style=_STYLE,
-                finished_style=_STYLE,
+                complete_style=BLUE,
+                finished_style=BLUE,
             ),
             text("step", "Step"),
             text("loss", "Loss"),
             text("held_out", "Held-out loss"),
             TimeElapsedColumn(table_column=Column("Elapsed", no_wrap=True)),
             text("remaining", "Remaining"),
-            console=console or Console(theme=_THEME),
+            console=console or Console(theme=PLAIN_CLOCKS),
             # Its own refreshing thread would take the interpreter from the training loop.
             auto_refresh=False,
             expand=True,

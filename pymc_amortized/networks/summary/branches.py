@@ -15,7 +15,7 @@ from pymc_amortized.networks.summary.rows import EncodedArray, Join, Whole
 from pymc_amortized.networks.summary.sequences import SequenceBranch, TransformerBranch
 from pymc_amortized.networks.summary.sets import SetBranch, SetTransformerBranch
 
-__all__ = ["check_fit", "make_branches"]
+__all__ = ["check_fit", "make_branches", "structural_joins"]
 
 SHORT = 8  # steps; in a shorter series every value has a meaning of its own
 
@@ -128,6 +128,12 @@ def make_branches(
     hidden = [axis for axis in layout.axes if axis.sized and axis.name not in axes]
     whole = Whole([array for array in arrays if array.name not in inside], hidden)
     return [_branch(plan, layout, whole, dim) for plan in plans], whole
+
+
+def structural_joins(arrays: Sequence[EncodedArray], layout: DataLayout) -> list[Join]:
+    """Join arrays as the structure of the data asks for, whatever summarizes them."""
+    nothing = Whole((), ())
+    return [Join(plan.arrays, plan.axes, layout, nothing) for plan in _plans(arrays, layout, opt.Auto())]
 
 
 def _branch(plan: _Plan, layout: DataLayout, whole: Whole, dim: int) -> Branch:

@@ -22,6 +22,7 @@ PAIRS_UP_TO = 24  # channels of a row: 24 give 852 pairwise statistics
 RIDGE = 1e-4  # relative: one-hot channels are collinear, and float32 has seven digits
 FEW = 0.5  # correlations of c channels over n rows are shrunk by this times (c / (n + c))^2 where there may be few rows
 SHRINKAGE = (1.0, 10.0)  # k in n / (n + k)
+SWEEPS = 2  # rows that lack one value are filled by the first, those that lack more nearly by the second
 FLOOR = 1e-10  # of a variance: the rounding of float32 beside values of order one
 
 
@@ -70,10 +71,7 @@ def pair_statistics(correlation: Tensor, scale: Tensor, ridge: Tensor | float) -
     1 / P_ii.
     """
     channels = scale.shape[-1]
-    eye = torch.eye(channels, dtype=scale.dtype, device=scale.device)
-    penalty = ridge[..., None] if isinstance(ridge, Tensor) else ridge
-    factor, _ = torch.linalg.cholesky_ex(correlation + penalty * eye)
-    precision = torch.cholesky_inverse(factor)
+    precision = _precision(correlation, ridge)
     diagonal = precision.diagonal(dim1=-2, dim2=-1).clamp_min(1e-6)
     coefficients = -precision / diagonal[..., None] * (scale[..., None] / scale[..., None, :])
     upper = torch.triu_indices(channels, channels, 1, device=scale.device)
@@ -83,6 +81,13 @@ def pair_statistics(correlation: Tensor, scale: Tensor, ridge: Tensor | float) -
         squash(coefficients[..., apart], LIMIT),
         2 * torch.log(scale) - torch.log(diagonal),
     )
+
+
+def _precision(correlation: Tensor, ridge: Tensor | float) -> Tensor:
+    """Inverse of correlations (batch, channels, channels)."""
+    eye = torch.eye(correlation.shape[-1], dtype=correlation.dtype, device=correlation.device)
+    factor, _ = torch.linalg.cholesky_ex(correlation + (ridge[..., None] if isinstance(ridge, Tensor) else ridge) * eye)
+    return torch.cholesky_inverse(factor)
 
 
 def log_count(count: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class RowStatistics:
         self.width = (2 + shrunk) * channels + 1 + 2 * join.present
         if self.pairs:
             self.width += channels * (channels - 1) // 2 + channels + (1 + shrunk) * channels * (channels - 1)
-            self.width += self.missing
+            self.width += (1 + 2 * channels) * self.missing
 
     def __call__(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Statistics (batch, width), and rows standardized within their data set."""
@@ -124,15 +129,48 @@ class RowStatistics:
 
     def _pairs(self, rows: Rows, found: Moments) -> list[Tensor]:
         extra = []
+        correlation, scale, n = _correlation(found), found.scale, found.count
         if self.missing and rows.weights is not None:
-            complete = rows.weights.amin(-1, keepdim=True)
-            found = moments(rows.values, complete)
-            extra.append(log_count(found.count))
-        n = found.count
-        correlation = found.normal.mT @ found.normal / n.clamp_min(1.0)[..., None]
-        channels = found.scale.shape[-1]
-        ridge: Tensor | float = RIDGE + FEW * (channels / (n + channels)) ** 2 if self.varies else RIDGE
-        apart, slopes, residual = pair_statistics(correlation, found.scale, ridge)
+            mean, correlation, scale, n = _completed(rows, rows.weights, found)
+            extra += [log_count(n), mean, 2 * torch.log(scale)]
+        apart, slopes, residual = pair_statistics(correlation, scale, _ridge(scale, n) if self.varies else RIDGE)
         if self.varies:
             extra += [slopes * n / (n + k) for k in SHRINKAGE]
         return [apart, slopes, residual, *extra]
+
+
+def _correlation(found: Moments) -> Tensor:
+    return found.normal.mT @ found.normal / found.count.clamp_min(1.0)[..., None]
+
+
+def _ridge(scale: Tensor, n: Tensor) -> Tensor:
+    """Penalty of correlations between channels (batch, channels) over n rows (batch, 1)."""
+    channels = scale.shape[-1]
+    return RIDGE + FEW * (channels / (n + channels)) ** 2
+
+
+def _completed(rows: Rows, weights: Tensor, found: Moments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, correlation and scale by one step of EM for a normal distribution, from its complete rows.
+
+    Rows that lack a value still tell of the others, and those of it (Dempster, Laird & Rubin 1977). Where few rows are
+    complete, the start leans on what is present of each channel. Also gives the number of complete rows.
+    """
+    complete = moments(rows.values, weights.amin(-1, keepdim=True))
+    n = complete.count
+    share = n / (n + found.scale.shape[-1])
+    mean, scale = (share * c + (1 - share) * f for c, f in ((complete.mean, found.mean), (complete.scale, found.scale)))
+    precision = _precision(_correlation(complete), _ridge(scale, n))
+    variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
+    slopes = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device) - precision * variance[..., None]
+    filled = (rows.values - mean[:, None]) / scale[:, None] * weights
+    for _ in range(SWEEPS):
+        filled = torch.where(weights > 0, filled, (filled @ slopes.mT).clamp(-LIMIT, LIMIT))
+    exist = weights.new_ones(1, 1, 1) if rows.mask is None else rows.mask[..., None]
+    total = exist.expand(len(n), rows.values.shape[1], 1)
+    after = moments(filled, total.expand_as(filled))
+    gap = 1 - weights.sum(1) / total.sum(1).clamp_min(1.0)
+    widened = torch.sqrt(after.scale.square() + gap * variance)
+    shrunk = after.scale / widened
+    correlation = _correlation(after) * shrunk[..., None] * shrunk[..., None, :]
+    correlation = correlation + torch.diag_embed(1 - correlation.diagonal(dim1=-2, dim2=-1))
+    return mean + scale * after.mean, correlation, scale * widened, n

@@ -1,0 +1,63 @@
+"""Whether chains of NUTS can be trusted (Vehtari et al. 2021, Bayesian Analysis 16(2))."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+LARGEST_R_HAT = 1.01
+"""Of the rank-normalized R-hat (section 4 of that paper)."""
+ESS_PER_CHAIN = 100
+"""Bulk and tail effective draws that R-hat and errors need, for each of at least four chains (same section)."""
+DIVERGENCES = 0.01
+"""Share of draws: PyMC and Stan warn of any; more than a few are no accident of one unlucky step."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """What is known of a run of NUTS: the worst over all parameters."""
+
+    r_hat: float
+    ess_bulk: float
+    ess_tail: float
+    divergences: int
+    chains: int
+    draws: int
+
+    @classmethod
+    def of(cls, theta: np.ndarray, divergences: int, circular: np.ndarray) -> Convergence:
+        """Look at chains.
+
+        Parameters
+        ----------
+        theta : ndarray (chains, draws, dim)
+            Unconstrained.
+        divergences : int
+        circular : bool ndarray (dim,)
+            Which are angles.
+        """
+        # an angle is a point on a circle: near pi it jumps without having moved
+        angles = theta[..., circular]
+        values = np.concatenate([theta[..., ~circular], np.cos(angles), np.sin(angles)], axis=-1)
+        axes = {"chain_axis": 0, "draw_axis": 1}
+        with np.errstate(all="ignore"):  # of a chain that never moved
+            r_hat = array_stats.rhat(values, method="rank", **axes)
+            bulk = array_stats.ess(values, method="bulk", **axes)
+            tail = array_stats.ess(values, method="tail", prob=(0.05, 0.95), **axes)
+        chains, draws = theta.shape[:2]
+        return cls(float(np.max(r_hat)), float(np.min(bulk)), float(np.min(tail)), divergences, chains, draws)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the draws can be used; NaN, of a parameter that never moved, is a no."""
+        enough = ESS_PER_CHAIN * self.chains
+        mixed = self.r_hat < LARGEST_R_HAT and self.ess_bulk > enough and self.ess_tail > enough
+        return mixed and self.divergences <= DIVERGENCES * self.chains * self.draws
+
+    def __str__(self) -> str:
+        return (
+            f"R-hat {self.r_hat:.2f}, bulk ESS {self.ess_bulk:.0f}, tail ESS {self.ess_tail:.0f}, "
+            f"{self.divergences} divergences"
+        )

@@ -1,0 +1,33 @@
+"""Whether a posterior, and its model, can be trusted: checks, their plots, and a report."""
+
+from pymc_amortized.diagnostics.calibration import check_calibration
+from pymc_amortized.diagnostics.comparison import compare_draws
+from pymc_amortized.diagnostics.local import check_local_calibration
+from pymc_amortized.diagnostics.misspecification import check_misspecification
+from pymc_amortized.diagnostics.plots import (
+    plot_calibration,
+    plot_comparison,
+    plot_contraction,
+    plot_coverage,
+    plot_history,
+    plot_novelty,
+    plot_recovery,
+    plot_weights,
+)
+from pymc_amortized.diagnostics.report import report
+
+__all__ = [
+    "check_calibration",
+    "check_local_calibration",
+    "check_misspecification",
+    "compare_draws",
+    "plot_calibration",
+    "plot_comparison",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_history",
+    "plot_novelty",
+    "plot_recovery",
+    "plot_weights",
+    "report",
+]

@@ -1,0 +1,295 @@
+"""Calibration over everything that a model can simulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from arviz_base import make_attrs
+
+import pymc_amortized
+from pymc_amortized.approximators.arguments import Correction, chosen_names, corrected, mapping, whole
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.diagnostics.layout import along, coverage, labels, scores, with_lead, without_clashes
+from pymc_amortized.diagnostics.progress import Progress
+from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
+from pymc_amortized.diagnostics.statistics import (
+    Quantity,
+    distance_ranks,
+    effective_draws,
+    flat_draws,
+    location_and_spread,
+    ranks,
+    standardized,
+    user_quantity,
+)
+from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT, Finding, find, metrics, off, warn
+from pymc_amortized.graph.datasets import DATASET_DIM, of_simulations
+from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.graph.tensors import evaluated_shapes
+
+BATCH_VALUES = 2**22
+"""Values of draws that are held at once: 32 MiB, some copies of which are made."""
+LARGEST_BATCH = 64
+"""Data sets in a batch: few enough for a progress bar to move."""
+FEWEST_DRAWS = 20
+"""Below this, ranks say little."""
+
+
+def check_calibration(
+    posterior: AmortizedPosterior,
+    *,
+    num_datasets: int = 500,
+    draws: int = 1000,
+    correction: Correction = None,
+    var_names: Sequence[str] | None = None,
+    lengths: Mapping[str, int] | None = None,
+    quantities: Mapping[str, Quantity] | None = None,
+    simulations: xr.DataTree | None = None,
+    context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+) -> xr.DataTree:
+    """Check a posterior on data sets of which the true parameters are known, and warn of what is off.
+
+    Parameters
+    ----------
+    posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
+    num_datasets : int
+        Data sets to simulate.
+    draws : int
+        Posterior draws for each.
+    correction : {None, "psis", "nuts", "auto"}
+        Which draws are judged: the network's own, or those that ``posterior.sample`` corrects.
+    var_names : sequence of str, optional
+        Free variables and deterministics to check; all free variables by default.
+    lengths : mapping of dim to int, optional
+        Check data sets of this size alone; of all sizes, as in training, by default.
+    quantities : mapping of name to callable, optional
+        Further test quantities ``(draws, data) -> xarray.DataArray``: functions of one data set's draws, an
+        ``xarray.Dataset`` of all free variables and deterministics with dims ``chain`` and ``draw``, and of its data,
+        a dataset of observed variables, context and constants. They return one number for each draw.
+    simulations : xarray.DataTree, optional
+        Simulations of yours, as in :func:`fit_posterior`, where the model cannot simulate; at most `num_datasets` are
+        used. They must not have served for training.
+    context, missing : mapping, optional
+        As in :func:`fit_posterior`; needed for posteriors that were read from a file.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
+    progressbar : bool
+        Whether to show how far it is.
+
+    Returns
+    -------
+    xarray.DataTree
+        Variables keep their dims. Beside the parameters, ``log_joint`` is the joint log density of parameters and data
+        (``lp`` in ``sample_stats``), and ``tarp`` tests expected coverage with random points.
+
+        - ``prior_sbc``: PIT values, for ``az.plot_ecdf_pit`` and :func:`plot_calibration`. Uniform if calibrated.
+        - ``calibration``: for each quantity, along ``metric``, ``p_value`` of three tests together (``p_uniform``: the
+          simultaneous ECDF band; ``p_bias``, ``p_spread``: mean and variance of the normal scores), ``p_adjusted``
+          for the number of quantities, ``bias`` in posterior sds, ``sd_ratio`` (below 1: over-confident) and the
+          largest ``deviation`` of the ECDF. The attribute ``calibrated`` is 1 where no quantity is off.
+        - ``coverage``: share of true values within central intervals of each nominal ``level``, and of ``tarp``;
+          ``band_lower`` and ``band_upper`` hold a calibrated curve with 95 % probability.
+        - ``recovery``: along ``estimate``, the ``true`` value and the posterior ``mean``, ``median`` and ``sd``, for
+          each data set.
+        - ``contraction``: along ``score``, ``contraction`` (one minus posterior over prior variance) and ``z_score``
+          (posterior mean minus true value, in posterior sds), for each data set.
+        - ``sample_stats``: ``effective_draws`` of each data set and, where there are weights, ``pareto_k``.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        When an argument does not fit the model; the message names it.
+
+    Notes
+    -----
+    Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) with the joint density as a test
+    quantity, because a posterior that ignores the data passes without one (Modrák et al. 2023, arXiv 2211.02383);
+    simultaneous ECDF bands (Säilynoja et al. 2022); expected coverage by random points (Lemos et al. 2023, arXiv
+    2302.03026); contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are
+    broken at random. Corrected draws repeat each other: their ranks are spread as those of as many draws as their
+    effective number.
+    """
+    spec = posterior.spec
+    num_datasets = whole("num_datasets", num_datasets, smallest=10)
+    draws = whole("draws", draws, smallest=FEWEST_DRAWS)
+    corrected(spec, correction)
+    free = [p.name for p in spec.parameters]
+    names = free if var_names is None else chosen_names(var_names, free + list(spec.deterministics))
+    refuse_varying(posterior, names)
+    asked = _checked_quantities(quantities, names)
+    simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
+    known = known_datasets(
+        posterior,
+        num_datasets,
+        simulate_seed,
+        lengths=lengths,
+        simulations=simulations,
+        context=context,
+        missing=missing,
+    )
+    check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed))
+    check.run(known, sample_seed, progressbar=progressbar)
+    tree, findings = check.tree()
+    warn(findings, f"Calibration on {len(known)} simulated data sets", check.advice())
+    return tree
+
+
+def refuse_varying(posterior: AmortizedPosterior, names: Sequence[str]) -> None:
+    """Refuse variables whose shape differs between data sets."""
+    spec = posterior.spec
+    varying = [name for name in names if set(spec.model.named_vars_to_dims.get(name) or ()) & set(spec.largest)]
+    if varying:
+        raise ValueError(
+            f"var_names: the lengths of {varying} differ between data sets, so that they cannot be compared"
+        )
+
+
+def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantity]:
+    asked = mapping("quantities", quantities)
+    for name, quantity in asked.items():
+        if not callable(quantity):
+            raise TypeError(f"quantities[{name!r}] must be callable as (draws, data), got {type(quantity).__name__}")
+    own = sorted({LOG_JOINT, DISTANCE} & set(names))
+    if own:
+        raise ValueError(f"var_names: {own} are names of the check's own quantities: leave these variables out")
+    taken = sorted({*names, LOG_JOINT, DISTANCE} & set(asked))
+    if taken:
+        raise ValueError(f"quantities: the names {taken} are taken")
+    return asked
+
+
+def _batches(number: int, values_per_dataset: int) -> list[slice]:
+    size = int(np.clip(BATCH_VALUES // values_per_dataset, 1, LARGEST_BATCH))
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+
+@dataclass
+class Check:
+    """Collects statistics of batches, and lays them out."""
+
+    posterior: AmortizedPosterior
+    names: list[str]
+    quantities: dict[str, Quantity]
+    draws: int
+    correction: Correction
+    rng: np.random.Generator
+    pits: list[dict[str, np.ndarray]] = field(default_factory=list)
+    recovered: list[dict[str, np.ndarray]] = field(default_factory=list)
+    stats: list[dict[str, np.ndarray]] = field(default_factory=list)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """True values and one draw, standardized, (data sets, columns)."""
+    template: xr.Dataset | None = None
+    """Variables of the first data set's first draw: dims and coordinates."""
+
+    @property
+    def _drawn(self) -> list[str]:
+        """Variables to draw; a user's quantity may read any."""
+        spec = self.posterior.spec
+        return [p.name for p in spec.parameters] + list(spec.deterministics) if self.quantities else self.names
+
+    @property
+    def values_per_dataset(self) -> int:
+        """Values of draws for each data set, about."""
+        model = self.posterior.spec.model
+        shapes = evaluated_shapes(model, [model[name] for name in self._drawn])
+        return self.draws * (sum(int(np.prod(shape, dtype=int)) for shape in shapes.values()) + 1)
+
+    def run(self, known: Simulations, seed: np.random.SeedSequence, *, progressbar: bool) -> None:
+        """Go through simulated data sets in batches of bounded memory."""
+        batches = _batches(len(known), self.values_per_dataset)
+        with Progress("Checking", len(known), shown=progressbar) as progress:
+            for batch, child in zip(batches, seed.spawn(len(batches)), strict=True):
+                self.add(known.take(batch), child)
+                progress.advance(batch.stop - batch.start)
+
+    def add(self, known: Simulations, seed: np.random.SeedSequence) -> None:
+        """Draw for a batch of simulated data sets, and keep what is said of the true values."""
+        datasets = of_simulations(known)
+        tree = sample_known(self.posterior, datasets, self.draws, self.correction, self._drawn, seed)
+        truth = self._truth(known)
+        effective = effective_draws(tree, self.names)
+        posterior, stats = (tree[group].to_dataset() for group in ("posterior", "sample_stats"))
+        drawn = {name: flat_draws(posterior[name]) for name in self.names}
+        pits = {name: ranks(values, truth[name], self.rng, effective) for name, values in drawn.items()}
+        if "lp" in stats:
+            log_joint = self.posterior.compiled.log_joint(known.unconstrained, datasets)
+            pits[LOG_JOINT] = ranks(flat_draws(stats["lp"]), log_joint, self.rng, effective)
+        near, near_truth = standardized(drawn, truth)
+        pits[DISTANCE] = distance_ranks(near, near_truth, self.rng, effective)
+        self.pairs.append((near_truth, near[self.rng.integers(len(near), size=len(known)), np.arange(len(known))]))
+        for name, quantity in self.quantities.items():
+            pits[name] = ranks(*user_quantity(name, quantity, tree, truth), self.rng, effective)
+        self.pits.append(pits)
+        recovered = {name: {"true": truth[name]} | location_and_spread(values) for name, values in drawn.items()}
+        self.recovered.append({name: np.stack([*r.values()]) for name, r in recovered.items()})
+        k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
+        self.stats.append({"effective_draws": effective, "pareto_k": k})
+        if self.template is None:
+            first = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
+            self.template = without_clashes(first)
+
+    def _truth(self, known: Simulations) -> dict[str, np.ndarray]:
+        derived = [name for name in self._drawn if name not in known.variables]
+        if not derived:
+            return known.variables
+        return known.variables | self.posterior.compiled.variables_at(
+            known.unconstrained, of_simulations(known), derived
+        )
+
+    def tree(self) -> tuple[xr.DataTree, list[Finding]]:
+        """Lay out everything, with what was found."""
+        assert self.template is not None
+        template = self.template
+        pits = _concatenated(self.pits)
+        stats = _concatenated(self.stats)
+        recovered = {name: np.concatenate([r[name] for r in self.recovered], axis=1) for name in self.names}
+        for name in pits.keys() - set(self.names):
+            template = template.assign({name: ((), 0.0)})
+        template = template[list(pits)]
+        findings = find(pits, {str(name): labels(values) for name, values in template.data_vars.items()})
+        number = len(stats["pareto_k"])
+        wrong = off(findings)
+        attrs = {"num_datasets": number, "draws": self.draws, "correction": self.correction or "none"}
+        verdict = {"calibrated": int(not wrong), "level": LEVEL, "off": "; ".join(f.label for f in wrong)}
+        parameters = template[self.names]
+        groups = {
+            "prior_sbc": with_lead(template, ["chain", "draw"], {name: values[None] for name, values in pits.items()}),
+            "calibration": metrics(findings, template).assign_attrs(verdict),
+            "coverage": coverage(template, pits, number),
+            "recovery": along("estimate", ["true", "mean", "median", "sd"], parameters, recovered),
+            "contraction": along("score", ["contraction", "z_score"], parameters, scores(recovered)),
+            "sample_stats": xr.Dataset(
+                {name: (DATASET_DIM, values) for name, values in stats.items()}, {DATASET_DIM: np.arange(number)}
+            ),
+        }
+        made = make_attrs(attrs, inference_library=pymc_amortized)
+        tree = xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
+        return tree, findings
+
+    def advice(self) -> str:
+        """What to do where something is off."""
+        spec = self.posterior.spec
+        train = "Train longer (posterior.continue_training)"
+        if self.correction is not None:
+            return f"{train}, or look at data sets of large pareto_k alone: these are the corrected draws."
+        if spec.density_obstacle is None:
+            return (
+                "These are the network's own draws. posterior.sample corrects them by the model's density; "
+                f"check_calibration(correction='psis') tells whether that is enough. {train} for a better network."
+            )
+        return (
+            f"There is no density to correct these draws by ({spec.density_obstacle}): {train[0].lower()}{train[1:]}."
+        )
+
+
+def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,21 @@
+"""Plots of checks, of training and of draws."""
+
+from pymc_amortized.diagnostics.plots.checks import (
+    plot_calibration,
+    plot_contraction,
+    plot_coverage,
+    plot_recovery,
+)
+from pymc_amortized.diagnostics.plots.draws import plot_comparison, plot_history, plot_weights
+from pymc_amortized.diagnostics.plots.novelty import plot_novelty
+
+__all__ = [
+    "plot_calibration",
+    "plot_comparison",
+    "plot_contraction",
+    "plot_coverage",
+    "plot_history",
+    "plot_novelty",
+    "plot_recovery",
+    "plot_weights",
+]

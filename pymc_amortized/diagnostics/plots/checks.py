@@ -1,0 +1,255 @@
+"""Plots of what :func:`check_calibration` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.calibration import band, p_text
+from pymc_amortized.diagnostics.layout import BAND_PROB
+from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, Panel, choose, grid, note
+from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT
+from pymc_amortized.graph.datasets import DATASET_DIM
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Figsize = tuple[float, float] | None
+MOST_POINTS = 300
+"""Points of a scatter with error bars that can still be told apart."""
+FAR = 5.0
+"""Interquartile ranges beyond the quartiles up to which an axis reaches: one extreme draw must not decide the scale."""
+LOWEST_CONTRACTION = -0.5
+STEEP = 3.5
+"""Z-scores up to here are shown in any case; few of a calibrated posterior lie beyond."""
+
+
+def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+    """Plot the difference between the empirical distribution of PIT values and the uniform one.
+
+    Parameters
+    ----------
+    check : xarray.DataTree
+        From :func:`check_calibration`.
+    var_names : sequence of str, optional
+        Quantities to show; all by default.
+    figsize : (float, float), optional
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel for each scalar quantity: the line of a calibrated one stays within the grey band with 95 %
+        probability.
+
+    Notes
+    -----
+    Above zero on the left and below on the right: over-confident. Below on the left and above on the right:
+    under-confident. Above zero throughout: biased high; below: biased low. ``az.plot_ecdf_pit(check)`` plots the same
+    with another test.
+    """
+    pits, metrics = group(check, "prior_sbc"), group(check, "calibration")
+    figure, drawn = grid(choose_of(check, "prior_sbc", ["chain", "draw"], var_names), figsize=figsize, shared=True)
+    for panel, ax in drawn:
+        values = np.sort(panel.of(pits.squeeze("chain", drop=True).transpose("draw", ...)))
+        values = values[np.isfinite(values)]
+        n = len(values)
+        wrong = _is_off(metrics, panel)
+        ax.axhline(0, color=DARK, lw=0.8, ls=":")
+        if n > 1:
+            points, lower, upper = band(n, BAND_PROB)
+            ax.fill_between(points, lower - points, upper - points, color=GREY, alpha=0.5, lw=0)
+            x = np.concatenate([[0], np.repeat(values, 2), [1]])
+            y = np.concatenate([[0, 0], np.repeat(np.arange(1, n + 1) / n, 2)])
+            ax.plot(x, y - x, color=RED if wrong else BLUE, lw=1.3)
+        note(ax, _finding(metrics, panel), alarming=wrong)
+    _margins(figure)
+    _title(figure, check, "Calibration")
+    figure.supxlabel("PIT of the true value", fontsize=SMALL + 1)
+    figure.supylabel("ECDF difference", fontsize=SMALL + 1)
+    return figure
+
+
+def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+    """Plot how often central intervals hold the true value, against how often they should.
+
+    Parameters
+    ----------
+    check : xarray.DataTree
+        From :func:`check_calibration`.
+    var_names : sequence of str, optional
+        Quantities to show; all by default. ``tarp`` is the joint posterior's, by random points.
+    figsize : (float, float), optional
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Below the diagonal: over-confident; above: under-confident.
+    """
+    found, metrics = group(check, "coverage"), group(check, "calibration")
+    figure, drawn = grid(choose_of(check, "coverage", ["level"], var_names), figsize=figsize, shared=True)
+    level = found["level"].to_numpy()
+    for panel, ax in drawn:
+        wrong = _is_off(metrics, panel)
+        ax.fill_between(level, found["band_lower"], found["band_upper"], color=GREY, alpha=0.5, lw=0)
+        ax.plot([0, 1], [0, 1], color=DARK, lw=0.8, ls=":")
+        shares = panel.of(found.transpose("level", ...))
+        ax.plot(level, shares, color=RED if wrong else BLUE, lw=1.3)
+        ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        at = int(np.argmin(np.abs(level - 0.9)))
+        note(ax, f"90 %: {shares[at]:.0%}", alarming=wrong)
+    _title(figure, check, "Coverage")
+    figure.supxlabel("nominal coverage", fontsize=SMALL + 1)
+    figure.supylabel("share of true values", fontsize=SMALL + 1)
+    return figure
+
+
+def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+    """Plot posterior means against true values.
+
+    Parameters
+    ----------
+    check : xarray.DataTree
+        From :func:`check_calibration`.
+    var_names : sequence of str, optional
+        Parameters to show; all by default.
+    figsize : (float, float), optional
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Bars are one posterior sd to either side; ``r`` is the correlation. Where it is low, the data say little, or the
+        network does not hear them.
+    """
+    found = group(check, "recovery")
+    figure, drawn = grid(choose_of(check, "recovery", ["estimate", DATASET_DIM], var_names), figsize=figsize)
+    for panel, ax in drawn:
+        true, mean, _, sd = panel.of(found.transpose("estimate", DATASET_DIM, ...))
+        some = slice(MOST_POINTS)
+        ax.errorbar(true[some], mean[some], sd[some], fmt="o", ms=2.2, color=BLUE, ecolor=GREY, elinewidth=0.7, mew=0)
+        low, high = _most(true)
+        margin = 0.08 * (high - low) or 1.0
+        ends = (low - margin, high + margin)
+        ax.plot(ends, ends, color=DARK, lw=0.8, ls=":")
+        ax.set(xlim=ends, ylim=ends)
+        note(ax, f"r = {correlation(true, mean):.2f}")
+    _title(figure, check, "Recovery")
+    figure.supxlabel("true value", fontsize=SMALL + 1)
+    figure.supylabel("posterior mean ± sd", fontsize=SMALL + 1)
+    return figure
+
+
+def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+    """Plot z-scores against posterior contraction.
+
+    Parameters
+    ----------
+    check : xarray.DataTree
+        From :func:`check_calibration`.
+    var_names : sequence of str, optional
+        Parameters to show; all by default.
+    figsize : (float, float), optional
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Points at the right: the data say much; below 0 posteriors are wider than the prior. Points above and below the
+        dotted lines at ±2 should be few (5 %); many at the right mean over-confidence, most of them on one side a bias.
+    """
+    found = group(check, "contraction")
+    figure, drawn = grid(choose_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize)
+    for panel, ax in drawn:
+        contraction, z = panel.of(found.transpose("score", DATASET_DIM, ...))
+        known = np.isfinite(contraction) & np.isfinite(z)
+        contraction, z = contraction[known], z[known]
+        beside = contraction < LOWEST_CONTRACTION
+        shown = np.maximum(contraction, LOWEST_CONTRACTION)
+        ax.scatter(shown[~beside], z[~beside], s=5, color=BLUE, alpha=0.5, lw=0)
+        ax.scatter(shown[beside], z[beside], s=9, color=RED, marker="<", lw=0)
+        for height in (-2, 2):
+            ax.axhline(height, color=DARK, lw=0.8, ls=":")
+        reach = max(STEEP, 1.05 * _most(np.abs(z))[1]) if len(z) else STEEP
+        ax.set(xlim=(min(-0.05, shown.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
+        beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
+        words = f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown"
+        wider = f"{beside.sum()} below {LOWEST_CONTRACTION}\n" if beside.any() else ""
+        note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
+    _title(figure, check, "Contraction")
+    figure.supxlabel("posterior contraction", fontsize=SMALL + 1)
+    figure.supylabel("posterior z-score", fontsize=SMALL + 1)
+    return figure
+
+
+def _title(figure: Figure, check: xr.DataTree, what: str) -> None:
+    """Say which draws were judged: raw and corrected ones look alike."""
+    attrs = check["prior_sbc"].attrs if "prior_sbc" in check.children else {}
+    if "correction" in attrs:
+        how = (
+            "the network's own draws"
+            if attrs["correction"] == "none"
+            else f'draws by correction="{attrs["correction"]}"'
+        )
+        figure.suptitle(f"{what}: {how}, {attrs['num_datasets']} simulated data sets", fontsize=SMALL + 2)
+
+
+def correlation(true: np.ndarray, mean: np.ndarray) -> float:
+    """Correlation of true values and posterior means; NaN where one of them does not vary."""
+    known = np.isfinite(true) & np.isfinite(mean)
+    if known.sum() < 2 or np.ptp(true[known]) == 0 or np.ptp(mean[known]) == 0:
+        return float("nan")
+    return float(np.corrcoef(true[known], mean[known])[0, 1])
+
+
+def group(check: xr.DataTree, name: str) -> xr.Dataset:
+    """Take a group of a check.
+
+    Raises
+    ------
+    TypeError
+        When it is no check.
+    """
+    if not isinstance(check, xr.DataTree) or name not in check.children:
+        raise TypeError(f"check must be what check_calibration returns, a DataTree with the group {name!r}")
+    return check[name].to_dataset()
+
+
+def choose_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequence[str] | None) -> list[Panel]:
+    """Choose the panels for a group whose variables have the leading dims `dims`."""
+    template = group(check, name).isel(dict.fromkeys(dims, 0), drop=True)
+    urgency = group(check, "calibration").sel(metric="p_value", drop=True)
+    return choose(template, var_names, urgency)
+
+
+def _most(values: np.ndarray) -> tuple[float, float]:
+    """Range of values, extreme ones left out."""
+    low, high = np.nanquantile(values, [0.25, 0.75])
+    reach = FAR * (high - low)
+    return max(float(np.nanmin(values)), low - reach), min(float(np.nanmax(values)), high + reach)
+
+
+def _is_off(metrics: xr.Dataset, panel: Panel) -> bool:
+    return bool(panel.of(metrics.sel(metric="p_adjusted")) < LEVEL)
+
+
+def _finding(metrics: xr.Dataset, panel: Panel) -> str:
+    def metric(name: str) -> float:
+        return float(panel.of(metrics.sel(metric=name)))
+
+    text = p_text(metric("p_adjusted"))
+    if not _is_off(metrics, panel) or panel.name in (LOG_JOINT, DISTANCE):
+        return text
+    return f"{text}\nbias {metric('bias'):+.2f} sd\nsd × {metric('sd_ratio'):.2f}"
+
+
+def _margins(figure: Figure) -> None:
+    """Leave room above the lines for a note."""
+    axes: list[Axes] = figure.axes
+    low, high = axes[0].get_ylim()
+    axes[0].set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(low, high + 0.35 * (high - low)))

@@ -1,0 +1,164 @@
+"""Data sets of which the parameters are known, and what a posterior says about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.approximators.arguments import Correction, whole
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.simulations import read_simulations, sources_again
+from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.simulator import Simulations, Simulator
+
+logger = logging.getLogger("pymc_amortized")
+
+CHAINS = 4
+"""As many as a user gets by default: corrected draws are resampled within each."""
+
+
+def known_datasets(
+    posterior: AmortizedPosterior,
+    number: int,
+    seed: np.random.SeedSequence,
+    *,
+    lengths: Mapping[str, int] | None = None,
+    simulations: xr.DataTree | None = None,
+    context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
+) -> Simulations:
+    """Simulate data sets as training did, or take the user's.
+
+    Parameters
+    ----------
+    posterior : AmortizedPosterior
+    number : int
+        Data sets wanted; of the user's, at most so many are taken.
+    seed : numpy.random.SeedSequence
+    lengths : mapping of dim to int, optional
+        One size for all of them.
+    simulations : xarray.DataTree, optional
+        The user's, as in :func:`fit_posterior`.
+    context, missing : mapping, optional
+        Sources, for posteriors that were read from a file.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When an argument does not fit the model, or simulations are not draws of the posterior's model.
+    """
+    spec = posterior.spec
+    if spec.potentials:
+        raise ValueError(
+            f"the model's potentials {list(spec.potentials)} are no part of its simulations: calibration on these "
+            "would be calibration for another model"
+        )
+    if simulations is not None:
+        if lengths is not None:
+            raise ValueError("lengths and simulations exclude each other")
+        given = read_simulations(spec, simulations, posterior.compile_kwargs)
+        return given.take(slice(number))
+    if context is None and missing is None:
+        simulator = posterior.simulator
+    else:
+        sampler = ContextSampler(spec, *sources_again(posterior, context, missing))
+        simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=posterior.compile_kwargs)
+    if lengths is None:
+        return simulator(number, seed)
+    lengths = _checked_lengths(posterior, lengths)
+    made_seed, gaps_seed = seed.spawn(2)
+    made = simulator.of_lengths(number, made_seed, dict(lengths))
+    data = {name: values for name, values in made.data.items() if name not in lengths}
+    each = {dim: np.full(len(made), length) for dim, length in lengths.items()}
+    return replace(made, data=data, lengths=each, missing=simulator.context.gaps(len(made), gaps_seed, lengths))
+
+
+def _checked_lengths(posterior: AmortizedPosterior, lengths: Mapping[str, int]) -> dict[str, int]:
+    ranges = {r.dim: r for r in posterior.spec.sizes}
+    if not isinstance(lengths, Mapping):
+        raise TypeError(f"lengths must map dims to lengths, as in {{'obs': 50}}; got {lengths!r}")
+    if set(lengths) != set(ranges):
+        raise KeyError(f"lengths: {sorted(lengths)} given; the dims whose length differs are {sorted(ranges)}")
+    for dim, length in lengths.items():
+        whole(f"lengths[{dim!r}]", length)
+        if not ranges[dim].smallest <= length <= ranges[dim].largest:
+            raise ValueError(
+                f"lengths[{dim!r}] is {length}; the posterior was trained for {ranges[dim].smallest} to "
+                f"{ranges[dim].largest}"
+            )
+    return dict(lengths)
+
+
+def sample_known(
+    posterior: AmortizedPosterior,
+    datasets: DataSets,
+    draws: int,
+    correction: Correction,
+    names: Sequence[str],
+    seed: np.random.SeedSequence,
+) -> xr.DataTree:
+    """Draw for simulated data sets, as a user would, and without the warnings that every batch would repeat.
+
+    Where no proposal for a data set is possible, a user is told so by an error. Here the network failed: its own draws
+    are judged.
+    """
+
+    def sample(some: DataSets, how: Correction) -> xr.DataTree:
+        return posterior.sample(
+            cast(Any, some),  # checked: it was simulated
+            draws=max(draws // CHAINS, 1),
+            chains=CHAINS,
+            batched=True,
+            correction=how,
+            var_names=names,
+            random_seed=seed.generate_state(4).tolist(),
+            progressbar=False,
+        )
+
+    with _quiet():
+        try:
+            return sample(datasets, correction)
+        except ValueError:
+            if correction is None:
+                raise
+        if len(datasets) == 1:
+            return sample(datasets, None)
+    halves = [slice(0, len(datasets) // 2), slice(len(datasets) // 2, None)]
+    trees = [
+        sample_known(posterior, datasets.take(half), draws, correction, names, child)
+        for half, child in zip(halves, seed.spawn(2), strict=True)
+    ]
+    return _joined(trees)
+
+
+def _joined(trees: list[xr.DataTree]) -> xr.DataTree:
+    """Put batches of data sets one after another."""
+
+    def group(name: str) -> xr.Dataset:
+        parts = [tree[name].to_dataset().drop_vars("proposal_log_weight", errors="ignore") for tree in trees]
+        return xr.concat(
+            parts, dim=DATASET_DIM, data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
+        )
+
+    return xr.DataTree.from_dict({name: group(name) for name in trees[0].children})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the package's logger from saying anything."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)

@@ -1,0 +1,117 @@
+"""The verdict of a check: tests of uniformity for every quantity, adjusted for their number, and a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.calibration import Uniformity, describe, holm, p_text, uniformity
+
+logger = logging.getLogger("pymc_amortized")
+
+LEVEL = 0.05
+"""Probability that any quantity of a calibrated posterior is found to be off."""
+METRICS = ("p_value", "p_adjusted", "p_uniform", "p_bias", "p_spread", "bias", "sd_ratio", "deviation")
+LOG_JOINT = "log_joint"
+DISTANCE = "tarp"
+MOST_NAMED = 5
+"""Quantities that a warning describes; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The tests of one scalar quantity."""
+
+    label: str
+    name: str
+    index: tuple[int, ...]
+    result: Uniformity
+    p_adjusted: float
+
+
+def find(pits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> list[Finding]:
+    """Test every scalar quantity.
+
+    Parameters
+    ----------
+    pits : dict of name to ndarray (n, *shape)
+    labels : dict of name to ndarray (*shape) of str
+        What each is called.
+    """
+    places: list[tuple[str, tuple[int, ...]]] = [
+        (name, index) for name, values in pits.items() for index in np.ndindex(values.shape[1:])
+    ]
+    results = [uniformity(np.moveaxis(pits[name], 0, -1)[index]) for name, index in places]
+    adjusted = holm(r.p_value for r in results)
+    return [
+        Finding(str(labels[name][index]), name, index, result, float(p))
+        for (name, index), result, p in zip(places, results, adjusted, strict=True)
+    ]
+
+
+def metrics(findings: list[Finding], template: xr.Dataset) -> xr.Dataset:
+    """Lay out findings as a dataset, each variable with a leading dim ``metric``.
+
+    Parameters
+    ----------
+    template : xarray.Dataset
+        Variables of the dims and coordinates of each quantity.
+    """
+    arrays = {str(name): np.full((len(METRICS), *v.shape), np.nan) for name, v in template.data_vars.items()}
+    for f in findings:
+        values = [f.p_adjusted if m == "p_adjusted" else getattr(f.result, m) for m in METRICS]
+        np.moveaxis(arrays[f.name], 0, -1)[f.index] = values
+    variables = {name: (("metric", *template[name].dims), array) for name, array in arrays.items()}
+    return xr.Dataset(variables, coords={**template.coords, "metric": list(METRICS)})
+
+
+def off(findings: list[Finding]) -> list[Finding]:
+    """Those that are not calibrated, the clearest first."""
+    return sorted((f for f in findings if f.p_adjusted < LEVEL), key=lambda f: f.result.p_value)
+
+
+def explain(finding: Finding) -> str:
+    """Say what is off with one quantity, and what that means."""
+    result, p = finding.result, p_text(finding.p_adjusted)
+    if finding.name == LOG_JOINT:
+        if result.bias < 0 and result.p_bias < result.p_spread:
+            return (
+                f"{finding.label}: the true parameters are denser under the model than the draws are ({p}); "
+                "the posterior is too wide, or ignores the data"
+            )
+        return f"{finding.label}: {describe(result)} ({p}); the joint distribution of the parameters is off"
+    if finding.name == DISTANCE:
+        return f"{finding.label}: the joint posterior does not cover the truth as often as it says ({p})"
+    return f"{finding.label}: {describe(result)} ({p})"
+
+
+def warn(findings: list[Finding], what: str, advice: str, further: Sequence[str] = ()) -> None:
+    """Log which quantities are off, how, and what to do; or that none is.
+
+    Parameters
+    ----------
+    what : str
+        What was tested.
+    further : sequence of str
+        What else was found to be off.
+    """
+    wrong = off(findings)
+    if not wrong and not further:
+        logger.info("%s: none of %d quantities is off.", what, len(findings))
+        return
+    lines = [explain(f) for f in wrong[:MOST_NAMED]]
+    if len(wrong) > MOST_NAMED:
+        lines.append(f"and {len(wrong) - MOST_NAMED} more")
+    lines += further
+    logger.warning(
+        "%s: %d of %d quantities are off.\n  %s\n%s",
+        what,
+        len(wrong),
+        len(findings),
+        "\n  ".join(lines),
+        advice,
+    )

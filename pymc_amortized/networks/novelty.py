@@ -1,0 +1,52 @@
+"""What a data set is compared with simulations by: its learned summary, and the shape of its residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pymc_amortized.networks.choices import encoded_arrays
+from pymc_amortized.networks.encoding import Sizes
+from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.summary.shape import ShapeStatistics
+
+__all__ = ["NoveltyFeatures"]
+
+AT_ONCE = 1_000  # data sets
+
+
+class NoveltyFeatures:
+    """Features of data sets, in two blocks.
+
+    Parameters
+    ----------
+    network : PosteriorNetwork
+    """
+
+    def __init__(self, network: PosteriorNetwork) -> None:
+        self.network = network
+        self._shape = ShapeStatistics(encoded_arrays(network.encoder), network.encoder.layout)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Width of the summary, and number of statistics of shape."""
+        return self.network.features, len(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """What the statistics of shape are."""
+        return self._shape.names
+
+    @torch.inference_mode()
+    def __call__(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
+        """Raw data (n, *shape) -> features (n, width), float64."""
+        n = len(next(iter(data.values())))
+        parts = []
+        for rows in (slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE)):
+            some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
+            encoded = self.network.encode({name: values[rows] for name, values in data.items()}, some)
+            summary = self.network.summarize(encoded).double().cpu()
+            parts.append(torch.cat([summary, self._shape(encoded)], 1).numpy())
+        return np.nan_to_num(np.concatenate(parts), posinf=1e30, neginf=-1e30)

@@ -1,0 +1,157 @@
+"""Log marginal likelihoods, against closed forms."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pymc as pm
+import pytest
+from closed_forms import (
+    DESIGN,
+    ERROR_SD,
+    GROUPS,
+    MU,
+    NOISE,
+    ROWS,
+    SCALE,
+    SHAPE,
+    SPREAD,
+    TAU,
+    TRIALS,
+    WEIGHTS_SD,
+    conjugate_data,
+    covariates_data,
+    proportion_data,
+    regression_data,
+)
+from numpy.testing import assert_allclose
+from scipy import special, stats
+from test_escalation import HOPELESS, WRONG, planted
+
+TOLERANCE = 0.05
+
+
+def conjugate_evidence(data):
+    covariance = NOISE**2 * np.eye(ROWS) + TAU**2
+    return stats.multivariate_normal(np.full(ROWS, MU), covariance).logpdf(data["y"])
+
+
+def regression_evidence(data):
+    shape = SCALE / SHAPE * (np.eye(20) + SPREAD**2 * DESIGN @ DESIGN.T)
+    return stats.multivariate_t(np.zeros(20), shape, 2 * SHAPE).logpdf(data["y"])
+
+
+def proportion_evidence(data):
+    y = data["y"]
+    successes = y.sum(1)
+    choose = special.gammaln(TRIALS + 1) - special.gammaln(y + 1) - special.gammaln(TRIALS - y + 1)
+    return choose.sum(1) + special.betaln(2 + successes, 3 + TRIALS * GROUPS - successes) - special.betaln(2, 3)
+
+
+def covariates_evidence(data):
+    return np.array(
+        [
+            stats.multivariate_normal(np.zeros(len(y)), ERROR_SD**2 * np.eye(len(y)) + WEIGHTS_SD**2 * x @ x.T).logpdf(
+                y
+            )
+            for x, y in zip(data["x"], data["y"], strict=True)
+        ]
+    )
+
+
+CASES = {
+    "conjugate": (conjugate_data, conjugate_evidence),
+    "regression": (regression_data, regression_evidence),
+    "proportion": (proportion_data, proportion_evidence),
+    "covariates": (covariates_data, covariates_evidence),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evidence_is_that_of_the_closed_form(name, request):
+    posterior = request.getfixturevalue(f"{name}_posterior")
+    data, exact = CASES[name]
+    found = posterior.log_marginal_likelihood(data(), batched=True, random_seed=1)
+    off = found["log_marginal_likelihood"].to_numpy() - exact(data())
+    assert np.all(np.abs(off) < TOLERANCE), off
+    assert np.all(np.abs(off) < 4 * found["mcse"] + 1e-6), off / found["mcse"]
+    assert set(found.data_vars) == {"log_marginal_likelihood", "mcse", "pareto_k", "importance_ess"}
+    assert found["mcse"].dims == ("dataset",)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_network_that_is_wrong_leaves_the_evidence_right(conjugate_posterior, name):
+    wrong = planted(conjugate_posterior, *WRONG[name])
+    found = wrong.log_marginal_likelihood(conjugate_data(), batched=True, random_seed=1)
+    assert_allclose(found["log_marginal_likelihood"], conjugate_evidence(conjugate_data()), atol=TOLERANCE)
+
+
+def test_errors_are_what_estimates_scatter_by(conjugate_posterior):
+    wrong = planted(conjugate_posterior, 0.5, 3.0)
+    data = {"y": np.repeat(conjugate_data()["y"][:1], 60, axis=0)}
+    found = wrong.log_marginal_likelihood(data, batched=True, proposals=1000, random_seed=1)
+    z = (found["log_marginal_likelihood"] - conjugate_evidence(data)) / found["mcse"]
+    assert stats.kstest(z, "norm").pvalue > 0.001
+    assert abs(float(z.mean())) < 4 / np.sqrt(60)
+
+
+def test_poor_weights_give_no_evidence(conjugate_posterior, caplog):
+    wrong = planted(conjugate_posterior, *HOPELESS)
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        found = wrong.log_marginal_likelihood(conjugate_data(), batched=True, random_seed=1)
+    assert np.isnan(found["log_marginal_likelihood"]).all()
+    assert np.isnan(found["mcse"]).all()
+    assert "5 of 5 data sets have no log marginal likelihood" in caplog.text
+    assert "sample_smc" in caplog.text
+
+
+def test_undefined_densities_give_no_evidence(conjugate_posterior, monkeypatch, caplog):
+    from pymc_amortized.graph.density import LogDensity
+
+    right = LogDensity.__call__
+
+    def holed(self, theta, data):
+        log_p = right(self, theta, data)
+        log_p[::100] = np.nan
+        return log_p
+
+    monkeypatch.setattr(LogDensity, "__call__", holed)
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        found = conjugate_posterior.log_marginal_likelihood(random_seed=1)
+    assert np.isnan(found["log_marginal_likelihood"])
+    assert found["log_marginal_likelihood"].dims == ()
+    assert "NaN or infinite" in caplog.text
+
+
+def test_zero_densities_count(conjugate_posterior, monkeypatch):
+    """Half of the prior cut away: what is left integrates to less."""
+    from pymc_amortized.graph.density import LogDensity
+
+    right = LogDensity.__call__
+    monkeypatch.setattr(
+        LogDensity, "__call__", lambda self, t, data: np.where(t[:, 0] > 1.0, right(self, t, data), -np.inf)
+    )
+    y = {"y": 1.0 + np.linspace(-4.0, 4.0, ROWS)}  # its posterior mean is 1
+    found = conjugate_posterior.log_marginal_likelihood(y, random_seed=1)
+    expected = conjugate_evidence({"y": y["y"][None]}) - np.log(2)
+    assert_allclose(found["log_marginal_likelihood"], expected, atol=TOLERANCE)
+
+
+def test_densities_that_are_not_normalized_are_refused(conjugate_posterior, schools_marginal):
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1)
+        pm.Potential("p", -(mu**2))
+        pm.Normal("y", mu, 1, observed=np.zeros(3))
+    from pymc_amortized.graph.spec import ModelSpec
+
+    with_potential = replace(conjugate_posterior, spec=ModelSpec.from_model(model))
+    with pytest.raises(ValueError, match="potentials \\['p'\\].*not normalized"):
+        with_potential.log_marginal_likelihood()
+    with pytest.raises(ValueError, match="needs the model's density"):
+        schools_marginal.log_marginal_likelihood()
+
+
+@pytest.mark.parametrize(("proposals", "error"), [(10, ValueError), (1e4, TypeError)])
+def test_proposals_are_enough(conjugate_posterior, proposals, error):
+    with pytest.raises(error, match="proposals"):
+        conjugate_posterior.log_marginal_likelihood(proposals=proposals)
