@@ -1,7 +1,5 @@
 """Amortized Bayesian inference for PyMC models."""
 
-import logging as _logging
-
 import pymc as _pm
 
 __version__ = "0.1.0"
@@ -27,6 +25,7 @@ from pymc_amortized.diagnostics import (
     plot_weights,
     report,
 )
+from pymc_amortized.logs import show_by_default
 from pymc_amortized.networks import (
     Flat,
     Grid,
@@ -78,8 +77,4 @@ __all__ = [
 
 _pm.sample_amortized = sample_amortized
 
-# What training found and what sampling doubts is said as PyMC says such things, unless the user configured logging.
-_logger = _logging.getLogger("pymc_amortized")
-if not _logging.root.handlers and not _logger.handlers:
-    _logger.setLevel(_logging.INFO)
-    _logger.addHandler(_logging.StreamHandler())
+show_by_default()
