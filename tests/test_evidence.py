@@ -28,6 +28,8 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from test_escalation import HOPELESS, WRONG, planted
 
+from pymc_amortized.approximators.evidence import warn_of_truncation
+
 TOLERANCE = 0.05
 
 
@@ -155,3 +157,11 @@ def test_densities_that_are_not_normalized_are_refused(conjugate_posterior, scho
 def test_proposals_are_enough(conjugate_posterior, proposals, error):
     with pytest.raises(error, match="proposals"):
         conjugate_posterior.log_marginal_likelihood(proposals=proposals)
+
+
+def test_truncated_priors_are_said_with_the_number(caplog):
+    with caplog.at_level("WARNING", "pymc_amortized"):
+        warn_of_truncation({"raised ZeroDivisionError": 500, "x: outside": 1}, 1000)
+        assert not caplog.records
+        warn_of_truncation({"mu: the density is zero": 500}, 1000)
+    assert "larger by 0.69" in caplog.text

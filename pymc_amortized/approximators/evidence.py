@@ -12,6 +12,7 @@ their mean.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,14 +111,16 @@ def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequenc
     return [results[i] for i in range(len(conditions.datasets))]
 
 
-def warn_of_truncation(kept: float) -> None:
+def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
     """Log that the model's density is not normalized, where it excludes draws from its prior.
 
     Parameters
     ----------
-    kept : float
-        Share of the prior's simulations that the density allows.
+    dropped : mapping of str to int
+        Why simulations were dropped; those that raised say nothing of the density.
+    attempted : int
     """
+    kept = 1 - sum(n for why, n in dropped.items() if not why.startswith("raised")) / max(attempted, 1)
     if kept < 1 - NOTABLE:
         logger.warning(
             "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "

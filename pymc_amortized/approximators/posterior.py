@@ -272,7 +272,7 @@ class AmortizedPosterior:
         conditions = self._conditions(datasets)
         found = estimate(conditions, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
-        warn_of_truncation(1 - sum(self.provenance.dropped.values()) / max(self.provenance.attempted, 1))
+        warn_of_truncation(self.provenance.dropped, self.provenance.attempted)
         return evidence_dataset(conditions, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
