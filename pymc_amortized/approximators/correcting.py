@@ -18,6 +18,7 @@ from pymc_amortized.approximators.drawing import Conditions, draw_given
 from pymc_amortized.approximators.escalation import Budget, escalate
 from pymc_amortized.approximators.sampling import Draws, Mode
 from pymc_amortized.graph.samplers import Samplers
+from pymc_amortized.graph.spec import ModelSpec
 
 MODES: dict[str | None, Mode] = {None: "raw", "psis": "network", "auto": "adapted", "nuts": "start"}
 
@@ -54,12 +55,12 @@ def draw_corrected(
         return results
     warn_of_undefined(results)
     if correction == "psis":
-        _say_where_uncorrected(conditions.obstacles)
+        _say_where_uncorrected(conditions.spec, conditions.obstacles)
         gaps = any(mask.any() for mask in datasets.missing.values())
         warn_of_poor_weights(results, datasets.labels, gaps=gaps)
         return results
     obstacles = [o and samplers.obstacle(conditions.given(i)) for i, o in enumerate(conditions.obstacles)]
-    _say_where_uncorrected(obstacles)
+    _say_where_uncorrected(conditions.spec, obstacles)
     every = correction == "nuts"
     rest = [i for i, r in enumerate(results) if (every or r.stage != "psis") and obstacles[i] is None]
     nuts_seed = seed.spawn(1)[0]
@@ -70,7 +71,7 @@ def draw_corrected(
     return results
 
 
-def _say_where_uncorrected(obstacles: Sequence[str | None]) -> None:
+def _say_where_uncorrected(spec: ModelSpec, obstacles: Sequence[str | None]) -> None:
     without = [obstacle for obstacle in obstacles if obstacle]
     if without:
-        say_that_uncorrected(without[0], len(without), len(obstacles))
+        say_that_uncorrected(spec, without[0], len(without), len(obstacles))

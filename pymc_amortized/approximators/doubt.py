@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,15 +25,16 @@ FAR_OUTSIDE = 0.1
 NOVEL = 0.01
 """Chance of any false alarm in a call, however many data sets: it is met often, and must not become noise."""
 
-_said: set[str] = set()
+_said: WeakKeyDictionary[ModelSpec, set[str]] = WeakKeyDictionary()
 
 
-def say_that_uncorrected(obstacle: str, number: int, total: int) -> None:
-    """Log, once for each reason if it holds for all data sets, that draws are the network's own."""
+def say_that_uncorrected(spec: ModelSpec, obstacle: str, number: int, total: int) -> None:
+    """Log, once for each model and reason if it holds for all data sets, that draws are the network's own."""
+    said = _said.setdefault(spec, set())
     if number < total:
         logger.warning("Draws of %d of %d data sets are the network's own, uncorrected: %s.", number, total, obstacle)
-    elif obstacle not in _said:
-        _said.add(obstacle)
+    elif obstacle not in said:
+        said.add(obstacle)
         logger.warning("Draws are the network's own, uncorrected: %s.", obstacle)
 
 

@@ -194,7 +194,7 @@ class AmortizedPosterior:
             progressbar=progressbar,
         )
         if correction == "auto" and self.spec.density_obstacle:
-            say_that_uncorrected(self.spec.density_obstacle, len(datasets), len(datasets))
+            say_that_uncorrected(self.spec, self.spec.density_obstacle, len(datasets), len(datasets))
         computed = self.compiled.constrain.names if any(groups.values()) else names
         variables = self.compiled.variables(datasets, results, computed)
         attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
