@@ -27,6 +27,8 @@ from pymc_amortized.networks import (
     SummaryNetwork,
     Transformer,
 )
+from pymc_amortized.networks.summary.kriging import NOISES, kriging
+from pymc_amortized.networks.summary.smoothing import MEMORIES, smoothing_errors
 
 BATCH = 300
 SMALL = {"width": 16, "depth": 1}
@@ -434,3 +436,49 @@ def test_groups_tell_their_means() -> None:
     ratio = sd * np.sqrt(n + 1)
     assert np.sqrt((error**2).mean()) < 0.25
     assert abs(ratio.mean() - 1) < 0.07 and np.abs(ratio - 1).mean() < 0.12
+
+
+# Fixed statistics, against their definitions written out
+
+
+def some_series(generator: torch.Generator, steps: int = 9) -> tuple[Tensor, Tensor]:
+    present = (torch.rand(3, steps, 2, generator=generator) > 0.3).float()
+    return torch.randn(3, steps, 2, generator=generator), present
+
+
+def test_smoothing_errors_are_those_of_the_weighted_mean_of_the_past() -> None:
+    values, present = some_series(torch.Generator().manual_seed(1))
+
+    def error(memory: float, y: Tensor, seen: Tensor) -> float:
+        squares = []
+        for t in range(1, len(y)):
+            weights = [memory ** (t - 1 - s) * float(seen[s]) for s in range(t)]
+            if sum(weights) and seen[t]:
+                past = sum(w * float(y[s]) for s, w in enumerate(weights)) / sum(weights)
+                squares.append((float(y[t]) - past) ** 2)
+        return math.log(sum(squares) / len(squares))
+
+    found = smoothing_errors(values, present).reshape(3, len(MEMORIES), 2)
+    expected = [[[error(m, values[i, :, c], present[i, :, c]) for c in range(2)] for m in MEMORIES] for i in range(3)]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_kriging_fits_are_those_of_a_normal_distribution() -> None:
+    generator = torch.Generator().manual_seed(2)
+    y, place = torch.randn(2, 7, generator=generator), 3 * torch.rand(2, 7, generator=generator)
+    seen = torch.ones(2, 7)
+    seen[1, 4:] = 0
+    y[1, 4:] = torch.nan
+    distance = (place[:, :, None] - place[:, None, :]).abs()
+    reach = torch.tensor([0.5])
+    found = kriging(y.nan_to_num(9.0), seen, distance, reach).reshape(2, len(NOISES), 4).double()
+    for i, n in enumerate((7, 4)):
+        h = math.sqrt(3) * distance[i, :n, :n].double().numpy() / 0.5
+        for noise, (zero, about, mean, determinant) in zip(NOISES, found[i].numpy(), strict=True):
+            inverse = np.linalg.inv(r := (1 + h) * np.exp(-h) + noise * np.eye(n))
+            x, ones = y[i, :n].double().numpy(), np.ones(n)
+            best = ones @ inverse @ x / (ones @ inverse @ ones)
+            assert mean == pytest.approx(best, abs=1e-4)
+            assert zero == pytest.approx(math.log(x @ inverse @ x / n), abs=1e-3)
+            assert about == pytest.approx(math.log((x - best) @ inverse @ (x - best) / n), abs=1e-3)
+            assert determinant == pytest.approx(np.linalg.slogdet(r)[1] / n, abs=1e-3)

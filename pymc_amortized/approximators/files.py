@@ -51,7 +51,7 @@ from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Reference
 from pymc_amortized.training import History, Training, TrainingState
 
-FORMAT = 3
+FORMAT = 4
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
 POINTS = 4

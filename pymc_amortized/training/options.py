@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-# Without the user's word: simple models have settled by 5,000 steps, and nobody minds a minute.
+# Without the user's word: simple models have settled by 5,000 steps, most in less than a minute. Where steps take longer
+# more time pays: a local level over 60 steps, trained for three minutes instead of one, has 10 % of its means 0.28 sd off
+# or more, instead of 0.46.
 MOST_STEPS = 5_000
-DEFAULT_SECONDS = 60.0
+DEFAULT_SECONDS = 180.0
 # However slow a step: with fewer there is no schedule to speak of.
 FEWEST_STEPS = 300
 
@@ -24,8 +26,8 @@ class Training:
     Parameters
     ----------
     num_steps : int or None
-        Steps of the optimizer, of one batch each. None: as many as take about a minute, at most
-        5,000; what that came to stands in the posterior's ``provenance.training``.
+        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three
+        minutes; what that came to stands in the posterior's ``provenance.training``.
     batch_size : int
         Simulations in a batch.
     learning_rate : float

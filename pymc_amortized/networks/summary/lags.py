@@ -9,6 +9,7 @@ from pymc_amortized.networks.statistics import squash
 from pymc_amortized.networks.summary.layers import LIMIT
 from pymc_amortized.networks.summary.moments import FEW, FLOOR, RIDGE, SHRINKAGE
 from pymc_amortized.networks.summary.rows import Join, Rows
+from pymc_amortized.networks.summary.smoothing import MEMORIES, smoothing_errors
 
 __all__ = ["LagStatistics"]
 
@@ -21,7 +22,7 @@ def last_step(mask: Tensor) -> Tensor:
 
 
 class LagStatistics:
-    """Autocorrelations, regressions on one and two steps before, changes, and both ends; per channel.
+    """Autocorrelations, regressions on steps before, changes, errors of smoothing, and both ends; per channel.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ class LagStatistics:
     def __init__(self, join: Join) -> None:
         self.varies = join.varies
         shrunk = len(SHRINKAGE) if self.varies else 0
-        self.width = join.channels * (LAGS + 2 + (2 + shrunk) + 3 + 1 + 2)
+        self.width = join.channels * (LAGS + 2 + (2 + shrunk) + 3 + 1 + len(MEMORIES) + 2)
 
     def __call__(self, rows: Rows, normal: Tensor) -> Tensor:
         """Statistics (batch, width), given rows standardized within their data set."""
@@ -50,6 +51,7 @@ class LagStatistics:
         t += [first, second, residual + 2 * log_scale]
         both = weights[:, 1:] * weights[:, :-1]
         t.append(torch.log(_mean((normal[:, 1:] - normal[:, :-1]).square(), both) + FLOOR) + 2 * log_scale)
+        t.append(smoothing_errors(normal, weights) + 2 * log_scale.repeat(1, len(MEMORIES)))
         if rows.mask is None:
             last = rows.values[:, -1]
         else:

@@ -24,6 +24,7 @@ from pymc_amortized.networks.encoding import mask_name
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.branches import make_branches
+from pymc_amortized.networks.summary.coupled import CoupledStatistics
 from pymc_amortized.networks.summary.layers import Residual, Standardize
 from pymc_amortized.networks.summary.options import Options
 from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
@@ -31,6 +32,7 @@ from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
 __all__ = ["SummaryNetwork"]
 
 LONG = 64  # rows, from which on padding costs more than a loop over pieces of a batch
+LONG_IN_PAIRS = 24  # the same where rows are compared with each other
 PIECES = 4  # of similar length: lengths 10 to 500, uniform on a logarithmic scale, are padded by half on average
 CHUNK = 1_000  # data sets whose statistics are computed at once
 
@@ -61,6 +63,8 @@ class SummaryNetwork(nn.Module):
         self.branches = nn.ModuleList(branches)
         statistics = sum(branch.statistics for branch in branches) + self.whole.width
         pooled = sum(branch.pooled for branch in branches)
+        pairs = any(isinstance(module, CoupledStatistics) for module in self.modules())
+        self.long = LONG_IN_PAIRS if pairs else LONG
         self.standardize = Standardize(statistics)
         self.linear = nn.Linear(statistics, features)
         self.residual = Residual(statistics + pooled, options.width, options.depth, features)
@@ -115,7 +119,7 @@ class SummaryNetwork(nn.Module):
         """Cut a batch into pieces of similar lengths, which need less padding; and the order that undoes it."""
         masks = [encoded[mask_name(axis)] for axis in self.layout.sized]
         mask = max(masks, key=lambda m: m.shape[1], default=None)
-        if mask is None or mask.shape[1] < LONG or len(mask) < 2 * PIECES:
+        if mask is None or mask.shape[1] < self.long or len(mask) < 2 * PIECES:
             return [encoded], None
         order = torch.argsort(mask.sum(1))
         size = -(-len(mask) // PIECES)

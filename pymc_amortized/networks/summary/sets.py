@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch
+from pymc_amortized.networks.summary.coupled import CoupledStatistics, wants_pairs
 from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean, row_depth
 from pymc_amortized.networks.summary.moments import RowStatistics
 from pymc_amortized.networks.summary.options import Set, SetTransformer
 from pymc_amortized.networks.summary.rows import Join, Rows
-from pymc_amortized.networks.summary.variogram import Variogram, wants_variogram
 
 __all__ = ["SetBranch", "SetTransformerBranch"]
 
@@ -22,21 +22,21 @@ class SetBranch(Branch):
     """Moments of the rows (and of pairs, where they depend on each other), and the mean of a network of single rows."""
 
     def __init__(self, join: Join, options: Set) -> None:
-        fixed, variogram = RowStatistics(join), Variogram(join) if wants_variogram(join) else None
-        super().__init__(join, fixed.width + (variogram.width if variogram else 0), options.row_width)
-        self.fixed, self.variogram = fixed, variogram
+        fixed, coupled = RowStatistics(join), CoupledStatistics(join) if wants_pairs(join) else None
+        super().__init__(join, fixed.width + (coupled.width if coupled else 0), options.row_width)
+        self.fixed, self.coupled = fixed, coupled
         depth = row_depth(options.row_depth, join.lengths[0])
         self.row = Residual(join.everything + join.channels, options.row_width, depth, options.row_width)
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
-        """Learn which distances occur."""
-        if self.variogram is not None:
-            self.variogram.fit(self.join(encoded))
+        """Learn which distances occur between rows."""
+        if self.coupled is not None:
+            self.coupled.fit(self.join(encoded))
 
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Moments, pair statistics and the variogram."""
+        """Moments, regressions, and statistics of pairs of rows."""
         t, normal = self.fixed(rows)
-        return t if self.variogram is None else torch.cat([t, self.variogram(rows)], -1), normal
+        return t if self.coupled is None else torch.cat([t, self.coupled(rows)], -1), normal
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Mean over rows."""
