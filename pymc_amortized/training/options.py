@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-# Without the user's word: simple models have settled by 5,000 steps, most in less than a minute. Where steps take longer
-# more time pays: a local level over 60 steps, trained for three minutes instead of one, has 10 % of its means 0.28 sd off
-# or more, instead of 0.46.
+# Without the user's word: simple models have settled by 5,000 steps, most in less than a minute. Where steps take
+# longer, more time pays: of a local level over 60 steps, one minute leaves a tenth of the means 0.46 sd off, three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
 # However slow a step: with fewer there is no schedule to speak of.
