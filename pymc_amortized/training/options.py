@@ -7,7 +7,8 @@ from numbers import Integral, Real
 from typing import Any
 
 # Without the user's word: simple models have settled by 5,000 steps, most in less than a minute. Where steps take
-# longer, more time pays: of a local level over 60 steps, one minute leaves a tenth of the means 0.46 sd off, three 0.28.
+# longer, more time pays: after one minute a tenth of the means of a local level over 60 steps are 0.46 sd off, after
+# three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
 # However slow a step: with fewer there is no schedule to speak of.
