@@ -1,9 +1,10 @@
 """Real choices and response times through a simulator: 14 patients, 3,988 trials of easy and of hard decisions.
 
-Patients with Parkinson's disease chose between two rewarded symbols (Cavanagh et al. 2011, Nature Neuroscience 14:1462);
-in trials of high conflict both promised much the same. HSSM ships the table: ``pip install --no-deps hssm`` is enough.
-The likelihood of a trial is learned from the simulator alone. The hierarchy gives every patient a drift, a boundary and a
-non-decision time, and asks what conflict does to the drift. Beside it stands NUTS on the exact density, with ``--exact``.
+Patients with Parkinson's disease chose between two rewarded symbols (Cavanagh et al. 2011, Nature Neuroscience
+14:1462); in trials of high conflict both promised much the same. HSSM ships the table, for which
+``pip install --no-deps hssm`` is enough. The likelihood of a trial is learned from the simulator alone. The hierarchy
+gives every patient a drift, a boundary and a non-decision time, and asks what conflict does to the drift. Beside it
+stands, with ``--exact``, NUTS on the exact density.
 
     python examples/response_times.py [--seconds 240] [--exact]
 """
@@ -71,8 +72,8 @@ def hierarchy(data: pd.DataFrame, likelihood: pma.AmortizedLikelihood | None) ->
 
 def level(name, mean, spread):
     """Return what differs between patients, not centered."""
-    center, scale = pm.Model.get_context().register_rv(mean, f"mean_{name}"), None
-    scale = pm.Model.get_context().register_rv(spread, f"spread_{name}")
+    model = pm.modelcontext(None)
+    center, scale = model.register_rv(mean, f"mean_{name}"), model.register_rv(spread, f"spread_{name}")
     return center + scale * pm.Normal(f"{name}_raw", 0, 1, dims="patient")
 
 
