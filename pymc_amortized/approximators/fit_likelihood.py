@@ -17,18 +17,16 @@ from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.fit import NOTABLE_DROPS, available_cores, training_entropy
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.provenance import Provenance
+from pymc_amortized.approximators.row_error import CHECKED, row_error
 from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.region import Region, widened
 from pymc_amortized.graph.rows import ObservedRows, add_row_parameters, find_rows
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.rows import RowNetwork
-from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Kind, Layout
 from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.fitting import fit_layout
@@ -60,9 +58,6 @@ MOST_PILOT = 8192
 PILOT_SHARE = 0.15
 """Of the time, that these may take."""
 HELD_OUT_ROWS = 20_000
-CHECKED = 100
-"""Simulations on which the learned density is compared with the exact one."""
-MOST_CHECKED_ROWS = 200
 SIMULATING_SHARE = 0.5
 """Time that simulating a batch may take, in training steps: so many rows of each simulation are used."""
 SLOW = 3.0
@@ -170,7 +165,7 @@ def fit_likelihood(
     fit.device, fit.progressbar = choose_device(device), progressbar
     fit.lags = (lags or LAGS) if rows.series else 0
     fit.plan(num_simulations, whole("cores", cores) if cores is not None else None)
-    return fit.run(network or RowSize(), _kinds(rows, mapping("kinds", kinds)))
+    return fit.run(network or RowSize(), column_kinds(rows, mapping("kinds", kinds)))
 
 
 class _Fit:
@@ -261,7 +256,8 @@ class _Fit:
             ),
             state=trained.state,
         )
-        error, remark = self._checked(likelihood)
+        made = self.simulator(CHECKED, stage_seed(self.entropy, Stage.HELD_OUT, 1))
+        error, remark = row_error(likelihood, self.simulated, self.read_from, made, self.compile_kwargs)
         doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0
         logger.log(logging.WARNING if doubtful else logging.INFO, f"{summary_line(trained)} {remark}".rstrip())
         return replace(likelihood, error=error)
@@ -361,40 +357,6 @@ class _Fit:
         source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
         return source
 
-    def _checked(self, likelihood: AmortizedLikelihood) -> tuple[float | None, str]:
-        """Compare with the exact density, where the model has one: mean absolute error per row."""
-        name = self.rows.variable.name
-        if not has_density(self.simulated.model, self.simulated.model[name]):
-            return None, ""
-        made = self.simulator(CHECKED, stage_seed(self.entropy, Stage.HELD_OUT, 1))
-        rows = self._rows(made, self.read_from.rows, Stage.HELD_OUT)
-        fine = inside(likelihood.network.layout, list(rows.parameters))
-        exact = LogDensityByVariable(self.simulated, self.compile_kwargs)
-        fixed = {v.name: self.simulated.held[v.name] for v in self.simulated.unchanging}
-        values = []
-        for i in range(len(made)):
-            data = fixed | {v.name: made.data[v.name][i] for v in self.simulated.data}
-            values.append(np.ravel(exact(made.unconstrained[i : i + 1], data)[name]))
-        truth = np.stack(values)
-        learned = self._learned(likelihood, rows).reshape(len(made), -1)
-        if self.rows.series:  # PyMC's density is that of the series
-            length = self.read_from.rows // truth.shape[1]
-            learned = learned.reshape(len(made), -1, length).sum(-1)
-            fine, truth, learned = fine.reshape(len(made), -1, length).all(-1), truth / length, learned / length
-        error = np.abs(learned - truth)[fine.reshape(truth.shape) & np.isfinite(truth)]
-        if error.size == 0:
-            return None, ""
-        mean = float(error.mean())
-        return mean, f"Mean |error of the log density| {mean:.4f} per row, on {error.size:,} simulated rows."
-
-    def _learned(self, likelihood: AmortizedLikelihood, rows: Rows) -> np.ndarray:
-        density, past = likelihood.density, []
-        if rows.past is not None:
-            for lag in rows.past:
-                exists = (~np.isnan(lag[0])).astype(float)
-                past.append([exists, *np.nan_to_num(lag, nan=1.0)])
-        return density.log_density(NUMPY, list(rows.values), list(rows.parameters), past)
-
 
 def _options(training: Training | None, max_time: float | None) -> Training:
     if training is not None and not isinstance(training, Training):
@@ -414,7 +376,7 @@ def _chosen(spec: ModelSpec, variable: str | None) -> str:
     return variable
 
 
-def _kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]:
+def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]:
     name = rows.variable.name
     unknown = sorted(set(given) - {name})
     if unknown:
