@@ -16,7 +16,7 @@ What is shared, and what is not (cf. JANA: Radev et al. 2023, arXiv 2302.09125):
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,8 @@ from pymc_amortized.training import (
 )
 
 logger = logging.getLogger("pymc_amortized")
+
+Term = Callable[[float], torch.Tensor | None] | None
 
 DEFAULT_SECONDS = 120.0
 """Four fifths of what a posterior and a likelihood may take alone, one after the other."""
@@ -163,7 +165,7 @@ def fit_joint(
     spec, sources, gaps = read_model(model, observed, None, context, missing)
     alone = ModelSpec.from_model(model, observed=observed, context=sources)
     rows = find_rows(alone, _chosen(alone, variable), structure)
-    obstacle = consistency_obstacle(spec) if self_consistency else None
+    obstacle = consistency_obstacle(spec, rows) if self_consistency else None
     if obstacle:
         raise ValueError(f"self_consistency: {obstacle}")
     entropy = training_entropy(random_seed)
@@ -225,7 +227,8 @@ class _JointFit(PosteriorFit):
         self.each = min(-(-DEFAULT.batch_size // self.options.batch_size), self.read_from.rows)
         self._plan_joint_steps(network, structure, row_network, layout, statistics)
         source = self._joint_source(network, structure, layout, statistics)
-        trained = self._train_both(network, structure, row_network, layout, source, held_out)
+        terms = self._terms(network, structure, row_network, statistics)
+        trained = self._train_both(network, structure, row_network, layout, source, held_out, terms)
         gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
         posterior = self._finished(network, structure, gaps, trained[0], held_out, pilot, some)
         likelihood = self._likelihood(row_network.to("cpu"), trained[1], pilot)
@@ -326,6 +329,19 @@ class _JointFit(PosteriorFit):
         source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
         return source
 
+    def _terms(
+        self, network: PosteriorNetwork, structure: Structure, row_network: RowNetwork, statistics: Simulations
+    ) -> tuple[Term, Term]:
+        """What is added to the losses of the two networks."""
+        if not self.consistent:
+            return None, None
+        seed = stage_seed(self.entropy, Stage.LOOP, 3)
+        networks = (network, row_network)
+        term = SelfConsistency(
+            self.simulated, self.read_from, structure, networks, statistics, seed, self.compile_kwargs
+        )
+        return term.of_posterior, term.of_likelihood
+
     def _train_both(
         self,
         network: PosteriorNetwork,
@@ -334,6 +350,7 @@ class _JointFit(PosteriorFit):
         layout: Layout,
         source: Batches,
         held_out: Simulations,
+        terms: tuple[Term, Term],
     ) -> list[Trained]:
         judged = max(min(HELD_OUT_ROWS // len(held_out), self.read_from.rows), 1)
         held = self._both(network, structure, layout, held_out, judged, Stage.HELD_OUT)
@@ -343,12 +360,14 @@ class _JointFit(PosteriorFit):
             self.options, learning_rate=rate, weight_decay=0.0, batch_size=self.each * self.options.batch_size
         )
         tasks = [
-            Task(network, shared.view(of_datasets), of_datasets(held), self.options),
+            Task(network, shared.view(of_datasets), of_datasets(held), self.options, None, terms[0]),
             Task(
                 row_network,
                 shared.view(lambda batch, number: of_rows(batch, number, self.each)),
                 of_rows(held),
                 of_likelihood,
+                None,
+                terms[1],
             ),
         ]
         with torch_threads(self.options.threads or torch.get_num_threads()):

@@ -6,7 +6,6 @@ compared with the one in the file by the same description.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pymc as pm
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
@@ -36,6 +35,11 @@ LARGEST = {"hidden": 4096, "depth": 64, "components": 1024}
 
 def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
     """Write a likelihood to a file; see :meth:`AmortizedLikelihood.save`."""
+    files.write(path, *contents(likelihood))
+
+
+def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of a likelihood."""
     spec, rows = likelihood.spec, likelihood.rows
     description = {
         "format": files.FORMAT,
@@ -56,13 +60,9 @@ def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
         },
         "error": likelihood.error,
     }
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
     tensors = {f"network.{k}": v for k, v in likelihood.network.state_dict().items()}
     tensors |= {f"state.{k}": v for k, v in likelihood.state.tensors.items()}
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={files.KEY: json.dumps(description, allow_nan=False)})
+    return description, tensors
 
 
 def _structure(likelihood: AmortizedLikelihood) -> list[str]:

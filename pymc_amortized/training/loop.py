@@ -9,7 +9,7 @@ Nothing in a step waits for the device: losses are added up there and read at ev
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -59,13 +59,17 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A network to train, with what :func:`train` takes for it."""
+    """A network to train, with what :func:`train` takes for it.
+
+    `term` is added to the loss in training: a function of the share of the training that is done.
+    """
 
     network: nn.Module
     source: Batches
     held_out: tuple[Tensor, Mapping[str, Tensor]]
     options: Training
     resume: TrainingState | None = None
+    term: Callable[[float], Tensor | None] | None = None
 
 
 def train(
@@ -147,7 +151,7 @@ def train_together(
             weights = FlatWeights(task.network.to(place))
             stack.enter_context(weights.flattened())
             judge = Judge(task.network, weights, moved(task.held_out, place), task.options.batch_size)
-            runs.append(_Run(task.network, weights, task.source, judge, task.options))
+            runs.append(_Run(task, weights, judge))
             if task.resume is not None:
                 runs[-1].restore(task.resume)
         ended: dict[int, Stopped] = {}
@@ -184,20 +188,13 @@ def _status(runs: "list[_Run]") -> Status:
 class _Run:
     """One training: what a step, an evaluation and an ending do."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        weights: FlatWeights,
-        source: Batches,
-        judge: Judge,
-        options: Training,
-    ) -> None:
-        self.network, self.weights, self.source = network, weights, source
-        self.judge, self.options = judge, options
+    def __init__(self, task: Task, weights: FlatWeights, judge: Judge) -> None:
+        self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
+        self.weights, self.judge = weights, judge
         self.at, self.device = Standing(), weights.vector.device
-        self.optimizer, self.average = _adamw(weights.vector, options), weights.copy()
+        self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
         self.clock = time.perf_counter()
-        self.simulated_before = source.seconds  # a fixed set, say: no part of this call
+        self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
 
@@ -222,7 +219,8 @@ class _Run:
     def advance(self, fraction: float) -> None:
         """Make one step."""
         loss = scalar_loss(self.network, self.source.next())
-        gradient = self.weights.gradient(loss)
+        added = self.term(fraction) if self.term is not None else None
+        gradient = self.weights.gradient(loss if added is None else loss + added.to(loss))
         norm = torch.linalg.vector_norm(gradient)
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
         finite = torch.isfinite(norm + loss.detach())
