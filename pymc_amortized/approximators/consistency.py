@@ -1,14 +1,13 @@
 r"""Self-consistency of a posterior and a likelihood that are learned together.
 
-By Bayes' theorem :math:`\log p(\theta) + \log p(y \mid \theta) - \log p(\theta \mid y)` is the log evidence, the same for
-every :math:`\theta`. Its variance over draws of the network's posterior, with the learned likelihood in the place of the
-exact one, is zero where both are right (Schmitt et al. 2024, arXiv 2310.04395). It is a term that asks no
-parameters to have been simulated with the data.
+By Bayes' theorem :math:`\log p(\theta) + \log p(y \mid \theta) - \log p(\theta \mid y)` is the log evidence, the same
+for every :math:`\theta`. Its variance over draws of the network's posterior, with the learned likelihood in the place
+of the exact one, is zero where both are right (Schmitt et al. 2024, arXiv 2310.04395).
 
-The draws are numbers, through which nothing is differentiated: the log prior, which PyTensor evaluates, and the parameters
-of rows can be numbers too, and the gradient reaches the two networks through their log densities alone. The term
-starts once there is something to be consistent about. What enters is :math:`\log(1 + v)` of a variance :math:`v`, which
-is :math:`v` where it is small: early on single variances are hundreds, and would drown everything else.
+The draws are numbers, through which nothing is differentiated: the log prior, which PyTensor evaluates, and the
+parameters of rows can be numbers too, and the gradient reaches the two networks through their log densities alone. The
+term starts once there is something to be consistent about. What enters is :math:`\log(1 + v)` of a variance :math:`v`,
+which is :math:`v` where it is small: early on single variances are hundreds, and would drown everything else.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ What is shared, and what is not (cf. JANA: Radev et al. 2023, arXiv 2302.09125):
 - One model is compiled into one simulator, and every simulated data set is used twice: as a whole by the posterior, row
   by row by the likelihood. So are the simulations that statistics are learned from, and those held out.
 - Both networks make their steps in turn in one loop, with one clock and one schedule.
-- Weights are not shared. In JANA too the summary network serves the posterior alone, and the likelihood is a network of
-  the parameters. Here it is a mixture for each row in terms of a few numbers, small enough to become a PyTensor graph that
-  costs microseconds a row; an encoder of data it does not have, and one that condenses rows for a posterior
-  would gain nothing from an objective that never asks what the data tell. Each network keeps its own optimizer, learning
-  rate and best weights, so that neither is worse for the other's company.
+- Weights are not shared. In JANA too the summary network serves the posterior alone, and the likelihood is a network
+  of the parameters. Here it is a mixture for each row in terms of a few numbers, small enough to become a PyTensor
+  graph that costs microseconds a row. It has no encoder of data that a posterior could use, and the posterior's encoder
+  of rows would gain nothing from an objective that never asks what they tell. Each network keeps its own optimizer,
+  learning rate and best weights, so that neither is worse for the other's company.
 - What couples them is self-consistency (:mod:`pymc_amortized.approximators.consistency`), if it is wanted.
 """
 
@@ -27,15 +27,17 @@ import torch
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.consistency import SelfConsistency, consistency_obstacle
 from pymc_amortized.approximators.fit import PosteriorFit, training_entropy
-from pymc_amortized.approximators.fit_likelihood import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, column_kinds
+from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
+from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import row_error
 from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
+from pymc_amortized.graph.learned import refuse_followers
 from pymc_amortized.graph.missing import find_rules
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
@@ -115,10 +117,16 @@ def fit_joint(
     variable : str, optional
         The observed variable whose likelihood is learned; by default the only one, or the only one without a density.
         The others need a density for draws to be corrected.
-    observed, context, missing, structure, summary, density
-        As in :func:`fit_posterior`; `structure` as in :func:`fit_likelihood` too.
-    kinds, lags, network
+    observed, context, missing
+        As in :func:`fit_posterior`.
+    structure : mapping of name to kind, optional
+        As in :func:`fit_posterior` and :func:`fit_likelihood`.
+    kinds, lags
         As in :func:`fit_likelihood`.
+    summary, density
+        As in :func:`fit_posterior`.
+    network : RowSize, optional
+        Size of the likelihood's networks.
     self_consistency : bool
         Whether the variance of log prior + learned log likelihood - log posterior over draws is made small as well,
         which it is for every data set when both are right (Schmitt et al. 2024, arXiv 2310.04395). It takes time, and
@@ -131,10 +139,12 @@ def fit_joint(
         likelihood's is two thirds of it, without weight decay.
     max_time : float, optional
         Seconds that training may take, 120 by default.
-    cores, device, progressbar, compile_kwargs
+    cores, device
         As in :func:`fit_posterior`.
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
+    progressbar, compile_kwargs
+        As in :func:`fit_posterior`.
 
     Returns
     -------
@@ -165,6 +175,8 @@ def fit_joint(
     spec, sources, gaps = read_model(model, observed, None, context, missing)
     alone = ModelSpec.from_model(model, observed=observed, context=sources)
     rows = find_rows(alone, _chosen(alone, variable), structure)
+    if spec.density_obstacle:
+        refuse_followers(spec, rows.variable.name)
     obstacle = consistency_obstacle(spec, rows) if self_consistency else None
     if obstacle:
         raise ValueError(f"self_consistency: {obstacle}")
@@ -205,9 +217,7 @@ class _JointFit(PosteriorFit):
         self.read_from = rows_at_largest(simulated, rows)
         names = add_sized_row_parameters(simulated, self.read_from)
         sampler = ContextSampler(simulated, self.context, self.missing)
-        self.simulator = Simulator(
-            simulated, context=sampler, deterministics=names, compile_kwargs=self.compile_kwargs
-        )
+        self.simulator = Simulator(simulated, context=sampler, deterministics=names, compile_kwargs=self.compile_kwargs)
 
     def run_jointly(
         self,

@@ -132,4 +132,3 @@ def _gaps(posterior: AmortizedPosterior, rows: ObservedRows) -> dict[str, Rule |
     if rows.variable.name in gaps:
         gaps[rows.variable.name] = None if rows.series else "row" if rows.event_shape else "element"
     return gaps
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pymc as pm
-from torch import nn
+from torch import Tensor, nn
 
 from pymc_amortized.approximators import files, likelihood_files
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior
@@ -23,7 +23,7 @@ def save(joint: AmortizedJoint, path: str | PathLike[str]) -> None:
     contents = (files.contents(joint.posterior), likelihood_files.contents(joint.likelihood))
     description: dict[str, Any] = {"format": files.FORMAT, "what": WHAT, "versions": files.versions()}
     description["corrected by the learned likelihood"] = joint.posterior.learned is not None
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for part, (described, held) in zip(PARTS, contents, strict=True):
         description[part] = described
         tensors |= {f"{part}/{name}": tensor for name, tensor in held.items()}
@@ -69,8 +69,6 @@ def read(
     with files.damage(path):
         described = [dict(description[part]) for part in PARTS]
         learned = bool(description["corrected by the learned likelihood"])
-    posterior = files.read_posterior(
-        Part(file, PARTS[0]), path, described[0], model, summary, density, compile_kwargs
-    )
+    posterior = files.read_posterior(Part(file, PARTS[0]), path, described[0], model, summary, density, compile_kwargs)
     likelihood = likelihood_files.read(Part(file, PARTS[1]), path, described[1], model)
     return AmortizedJoint(learned_posterior(posterior, likelihood) if learned else posterior, likelihood)

@@ -65,6 +65,4 @@ def of_rows(batch: Batch, number: int = 0, each: int | None = None) -> Batch:
     fine = flat[FINE][:, 0]
     if not bool(fine.all()):
         flat = {name: value[fine] for name, value in flat.items()}
-    return flat[SLOPE], {
-        name.removeprefix(PREFIX): value for name, value in flat.items() if name not in (SLOPE, FINE)
-    }
+    return flat[SLOPE], {name.removeprefix(PREFIX): value for name, value in flat.items() if name not in (SLOPE, FINE)}

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from pymc.model.fgraph import ModelDeterministic, ModelVar, fgraph_from_model, model_from_fgraph, model_observed_rv
+from pymc.model.fgraph import ModelVar, fgraph_from_model, model_from_fgraph, model_observed_rv
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import ancestors
@@ -37,6 +37,7 @@ def with_learned_density(spec: ModelSpec, rows: ObservedRows, emulator: Emulator
     ValueError
         When another variable's distribution, or a potential, is computed from the variable.
     """
+    refuse_followers(spec, rows.variable.name)
     with warnings.catch_warnings():
         # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
         warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
@@ -44,7 +45,7 @@ def with_learned_density(spec: ModelSpec, rows: ObservedRows, emulator: Emulator
     old = memo[spec.model[rows.variable.name]]
     new = _exchanged(spec, rows, emulator, old, memo)
     outputs = [new if output is old else output for output in fgraph.outputs]
-    rebuilt = FunctionGraph(outputs=[o for o in outputs if not _computed_from(old, o)], clone=False)
+    rebuilt = FunctionGraph(outputs=[o for o in outputs if old not in ancestors([o])], clone=False)
     rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
     model = model_from_fgraph(rebuilt, mutate_fgraph=True)
     for kind in ("free_RVs", "observed_RVs", "deterministics"):  # back into the order they were written in
@@ -55,6 +56,19 @@ def with_learned_density(spec: ModelSpec, rows: ObservedRows, emulator: Emulator
     # a constant that only the exchanged distribution read is an input that nothing uses
     symbols = {key: found.get(key, symbol) for key, symbol in spec.symbols.items()}
     return replace(spec, model=model, symbols=symbols)
+
+
+def refuse_followers(spec: ModelSpec, name: str) -> None:
+    """Refuse a model in which another distribution or a potential is computed from an observed variable.
+
+    Raises
+    ------
+    ValueError
+    """
+    model = spec.model
+    for var in (*model.basic_RVs, *model.potentials):
+        if var is not model[name] and model[name] in ancestors([var]):
+            raise ValueError(f"{var.name!r} is computed from {name!r}, whose learned distribution it would not follow")
 
 
 def _exchanged(spec: ModelSpec, rows: ObservedRows, emulator: Emulator, old: Any, memo: dict[Any, Any]) -> Any:
@@ -73,11 +87,3 @@ def _exchanged(spec: ModelSpec, rows: ObservedRows, emulator: Emulator, old: Any
     )
     rv.name = name
     return model_observed_rv(rv, value, name, *old.owner.op.dims)
-
-
-def _computed_from(old: Any, output: Any) -> bool:
-    if old not in ancestors([output]):
-        return False
-    if not isinstance(output.owner.op, ModelDeterministic):
-        raise ValueError(f"{output.name!r} is computed from {old.name!r}, whose learned density it would not follow")
-    return True
