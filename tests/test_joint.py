@@ -1,6 +1,7 @@
 """Posterior and likelihood trained together: closed forms, the learned density in the place of an exact one, files."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pymc as pm
@@ -14,11 +15,15 @@ from pymc_amortized.approximators.joint import learned_posterior
 
 STEPS = pma.Training(num_steps=250, batch_size=128, evaluations=5, threads=1)
 SHORT = {"training": STEPS, "progressbar": False, "random_seed": 1}
+INTERPRETED = SHORT | {"num_simulations": 3000, "cores": 1, "compile_kwargs": {"mode": "FAST_COMPILE"}}
+"""Compiling a simulator that calls a Python function takes longer than a few thousand simulations."""
 pytestmark = [
     # PyMC's own, of every distribution with a function for its draws
     pytest.mark.filterwarnings("ignore:Numba will use object mode"),
     pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
     pytest.mark.filterwarnings("ignore:Calling a RandomVariable without an explicit rng"),
+    # of the interpreter, for small matrices
+    pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
 ]
 
 
@@ -57,19 +62,23 @@ def some_data(count=6, rows=ROWS, seed=2):
     return rng.normal(mu, NOISE, size=(count, rows))
 
 
+def interpreted(model, **kwargs):
+    return pma.fit_joint(model, **(INTERPRETED | kwargs))
+
+
 @pytest.fixture(scope="module")
 def joint():
-    return pma.fit_joint(mean_model(), **SHORT)
+    return interpreted(mean_model())
 
 
 @pytest.fixture(scope="module")
 def with_density():
-    return pma.fit_joint(mean_model(exact=True), **SHORT)
+    return interpreted(mean_model(exact=True))
 
 
 @pytest.fixture(scope="module")
 def of_any_size():
-    return pma.fit_joint(mean_model(), context={"obs": (4, ROWS)}, missing={"y": 0.2}, **SHORT)
+    return interpreted(mean_model(), context={"obs": (4, ROWS)}, missing={"y": 0.2})
 
 
 class TestAgainstClosedForms:
@@ -121,7 +130,7 @@ class TestAgainstClosedForms:
 class TestWhatFollows:
     def test_predictions_and_log_likelihoods(self, joint):
         (y,) = some_data(1)
-        dt = joint.posterior.sample({"y": y}, draws=200, random_seed=1)
+        dt = joint.posterior.sample({"y": y}, draws=100, random_seed=1)
         predicted = joint.posterior.sample_posterior_predictive(dt, random_seed=1)["posterior_predictive"]["y"]
         mean, sd = moments(y)
         assert float(predicted.mean()) == pytest.approx(mean, abs=0.3)
@@ -130,9 +139,11 @@ class TestWhatFollows:
         exact = stats.norm(dt["posterior"]["mu"].values[..., None], NOISE).logpdf(y)
         assert np.abs(log_likelihood.values - exact).mean() < 0.05
 
+    @pytest.mark.slow
     def test_nuts_on_the_learned_likelihood(self, joint):
         (y,) = some_data(1)
-        dt = joint.posterior.sample({"y": y}, draws=200, correction="nuts", progressbar=False, random_seed=1)
+        posterior = replace(joint.posterior, compile_kwargs=None)
+        dt = posterior.sample({"y": y}, draws=200, correction="nuts", progressbar=False, random_seed=1)
         assert dt["sample_stats"]["stage"] == "nuts"
         mean, sd = moments(y)
         assert float(dt["posterior"]["mu"].mean()) == pytest.approx(mean, abs=0.3 * sd)
@@ -143,8 +154,9 @@ class TestWhatFollows:
         assert further.history.step[-1] == STEPS.num_steps + 20
 
     def test_what_is_seen_of_a_likelihood_of_another_model(self, joint, caplog):
-        other = pma.fit_joint(mean_model(noise=NOISE / 2), **SHORT)
+        other = interpreted(mean_model(noise=NOISE / 2), num_simulations=1000)
         wrong = learned_posterior(joint.posterior, other.likelihood)
+        caplog.clear()
         with caplog.at_level(logging.WARNING, logger="pymc_amortized"):
             pma.check_calibration(wrong, num_datasets=200, draws=100, correction="psis", random_seed=1)
         assert "mu" in caplog.text
@@ -153,7 +165,7 @@ class TestWhatFollows:
 class TestFiles:
     def test_a_saved_joint_is_the_same(self, joint, tmp_path):
         joint.save(tmp_path / "joint.pma")
-        loaded = pma.load(tmp_path / "joint.pma", model=mean_model())
+        loaded = pma.load(tmp_path / "joint.pma", model=mean_model(), compile_kwargs=INTERPRETED["compile_kwargs"])
         assert isinstance(loaded, pma.AmortizedJoint)
         (y,) = some_data(1)
         both = [j.log_marginal_likelihood({"y": y}, random_seed=1) for j in (joint, loaded)]
@@ -171,8 +183,7 @@ class TestFiles:
 
 class TestSelfConsistency:
     def test_it_is_trained_for(self):
-        few = {"num_simulations": 200, "cores": 1, **SHORT}
-        joint = pma.fit_joint(mean_model(), self_consistency=True, **few)
+        joint = interpreted(mean_model(exact=True), num_simulations=200, self_consistency=True)
         dt = joint.posterior.sample({"y": some_data(1)[0]}, correction="psis", random_seed=1)
         assert float(dt["sample_stats"]["importance_ess"]) > 1000
 

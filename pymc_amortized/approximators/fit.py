@@ -336,8 +336,13 @@ class PosteriorFit:
         size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
-    def _structure(self, pilot: Simulations, given: Mapping[str, str | Sequence[str]]) -> Structure:
-        """Look at simulations of one size, with all free variables, which the density is a function of."""
+    def _structure(
+        self, pilot: Simulations, given: Mapping[str, str | Sequence[str]], weighed_by: ModelSpec | None = None
+    ) -> Structure:
+        """Look at simulations of one size, with all free variables, which the density is a function of.
+
+        The density may be that of another snapshot of the same model.
+        """
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
         joint = self.spec.jointly()
         lengths = self.spec.largest  # what begins or repeats after some rows is seen there
@@ -346,7 +351,7 @@ class PosteriorFit:
                 joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs
             )
             pilot = simulator.of_lengths(STRUCTURE_SIMULATIONS, seed, lengths)
-        fixed = joint.at(lengths)
+        fixed = (weighed_by or joint).at(lengths)
         structure = find_structure(fixed, pilot, LogDensity(fixed, self.compile_kwargs), seed, given)
         structure = structure.with_ranges({r.dim: (r.smallest, r.largest) for r in self.spec.sizes})
         logger.info("Structure of the data:\n%s", structure)

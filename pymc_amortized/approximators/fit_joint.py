@@ -29,15 +29,15 @@ from pymc_amortized.approximators.consistency import SelfConsistency, consistenc
 from pymc_amortized.approximators.fit import PosteriorFit, training_entropy
 from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
-from pymc_amortized.approximators.likelihood import AmortizedLikelihood
+from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.row_batches import of_datasets, of_rows, row_tensors
+from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import row_error
 from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.learned import refuse_followers
+from pymc_amortized.graph.learned import refuse_followers, with_learned_density
 from pymc_amortized.graph.missing import find_rules
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
@@ -71,8 +71,8 @@ logger = logging.getLogger("pymc_amortized")
 
 Term = Callable[[float], torch.Tensor | None] | None
 
-DEFAULT_SECONDS = 120.0
-"""Four fifths of what a posterior and a likelihood may take alone, one after the other."""
+DEFAULT_SECONDS = 100.0
+"""Two thirds of what a posterior and a likelihood may take alone, one after the other."""
 SLOWER = 2 / 3
 """Learning rate of the likelihood, relative to the posterior's: what they are by default when trained alone."""
 PILOT = 8192
@@ -138,7 +138,7 @@ def fit_joint(
         Steps of each network, batch size (in data sets), and the like. The learning rate is the posterior's; the
         likelihood's is two thirds of it, without weight decay.
     max_time : float, optional
-        Seconds that training may take, 120 by default.
+        Seconds that training may take, 100 by default.
     cores, device
         As in :func:`fit_posterior`.
     random_seed : int, sequence of int, numpy.random.Generator, optional
@@ -229,11 +229,11 @@ class _JointFit(PosteriorFit):
     ) -> AmortizedJoint:
         """Simulate, choose the networks and train."""
         pilot = self._pilot()
-        structure = self._structure(pilot, self._known_structure() | dict(given))
         statistics, held_out = self._parts(pilot)
+        layout, row_network = self._row_network(statistics, size, kinds)
+        structure = self._structure(pilot, given, self._start_density(row_network))
         some = statistics.take(slice(PILOT))
         network = self._built(structure, some, summary, density)
-        layout, row_network = self._row_network(statistics, size, kinds)
         self.each = min(-(-DEFAULT.batch_size // self.options.batch_size), self.read_from.rows)
         self._plan_joint_steps(network, structure, row_network, layout, statistics)
         source = self._joint_source(network, structure, layout, statistics)
@@ -251,14 +251,16 @@ class _JointFit(PosteriorFit):
             return self.num_simulations
         return PILOT
 
-    def _known_structure(self) -> dict[str, str]:
-        """Say what no density can be asked: that rows are independent, where no parameter belongs to one of them."""
-        rows = self.read_from
-        lengths = set(rows.variable.shape_at({})[: rows.batch_ndim])
-        own = {n for p in self.spec.parameters for n in p.shape}
-        if self.spec.density_obstacle is None or rows.batch_ndim != 1 or rows.series or lengths & own:
-            return {}
-        return {rows.variable.name: "exchangeable"}
+    def _start_density(self, network: RowNetwork) -> ModelSpec | None:
+        """The model with the likelihood before training, where it has no density of its own.
+
+        Which parameters and covariates belong to which rows is said by the graph, whatever the density: that is enough
+        to find out what the axes of the data are.
+        """
+        if self.spec.density_obstacle is None:
+            return None
+        emulator = emulator_of(network, self.rows)
+        return with_learned_density(self.spec, rows_at_largest(self.spec, self.rows), emulator)
 
     def _row_network(
         self, statistics: Simulations, size: RowSize, kinds: list[Kind | None]
@@ -270,6 +272,7 @@ class _JointFit(PosteriorFit):
         names = [number for p in self.rows.parameters for number in p.numbers]
         rows = some_rows(self.read_from, some, each, self.lags, rng)
         layout, starts = fit_layout(names, rows, kinds, self.lags)
+        layout = covering_datasets(layout, rows, len(some))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
             network = RowNetwork(layout, size)

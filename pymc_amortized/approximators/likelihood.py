@@ -287,14 +287,12 @@ class AmortizedLikelihood:
     @cached_property
     def density(self) -> RowDensity | RowRatio:
         """The trained density or ratio, in arrays."""
-        made = RowRatio if self.kind == "ratio" else RowDensity
-        return made(self.network.layout, self.network.size, tuple(self.network.arrays()))
+        return density_of(self.network)
 
     @cached_property
     def emulator(self) -> Emulator:
         """The distribution in PyTensor."""
-        cores = tuple(p.core_shape for p in self.rows.parameters)
-        return Emulator(self.density, self.rows.event_shape, self.rows.series, cores, self.rows.variable.dtype)
+        return emulator_of(self.network, self.rows)
 
     def __repr__(self) -> str:
         event = f"[{', '.join(map(str, self.rows.event_shape))}]" if self.rows.event_shape else ""
@@ -362,3 +360,15 @@ class AmortizedLikelihood:
             flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size], ndim=lead + 1)
             elements += [flat[..., j].astype("float64") for j in range(size)]
         return pt.max(pt.stack([pt.max(e) for e in extent(PYTENSOR, self.network.layout, elements)]))
+
+
+def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:
+    """Return what a network has learned, in arrays."""
+    made = RowRatio if isinstance(network, RatioNetwork) else RowDensity
+    return made(network.layout, network.size, tuple(network.arrays()))
+
+
+def emulator_of(network: RowNetwork | RatioNetwork, rows: ObservedRows) -> Emulator:
+    """Return what a network has learned of some rows, as a distribution in PyTensor."""
+    cores = tuple(p.core_shape for p in rows.parameters)
+    return Emulator(density_of(network), rows.event_shape, rows.series, cores, rows.variable.dtype)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pymc_amortized.rows.columns import Layout
+from pymc_amortized.rows.columns import Layout, Parameter
 from pymc_amortized.rows.prepared import Rows, inside, prepare, usable
 from pymc_amortized.training import Batch
 
 PREFIX = "rows: "
 """Of the names of what belongs to rows in an encoded batch; no model's variable begins like that by chance."""
+OUTSIDE = 1e-3
+"""Share of data sets beyond each end of a parameter's region. Of rows there may be far more in one data set than one in
+a thousand: an end for rows would be beyond every third data set of 200."""
 SLOPE, FINE = f"{PREFIX}log slope", f"{PREFIX}fine"
 
 
@@ -66,3 +70,29 @@ def of_rows(batch: Batch, number: int = 0, each: int | None = None) -> Batch:
     if not bool(fine.all()):
         flat = {name: value[fine] for name, value in flat.items()}
     return flat[SLOPE], {name.removeprefix(PREFIX): value for name, value in flat.items() if name not in (SLOPE, FINE)}
+
+
+def covering_datasets(layout: Layout, rows: Rows, datasets: int) -> Layout:
+    """Widen the region of the parameters until nearly all data sets lie in it with all of their rows.
+
+    Parameters
+    ----------
+    layout : Layout
+    rows : Rows
+        Of the data sets, those of one together.
+    datasets : int
+    """
+    parameters = []
+    for p, values in zip(layout.parameters, rows.parameters, strict=True):
+        t = (_moved(p, values) - p.center) / p.scale
+        each = np.where(np.isfinite(t), t, 0.0).reshape(datasets, -1)
+        low, high = np.quantile(each.min(1), OUTSIDE), np.quantile(each.max(1), 1 - OUTSIDE)
+        parameters.append(replace(p, low=min(p.low, float(low)), high=max(p.high, float(high))))
+    return replace(layout, parameters=tuple(parameters))
+
+
+def _moved(parameter: Parameter, values: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        if parameter.transform == "log":
+            return np.log(values)
+        return np.log(values) - np.log1p(-values) if parameter.transform == "logit" else values

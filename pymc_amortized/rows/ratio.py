@@ -2,9 +2,9 @@ r"""The log ratio of a row's density to its marginal density, as a function of p
 
 .. math:: f(\theta, y) \approx \log p(y \mid \theta) - \log p(y)
 
-is what tells rows drawn with their parameters from rows drawn with others. Nothing asks it to integrate to one, and one
-network sees all numbers of a row together: rows near a curve in several numbers, say, are no harder than others. Nothing
-can be drawn from it. What depends on parameters alone is computed once for all rows that share them.
+is what tells rows drawn with their parameters from rows drawn with others. Nothing asks it to integrate to one, and
+one network sees all numbers of a row together: rows near a curve in several numbers, say, are no harder than others.
+Nothing can be drawn from it. What depends on parameters alone is computed once for all rows that share them.
 """
 
 from __future__ import annotations
