@@ -56,7 +56,7 @@ def log_evidence(y):
     return stats.multivariate_normal(np.full(len(y), MU), covariance).logpdf(y)
 
 
-def some_data(count=6, rows=ROWS, seed=2):
+def some_data(count=4, rows=ROWS, seed=2):
     rng = np.random.default_rng(seed)
     mu = rng.normal(MU, TAU, size=(count, 1))
     return rng.normal(mu, NOISE, size=(count, rows))
@@ -100,7 +100,7 @@ class TestAgainstClosedForms:
 
     def test_evidence_of_a_simulator(self, joint):
         data = some_data()
-        found = joint.log_marginal_likelihood({"y": data}, batched=True, random_seed=1)
+        found = joint.log_marginal_likelihood({"y": data}, batched=True, proposals=4000, random_seed=1)
         assert found.attrs["density"] == "learned"
         exact = np.array([log_evidence(y) for y in data])
         assert_allclose(found["log_marginal_likelihood"], exact, atol=0.05 * ROWS)
@@ -155,10 +155,10 @@ class TestWhatFollows:
 
     def test_what_is_seen_of_a_likelihood_of_another_model(self, joint, caplog):
         other = interpreted(mean_model(noise=NOISE / 2), num_simulations=1000)
-        wrong = learned_posterior(joint.posterior, other.likelihood)
+        wrong = replace(learned_posterior(joint.posterior, other.likelihood), compile_kwargs=None)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="pymc_amortized"):
-            pma.check_calibration(wrong, num_datasets=200, draws=100, correction="psis", random_seed=1)
+            pma.check_calibration(wrong, num_datasets=100, draws=100, correction="psis", random_seed=1)
         assert "mu" in caplog.text
 
 
@@ -168,8 +168,9 @@ class TestFiles:
         loaded = pma.load(tmp_path / "joint.pma", model=mean_model(), compile_kwargs=INTERPRETED["compile_kwargs"])
         assert isinstance(loaded, pma.AmortizedJoint)
         (y,) = some_data(1)
-        both = [j.log_marginal_likelihood({"y": y}, random_seed=1) for j in (joint, loaded)]
-        assert both[0].equals(both[1])
+        assert loaded.posterior.learned is not None
+        point = {"mu": np.array([0.5])}
+        assert_allclose(*(j.posterior.logp(point, {"y": y}) for j in (joint, loaded)))
         assert_allclose(loaded.likelihood.logp(y, {"mu": 1.0}), joint.likelihood.logp(y, {"mu": 1.0}))
         with pytest.raises(ValueError, match="not the one in the file"):
             pma.load(tmp_path / "joint.pma", model=mean_model(noise=1.0))
