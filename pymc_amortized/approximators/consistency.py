@@ -5,9 +5,11 @@ for every :math:`\theta`. Its variance over draws of the network's posterior, wi
 of the exact one, is zero where both are right (Schmitt et al. 2024, arXiv 2310.04395).
 
 The draws are numbers, through which nothing is differentiated: the log prior, which PyTensor evaluates, and the
-parameters of rows can be numbers too, and the gradient reaches the two networks through their log densities alone. The
-term starts once there is something to be consistent about. What enters is :math:`\log(1 + v)` of a variance :math:`v`,
-which is :math:`v` where it is small: early on single variances are hundreds, and would drown everything else.
+parameters of rows can be numbers too, and the gradient reaches the two networks through their log densities alone.
+What enters is :math:`\log(1 + v)` of a variance :math:`v`, which is :math:`v` where it is small: single variances are
+hundreds where a network is poor, and would drown everything else. The paper waits with the term until there is
+something to be consistent about. Here networks start at regressions, which is something; and where simulations are few,
+a network that is left to them alone has overfitted by the time the wait is over.
 """
 
 from __future__ import annotations
@@ -30,8 +32,6 @@ from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.rows import TORCH, RowNetwork
 from pymc_amortized.rows.evaluation import RowDensity
 
-WARMUP = 0.4
-"""Share of the training before the term is used."""
 DATASETS, DRAWS = 8, 8
 """In a step. A variance over eight draws is right to a factor of about 1.7, of eight data sets to 1.2."""
 
@@ -95,19 +95,15 @@ class SelfConsistency:
         self._parameters, self._prior = RowParameters(spec, compile_kwargs), LogPrior(spec, compile_kwargs)
         self._fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
 
-    def of_posterior(self, fraction: float) -> Tensor | None:
+    def of_posterior(self) -> Tensor:
         """The term at new draws, as a function of the posterior's network."""
-        if fraction < WARMUP:
-            return None
         self._draw()
         with torch.no_grad():
             log_likelihood = self._log_likelihood()
         return self._term(self._log_q(), log_likelihood)
 
-    def of_likelihood(self, fraction: float) -> Tensor | None:
+    def of_likelihood(self) -> Tensor:
         """The term at the same draws, as a function of the row network."""
-        if fraction < WARMUP:
-            return None
         if not hasattr(self, "_theta"):
             self._draw()
         with torch.no_grad():

@@ -69,7 +69,7 @@ from pymc_amortized.training import (
 
 logger = logging.getLogger("pymc_amortized")
 
-Term = Callable[[float], torch.Tensor | None] | None
+Term = Callable[[], torch.Tensor] | None
 
 DEFAULT_SECONDS = 100.0
 """Two thirds of what a posterior and a likelihood may take alone, one after the other."""
@@ -130,7 +130,8 @@ def fit_joint(
     self_consistency : bool
         Whether the variance of log prior + learned log likelihood - log posterior over draws is made small as well,
         which it is for every data set when both are right (Schmitt et al. 2024, arXiv 2310.04395). It takes time, and
-        may help where simulations are few.
+        may help a little where simulations are few: for a regression of 50 rows it lowered the posterior's held-out
+        loss at 500 simulations by 0.06, and left the importance efficiency where it was (``benchmarks/joint.py``).
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take long, as many as can be made in a minute.

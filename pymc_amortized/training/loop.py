@@ -61,7 +61,7 @@ class Trainable(Protocol):
 class Task:
     """A network to train, with what :func:`train` takes for it.
 
-    `term` is added to the loss in training: a function of the share of the training that is done.
+    `term` is added to the loss in training.
     """
 
     network: nn.Module
@@ -69,7 +69,7 @@ class Task:
     held_out: tuple[Tensor, Mapping[str, Tensor]]
     options: Training
     resume: TrainingState | None = None
-    term: Callable[[float], Tensor | None] | None = None
+    term: Callable[[], Tensor] | None = None
 
 
 def train(
@@ -219,8 +219,7 @@ class _Run:
     def advance(self, fraction: float) -> None:
         """Make one step."""
         loss = scalar_loss(self.network, self.source.next())
-        added = self.term(fraction) if self.term is not None else None
-        gradient = self.weights.gradient(loss if added is None else loss + added.to(loss))
+        gradient = self.weights.gradient(loss if self.term is None else loss + self.term().to(loss))
         norm = torch.linalg.vector_norm(gradient)
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
         finite = torch.isfinite(norm + loss.detach())
