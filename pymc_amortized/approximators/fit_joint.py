@@ -131,7 +131,7 @@ def fit_joint(
         Whether the variance of log prior + learned log likelihood - log posterior over draws is made small as well,
         which it is for every data set when both are right (Schmitt et al. 2024, arXiv 2310.04395). It takes time, and
         may help a little where simulations are few: for a regression of 50 rows it lowered the posterior's held-out
-        loss at 500 simulations by 0.06, and left the importance efficiency where it was (``benchmarks/joint.py``).
+        loss by 0.06 at 500 simulations and by 0.03 at 2,000 (``benchmarks/joint.py``).
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take long, as many as can be made in a minute.
