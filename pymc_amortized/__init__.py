@@ -6,7 +6,9 @@ __version__ = "0.1.0"
 
 from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.fit_joint import fit_joint
 from pymc_amortized.approximators.fit_likelihood import fit_likelihood
+from pymc_amortized.approximators.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
@@ -42,6 +44,7 @@ from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 
 __all__ = [
+    "AmortizedJoint",
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "Flat",
@@ -55,6 +58,7 @@ __all__ = [
     "Training",
     "Transformer",
     "ZukoDensity",
+    "fit_joint",
     "fit_likelihood",
     "check_calibration",
     "check_local_calibration",

@@ -31,17 +31,26 @@ class Compiled:
         How missing values are integrated out.
     compile_kwargs : mapping, optional
         Passed to :func:`pymc.compile`.
+    learned : ModelSpec, optional
+        The same with a learned likelihood: what densities are compiled from. Predictions are the simulator's own.
     """
 
-    def __init__(self, spec: ModelSpec, gaps: Mapping[str, Rule | None], compile_kwargs: CompileKwargs | None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        gaps: Mapping[str, Rule | None],
+        compile_kwargs: CompileKwargs | None,
+        learned: ModelSpec | None = None,
+    ) -> None:
         self.spec, self.gaps, self.compile_kwargs = spec, gaps, compile_kwargs
+        self._weighed_by = learned or spec
 
     @cached_property
     def log_density(self) -> LogDensity:
         """Joint log density of unconstrained parameters and data."""
         if any(v.missing for v in self.spec.observed):
-            return LogDensityWithGaps(self.spec, self.gaps, self.compile_kwargs)
-        return LogDensity(self.spec, self.compile_kwargs)
+            return LogDensityWithGaps(self._weighed_by, self.gaps, self.compile_kwargs)
+        return LogDensity(self._weighed_by, self.compile_kwargs)
 
     @cached_property
     def constrain(self) -> Constrain:
@@ -51,7 +60,7 @@ class Compiled:
     @cached_property
     def predictions(self) -> Predictions:
         """Posterior predictive draws and pointwise log likelihoods."""
-        return Predictions(self.spec, self.compile_kwargs)
+        return Predictions(self.spec, self.compile_kwargs, self._weighed_by)
 
     @cached_property
     def replicas(self) -> Replicas:
@@ -61,7 +70,7 @@ class Compiled:
     @cached_property
     def samplers(self) -> Samplers:
         """NUTS."""
-        return Samplers(self.spec, self.gaps, self.compile_kwargs)
+        return Samplers(self._weighed_by, self.gaps, self.compile_kwargs)
 
     @cached_property
     def limits(self) -> dict[str, int]:
@@ -70,7 +79,7 @@ class Compiled:
 
     def obstacles(self, datasets: DataSets) -> list[str | None]:
         """Why the density of each data set cannot be evaluated; None where it can."""
-        everywhere = self.spec.density_obstacle
+        everywhere = self._weighed_by.density_obstacle
         if everywhere or not isinstance(self.log_density, LogDensityWithGaps):
             return [everywhere] * len(datasets)
         return [self.log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -51,6 +53,8 @@ from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Reference
 from pymc_amortized.training import History, Training, TrainingState
 
+logger = logging.getLogger("pymc_amortized")
+
 FORMAT = 4
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
@@ -66,6 +70,25 @@ LARGEST_OPTION = 1_000_000
 
 def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
     """Write a posterior to a file; see :meth:`AmortizedPosterior.save`."""
+    if posterior.learned is not None:
+        logger.warning(
+            "The learned likelihood that corrects this posterior's draws is not in its file: save both by "
+            "AmortizedJoint.save."
+        )
+    write(path, *contents(posterior))
+
+
+def write(path: str | PathLike[str], description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a description and tensors."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={KEY: json.dumps(description, allow_nan=False)})
+
+
+def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of a posterior."""
     spec = posterior.spec
     points = _points(posterior)
     tensors = {f"network.{k}": v for k, v in posterior.network.state_dict().items()}
@@ -94,11 +117,7 @@ def save(posterior: AmortizedPosterior, path: str | PathLike[str]) -> None:
             "training": posterior.provenance.training.description(),
         },
     }
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={KEY: json.dumps(description, allow_nan=False)})
+    return description, tensors
 
 
 def load(
@@ -108,8 +127,8 @@ def load(
     summary: nn.Module | None = None,
     density: nn.Module | Callable[[int, int], nn.Module] | None = None,
     compile_kwargs: CompileKwargs | None = None,
-) -> AmortizedPosterior | AmortizedLikelihood:
-    """Read a posterior or a likelihood that its method ``save`` wrote.
+) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint:
+    """Read a posterior, a likelihood or both that the method ``save`` wrote.
 
     Parameters
     ----------
@@ -124,7 +143,7 @@ def load(
 
     Returns
     -------
-    AmortizedPosterior or AmortizedLikelihood
+    AmortizedPosterior, AmortizedLikelihood or AmortizedJoint
 
     Raises
     ------
@@ -149,7 +168,7 @@ def _read(
     summary: nn.Module | None,
     density: Any,
     compile_kwargs: CompileKwargs | None,
-) -> AmortizedPosterior | AmortizedLikelihood:
+) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint:
     description = _metadata(file, path)
     model = _model(model)
     if description.get("what") == "likelihood":
@@ -157,6 +176,24 @@ def _read(
 
         _refuse_other_modules(None, path, summary=summary, density=density)
         return read(file, path, description, model)
+    if description.get("what") == "joint":
+        from pymc_amortized.approximators import joint_files
+
+        options: Any = {"summary": summary, "density": density, "compile_kwargs": compile_kwargs}
+        return joint_files.read(file, path, description, model, **options)
+    return read_posterior(file, path, description, model, summary, density, compile_kwargs)
+
+
+def read_posterior(
+    file: Any,
+    path: Path,
+    description: Mapping[str, Any],
+    model: pm.Model,
+    summary: nn.Module | None,
+    density: Any,
+    compile_kwargs: CompileKwargs | None,
+) -> AmortizedPosterior:
+    """Read a posterior from an open file, by its description."""
     with damage(path):
         arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
         sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]

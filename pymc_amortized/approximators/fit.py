@@ -186,7 +186,7 @@ def fit_posterior(
     check_choices(summary, density)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
     entropy = training_entropy(random_seed)
-    fit = _Fit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
+    fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
@@ -196,7 +196,7 @@ def fit_posterior(
     return fit.run(summary, density, mapping("structure", structure))
 
 
-class _Fit:
+class PosteriorFit:
     """One training, from the model to the posterior."""
 
     def __init__(
@@ -267,9 +267,20 @@ class _Fit:
         structure = self._structure(pilot, given)
         statistics, held_out = self._parts(pilot)
         some = statistics.take(slice(PILOT))
+        network = self._built(structure, some, summary, density)
+        batch = statistics.take(slice(self.options.batch_size))
+        self._plan_steps(network, *self._prepared(network, structure, batch))
+        source = self._source(network, structure, statistics)
+        gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
+        return self._train(network, structure, gaps, source, held_out, pilot, some, None)
+
+    def _built(
+        self, structure: Structure, some: Simulations, summary: SummaryChoice, density: DensityChoice
+    ) -> PosteriorNetwork:
+        """Choose the networks, and start them at what some simulations say."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
-            network = PosteriorNetwork.build(
+            return PosteriorNetwork.build(
                 data_layout(self.spec, structure),
                 some.unconstrained,
                 **network_data(self.spec, structure, of_simulations(some)),
@@ -277,11 +288,6 @@ class _Fit:
                 density=density,
                 levels=hierarchy_levels(self.spec),
             )
-        batch = statistics.take(slice(self.options.batch_size))
-        self._plan_steps(network, *self._prepared(network, structure, batch))
-        source = self._source(network, structure, statistics)
-        gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
-        return self._train(network, structure, gaps, source, held_out, pilot, some, None)
 
     def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
         """Train a posterior's network further."""
@@ -299,8 +305,7 @@ class _Fit:
         if self.given is not None:
             return self.given
         start = time.perf_counter()
-        n = self.num_simulations or PILOT
-        pilot = self.simulator(n, stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
+        pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         self.seconds = time.perf_counter() - start
         share = sum(pilot.dropped.values()) / pilot.attempted
         if pilot.dropped:
@@ -319,6 +324,9 @@ class _Fit:
             )
         return pilot
 
+    def _pilot_size(self) -> int:
+        return self.num_simulations or PILOT
+
     def _parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         if self.num_simulations is None:
@@ -328,8 +336,13 @@ class _Fit:
         size = min(max(round(self.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
-    def _structure(self, pilot: Simulations, given: Mapping[str, str | Sequence[str]]) -> Structure:
-        """Look at simulations of one size, with all free variables, which the density is a function of."""
+    def _structure(
+        self, pilot: Simulations, given: Mapping[str, str | Sequence[str]], weighed_by: ModelSpec | None = None
+    ) -> Structure:
+        """Look at simulations of one size, with all free variables, which the density is a function of.
+
+        The density may be that of another snapshot of the same model.
+        """
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
         joint = self.spec.jointly()
         lengths = self.spec.largest  # what begins or repeats after some rows is seen there
@@ -338,7 +351,7 @@ class _Fit:
                 joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs
             )
             pilot = simulator.of_lengths(STRUCTURE_SIMULATIONS, seed, lengths)
-        fixed = joint.at(lengths)
+        fixed = (weighed_by or joint).at(lengths)
         structure = find_structure(fixed, pilot, LogDensity(fixed, self.compile_kwargs), seed, given)
         structure = structure.with_ranges({r.dim: (r.smallest, r.largest) for r in self.spec.sizes})
         logger.info("Structure of the data:\n%s", structure)
@@ -401,6 +414,19 @@ class _Fit:
                 progress=self.progressbar,
                 device=self.device,
             )
+        return self._finished(network, structure, gaps, trained, held_out, pilot, learned)
+
+    def _finished(
+        self,
+        network: PosteriorNetwork,
+        structure: Structure,
+        gaps: Mapping[str, Rule | None],
+        trained: Trained,
+        held_out: Simulations,
+        pilot: Simulations,
+        learned: Simulations,
+    ) -> AmortizedPosterior:
+        """Put together what was trained, and say how good it is."""
         posterior = AmortizedPosterior(
             spec=self.spec,
             network=network,
@@ -468,7 +494,7 @@ def continue_fit(
     """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
     spec, provenance = posterior.spec, posterior.provenance
     sources, gaps = sources_again(posterior, context, missing)
-    fit = _Fit(
+    fit = PosteriorFit(
         spec,
         sources,
         gaps,

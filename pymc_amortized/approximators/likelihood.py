@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
-from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Constant
 
+from pymc_amortized.approximators.likelihood_data import check_values, read_values, values_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
@@ -23,13 +22,17 @@ from pymc_amortized.graph.exchange import exchanged
 from pymc_amortized.graph.rows import ObservedRows, find_rows, recomputed
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
+from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
-from pymc_amortized.rows.columns import Column
 from pymc_amortized.rows.encoding import extent
 from pymc_amortized.rows.evaluation import RowDensity
+from pymc_amortized.rows.ratio import RowRatio, refuse_draws
 from pymc_amortized.training import History, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
+
+LikelihoodKind = Literal["density", "ratio"]
+KINDS = get_args(LikelihoodKind)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +47,7 @@ class AmortizedLikelihood:
         Snapshot of the model.
     rows : ObservedRows
         What a row is, and what its distribution depends on.
-    network : RowNetwork
+    network : RowNetwork or RatioNetwork
         The trained network.
     history : History
         Losses during training.
@@ -56,7 +59,7 @@ class AmortizedLikelihood:
 
     spec: ModelSpec
     rows: ObservedRows
-    network: RowNetwork
+    network: RowNetwork | RatioNetwork
     history: History
     provenance: Provenance
     state: TrainingState
@@ -100,7 +103,7 @@ class AmortizedLikelihood:
         """
         arguments = self._arguments(parameters)
         if observed is not None:
-            values = _values(observed)
+            values = values_of(observed)
             self._check_values(values, f"observed values of {name!r}")
             length = values.shape[self.rows.batch_ndim] if self.rows.series else None
             self._check_shapes(arguments, values.shape)
@@ -154,7 +157,7 @@ class AmortizedLikelihood:
         if model is not None:
             spec = ModelSpec.from_model(model)
             rows = self._rows_of(spec)
-        values = self._observed(observed, spec, rows)
+        values = read_values(observed, spec, rows, self.network.layout)
         base = closed_model(spec)
         others = [v for v in spec.observed if v.name != name]
         if others:
@@ -181,7 +184,7 @@ class AmortizedLikelihood:
         return theirs
 
     def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
-        """Log density of rows.
+        """Log density of rows; for ``kind="ratio"`` up to a function of the rows.
 
         Parameters
         ----------
@@ -223,7 +226,14 @@ class AmortizedLikelihood:
         Returns
         -------
         ndarray (*shape, *event)
+
+        Raises
+        ------
+        NotImplementedError
+            For ``kind="ratio"``, which has no sampler.
         """
+        if self.kind == "ratio":
+            refuse_draws()
         arguments = [np.asarray(a.eval()) for a in self._arguments(dict(parameters))]
         if self.rows.series:
             if length is None:
@@ -269,16 +279,20 @@ class AmortizedLikelihood:
 
         save(self, path)
 
+    @property
+    def kind(self) -> LikelihoodKind:
+        """Whether it is a density, or its ratio to that of all rows."""
+        return "ratio" if isinstance(self.network, RatioNetwork) else "density"
+
     @cached_property
-    def density(self) -> RowDensity:
-        """The trained density, in arrays."""
-        return RowDensity(self.network.layout, self.network.size, tuple(self.network.arrays()))
+    def density(self) -> RowDensity | RowRatio:
+        """The trained density or ratio, in arrays."""
+        return density_of(self.network)
 
     @cached_property
     def emulator(self) -> Emulator:
         """The distribution in PyTensor."""
-        cores = tuple(p.core_shape for p in self.rows.parameters)
-        return Emulator(self.density, self.rows.event_shape, self.rows.series, cores, self.rows.variable.dtype)
+        return emulator_of(self.network, self.rows)
 
     def __repr__(self) -> str:
         event = f"[{', '.join(map(str, self.rows.event_shape))}]" if self.rows.event_shape else ""
@@ -287,7 +301,7 @@ class AmortizedLikelihood:
         kind = f"a series, {self.network.layout.lags} lags" if self.rows.series else "independent rows"
         return (
             f"AmortizedLikelihood({self.rows.variable.name}{event} | {', '.join(self.parameters)})\n"
-            f"  {kind}; region: {region}\n"
+            f"  {self.kind}, {kind}; region: {region}\n"
             f"  trained on {self.provenance.simulations:,} rows, "
             f"held-out loss {self.provenance.held_out_loss:.4f}{error}"
         )
@@ -320,43 +334,8 @@ class AmortizedLikelihood:
             arguments.append(argument)
         return arguments
 
-    def _observed(self, observed: Any, spec: ModelSpec, rows: ObservedRows) -> np.ndarray:
-        name, container = rows.variable.name, rows.variable.container
-        if observed is None:
-            if not spec.holds_data:
-                raise ValueError(f"observed: the model holds no data; give the values of {name!r}")
-            return spec.held[name]
-        if isinstance(observed, xr.Dataset) or isinstance(observed, Mapping):
-            unknown = [key for key in observed if key not in (name, container)]
-            if unknown or not observed:
-                raise KeyError(f"observed holds {list(observed)}; the likelihood is that of {name!r}")
-            observed = next(iter(observed.values()))
-        values = np.asarray(observed)
-        self._check_values(values, f"observed[{name!r}]")
-        shape = rows.variable.shape_at({})
-        wide = [p for p in rows.parameters if p.batch_ndim]
-        if wide and values.shape[: rows.batch_ndim] != shape[: rows.batch_ndim]:
-            raise ValueError(
-                f"observed[{name!r}] has shape {values.shape}, the model {shape}, "
-                f"and {wide[0].name!r} belongs to its rows. "
-                "For other data, build a model with the likelihood itself: likelihood(...)"
-            )
-        return values
-
     def _check_values(self, values: np.ndarray, what: str) -> None:
-        """Refuse data that the learned distribution cannot produce."""
-        rows = self.rows
-        if values.dtype.kind not in "buif":
-            raise TypeError(f"{what} must be numbers, got {values.dtype}")
-        event = values.shape[values.ndim - len(rows.event_shape) :]
-        if values.ndim < len(rows.event_shape) + rows.series or event != rows.event_shape:
-            raise ValueError(f"{what}: shape {values.shape}; the last axes must be {rows.event_shape}")
-        if np.isnan(np.asarray(values, dtype=float)).any():
-            raise ValueError(f"{what}: missing values (NaN) are not supported: leave these rows out")
-        columns = values.reshape(-1, rows.columns).T.astype(float)
-        for i, (column, y) in enumerate(zip(self.network.layout.columns, columns, strict=True)):
-            where = what if len(columns) == 1 else f"{what}, number {i} of the rows"
-            _check_column(column, y, where)
+        check_values(values, self.rows, self.network.layout, what)
 
     def _check_shapes(self, arguments: list[Any], shape: tuple[int, ...]) -> None:
         """Refuse parameters that do not broadcast over the rows of the data."""
@@ -383,29 +362,13 @@ class AmortizedLikelihood:
         return pt.max(pt.stack([pt.max(e) for e in extent(PYTENSOR, self.network.layout, elements)]))
 
 
-def _values(observed: Any) -> np.ndarray:
-    if isinstance(observed, SharedVariable):
-        return np.asarray(observed.get_value())
-    if isinstance(observed, Constant):
-        return np.asarray(observed.data)
-    return np.asarray(observed)
+def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:
+    """Return what a network has learned, in arrays."""
+    made = RowRatio if isinstance(network, RatioNetwork) else RowDensity
+    return made(network.layout, network.size, tuple(network.arrays()))
 
 
-def _check_column(column: Column, y: np.ndarray, where: str) -> None:
-    if column.kind == "categorical":
-        unknown = sorted(set(np.unique(y).tolist()) - set(column.levels))
-        if unknown:
-            raise ValueError(f"{where}: {unknown[:5]} given; the categories are {list(column.levels)}")
-    elif column.kind == "count":
-        if (y != np.round(y)).any() or (y < column.lower).any():
-            wrong = y[(y != np.round(y)) | (y < column.lower)][0]
-            raise ValueError(f"{where}: counts from {column.lower:g} on are allowed, got {wrong:g}")
-    elif column.transform in ("log", "logit"):
-        beyond = (y <= column.lower) | ((y >= column.upper) & (column.transform == "logit"))
-        if beyond.any():
-            allowed = (
-                f"above {column.lower:g}" if column.transform == "log" else f"in {column.lower:g} to {column.upper:g}"
-            )
-            raise ValueError(f"{where}: values {allowed} are allowed, got {y[beyond][0]:g}")
-    if not np.isfinite(y).all():
-        raise ValueError(f"{where}: infinite values are not allowed")
+def emulator_of(network: RowNetwork | RatioNetwork, rows: ObservedRows) -> Emulator:
+    """Return what a network has learned of some rows, as a distribution in PyTensor."""
+    cores = tuple(p.core_shape for p in rows.parameters)
+    return Emulator(density_of(network), rows.event_shape, rows.series, cores, rows.variable.dtype)

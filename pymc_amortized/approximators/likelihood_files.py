@@ -6,7 +6,6 @@ compared with the one in the file by the same description.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pymc as pm
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.rows import find_rows
+from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.columns import Layout
 from pymc_amortized.rows.density import RowSize
@@ -30,16 +30,24 @@ if TYPE_CHECKING:
     from pymc_amortized.graph.spec import ModelSpec
 
 WHAT = "likelihood"
+NETWORKS: dict[str, type[RowNetwork] | type[RatioNetwork]] = {"density": RowNetwork, "ratio": RatioNetwork}
+"""By kind; older files hold densities."""
 LARGEST = {"hidden": 4096, "depth": 64, "components": 1024}
 """Options beyond these are an attempt on the memory."""
 
 
 def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
     """Write a likelihood to a file; see :meth:`AmortizedLikelihood.save`."""
+    files.write(path, *contents(likelihood))
+
+
+def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of a likelihood."""
     spec, rows = likelihood.spec, likelihood.rows
     description = {
         "format": files.FORMAT,
         "what": WHAT,
+        "kind": likelihood.kind,
         "versions": files.versions(),
         "model": files.describe_model(spec),
         "arguments": {"observed": [v.name for v in spec.observed], "context": [c.name for c in spec.context]},
@@ -56,13 +64,9 @@ def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
         },
         "error": likelihood.error,
     }
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
     tensors = {f"network.{k}": v for k, v in likelihood.network.state_dict().items()}
     tensors |= {f"state.{k}": v for k, v in likelihood.state.tensors.items()}
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={files.KEY: json.dumps(description, allow_nan=False)})
+    return description, tensors
 
 
 def _structure(likelihood: AmortizedLikelihood) -> list[str]:
@@ -89,7 +93,7 @@ def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model)
             raise ValueError(
                 f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}"
             )
-        network = _network(file, layout, _size(description["size"]))
+        network = _network(file, layout, _size(description["size"]), NETWORKS[description.get("kind", "density")])
         return AmortizedLikelihood(
             spec=spec,
             rows=rows,
@@ -109,17 +113,19 @@ def _size(described: Mapping[str, Any]) -> RowSize:
     return size
 
 
-def _network(file: Any, layout: Layout, size: RowSize) -> RowNetwork:
+def _network(
+    file: Any, layout: Layout, size: RowSize, made: type[RowNetwork] | type[RatioNetwork]
+) -> RowNetwork | RatioNetwork:
     """Compare names, shapes and dtypes before memory is taken."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        wanted = RowNetwork(layout, size).state_dict()
+        wanted = made(layout, size).state_dict()
     stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
     if set(stored) != set(wanted):
         raise ValueError(f"the weights in the file are not those it describes: {sorted(set(stored) ^ set(wanted))[:5]}")
     for name, tensor in wanted.items():
         files.refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
     with torch.random.fork_rng(devices=[]):
-        network = RowNetwork(layout, size)
+        network = made(layout, size)
     weights = {name: file.get_tensor(key) for name, key in stored.items()}
     for name, weight in weights.items():
         if not np.isfinite(weight.numpy()).all():

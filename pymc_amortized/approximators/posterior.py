@@ -88,6 +88,9 @@ class AmortizedPosterior:
         Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
     local_to : DataSets or None
         The one data set that it was refined for (:meth:`refine`); None for an amortized posterior.
+    learned : ModelSpec or None
+        The model with a learned likelihood, by whose density draws are corrected (:func:`fit_joint`, where the model
+        has none of its own).
     """
 
     spec: ModelSpec
@@ -102,6 +105,7 @@ class AmortizedPosterior:
     reference: Reference | None = None
     compile_kwargs: CompileKwargs | None = None
     local_to: DataSets | None = None
+    learned: ModelSpec | None = None
 
     def sample(
         self,
@@ -162,7 +166,8 @@ class AmortizedPosterior:
             The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,
             and should not be used. The p-value says how often the model simulates data as unusual as these, covariates
             included, at about that size (:func:`check_misspecification` simulates at exactly that size, with those
-            covariates).
+            covariates). Where draws were corrected by a learned likelihood (:func:`fit_joint`), the attribute
+            ``density`` of ``posterior`` and ``sample_stats`` is "learned".
 
         Raises
         ------
@@ -173,7 +178,7 @@ class AmortizedPosterior:
         draws, chains = whole("draws", draws), whole("chains", chains)
         names = chosen_names(var_names, self.compiled.constrain.names)
         groups = wanted_groups(idata_kwargs)
-        correct = corrected(self.spec, correction)
+        correct = corrected(self.weighed_by, correction)
         datasets = self._read(observed, batched)
         allowed = budget(max_nuts, max_time)
         refuse_indices(datasets.values, self.compiled.limits, "observed")
@@ -193,11 +198,12 @@ class AmortizedPosterior:
             seed=seed_sequence(random_seed),
             progressbar=progressbar,
         )
-        if correction == "auto" and self.spec.density_obstacle:
-            say_that_uncorrected(self.spec, self.spec.density_obstacle, len(datasets), len(datasets))
+        if correction == "auto" and (obstacle := self.weighed_by.density_obstacle):
+            say_that_uncorrected(self.spec, obstacle, len(datasets), len(datasets))
         computed = self.compiled.constrain.names if any(groups.values()) else names
         variables = self.compiled.variables(datasets, results, computed)
         attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
+        attrs |= self._marks() if correct else {}
         tree = posterior_tree(
             self.spec,
             datasets,
@@ -258,14 +264,15 @@ class AmortizedPosterior:
             For each data set ``log_marginal_likelihood`` under the model's own density (a warning says so where that
             excludes draws from its prior, as ordered transforms do), its Monte Carlo standard error ``mcse``, and
             ``pareto_k`` and ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are
-            NaN, and that is logged.
+            NaN, and that is logged. Where the likelihood is a learned one (:func:`fit_joint`), the attribute
+            ``density`` is "learned": its own error is not part of `mcse`.
 
         Raises
         ------
         ValueError
             When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
         """
-        refuse_evidence(self.spec)
+        refuse_evidence(self.weighed_by)
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
         refuse_indices(datasets.values, self.compiled.limits, "observed")
@@ -273,7 +280,7 @@ class AmortizedPosterior:
         found = estimate(conditions, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
         warn_of_truncation(self.provenance.dropped, self.provenance.attempted)
-        return evidence_dataset(conditions, found)
+        return evidence_dataset(conditions, found).assign_attrs(self._marks())
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.
@@ -515,7 +522,7 @@ class AmortizedPosterior:
             num_steps=self.provenance.training.steps if num_steps is None else num_steps,
             max_time=max_time,
         )
-        return continue_fit(
+        further = continue_fit(
             self,
             options,
             context=context,
@@ -524,6 +531,7 @@ class AmortizedPosterior:
             device=device,
             progressbar=progressbar,
         )
+        return replace(further, learned=self.learned)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights and a description, never code, to a file that :func:`load` reads.
@@ -596,6 +604,7 @@ class AmortizedPosterior:
             f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
             f"{'settled' if p.settled else 'not settled'}"
             + ("\n  refined for one data set; not amortized" if self.local_to is not None else "")
+            + ("\n  draws are corrected by the learned likelihood" if self.learned is not None else "")
         )
 
     def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
@@ -612,10 +621,19 @@ class AmortizedPosterior:
             )
         return datasets
 
+    @property
+    def weighed_by(self) -> ModelSpec:
+        """The model whose density corrects draws: its own, or one with a learned likelihood."""
+        return self.learned or self.spec
+
+    def _marks(self) -> dict[str, str]:
+        """What results that rest on a learned density say so by."""
+        return {"density": "learned"} if self.learned is not None else {}
+
     @cached_property
     def compiled(self) -> Compiled:
         """What is compiled from the model."""
-        return Compiled(self.spec, self.gaps, self.compile_kwargs)
+        return Compiled(self.spec, self.gaps, self.compile_kwargs, self.learned)
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -626,7 +644,7 @@ class AmortizedPosterior:
 
     def _conditions(self, datasets: DataSets) -> Conditions:
         return Conditions(
-            self.spec,
+            self.weighed_by,
             self.network,
             datasets,
             self.compiled.log_density,

@@ -36,10 +36,15 @@ class Predictions:
     spec : ModelSpec
     compile_kwargs : mapping, optional
         Passed to :func:`pymc.compile`.
+    weighed_by : ModelSpec, optional
+        The same model with the densities to use; its own by default.
     """
 
-    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None, weighed_by: ModelSpec | None = None
+    ) -> None:
         self.spec, self._compile_kwargs = spec, compile_kwargs
+        self._weighed_by = weighed_by or spec
         self._kept: dict[tuple[type, tuple[str, ...]], Any] = {}
 
     def sample(
@@ -83,7 +88,8 @@ class Predictions:
         self._refuse_marginal("log densities")
         variables = self.spec.observed if kind == "likelihood" else self.spec.parameters
         names = chosen_names(var_names, [v.name for v in variables])
-        without = [name for name in names if not has_density(self.spec.model, self.spec.model[name])]
+        model = self._weighed_by.model
+        without = [name for name in names if not has_density(model, model[name])]
         if without:
             raise ValueError(f"{without} can be simulated only: the model gives no log density for them")
         datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
@@ -104,7 +110,8 @@ class Predictions:
     def _function[F: Predictive | LogDensityGiven](self, kind: type[F], names: Sequence[str]) -> F:
         key = (kind, tuple(names))
         if key not in self._kept:
-            self._kept[key] = kind(self.spec, names, self._compile_kwargs)
+            spec = self._weighed_by if issubclass(kind, LogDensityGiven) else self.spec
+            self._kept[key] = kind(spec, names, self._compile_kwargs)
         return self._kept[key]
 
     def _refuse_marginal(self, what: str) -> None:

@@ -121,7 +121,7 @@ def check_calibration(
     spec = posterior.spec
     num_datasets = whole("num_datasets", num_datasets, smallest=10)
     draws = whole("draws", draws, smallest=FEWEST_DRAWS)
-    corrected(spec, correction)
+    corrected(posterior.weighed_by, correction)
     free = [p.name for p in spec.parameters]
     names = free if var_names is None else chosen_names(var_names, free + list(spec.deterministics))
     refuse_varying(posterior, names)
@@ -277,8 +277,13 @@ class Check:
 
     def advice(self) -> str:
         """What to do where something is off."""
-        spec = self.posterior.spec
+        spec = self.posterior.weighed_by
         train = "Train longer (posterior.continue_training)"
+        if self.correction is not None and self.posterior.learned is not None:
+            return (
+                "These draws are corrected by the learned likelihood: check_calibration(correction=None) tells whether "
+                "the network's own are better. Train both longer."
+            )
         if self.correction is not None:
             return f"{train}, or look at data sets of large pareto_k alone: these are the corrected draws."
         if spec.density_obstacle is None:

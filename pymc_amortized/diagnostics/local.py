@@ -98,7 +98,7 @@ def check_local_calibration(
     if num_datasets >= num_simulations:
         raise ValueError(f"num_datasets ({num_datasets}) must be smaller than num_simulations ({num_simulations})")
     draws = whole("draws", draws, smallest=FEWEST_DRAWS)
-    corrected(spec, correction)
+    corrected(posterior.weighed_by, correction)
     names = chosen_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
     names = [p.name for p in spec.parameters] if var_names is None else names
     refuse_varying(posterior, names)

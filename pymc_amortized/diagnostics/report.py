@@ -142,8 +142,10 @@ def _model(posterior: AmortizedPosterior) -> str:
     rows = [[p.name, "free", _shape(p.shape, dims.get(p.name)), p.transform or ""] for p in spec.parameters]
     rows += [[p.name, "marginalized", _shape(p.shape, dims.get(p.name)), ""] for p in spec.nuisance]
     rows += [[v.name, v.role, _shape(v.shape, v.dims), _data_remark(spec, v.name)] for v in (*spec.data, *spec.fixed)]
-    obstacle = spec.density_obstacle
+    obstacle = posterior.weighed_by.density_obstacle
     density = f"No density: {obstacle}." if obstacle else "The model has a density: draws can be corrected."
+    if posterior.learned is not None:
+        density = "The likelihood is learned: draws can be corrected by that."
     return table(["variable", "role", "shape", ""], rows, words=True) + f"<p>{escape(density)}</p>"
 
 

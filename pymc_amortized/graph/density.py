@@ -247,7 +247,14 @@ class LogDensityByVariable(_DrawFunctions):
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        graphs = model.logp(vars=self._variables, sum=False)
+        with_density = [rv for rv in self._variables if rv in model.basic_RVs]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        graphs = transformed_conditional_logp(
+            with_density,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in with_density},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in with_density},
+        )
+        graphs = model.replace_rvs_by_values([*graphs, *model.potentials])
         return self._compile([plain(g) for g in graphs])
 
     @cached_property

@@ -19,6 +19,7 @@ from pytensor.graph.basic import Constant
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pymc_amortized.rows.evaluation import RowDensity
+from pymc_amortized.rows.ratio import RowRatio
 
 
 class PytensorArrays:
@@ -85,7 +86,7 @@ class Emulator:
 
     Attributes
     ----------
-    density : RowDensity
+    density : RowDensity or RowRatio
     event_shape : tuple of int
         Of the axes of a value that one row spans; empty where a row is a number.
     series : bool
@@ -96,7 +97,7 @@ class Emulator:
         Of the values.
     """
 
-    density: RowDensity
+    density: RowDensity | RowRatio
     event_shape: tuple[int, ...]
     series: bool
     core_shapes: tuple[tuple[int, ...], ...]

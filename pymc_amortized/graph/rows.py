@@ -318,7 +318,8 @@ def _varies(spec: ModelSpec, parameter: Any) -> bool:
     above = set(ancestors([parameter]))
     if not above.isdisjoint(spec.model.basic_RVs):
         return True
-    rows = {spec.variable(v.name) for v in (*spec.context, *spec.unchanging) if np.size(spec.held[v.name]) > 1}
+    rows = {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
+    rows |= {spec.variable(c.name) for c in spec.context}
     return not above.isdisjoint(rows)
 
 

@@ -2,9 +2,10 @@
 
 from pymc_amortized.training.device import available_devices, choose_device, torch_threads
 from pymc_amortized.training.history import History
-from pymc_amortized.training.loop import train
+from pymc_amortized.training.loop import Task, train, train_together
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
+from pymc_amortized.training.shared import Shared
 from pymc_amortized.training.source import (
     Batch,
     Batches,
@@ -22,7 +23,9 @@ __all__ = [
     "FixedSimulations",
     "FreshSimulations",
     "History",
+    "Shared",
     "Status",
+    "Task",
     "Trained",
     "Training",
     "TrainingState",
@@ -34,4 +37,5 @@ __all__ = [
     "summary_line",
     "torch_threads",
     "train",
+    "train_together",
 ]

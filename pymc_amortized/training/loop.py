@@ -9,9 +9,9 @@ Nothing in a step waits for the device: losses are added up there and read at ev
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,21 @@ class Trainable(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network to train, with what :func:`train` takes for it.
+
+    `term` is added to the loss in training.
+    """
+
+    network: nn.Module
+    source: Batches
+    held_out: tuple[Tensor, Mapping[str, Tensor]]
+    options: Training
+    resume: TrainingState | None = None
+    term: Callable[[], Tensor] | None = None
+
+
 def train(
     network: nn.Module,
     source: Batches,
@@ -99,66 +114,112 @@ def train(
     -----
     ``KeyboardInterrupt`` is not raised: it ends training, and the best weights so far are kept.
     """
+    task = Task(network, source, held_out, options, resume)
+    return train_together([task], seed=seed, progress=progress, device=device)[0]
+
+
+def train_together(
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+    progress: bool | Callback = False,
+    device: str | torch.device | None = None,
+) -> list[Trained]:
+    """Train several networks in one loop, a step of each in turn.
+
+    Each has its own optimizer, schedule and best weights, and stops when it has a reason to; the others go on. Their
+    sources may be views of one (:class:`pymc_amortized.training.shared.Shared`).
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    seed, progress, device
+        As in :func:`train`.
+
+    Returns
+    -------
+    list of Trained
+    """
     place = choose_device(device)
-    network.to(place)
     with ExitStack() as stack:
         stack.enter_context(isolated_random_numbers(seed, place))
         stack.enter_context(torch.enable_grad())
-        weights = FlatWeights(network)
-        stack.enter_context(weights.flattened())
         bar = stack.enter_context(ProgressBar()) if progress is True else None
         shown = Throttled(progress if callable(progress) else bar)
-        judge = Judge(network, weights, moved(held_out, place), options.batch_size)
-        run = _Run(network, weights, source, judge, options, shown)
-        if resume is not None:
-            run.restore(resume)
+        runs = []
+        for task in tasks:
+            weights = FlatWeights(task.network.to(place))
+            stack.enter_context(weights.flattened())
+            judge = Judge(task.network, weights, moved(task.held_out, place), task.options.batch_size)
+            runs.append(_Run(task, weights, judge))
+            if task.resume is not None:
+                runs[-1].restore(task.resume)
+        ended: dict[int, Stopped] = {}
         try:
-            stopped = run.until_stopped()
+            _until_stopped(runs, ended, shown)
         except KeyboardInterrupt:
-            stopped = "interrupt"
-        return run.ended(stopped)
+            ended = {i: ended.get(i, "interrupt") for i in range(len(runs))}
+        trained = [run.ended(ended[i]) for i, run in enumerate(runs)]
+        if shown.callback is not None:
+            shown(_status(runs))
+        return trained
+
+
+def _until_stopped(runs: "list[_Run]", ended: dict[int, Stopped], shown: Throttled) -> None:
+    """Step until each run has a reason to stop; `ended` is filled with these."""
+    for run in runs:
+        run.begin()
+    while len(ended) < len(runs):
+        for i, run in enumerate(runs):
+            if i not in ended and (reason := run.step()):
+                ended[i] = reason
+        if shown.due(time.perf_counter()):
+            shown(_status(runs))
+
+
+def _status(runs: "list[_Run]") -> Status:
+    """Return what is shown of the progress: of the slowest run, with all losses together."""
+    each = [run.status() for run in runs]
+    slowest = min(each, key=lambda status: status.fraction)
+    losses = {name: sum(getattr(status, name) for status in each) for name in ("loss", "held_out_loss")}
+    return replace(slowest, **losses)
 
 
 class _Run:
     """One training: what a step, an evaluation and an ending do."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        weights: FlatWeights,
-        source: Batches,
-        judge: Judge,
-        options: Training,
-        shown: Throttled,
-    ) -> None:
-        self.network, self.weights, self.source = network, weights, source
-        self.judge, self.options, self.shown = judge, options, shown
+    def __init__(self, task: Task, weights: FlatWeights, judge: Judge) -> None:
+        self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
+        self.weights, self.judge = weights, judge
         self.at, self.device = Standing(), weights.vector.device
-        self.optimizer, self.average = _adamw(weights.vector, options), weights.copy()
+        self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
         self.clock = time.perf_counter()
-        self.simulated_before = source.seconds  # a fixed set, say: no part of this call
+        self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
 
-    def until_stopped(self) -> Stopped:
-        """Train until there is a reason to stop, and return it."""
+    def begin(self) -> None:
+        """Judge the weights before the first step."""
         self.network.train()
         if self.at.next_evaluation == 0:
             self.evaluate()
-        while (fraction := self.fraction()) < 1:
-            if fraction >= self.at.next_evaluation:
-                self.evaluate()
-                if reason := self.reason_to_stop():
-                    return reason
-            self.advance(fraction)
-            if self.shown.due(time.perf_counter()):
-                self.shown(self.status())
-        return "steps" if self.at.cycle_step >= self.options.steps else "time"
+
+    def step(self) -> Stopped | None:
+        """Make one step, unless there is a reason to stop, which is returned."""
+        fraction = self.fraction()
+        if fraction >= 1:
+            return "steps" if self.at.cycle_step >= self.options.steps else "time"
+        if fraction >= self.at.next_evaluation:
+            self.evaluate()
+            if reason := self.reason_to_stop():
+                return reason
+        self.advance(fraction)
+        return None
 
     def advance(self, fraction: float) -> None:
         """Make one step."""
         loss = scalar_loss(self.network, self.source.next())
-        gradient = self.weights.gradient(loss)
+        gradient = self.weights.gradient(loss if self.term is None else loss + self.term().to(loss))
         norm = torch.linalg.vector_norm(gradient)
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
         finite = torch.isfinite(norm + loss.detach())
@@ -237,8 +298,6 @@ class _Run:
             self.judge.keep(self.average, math.inf)
         if state is None:
             state = self.state(finished=stopped != "interrupt")
-        if self.shown.callback is not None:
-            self.shown(self.status())
         self.judge.use_best()
         self.network.eval()
         gain, error = last_gain(self.judge.evaluations)

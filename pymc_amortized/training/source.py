@@ -24,9 +24,20 @@ REFILL_BYTES = 64 * 2**20
 class Batches(Protocol):
     """A source of training batches, prepared and on the device."""
 
-    fixed: bool  # a finite set that is seen repeatedly, so that training can overfit
-    simulations: int  # distinct simulations given out or held so far
-    seconds: float  # spent on simulating and preparing
+    @property
+    def fixed(self) -> bool:
+        """Whether it is a finite set that is seen repeatedly, so that training can overfit."""
+        ...
+
+    @property
+    def simulations(self) -> int:
+        """Distinct simulations given out or held so far."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Spent on simulating and preparing."""
+        ...
 
     def next(self) -> Batch:
         """Return the next batch."""
