@@ -55,7 +55,7 @@ def timed(function, *args, **kwargs):
 
 
 def losses(seconds):
-    """1. Alone, each with its share of the time as by default (60 and 90 s); then together, with two thirds of it."""
+    """1. Alone, each with its share of the time as by default (180 and 240 s); then together, with two thirds of it."""
     model = regression(exact=True)
     posterior, first = timed(pma.fit_posterior, model, max_time=seconds * 0.4, **QUIET)
     likelihood, second = timed(pma.fit_likelihood, model, max_time=seconds * 0.6, **QUIET)

@@ -4,7 +4,7 @@ For each model with a known density: the mean absolute error of the log density 
 1,000 rows the largest difference of posterior means, in posterior standard deviations, the range of the ratios of
 standard deviations, and the difference of the expected log predictive densities (LOO) beside its standard error.
 
-    python benchmarks/likelihood.py [--seconds 90] [--datasets 3] [--only normal poisson]
+    python benchmarks/likelihood.py [--seconds 240] [--datasets 3] [--only normal poisson]
 """
 
 import argparse
@@ -125,7 +125,7 @@ def cost(likelihood, build, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=90)
+    parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--datasets", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     arguments = parser.parse_args()

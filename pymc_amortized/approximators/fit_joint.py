@@ -71,7 +71,7 @@ logger = logging.getLogger("pymc_amortized")
 
 Term = Callable[[], torch.Tensor] | None
 
-DEFAULT_SECONDS = 100.0
+DEFAULT_SECONDS = 280.0
 """Two thirds of what a posterior and a likelihood may take alone, one after the other."""
 SLOWER = 2 / 3
 """Learning rate of the likelihood, relative to the posterior's: what they are by default when trained alone."""
@@ -139,7 +139,7 @@ def fit_joint(
         Steps of each network, batch size (in data sets), and the like. The learning rate is the posterior's; the
         likelihood's is two thirds of it, without weight decay.
     max_time : float, optional
-        Seconds that training may take, 100 by default.
+        Seconds that training may take, 280 by default.
     cores, device
         As in :func:`fit_posterior`.
     random_seed : int, sequence of int, numpy.random.Generator, optional

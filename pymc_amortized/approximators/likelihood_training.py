@@ -43,7 +43,7 @@ from pymc_amortized.training.trained import summary_line
 
 logger = logging.getLogger("pymc_amortized")
 
-DEFAULT_SECONDS = 90.0
+DEFAULT_SECONDS = 240.0
 """Errors per row add up over a data set, and fall with the number of rows trained on: longer than for a posterior."""
 DEFAULT = Training(batch_size=4096, learning_rate=2e-3, weight_decay=0.0, evaluations=25)
 """Large batches, as rows are cheap; no decay, which would pull the linear part away from its regression."""
