@@ -88,6 +88,11 @@ class SummaryNetwork(nn.Module):
         """Learn the scales of the statistics from simulated data and parameters z (n, dim)."""
         for branch in self._branches():
             branch.fit(encoded, z)
+        self.rescale(encoded)
+
+    @torch.no_grad()
+    def rescale(self, encoded: dict[str, Tensor]) -> None:
+        """Learn the scales of the statistics from other data."""
         self.standardize.fit(self._raw_statistics(encoded))
 
     @torch.no_grad()
