@@ -72,6 +72,8 @@ CALIBRATED = 32_768
 """Simulations of all models that probabilities are calibrated on: they show probabilities down to 3e-5."""
 RANKED = 8192
 """Of these, simulations of each model that data sets are ranked among, as for posteriors."""
+BATCH = 1024
+"""Simulations in a batch: labels are noise. At equal time, batches of 256 left 1.3 times the error in log odds."""
 COMPARED = 48
 """Simulated data sets on which classifier and evidence are held against each other."""
 COMPARED_PROPOSALS = 2000
@@ -143,11 +145,10 @@ def fit_comparison(
     model's density excludes simulations of its prior, what is compared is the prior that is left.
     """
     models = _checked_models(models)
-    for name in models:
-        if posteriors not in (True, False):
-            raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
+    if not isinstance(posteriors, bool):
+        raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
     weights = prior_weights(prior, list(models))
-    options = training_options(training, max_time)
+    options = training_options(training or Training(batch_size=BATCH), max_time)
     place = choose_device(device)
     if num_simulations is not None:
         num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)
@@ -316,7 +317,7 @@ class _ComparisonFit:
     ) -> AmortizedComparison:
         """Simulate, choose the network, train, calibrate, and hold the two answers against each other."""
         self.seconds = time.perf_counter()
-        pilot = self.pool.of_sizes(PILOT // (1 + (self.cost > SLOW_BATCH)), stage_seed(self.entropy, Stage.PILOT))
+        pilot = self.pool.of_sizes(PILOT, stage_seed(self.entropy, Stage.PILOT))
         kept = self._kept(pilot)
         structure = self._structure(pilot, given, posteriors)
         everything = labelled(pilot)

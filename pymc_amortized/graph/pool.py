@@ -16,9 +16,12 @@ from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.common import Common
 from pymc_amortized.graph.parallel import run_tasks
 from pymc_amortized.graph.simulator import SimulationError, Simulations, Simulator, concatenate
-from pymc_amortized.graph.sizes import group_sizes, padded
+from pymc_amortized.graph.sizes import SIZES, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
+
+GROUP = 256
+"""Simulations of one size and model in one call, at most: batches of a classifier are large."""
 
 
 class Pool:
@@ -131,7 +134,9 @@ class Pool:
 
     def _chunk_sizes(self, n: int) -> list[int]:
         if self.spec.sizes:
-            return [size * self.number for size in group_sizes(-(-n // self.number))]
+            each = int(np.clip(n // (self.number * SIZES), 1, GROUP))
+            whole, rest = divmod(-(-n // self.number), each)
+            return [each * self.number] * whole + [rest * self.number] * (rest > 0)
         largest = min(simulator.largest_chunk for simulator in self.simulators.values())
         whole, rest = divmod(n, largest)
         return [largest] * whole + [rest] * (rest > 0)

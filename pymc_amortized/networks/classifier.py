@@ -6,14 +6,18 @@ With equal numbers of simulations of each of K models, the minimum of the cross-
 
 is at :math:`f_m(x) - f_k(x) = \log p(x \mid m) - \log p(x \mid k)`: differences of logits are log Bayes factors
 (Radev et al. 2021, arXiv 2004.10629; Elsemüller et al. 2024, arXiv 2301.11873). Data are encoded and summarized as for
-posteriors. Before training the built-in networks are set to the multinomial logistic regression of the model on
-the summary's statistics.
+posteriors.
+
+Log likelihood ratios of the commonest models are quadratic in statistics t. Where there are few of these, logits
+therefore see products of two beside what the summary network makes of them, and begin at the multinomial logistic
+regression on both.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,16 +37,51 @@ from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import encoded_in_blocks, tensors_of
 from pymc_amortized.networks.standardizer import ParameterStandardizer
+from pymc_amortized.networks.statistics import squash
 from pymc_amortized.networks.summary import Options, SummaryNetwork
-from pymc_amortized.networks.summary.layers import Residual
+from pymc_amortized.networks.summary.layers import Residual, Standardize
 
 __all__ = ["ClassifierNetwork"]
 
-HEAD = 64  # width of the network that turns the summary into logits
+HEAD = 64  # width of the network that turns a user's summary into logits
 AT_ONCE = 1_000  # data sets
-RIDGE = 1e-4  # penalty of the regression that the network starts at, per simulation
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties of the regression that the network starts at, per simulation
 ITERATIONS = 100  # of that regression; it need not converge
 WIDEST = 512  # statistics up to which they serve as features for novelty themselves
+LIMIT = 4.0  # scales beyond which products count logarithmically: they have heavy tails, which decide little
+PRODUCTS_UP_TO = 64  # of more, the noise of learning their weights costs more than they tell (measured: four times)
+
+
+class Products(nn.Module):
+    """Products of two of few statistics (batch, statistics)."""
+
+    pairs: Tensor
+
+    def __init__(self, statistics: int) -> None:
+        super().__init__()
+        self.register_buffer("pairs", torch.triu_indices(statistics, statistics), persistent=False)
+        self.width = self.pairs.shape[1]
+        self.standardize = Standardize(self.width)
+
+    def raw(self, t: Tensor) -> Tensor:
+        """Products (batch, width), on any scale."""
+        return t[:, self.pairs[0]] * t[:, self.pairs[1]]
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Products (batch, width) of location 0 and scale 1 over simulations."""
+        return squash(self.standardize(self.raw(t)), LIMIT)
+
+
+class Head(nn.Module):
+    """Logits of a user's summary."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear, self.residual = nn.Linear(width, classes), Residual(width, HEAD, 1, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (batch, width) to (batch, classes)."""
+        return self.linear(features) + self.residual(features)
 
 
 class ClassifierNetwork(nn.Module):
@@ -65,10 +104,13 @@ class ClassifierNetwork(nn.Module):
         self.encoder, self.summary = encoder, summary
         self.width, self.classes, self.dim = width, classes, dim
         self.summary_options = summary_options
-        self.linear = nn.Linear(width, classes)
-        self.residual = Residual(width, HEAD, 1, classes)
-        nn.init.zeros_(self.residual.leave.weight)
-        nn.init.zeros_(self.residual.leave.bias)
+        self.products: Products | None = None
+        self.head: nn.Module | None = None
+        if not isinstance(summary, SummaryNetwork):
+            self.head = Head(width, classes)  # a built-in summary gives logits itself
+        elif (statistics := summary.linear.in_features) * (statistics + 1) // 2 <= PRODUCTS_UP_TO:
+            self.products = Products(statistics)
+            self.head = nn.Linear(self.products.width, classes, bias=False)
 
     @classmethod
     def build(
@@ -101,11 +143,11 @@ class ClassifierNetwork(nn.Module):
         """
         classes, dim = int(label.max()) + 1, theta.shape[1]
         encoder = DataEncoder.fit(layout, data, sizes)
-        options = summary_options(summary, encoder.layout, max(dim, classes))
+        options = summary_options(summary, encoder.layout, dim)
         encoded = encoded_in_blocks(encoder, data, sizes, None)
         if options is not None:
+            options, width = replace(options, features=classes), classes
             module: nn.Module = make_summary(options, encoder, dim)
-            width = options.features or 0
         else:
             assert isinstance(summary, nn.Module)
             module = copy.deepcopy(summary)  # the user's stays as it is
@@ -122,18 +164,23 @@ class ClassifierNetwork(nn.Module):
         z, _ = ParameterStandardizer.fit(theta)(torch.as_tensor(theta))
         summary.fit({name: values[among] for name, values in encoded.items()}, z)
         summary.rescale(encoded)
-        if summary.features < self.classes:
+        t = summary.statistics(encoded)
+        if self.products is None:
+            summary.start_at(*_logistic_regression(t, label, self.classes))
             return
-        weight, bias = _logistic_regression(summary.statistics(encoded), label, self.classes)
-        summary.start_at(weight, bias)
+        assert isinstance(self.head, nn.Linear)
         with torch.no_grad():
-            self.linear.weight.zero_()[:, : self.classes] = torch.eye(self.classes)
-            self.linear.bias.zero_()
+            self.products.standardize.fit(self.products.raw(t))
+            terms = torch.cat([t, self.products(t)], -1)
+        weight, bias = _logistic_regression(terms, label, self.classes)
+        summary.start_at(weight[:, : t.shape[1]], bias)
+        with torch.no_grad():
+            self.head.weight.copy_(weight[:, t.shape[1] :])
 
     @property
     def device(self) -> torch.device:
         """Where the networks live; statistics stay on the CPU."""
-        return next(self.linear.parameters()).device
+        return next(self.parameters()).device
 
     def prepare(
         self,
@@ -150,11 +197,17 @@ class ClassifierNetwork(nn.Module):
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of labels z (batch, 1), given prepared data; a scalar."""
-        return nn.functional.cross_entropy(self.logits_given(self.summary(encoded)), z[:, 0].long())
+        return nn.functional.cross_entropy(self(encoded), z[:, 0].long())
 
-    def logits_given(self, summary: Tensor) -> Tensor:
-        """Logits (batch, classes) of a summary (batch, width)."""
-        return self.linear(summary) + self.residual(summary)
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        """Logits (batch, classes) of prepared data."""
+        if self.head is None:
+            return self.summary(encoded)
+        if self.products is None:
+            return self.head(self.summary(encoded))
+        assert isinstance(self.summary, SummaryNetwork)
+        logits, t = self.summary.with_statistics(encoded)
+        return logits + self.head(self.products(t))
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
@@ -176,11 +229,10 @@ class ClassifierNetwork(nn.Module):
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) that data sets are compared with simulations by."""
         placed = {name: values.to(self.device) for name, values in encoded.items()}
-        summary = self.summary(placed)
         if not self._statistics:
-            return summary
+            return self.summary(placed)
         assert isinstance(self.summary, SummaryNetwork)
-        return torch.cat([summary, self.summary.statistics(placed)], -1)
+        return torch.cat(self.summary.with_statistics(placed), -1)
 
     @torch.inference_mode()
     def logits(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
@@ -189,8 +241,8 @@ class ClassifierNetwork(nn.Module):
         for rows in (slice(start, start + AT_ONCE) for start in range(0, len(next(iter(data.values()))), AT_ONCE)):
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.encode({name: values[rows] for name, values in data.items()}, some)
-            summary = self.summary({name: values.to(self.device) for name, values in encoded.items()})
-            parts.append(self.logits_given(summary).double().cpu().numpy())
+            logits = self({name: values.to(self.device) for name, values in encoded.items()})
+            parts.append(logits.double().cpu().numpy())
         return np.concatenate(parts)
 
     def description(self) -> dict[str, Any]:
@@ -224,8 +276,20 @@ class ClassifierNetwork(nn.Module):
 
 
 def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Penalized multinomial logistic regression on statistics t (n, statistics): weight and bias."""
+    """Multinomial logistic regression on terms t (n, terms), its penalty chosen on a held-out fifth: weight and bias."""
     t = t.detach().double()
+    order = torch.randperm(len(t))
+    held, rest = order[: len(t) // 5], order[len(t) // 5 :]
+
+    def score(ridge: float) -> float:
+        weight, bias = _regressed(t[rest], label[rest], classes, ridge)
+        return float(nn.functional.cross_entropy(t[held] @ weight.mT + bias, label[held]))
+
+    weight, bias = _regressed(t, label, classes, min(RIDGES, key=score))
+    return weight.float(), bias.float()
+
+
+def _regressed(t: Tensor, label: Tensor, classes: int, ridge: float) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         weight = torch.zeros(classes, t.shape[1], dtype=torch.float64, requires_grad=True)
         bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
@@ -233,9 +297,9 @@ def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor
 
         def closure() -> float:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(t @ weight.mT + bias, label) + RIDGE * weight.square().sum()
+            loss = nn.functional.cross_entropy(t @ weight.mT + bias, label) + ridge * weight.square().sum()
             loss.backward()
             return float(loss.detach())
 
         optimizer.step(closure)
-    return weight.detach().float(), bias.detach().float()
+    return weight.detach(), bias.detach()
