@@ -1,7 +1,7 @@
 r"""From a classifier's logits to probabilities of models that can be believed.
 
-With equal prior weights the classifier says :math:`q_k(x) \propto e^{f_k(x)}`. On simulations that it was not trained on
-it is calibrated: logits are divided by a temperature, which may depend on the size of the data (Guo et al. 2017, arXiv
+With equal prior weights the classifier says :math:`q_k(x) \propto e^{f_k(x)}`. On simulations that it was not trained
+on it is calibrated: logits are divided by a temperature, which may depend on the size of the data (Guo et al. 2017, arXiv
 1706.04599), if that lowers the log score beyond its error; and a share :math:`\epsilon` of every probability is given
 to all models alike,
 
@@ -63,9 +63,7 @@ class Calibration:
         return float(np.log(2 / (UNRESOLVED * self.share)))
 
     @classmethod
-    def fit(
-        cls, logits: np.ndarray, labels: np.ndarray, extents: np.ndarray, rng: np.random.Generator
-    ) -> Calibration:
+    def fit(cls, logits: np.ndarray, labels: np.ndarray, extents: np.ndarray, rng: np.random.Generator) -> Calibration:
         """Learn from simulations that the classifier was not trained on.
 
         Parameters

@@ -340,7 +340,9 @@ class AmortizedComparison:
             doubts[name] = [e.doubt for e in found]
             log_evidence = [e.log_marginal_likelihood - np.log(kept.share) for e in found]
             error = [float(np.hypot(e.mcse, kept.log_error)) for e in found]
-            columns.append(np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]]))
+            columns.append(
+                np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]])
+            )
         log_evidence, error, k, ess = np.stack(columns, axis=-1)
         return Evidences(log_evidence, error, k, ess, doubts, frozenset(self.posteriors))
 

@@ -28,8 +28,6 @@ from pymc_amortized.approximators.novelty import number_of_extents, reference_of
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.graph.common import common_data
 from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.sizes import Range
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.classifier import ClassifierNetwork
@@ -135,8 +133,8 @@ def read(
     with files.damage(path):
         structure = files.read_structure(common.spec, description["structure"])
         network = _network(file, description["network"], data_layout(common.spec, structure), len(specs), summary)
-        width, extents = sum(NoveltyFeatures(network).blocks), number_of_extents(common.spec)
-        error = description["error"]
+        width, extents = sum(NoveltyFeatures(network).blocks, 0), number_of_extents(common.spec)
+        off = description["error"]
         return AmortizedComparison(
             specs=specs,
             common=common,
@@ -147,7 +145,7 @@ def read(
             references={name: _reference(file, k, width, extents) for k, name in enumerate(specs)},
             posteriors=posteriors,
             kept={name: _kept(entry["kept"]) for name, entry in described.items()},
-            error=math.nan if error is None else float(error),
+            error=math.nan if off is None else float(off),
             history=History.from_description(description["history"]),
             provenance=files.read_provenance(description["provenance"]),
             compile_kwargs=compile_kwargs,

@@ -72,9 +72,7 @@ class Disagreement:
         return np.abs(self.classifier - self.evidence) > self.allowed
 
 
-def disagreement(
-    log_probability: np.ndarray, found: Evidences, calibration: Calibration, error: float
-) -> Disagreement:
+def disagreement(log_probability: np.ndarray, found: Evidences, calibration: Calibration, error: float) -> Disagreement:
     """Compare two answers.
 
     Parameters
@@ -123,7 +121,8 @@ def evidence_table(
             "p_classifier": classified,
             "pareto_k": found.pareto_k[0],
             "ood_pvalue": pvalues,
-            "warning": apart.beyond[0] | [n in found.known and not np.isfinite(v) for n, v in zip(names, log_ml, strict=True)],
+            "warning": apart.beyond[0]
+            | [n in found.known and not np.isfinite(v) for n, v in zip(names, log_ml, strict=True)],
         },
         index=pd.Index(names, name="model"),
     ).iloc[order]

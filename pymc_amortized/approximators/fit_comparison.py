@@ -65,7 +65,7 @@ from pymc_amortized.training import (
 
 logger = logging.getLogger("pymc_amortized")
 
-Entry = pm.Model | AmortizedPosterior
+type Entry = pm.Model | AmortizedPosterior
 HELD_OUT = 4096
 """Simulations that judge the weights while training: a log score of 0.3 then has an error of 0.008."""
 CALIBRATED = 32_768
@@ -504,7 +504,9 @@ class _ComparisonFit:
         if without:
             logger.warning(
                 "No evidence beside the classifier's word: %s.",
-                "; ".join(f"model {name!r}: {evidence_obstacle(self.specs[name]) or 'posteriors=False'}" for name in without),
+                "; ".join(
+                    f"model {name!r}: {evidence_obstacle(self.specs[name]) or 'posteriors=False'}" for name in without
+                ),
             )
             report(trained)
             return comparison

@@ -214,7 +214,7 @@ def _bins(p: np.ndarray) -> list[np.ndarray]:
     return np.array_split(np.argsort(p, kind="stable"), number)
 
 
-def _root(squared: np.ndarray) -> np.ndarray:
+def _root(squared: Any) -> Any:
     return np.sqrt(np.maximum(squared, 0.0))
 
 
@@ -252,7 +252,11 @@ def _confusion(names: list[str], label: np.ndarray, probability: np.ndarray) -> 
     )
     dims = ("true_model", "chosen")
     return xr.Dataset(
-        {"share": (dims, share), "probability": (dims, mean), "number": ("true_model", np.bincount(label, minlength=number))},
+        {
+            "share": (dims, share),
+            "probability": (dims, mean),
+            "number": ("true_model", np.bincount(label, minlength=number)),
+        },
         {"true_model": names, "chosen": names},
     )
 
@@ -302,8 +306,8 @@ def _warn(tree: xr.DataTree) -> None:
         logger.info("%s nothing is off (expected calibration error %.3f, debiased; p = %.2g).", line, error, p)
         return
     found = tree["predictions"].to_dataset()
-    worst = str(scores[MODEL_DIM].values[int(scores["calibration_error"].argmax())])
-    k = int(scores["calibration_error"].argmax())
+    k = int(scores["calibration_error"].to_numpy().argmax())
+    worst = str(scores[MODEL_DIM].values[k])
     values = found["probability"].values[:, k]
     is_it = found["true_model"].values == k
     bias, spread = is_it.mean() - values.mean(), float(np.cov(values, is_it)[0, 1] / max(values.var(ddof=1), 1e-12))

@@ -223,7 +223,13 @@ def _held(specs: Mapping[str, ModelSpec], names: Iterable[str]) -> dict[str, np.
 def _same_held(specs: Mapping[str, ModelSpec], names: Iterable[str]) -> bool:
     """Whether the models hold the same data."""
     return all(
-        len({(s.held[name].shape, np.asarray(s.held[name], dtype=float).tobytes()) for s in specs.values() if name in s.held})
+        len(
+            {
+                (s.held[name].shape, np.asarray(s.held[name], dtype=float).tobytes())
+                for s in specs.values()
+                if name in s.held
+            }
+        )
         == 1
         for name in names
     )

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.common import Common
+from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.parallel import run_tasks
 from pymc_amortized.graph.simulator import SimulationError, Simulations, Simulator, concatenate
 from pymc_amortized.graph.sizes import SIZES, group_sizes, padded
@@ -91,9 +91,7 @@ class Pool:
         """Simulate `n` data sets of each model, with its own parameters, all of one size."""
         lengths_seed, *seeds = seed.spawn(1 + self.number)
         at = self.context.lengths(lengths_seed) if lengths is None else dict(lengths)
-        return {
-            name: self._of_one(name, n, child, at) for name, child in zip(self.simulators, seeds, strict=True)
-        }
+        return {name: self._of_one(name, n, child, at) for name, child in zip(self.simulators, seeds, strict=True)}
 
     def of_sizes(self, n: int, seed: np.random.SeedSequence) -> dict[str, Simulations]:
         """Simulate `n` data sets of each model, with its own parameters, of all sizes."""

@@ -1,4 +1,4 @@
-r"""The classifier network: which of several models do data come from?
+r"""The classifier network: from which of several models data come.
 
 With equal numbers of simulations of each of K models, the minimum of the cross-entropy
 
@@ -256,9 +256,7 @@ class ClassifierNetwork(nn.Module):
         }
 
     @classmethod
-    def from_description(
-        cls, description: Mapping[str, Any], *, summary: nn.Module | None = None
-    ) -> ClassifierNetwork:
+    def from_description(cls, description: Mapping[str, Any], *, summary: nn.Module | None = None) -> ClassifierNetwork:
         """Build the network whose weights then come by ``load_state_dict``."""
         encoder = DataEncoder.from_description(description["encoder"])
         options = from_registry(description["summary"], SUMMARIES, "summary", summary)
@@ -276,7 +274,7 @@ class ClassifierNetwork(nn.Module):
 
 
 def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on terms t (n, terms), its penalty chosen on a held-out fifth: weight and bias."""
+    """Multinomial logistic regression on terms t (n, terms), the penalty chosen on a held-out fifth: weight, bias."""
     t = t.detach().double()
     order = torch.randperm(len(t))
     held, rest = order[: len(t) // 5], order[len(t) // 5 :]
