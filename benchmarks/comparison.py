@@ -2,8 +2,8 @@
 
     python benchmarks/comparison.py [--max-time 60] [--repeats 4] [--only counts]
 
-Conjugate pairs: error of log Bayes factors below 5, by the classifier and by the evidence, over simulated data sets, and
-the debiased expected calibration error on 20,000 of them at every size. Others: log Bayes factors of one data set
+Conjugate pairs: error of log Bayes factors below 5, by the classifier and by the evidence, over simulated data sets,
+and the debiased expected calibration error on 20,000 of them at every size. Others: log Bayes factors of one data set
 beside those of repeated runs of ``pm.sample_smc``. Then 10,000 data sets and three models, timed.
 """
 

@@ -1,9 +1,9 @@
 r"""From a classifier's logits to probabilities of models that can be believed.
 
 With equal prior weights the classifier says :math:`q_k(x) \propto e^{f_k(x)}`. On simulations that it was not trained
-on it is calibrated: logits are divided by a temperature, which may depend on the size of the data (Guo et al. 2017, arXiv
-1706.04599), if that lowers the log score beyond its error; and a share :math:`\epsilon` of every probability is given
-to all models alike,
+on it is calibrated: logits are divided by a temperature, which may depend on the size of the data (Guo et al. 2017,
+arXiv 1706.04599), if that lowers the log score beyond its error; and a share :math:`\epsilon` of every probability is
+given to all models alike,
 
 .. math:: p_k(x) = (1 - \epsilon)\, q_k(x) + \epsilon / K.
 

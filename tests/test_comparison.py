@@ -213,8 +213,8 @@ def test_sizes_and_covariates_tell_nothing_of_the_model(sized):
     label = made.unconstrained[:, 0]
     first, second = (made.lengths["obs"][label == k] for k in (0, 1))
     assert_allclose(np.bincount(first, minlength=30), np.bincount(second, minlength=30), atol=20)
-    share = [m.sum(1) / n for m, n in ((made.missing["y"][label == k], made.lengths["obs"][label == k]) for k in (0, 1))]
-    assert stats.ks_2samp(*share).pvalue > 0.001
+    share = made.missing["y"].sum(1) / made.lengths["obs"]
+    assert stats.ks_2samp(share[label == 0], share[label == 1]).pvalue > 0.001
     runs = np.flatnonzero(np.diff(label))
     assert len(runs) > 1500  # batches take every so-manieth
 
@@ -237,7 +237,8 @@ def test_what_a_model_drops_is_made_up_for_at_that_size():
 def test_covariates_of_one_model_reach_the_network():
     models = {"flat": with_slope(False), "slope": with_slope(fixed=True)}
     comparison = pma.fit_comparison(models, posteriors=False, **QUICK)
-    assert [a.name for a in comparison.network.encoder.layout.arrays] == ["y", *comparison.common.names["slope"].values()]
+    seen = [array.name for array in comparison.network.encoder.layout.arrays]
+    assert seen == ["y", *comparison.common.names["slope"].values()]
     (axis,) = comparison.structure.axes
     assert axis.kind == "exchangeable" and len(axis.carriers) == 2
     assert float(comparison.probabilities({"y": 2 * X})["probability"].sel(model="slope")) > 0.9
@@ -430,7 +431,7 @@ def poisson(rows=ROWS):
 def with_potential():
     model = normal(1.0)
     with model:
-        pm.Potential("wish", -model["mu"] ** 2)
+        pm.Potential("wish", -(model["mu"] ** 2))
     return model
 
 
@@ -438,8 +439,8 @@ LABELLED = {"obs": [f"a{i}" for i in range(ROWS)]}
 OTHERWISE = {"obs": [f"b{i}" for i in range(ROWS)]}
 
 REFUSED = {
-    "names": ({"b": lambda: normal(1.0, name="z")}, {}, ValueError, "different variables: 'a' \\['y'\\], 'b' \\['z'\\]"),
-    "shape": ({"b": lambda: normal(1.0, rows=5)}, {}, ValueError, "'y' has shape \\(12,\\) in model 'a', \\(5,\\) in 'b'"),
+    "names": ({"b": lambda: normal(1.0, name="z")}, {}, ValueError, "different variables: 'a'.*'b' \\['z'\\]"),
+    "shape": ({"b": lambda: normal(1.0, rows=5)}, {}, ValueError, "'y' has shape \\(12,\\) in model 'a'"),
     "measure": ({"b": poisson}, {}, ValueError, "values continuous in model 'a', discrete in 'b'"),
     "potential": ({"b": with_potential}, {}, ValueError, "models\\['b'\\] has potentials \\['wish'\\]"),
     "dims": (

@@ -1,7 +1,7 @@
 """Comparisons in files: weights and a description, never code.
 
-The format is that of posteriors (:mod:`pymc_amortized.approximators.files`), and the posteriors of the models are in the
-same file. The models are the user's to bring, by name.
+The format is that of posteriors (:mod:`pymc_amortized.approximators.files`), and the posteriors of the models are in
+the same file. The models are the user's to bring, by name.
 """
 
 from __future__ import annotations

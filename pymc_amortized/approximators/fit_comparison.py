@@ -108,11 +108,12 @@ def fit_comparison(
         At least two models of the same data: the same observed variables, of the same shapes, dims and sizes. A
         trained posterior stands for its model, and is not trained again.
     prior : mapping of name to float, optional
-        Prior weights of the models, in any unit; equal by default. Others can be given with each data set: training does
-        not depend on them.
+        Prior weights of the models, in any unit; equal by default. Others can be given with each data set: training
+        does not depend on them.
     observed, context, missing, structure
         As in :func:`fit_posterior`, for all models. Context that a model does not hold is none of its own: it
-        says nothing about that model's data. If a posterior is among the models, its context and gaps are the default.
+        says nothing about that model's data. Where a posterior is among the models, its context and gaps are the
+        default.
     summary : str, options or torch.nn.Module
         As in :func:`fit_posterior`. "auto" takes the coarsest structure that holds for all models.
     posteriors : bool

@@ -81,10 +81,10 @@ def check_comparison(
           error, ``brier_score``, ``accuracy`` (share of data sets of which the most probable model is the true one),
           and for each model ``calibration_error``, debiased, with the mean over models in
           ``expected_calibration_error`` and its ``p_value``. The attribute ``calibrated`` is 1 where that is above 5 %.
-        - ``confusion``: of the data sets of each ``true_model``, the ``share`` that is given to each ``chosen`` one, and
-          the mean ``probability`` it gets.
-        - ``reliability``: for each model, along ``bin``, mean ``probability``, ``share`` of data sets that come from it,
-          and ``lower`` and ``upper``, within which that lies with 95 % probability if probabilities are right.
+        - ``confusion``: of the data sets of each ``true_model``, the ``share`` that is given to each ``chosen`` one,
+          and the mean ``probability`` it gets.
+        - ``reliability``: for each model, along ``bin``, mean ``probability``, ``share`` of data sets that come from
+          it, and ``lower`` and ``upper``, within which that lies with 95 % probability if probabilities are right.
         - ``by_size``, where sizes differ: the scores in ranges of each dimension's length.
 
     Raises
@@ -94,8 +94,8 @@ def check_comparison(
 
     Notes
     -----
-    The debiased estimator is that of Kumar, Liang & Ma (2019, arXiv 1909.10155), of the root mean square error in bins of
-    equal numbers of data sets; the p-value comes from consistency resampling (Bröcker & Smith 2007).
+    The debiased estimator is that of Kumar, Liang & Ma (2019, arXiv 1909.10155), of the root mean square error in bins
+    of equal numbers of data sets; the p-value comes from consistency resampling (Bröcker & Smith 2007).
     """
     if not isinstance(comparison, AmortizedComparison):
         raise TypeError(f"comparison must be what fit_comparison returns, got {type(comparison).__name__}")

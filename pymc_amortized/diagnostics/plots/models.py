@@ -69,7 +69,8 @@ def plot_reliability(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     -------
     matplotlib.figure.Figure
         One panel for each model. Points are bins of equal numbers of data sets, and lie within the grey bars, each with
-        95 % probability, if probabilities are right. Flatter than the diagonal: over-confident; steeper: under-confident.
+        95 % probability, if probabilities are right. Flatter than the diagonal: over-confident; steeper:
+        under-confident.
     """
     found, scores = _group(check, "reliability"), _group(check, "scores")
     off = float(scores["p_value"]) < LEVEL
@@ -89,7 +90,8 @@ def plot_reliability(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
         _ = panel
     figure.supxlabel("probability of the model", fontsize=SMALL + 1)
     figure.supylabel("share that comes from it", fontsize=SMALL + 1)
-    title = f"expected calibration error {float(scores['expected_calibration_error']):.3f}, p = {float(scores['p_value']):.2g}"
+    error, p = float(scores["expected_calibration_error"]), float(scores["p_value"])
+    title = f"expected calibration error {error:.3f}, p = {p:.2g}"
     figure.suptitle(title, fontsize=SMALL + 2)
     return figure
 
