@@ -59,10 +59,18 @@ class Kept:
     share : float
     attempted : int
         Simulations that this was seen on.
+    log_orderings : float
+        Log of how many orderings of a vector were taken for the one that an ordering transform allows.
     """
 
     share: float
     attempted: int
+    log_orderings: float = 0.0
+
+    @property
+    def log_share(self) -> float:
+        """Logarithm of what the density integrates to."""
+        return float(np.log(self.share)) - self.log_orderings
 
     @property
     def log_error(self) -> float:
@@ -338,7 +346,7 @@ class AmortizedComparison:
             posterior, kept = self.posteriors[name], self.kept[name]
             found = posterior.evidence_of(data_of(posterior.spec, datasets), proposals, child)
             doubts[name] = [e.doubt for e in found]
-            log_evidence = [e.log_marginal_likelihood - np.log(kept.share) for e in found]
+            log_evidence = [e.log_marginal_likelihood - kept.log_share for e in found]
             error = [float(np.hypot(e.mcse, kept.log_error)) for e in found]
             columns.append(
                 np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]])

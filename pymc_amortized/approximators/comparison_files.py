@@ -70,8 +70,9 @@ def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
             own, entry["posterior"] = files.contents(posterior)
             tensors |= {f"{k}.posterior.{n}": v for n, v in own.items()}
         else:
-            sources = {c.name: source for c in spec.context if (source := (comparison.context or {}).get(c.name))}
-            own, entry["model"] = files.model_contents(spec, sources or None, comparison.provenance.entropy)
+            given = comparison.context
+            sources = None if given is None else {c.name: given[c.name] for c in spec.context}
+            own, entry["model"] = files.model_contents(spec, sources, comparison.provenance.entropy)
             tensors |= {f"{k}.points.{n}": v for n, v in own.items()}
         described.append(entry)
     calibration = comparison.calibration
@@ -164,8 +165,8 @@ def _models(given: Any, names: list[str]) -> dict[str, pm.Model]:
 
 
 def _kept(described: Mapping[str, Any]) -> Kept:
-    kept = Kept(float(described["share"]), int(described["attempted"]))
-    if not 0 < kept.share <= 1 or kept.attempted < 1:
+    kept = Kept(float(described["share"]), int(described["attempted"]), float(described["log_orderings"]))
+    if not 0 < kept.share <= 1 or kept.attempted < 1 or not 0 <= kept.log_orderings < math.inf:
         raise ValueError(f"a share of {kept.share} of {kept.attempted} simulations was kept")
     return kept
 

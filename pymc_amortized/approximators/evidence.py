@@ -116,7 +116,7 @@ def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
     return 1 - sum(n for why, n in dropped.items() if not why.startswith("raised")) / max(attempted, 1)
 
 
-def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
+def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> None:
     """Log that the model's density is not normalized, where it excludes draws from its prior.
 
     Parameters
@@ -124,8 +124,10 @@ def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
     dropped : mapping of str to int
         Why simulations were dropped; those that raised say nothing of the density.
     attempted : int
+    log_orderings : float
+        Log of how many orderings of draws were taken for one.
     """
-    kept = kept_share(dropped, attempted)
+    kept = kept_share(dropped, attempted) * np.exp(-log_orderings)
     if kept < 1 - NOTABLE:
         logger.warning(
             "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "

@@ -45,6 +45,7 @@ from pymc_amortized.graph.pool import Pool, labelled
 from pymc_amortized.graph.simulator import Simulations, describe_dropped
 from pymc_amortized.graph.sizes import is_range
 from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import log_orderings
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.choices import SummaryChoice, check_choices
@@ -357,7 +358,7 @@ class _ComparisonFit:
         kept = {}
         for name, made in pilot.items():
             share = kept_share(made.dropped, made.attempted)
-            kept[name] = Kept(share, made.attempted)
+            kept[name] = Kept(share, made.attempted, log_orderings(self.specs[name]))
             dropped = 1 - len(made) / made.attempted if made.dropped else 0.0
             if made.dropped:
                 logger.log(

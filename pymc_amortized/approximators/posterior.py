@@ -55,7 +55,7 @@ from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.missing import Rule
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.step import closed_model
+from pymc_amortized.graph.step import closed_model, log_orderings
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
@@ -272,7 +272,7 @@ class AmortizedPosterior:
         refuse_indices(datasets.values, self.compiled.limits, "observed")
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
-        warn_of_truncation(self.provenance.dropped, self.provenance.attempted)
+        warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
         return evidence_dataset(datasets, found)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:

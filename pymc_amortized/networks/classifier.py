@@ -9,8 +9,8 @@ is at :math:`f_m(x) - f_k(x) = \log p(x \mid m) - \log p(x \mid k)`: differences
 posteriors.
 
 Log likelihood ratios of the commonest models are quadratic in statistics t. Where there are few of these, logits
-therefore see products of two beside what the summary network makes of them, and begin at the multinomial logistic
-regression on both.
+therefore see products of two beside what the summary network makes of them, also times the number of rows, where that
+differs, and begin at the multinomial logistic regression on all of these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pymc_amortized.networks.choices import (
     make_summary,
     summary_options,
 )
-from pymc_amortized.networks.encoding import DataEncoder, Sizes
+from pymc_amortized.networks.encoding import DataEncoder, Sizes, mask_name
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import encoded_in_blocks, tensors_of
 from pymc_amortized.networks.standardizer import ParameterStandardizer
@@ -53,23 +53,32 @@ PRODUCTS_UP_TO = 64  # of more, the noise of learning their weights costs more t
 
 
 class Products(nn.Module):
-    """Products of two of few statistics (batch, statistics)."""
+    """Products of two of few statistics (batch, statistics), and all of these times the lengths of sized axes."""
 
     pairs: Tensor
 
-    def __init__(self, statistics: int) -> None:
+    def __init__(self, statistics: int, sized: tuple[str, ...]) -> None:
         super().__init__()
+        self.sized = sized
         self.register_buffer("pairs", torch.triu_indices(statistics, statistics), persistent=False)
-        self.width = self.pairs.shape[1]
+        self.width = products(statistics, len(sized))
         self.standardize = Standardize(self.width)
 
-    def raw(self, t: Tensor) -> Tensor:
+    def raw(self, t: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """Products (batch, width), on any scale."""
-        return t[:, self.pairs[0]] * t[:, self.pairs[1]]
+        found = t[:, self.pairs[0]] * t[:, self.pairs[1]]
+        lengths = [encoded[mask_name(axis)].sum(1, keepdim=True) for axis in self.sized]
+        return torch.cat([found, *(part for n in lengths for part in (n, n * t, n * found))], -1)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """Products (batch, width) of location 0 and scale 1 over simulations."""
-        return squash(self.standardize(self.raw(t)), LIMIT)
+        return squash(self.standardize(self.raw(t, encoded)), LIMIT)
+
+
+def products(statistics: int, sized: int) -> int:
+    """Width of :class:`Products`."""
+    pairs = statistics * (statistics + 1) // 2
+    return pairs + sized * (1 + statistics + pairs)
 
 
 class Head(nn.Module):
@@ -108,8 +117,8 @@ class ClassifierNetwork(nn.Module):
         self.head: nn.Module | None = None
         if not isinstance(summary, SummaryNetwork):
             self.head = Head(width, classes)  # a built-in summary gives logits itself
-        elif (statistics := summary.linear.in_features) * (statistics + 1) // 2 <= PRODUCTS_UP_TO:
-            self.products = Products(statistics)
+        elif products(summary.linear.in_features, len(encoder.layout.sized)) <= PRODUCTS_UP_TO:
+            self.products = Products(summary.linear.in_features, encoder.layout.sized)
             self.head = nn.Linear(self.products.width, classes, bias=False)
 
     @classmethod
@@ -170,8 +179,8 @@ class ClassifierNetwork(nn.Module):
             return
         assert isinstance(self.head, nn.Linear)
         with torch.no_grad():
-            self.products.standardize.fit(self.products.raw(t))
-            terms = torch.cat([t, self.products(t)], -1)
+            self.products.standardize.fit(self.products.raw(t, encoded))
+            terms = torch.cat([t, self.products(t, encoded)], -1)
         weight, bias = _logistic_regression(terms, label, self.classes)
         summary.start_at(weight[:, : t.shape[1]], bias)
         with torch.no_grad():
@@ -207,7 +216,7 @@ class ClassifierNetwork(nn.Module):
             return self.head(self.summary(encoded))
         assert isinstance(self.summary, SummaryNetwork)
         logits, t = self.summary.with_statistics(encoded)
-        return logits + self.head(self.products(t))
+        return logits + self.head(self.products(t, encoded))
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
