@@ -80,7 +80,7 @@ def main() -> None:
     print({name: int((best == name).sum()) for name in models})
     print(f"groups unlike any of the models (p < 0.01): {int((found['ood_pvalue'] < 0.01).sum())}")
 
-    undecided = int(found["probability"].max("model").argmin())
+    undecided = int(found["probability"].max("model").to_numpy().argmin())
     for index in (undecided, len(names) - 1):
         visits = everyone[names[index]]
         print(f"\n{names[index]}: {len(visits)} patients, {visits.mean():.1f} visits, variance {visits.var():.1f}")
