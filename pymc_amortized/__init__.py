@@ -4,8 +4,10 @@ import pymc as _pm
 
 __version__ = "0.1.0"
 
+from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.files import load
 from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.fit_comparison import fit_comparison
 from pymc_amortized.approximators.fit_joint import fit_joint
 from pymc_amortized.approximators.fit_likelihood import fit_likelihood
 from pymc_amortized.approximators.joint import AmortizedJoint
@@ -14,16 +16,19 @@ from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations import simulate
 from pymc_amortized.diagnostics import (
     check_calibration,
+    check_comparison,
     check_local_calibration,
     check_misspecification,
     compare_draws,
     plot_calibration,
     plot_comparison,
+    plot_confusion,
     plot_contraction,
     plot_coverage,
     plot_history,
     plot_novelty,
     plot_recovery,
+    plot_reliability,
     plot_weights,
     report,
 )
@@ -45,6 +50,7 @@ from pymc_amortized.training import Training
 
 __all__ = [
     "AmortizedJoint",
+    "AmortizedComparison",
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "Flat",
@@ -59,8 +65,10 @@ __all__ = [
     "Transformer",
     "ZukoDensity",
     "fit_joint",
+    "fit_comparison",
     "fit_likelihood",
     "check_calibration",
+    "check_comparison",
     "check_local_calibration",
     "check_misspecification",
     "compare_draws",
@@ -68,11 +76,13 @@ __all__ = [
     "load",
     "plot_calibration",
     "plot_comparison",
+    "plot_confusion",
     "plot_contraction",
     "plot_coverage",
     "plot_history",
     "plot_novelty",
     "plot_recovery",
+    "plot_reliability",
     "plot_weights",
     "report",
     "sample_amortized",

@@ -165,3 +165,16 @@ def test_truncated_priors_are_said_with_the_number(caplog):
         assert not caplog.records
         warn_of_truncation({"mu: the density is zero": 500}, 1000)
     assert "larger by 0.69" in caplog.text
+
+
+def test_proposals_may_differ_in_scale_by_any_factor():
+    """A network far outside of its simulations may give one parameter a range of 1e12 and another one of 1e-3."""
+    from pymc_amortized.approximators.mixture import _Component
+
+    scales = np.array([1e12, 1e-3])
+    theta = np.random.default_rng(1).normal(size=(1, 4000, 2)) * scales
+    component = _Component.of(theta, np.zeros((1, 4000)))
+    draws = component.draw(20_000, np.random.default_rng(2))
+    assert_allclose(np.median(np.abs(draws[0]), 0) / scales, stats.t.ppf(0.75, 5), rtol=0.05)
+    expected = stats.multivariate_t(np.zeros(2), np.eye(2), 5).logpdf(draws[0] / scales) - np.log(scales).sum()
+    assert_allclose(component.log_density(draws)[0], expected, atol=0.3)

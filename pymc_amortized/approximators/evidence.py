@@ -22,7 +22,7 @@ from pymc_amortized.approximators.drawing import Conditions
 from pymc_amortized.approximators.mixture import Proposals
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, Rounds
 from pymc_amortized.correction import smooth
-from pymc_amortized.graph.datasets import DATASET_DIM
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.spec import ModelSpec
 
 logger = logging.getLogger("pymc_amortized")
@@ -111,7 +111,12 @@ def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequenc
     return [results[i] for i in range(len(conditions.datasets))]
 
 
-def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
+def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
+    """Share of the prior's simulations that the model's density allows; those that raised say nothing of it."""
+    return 1 - sum(n for why, n in dropped.items() if not why.startswith("raised")) / max(attempted, 1)
+
+
+def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> None:
     """Log that the model's density is not normalized, where it excludes draws from its prior.
 
     Parameters
@@ -119,8 +124,10 @@ def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
     dropped : mapping of str to int
         Why simulations were dropped; those that raised say nothing of the density.
     attempted : int
+    log_orderings : float
+        Log of how many orderings of draws were taken for one.
     """
-    kept = 1 - sum(n for why, n in dropped.items() if not why.startswith("raised")) / max(attempted, 1)
+    kept = kept_share(dropped, attempted) * np.exp(-log_orderings)
     if kept < 1 - NOTABLE:
         logger.warning(
             "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "
@@ -130,10 +137,9 @@ def warn_of_truncation(dropped: Mapping[str, int], attempted: int) -> None:
         )
 
 
-def evidence_dataset(conditions: Conditions, found: list[Evidence]) -> xr.Dataset:
+def evidence_dataset(datasets: DataSets, found: list[Evidence]) -> xr.Dataset:
     """Lay out estimates, after a ``dataset`` dim if batched."""
     names = ("log_marginal_likelihood", "mcse", "pareto_k", "importance_ess")
-    datasets = conditions.datasets
     arrays = {name: np.array([getattr(e, name) for e in found]) for name in names}
     if not datasets.batched:
         return xr.Dataset({name: ((), values[0]) for name, values in arrays.items()})

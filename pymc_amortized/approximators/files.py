@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.approximators.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
@@ -90,24 +91,16 @@ def write(path: str | PathLike[str], description: Mapping[str, Any], tensors: Ma
 def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the description and the tensors of a posterior."""
     spec = posterior.spec
-    points = _points(posterior)
+    model, points = model_contents(spec, posterior.context, posterior.provenance.entropy)
     tensors = {f"network.{k}": v for k, v in posterior.network.state_dict().items()}
     tensors |= {f"state.{k}": v for k, v in posterior.state.tensors.items()}
-    tensors |= {f"points.{k}": torch.as_tensor(v) for k, v in points.items()}
+    tensors |= {f"points.{k}": v for k, v in points.items()}
     tensors |= {f"{REFERENCE}{k}": v for k, v in reference_tensors(posterior.reference).items()}
     description = {
         "format": FORMAT,
         "versions": versions(),
-        "model": describe_model(spec),
-        "arguments": {
-            "observed": [v.name for v in spec.observed],
-            "parameters": [p.name for p in spec.parameters],
-            "context": [c.name for c in spec.context],
-            "missing": [v.name for v in spec.observed if v.missing],
-        },
-        "sizes": {r.dim: [r.smallest, r.largest] for r in spec.sizes},
+        **model,
         "gaps": dict(posterior.gaps),
-        "density": _densities(spec.jointly(), points),
         "structure": asdict(posterior.structure),
         "network": posterior.network.description(),
         "history": posterior.history.description(),
@@ -120,22 +113,42 @@ def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, T
     return description, tensors
 
 
+def model_contents(
+    spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a description by which a model is known again, and its points."""
+    points = _points(spec, sources, entropy)
+    description = {
+        "model": describe_model(spec),
+        "arguments": {
+            "observed": [v.name for v in spec.observed],
+            "parameters": [p.name for p in spec.parameters],
+            "context": [c.name for c in spec.context],
+            "missing": [v.name for v in spec.observed if v.missing],
+        },
+        "sizes": {r.dim: [r.smallest, r.largest] for r in spec.sizes},
+        "density": _densities(spec.jointly(), points),
+    }
+    return description, {name: torch.as_tensor(values) for name, values in points.items()}
+
+
 def load(
     path: str | PathLike[str],
     *,
-    model: pm.Model | None = None,
+    model: pm.Model | Mapping[str, pm.Model] | None = None,
     summary: nn.Module | None = None,
     density: nn.Module | Callable[[int, int], nn.Module] | None = None,
     compile_kwargs: CompileKwargs | None = None,
-) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint:
-    """Read a posterior, a likelihood or both that the method ``save`` wrote.
+) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint | AmortizedComparison:
+    """Read a posterior, a likelihood, both, or a comparison that its method ``save`` wrote.
 
     Parameters
     ----------
     path : path-like
         The file.
-    model : pymc.Model, optional
-        The model it was trained for; the context's model by default. It is compared with the one in the file.
+    model : pymc.Model, or mapping of name to pymc.Model, optional
+        The model it was trained for, or those of a comparison by name; the context's model by default. They are
+        compared with those in the file.
     summary, density : torch.nn.Module, optional
         Networks of your own, where the posterior was trained with such.
     compile_kwargs : mapping, optional
@@ -143,7 +156,7 @@ def load(
 
     Returns
     -------
-    AmortizedPosterior, AmortizedLikelihood or AmortizedJoint
+    AmortizedPosterior, AmortizedLikelihood, AmortizedJoint or AmortizedComparison
 
     Raises
     ------
@@ -164,17 +177,22 @@ def load(
 def _read(
     file: Any,
     path: Path,
-    model: pm.Model | None,
+    model: Any,
     summary: nn.Module | None,
     density: Any,
     compile_kwargs: CompileKwargs | None,
-) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint:
+) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint | AmortizedComparison:
     description = _metadata(file, path)
+    if description.get("what") == "comparison":
+        from pymc_amortized.approximators.comparison_files import read as read_comparison
+
+        refuse_other_modules(None, path, density=density)
+        return read_comparison(file, path, description, model, summary, compile_kwargs)
     model = _model(model)
     if description.get("what") == "likelihood":
         from pymc_amortized.approximators.likelihood_files import read
 
-        _refuse_other_modules(None, path, summary=summary, density=density)
+        refuse_other_modules(None, path, summary=summary, density=density)
         return read(file, path, description, model)
     if description.get("what") == "joint":
         from pymc_amortized.approximators import joint_files
@@ -194,15 +212,10 @@ def read_posterior(
     compile_kwargs: CompileKwargs | None,
 ) -> AmortizedPosterior:
     """Read a posterior from an open file, by its description."""
+    spec, expected = _spec(path, description, model)
     with damage(path):
-        arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
-        sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]
-        described, expected = dict(description["model"]), dict(description["density"])
-    spec = read_spec(model, arguments, sizes)
-    refuse_other_model(described, describe_model(spec))
-    with damage(path):
-        structure = _structure(spec, description["structure"])
-    _refuse_other_modules(description.get("network"), path, summary=summary, density=density)
+        structure = read_structure(spec, description["structure"])
+    refuse_other_modules(description.get("network"), path, summary=summary, density=density)
     with damage(path):
         network = _network(file, description["network"], data_layout(spec, structure), summary, density)
         posterior = AmortizedPosterior(
@@ -218,9 +231,31 @@ def read_posterior(
             reference=_reference(file, spec, network),
             compile_kwargs=compile_kwargs,
         )
-        points = _stored_points(file, spec)
+        points = _stored_points(file, spec, "points.")
     _refuse_other_density(expected, _densities(spec.jointly(), points, compile_kwargs))
     return posterior
+
+
+def read_described(
+    file: Any, path: Path, description: Mapping[str, Any], model: pm.Model, compile_kwargs: CompileKwargs | None
+) -> ModelSpec:
+    """Read the user's model, and compare it with what :func:`model_contents` gave."""
+    spec, expected = _spec(path, description, model)
+    with damage(path):
+        points = _stored_points(file, spec, "")
+    _refuse_other_density(expected, _densities(spec.jointly(), points, compile_kwargs))
+    return spec
+
+
+def _spec(path: Path, description: Mapping[str, Any], model: pm.Model) -> tuple[ModelSpec, dict[str, Any]]:
+    """Read the user's model like that of the file; also returns the densities it must have."""
+    with damage(path):
+        arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
+        sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]
+        described, expected = dict(description["model"]), dict(description["density"])
+    spec = read_spec(model, arguments, sizes)
+    refuse_other_model(described, describe_model(spec))
+    return spec, expected
 
 
 _ARGUMENTS = ("observed", "parameters", "context", "missing")
@@ -246,7 +281,8 @@ def _model(model: pm.Model | None) -> pm.Model:
         ) from None
 
 
-def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
+def read_structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
+    """Read what is known of the axes of the data."""
     axes = tuple(
         Axis(**{**axis, "carriers": tuple((str(name), int(i)) for name, i in axis["carriers"])})
         for axis in described["axes"]
@@ -259,7 +295,7 @@ def _structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
     return Structure(axes, shapes)
 
 
-def _refuse_other_modules(described: Any, path: Path, **given: Any) -> None:
+def refuse_other_modules(described: Any, path: Path, **given: Any) -> None:
     """A network of the user's own has to be given again, and only that."""
     for what, module in given.items():
         entry = described.get(what) if isinstance(described, Mapping) else None
@@ -388,14 +424,13 @@ def _difference(saved: Any, given: Any) -> str:
     return f"{saved} in the file, {given} in the model"
 
 
-def _points(posterior: AmortizedPosterior) -> dict[str, np.ndarray]:
+def _points(spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int]) -> dict[str, np.ndarray]:
     """Prior draws with their data, at which densities are compared."""
-    spec = posterior.spec.jointly()
-    sources = posterior.context
+    spec = spec.jointly()
     if spec.context and sources is None:
         sources = {c.name: _constant_source(c, spec) for c in spec.context}
     simulator = Simulator(spec, context=ContextSampler(spec, sources or {}))
-    draws = simulator(POINTS, stage_seed(posterior.provenance.entropy, Stage.TIMING))
+    draws = simulator(POINTS, stage_seed(entropy, Stage.TIMING))
     points = {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
     return points | {f"length.{dim}": n for dim, n in draws.lengths.items()}
 
@@ -436,31 +471,40 @@ def _network(
     file: Any, description: Mapping[str, Any], expected: DataLayout, summary: nn.Module | None, density: Any
 ) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
-    _refuse_large_options(description, len(file.keys()))
+    refuse_large_options(description, len(file.keys()))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        empty = PosteriorNetwork.from_description(description, summary=_on_meta(summary), density=_on_meta(density))
-    _refuse_other_layout(empty.encoder.layout, expected)
+        empty = PosteriorNetwork.from_description(description, summary=on_meta(summary), density=on_meta(density))
+    refuse_other_layout(empty.encoder.layout, expected)
     wanted = empty.state_dict()
     stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
-    if set(stored) != set(wanted):
-        differing = sorted(set(stored) ^ set(wanted))[:5]
-        raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
+    refuse_other_names(stored, wanted)
     for name, tensor in wanted.items():
         if is_lazy(tensor):  # takes its shape from the file
             continue
         refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
         network = PosteriorNetwork.from_description(description, summary=summary, density=density)
-    weights = {name: file.get_tensor(key) for name, key in stored.items()}
-    for name, weight in weights.items():
-        if weight.is_floating_point() and torch.isnan(weight).any():
-            raise ValueError(f"weight {name!r} in the file is not a number")
-    network.load_state_dict(weights)
+    fill(network, {name: file.get_tensor(key) for name, key in stored.items()})
     return network.eval()
 
 
-def _refuse_other_layout(described: DataLayout, expected: DataLayout) -> None:
-    """The network must read the data of this model, in its order."""
+def refuse_other_names(stored: Iterable[str], wanted: Iterable[str]) -> None:
+    """Compare the names of weights in a file with those of a network."""
+    differing = sorted(set(stored) ^ set(wanted))[:5]
+    if differing:
+        raise ValueError(f"the weights in the file are not those of the network it describes: {differing}")
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network its weights, which must be numbers."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and torch.isnan(weight).any():
+            raise ValueError(f"weight {name!r} in the file is not a number")
+    network.load_state_dict(dict(weights))
+
+
+def refuse_other_layout(described: DataLayout, expected: DataLayout) -> None:
+    """Compare layouts: the network must read the data of this model, in its order."""
     for ours, theirs in zip_longest(expected.arrays, described.arrays):
         if ours is not None and theirs is not None and ours.kind == "categorical":
             ours = replace(ours, categories=theirs.categories)  # learned from simulations
@@ -493,22 +537,23 @@ _DTYPES = {
 }
 
 
-def _on_meta(module: Any) -> Any:
+def on_meta(module: Any) -> Any:
+    """Copy a module without memory for its weights."""
     if not isinstance(module, nn.Module) or any(is_lazy(p) for p in module.parameters()):
         return module
     return copy.deepcopy(module).to("meta")
 
 
-def _refuse_large_options(description: Any, tensors: int) -> None:
+def refuse_large_options(description: Any, tensors: int) -> None:
     """Refuse sizes that no file of this size can hold the weights of."""
     if isinstance(description, Mapping):
         for name, value in description.items():
             if (name == "layers" or name.endswith("depth")) and isinstance(value, int) and value > tensors:
                 raise ValueError(f"the file describes a network of {value} {name}, but holds {tensors} tensors")
-            _refuse_large_options(value, tensors)
+            refuse_large_options(value, tensors)
     elif isinstance(description, list):
         for value in description:
-            _refuse_large_options(value, tensors)
+            refuse_large_options(value, tensors)
     elif isinstance(description, int) and abs(description) > LARGEST_OPTION:
         raise ValueError(f"the file describes a network with an option of {description}")
 
@@ -530,15 +575,15 @@ def state_tensors(file: Any, network: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
+def _stored_points(file: Any, spec: ModelSpec, prefix: str) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {"theta": (spec.jointly().dim,)}
     shapes |= {f"data.{v.name}": v.shape_at(spec.largest) for v in spec.data}
     shapes |= {f"length.{r.dim}": () for r in spec.sizes}
     points = {}
     for name, shape in shapes.items():
-        if list(file.get_slice(f"points.{name}").get_shape()) != [POINTS, *shape]:
+        if list(file.get_slice(f"{prefix}{name}").get_shape()) != [POINTS, *shape]:
             raise KeyError(f"the points of {name!r}")
-        points[name] = file.get_tensor(f"points.{name}").numpy()
+        points[name] = file.get_tensor(f"{prefix}{name}").numpy()
     return points
 
 

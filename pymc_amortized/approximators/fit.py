@@ -176,7 +176,7 @@ def fit_posterior(
     The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
     Radev et al. 2020, arXiv 2003.06281).
     """
-    options = _options(training, max_time)
+    options = training_options(training, max_time)
     place = choose_device(device)
     if num_simulations is not None:
         num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
@@ -339,21 +339,8 @@ class PosteriorFit:
     def _structure(
         self, pilot: Simulations, given: Mapping[str, str | Sequence[str]], weighed_by: ModelSpec | None = None
     ) -> Structure:
-        """Look at simulations of one size, with all free variables, which the density is a function of.
-
-        The density may be that of another snapshot of the same model.
-        """
         seed = stage_seed(self.entropy, Stage.STRUCTURE)
-        joint = self.spec.jointly()
-        lengths = self.spec.largest  # what begins or repeats after some rows is seen there
-        if self.spec.nuisance or lengths:
-            simulator = Simulator(
-                joint, context=ContextSampler(joint, self.context), compile_kwargs=self.compile_kwargs
-            )
-            pilot = simulator.of_lengths(STRUCTURE_SIMULATIONS, seed, lengths)
-        fixed = (weighed_by or joint).at(lengths)
-        structure = find_structure(fixed, pilot, LogDensity(fixed, self.compile_kwargs), seed, given)
-        structure = structure.with_ranges({r.dim: (r.smallest, r.largest) for r in self.spec.sizes})
+        structure = structure_of(self.spec, self.context, pilot, seed, given, self.compile_kwargs, weighed_by)
         logger.info("Structure of the data:\n%s", structure)
         return structure
 
@@ -513,12 +500,36 @@ def continue_fit(
     return fit.resume(posterior)
 
 
+def structure_of(
+    spec: ModelSpec,
+    sources: Mapping[str, Any],
+    pilot: Simulations,
+    seed: np.random.SeedSequence,
+    given: Mapping[str, str | Sequence[str]],
+    compile_kwargs: CompileKwargs | None,
+    weighed_by: ModelSpec | None = None,
+) -> Structure:
+    """Look at simulations of one size, with all free variables, which the density is a function of.
+
+    The density may be that of another snapshot of the same model.
+    """
+    joint = spec.jointly()
+    lengths = spec.largest  # what begins or repeats after some rows is seen there
+    if spec.nuisance or lengths:
+        simulator = Simulator(joint, context=ContextSampler(joint, sources), compile_kwargs=compile_kwargs)
+        pilot = simulator.of_lengths(STRUCTURE_SIMULATIONS, seed, lengths)
+    fixed = (weighed_by or joint).at(lengths)
+    structure = find_structure(fixed, pilot, LogDensity(fixed, compile_kwargs), seed, given)
+    return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})
+
+
 def copied(network: PosteriorNetwork) -> PosteriorNetwork:
     """Copy a network, so that training the copy leaves the original as it is."""
     return copy.deepcopy(network)
 
 
-def _options(training: Training | None, max_time: float | None) -> Training:
+def training_options(training: Training | None, max_time: float | None) -> Training:
+    """Check the options of a training."""
     if training is not None and not isinstance(training, Training):
         raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
     options = training or Training()

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import linalg, special, stats
 
 from pymc_amortized.approximators.adaptation import tempered, whitening
 from pymc_amortized.correction import Weights, smooth
+from pymc_amortized.graph.whitened import Whitening
 
 DEGREES_OF_FREEDOM = 5.0
 """Of the t: tails heavier than most posteriors', with a variance (as in Cornuet et al. 2012 and for Stan's pathfinder
@@ -109,24 +110,29 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A t distribution for each chain."""
+    """A t distribution for each chain, standard in whitened coordinates: scales may differ by any factor."""
 
-    distributions: list[Any]
+    places: list[Whitening]
 
     @classmethod
     def of(cls, theta: np.ndarray, log_weights: np.ndarray) -> _Component:
-        distributions = []
-        for draws, some in zip(theta, log_weights, strict=True):
-            known = whitening(draws, tempered(some, draws.shape[1]))
-            shape = known.factor @ known.factor.T
-            distributions.append(stats.multivariate_t(known.mean, shape, DEGREES_OF_FREEDOM))
-        return cls(distributions)
+        pairs = zip(theta, log_weights, strict=True)
+        return cls([whitening(draws, tempered(some, draws.shape[1])) for draws, some in pairs])
+
+    @property
+    def standard(self) -> Any:
+        dim = len(self.places[0].mean)
+        return stats.multivariate_t(np.zeros(dim), np.eye(dim), DEGREES_OF_FREEDOM)
 
     def draw(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Draw (chains, per_chain, dim)."""
-        dim = self.distributions[0].dim
-        return np.stack([d.rvs(per_chain, random_state=rng).reshape(per_chain, dim) for d in self.distributions])
+        size = (per_chain, len(self.places[0].mean))
+        return np.stack([p.theta(self.standard.rvs(per_chain, random_state=rng).reshape(size)) for p in self.places])
 
     def log_density(self, theta: np.ndarray) -> np.ndarray:
         """Log densities (chains, n) at theta (chains, n, dim), by the chain's own distribution."""
-        return np.stack([np.atleast_1d(d.logpdf(t)) for d, t in zip(self.distributions, theta, strict=True)])
+        found = []
+        for place, t in zip(self.places, theta, strict=True):
+            z = linalg.solve_triangular(place.factor, (t - place.mean).T, lower=True).T
+            found.append(np.atleast_1d(self.standard.logpdf(z)) - np.log(np.diag(place.factor)).sum())
+        return np.stack(found)

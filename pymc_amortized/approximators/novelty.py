@@ -14,15 +14,14 @@ from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure
-from pymc_amortized.networks.network import PosteriorNetwork
-from pymc_amortized.networks.novelty import NoveltyFeatures
+from pymc_amortized.networks.novelty import NoveltyFeatures, Summarizing
 from pymc_amortized.novelty import Reference, Score, Whitening
 
 SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening")
 WHITENING = tuple(field.name for field in fields(Whitening))
 
 
-def features_of(spec: ModelSpec, structure: Structure, network: PosteriorNetwork, datasets: DataSets) -> np.ndarray:
+def features_of(spec: ModelSpec, structure: Structure, network: Summarizing, datasets: DataSets) -> np.ndarray:
     """Features (n, width) of data sets."""
     return NoveltyFeatures(network)(**network_data(spec, structure, datasets))
 
@@ -48,7 +47,7 @@ def _scalars(spec: ModelSpec) -> list[str]:
 
 
 def learn_reference(
-    spec: ModelSpec, structure: Structure, network: PosteriorNetwork, learned: Simulations, ranked: Simulations
+    spec: ModelSpec, structure: Structure, network: Summarizing, learned: Simulations, ranked: Simulations
 ) -> Reference:
     """Learn the score from some simulations, and score others.
 

@@ -34,6 +34,7 @@ from pymc_amortized.approximators.doubt import (
 )
 from pymc_amortized.approximators.drawing import Conditions, draw_given
 from pymc_amortized.approximators.evidence import (
+    Evidence,
     estimate,
     evidence_dataset,
     refuse_evidence,
@@ -54,7 +55,7 @@ from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.missing import Rule
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.step import closed_model
+from pymc_amortized.graph.step import closed_model, log_orderings
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs, like
 from pymc_amortized.networks.network import PosteriorNetwork
@@ -276,11 +277,10 @@ class AmortizedPosterior:
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
         refuse_indices(datasets.values, self.compiled.limits, "observed")
-        conditions = self._conditions(datasets)
-        found = estimate(conditions, proposals, seed_sequence(random_seed))
+        found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
-        warn_of_truncation(self.provenance.dropped, self.provenance.attempted)
-        return evidence_dataset(conditions, found).assign_attrs(self._marks())
+        warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
+        return evidence_dataset(datasets, found).assign_attrs(self._marks())
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.
@@ -561,6 +561,18 @@ class AmortizedPosterior:
         conditions = self._conditions(datasets)
         results = draw_given(conditions, draws=FEWEST_PROPOSALS, chains=1, mode="raw", seed=seed)
         return [r.weights for r in results if r.weights is not None]
+
+    def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
+        """Estimate the marginal likelihood of several data sets, of a model that has a normalized density.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        proposals : int
+            For each.
+        seed : numpy.random.SeedSequence
+        """
+        return estimate(self._conditions(datasets), proposals, seed)
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
         """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference.

@@ -4,30 +4,36 @@ from pymc_amortized.diagnostics.calibration import check_calibration
 from pymc_amortized.diagnostics.comparison import compare_draws
 from pymc_amortized.diagnostics.local import check_local_calibration
 from pymc_amortized.diagnostics.misspecification import check_misspecification
+from pymc_amortized.diagnostics.model_comparison import check_comparison
 from pymc_amortized.diagnostics.plots import (
     plot_calibration,
     plot_comparison,
+    plot_confusion,
     plot_contraction,
     plot_coverage,
     plot_history,
     plot_novelty,
     plot_recovery,
+    plot_reliability,
     plot_weights,
 )
 from pymc_amortized.diagnostics.report import report
 
 __all__ = [
     "check_calibration",
+    "check_comparison",
     "check_local_calibration",
     "check_misspecification",
     "compare_draws",
     "plot_calibration",
     "plot_comparison",
+    "plot_confusion",
     "plot_contraction",
     "plot_coverage",
     "plot_history",
     "plot_novelty",
     "plot_recovery",
+    "plot_reliability",
     "plot_weights",
     "report",
 ]

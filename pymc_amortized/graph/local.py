@@ -69,7 +69,7 @@ class LocalSimulator(Simulator):
         context = ContextOfOne(spec, datasets)
         super().__init__(spec, context=context, deterministics=False, compile_kwargs=compile_kwargs)
 
-    def _check_ends(self) -> None:
+    def check_ends(self) -> None:
         """There is one size only."""
 
 

@@ -7,7 +7,7 @@ compile it (from PyTensor's cache on disk) and then take chunks.
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import cloudpickle
@@ -15,13 +15,22 @@ import joblib
 import numpy as np
 
 if TYPE_CHECKING:
-    from pymc_amortized.graph.simulator import Simulations, Simulator
+    from pymc_amortized.graph.simulator import Simulations
+
+
+class Chunked(Protocol):
+    """What simulates in chunks."""
+
+    def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
+        """Attempt `n` simulations."""
+        ...
+
 
 _pickled: WeakKeyDictionary[Any, tuple[str, bytes]] = WeakKeyDictionary()
 _received: dict[str, Any] = {}
 
 
-def run_tasks(simulator: Simulator, tasks: list[tuple[int, np.random.SeedSequence]], cores: int) -> list[Simulations]:
+def run_tasks(simulator: Chunked, tasks: list[tuple[int, np.random.SeedSequence]], cores: int) -> list[Simulations]:
     """Run `simulator.chunk` on every (size, seed), in order, in `cores` processes."""
     if simulator not in _pickled:
         _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))

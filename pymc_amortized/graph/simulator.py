@@ -153,7 +153,7 @@ class Simulator:
             When fewer than one in a hundred simulations can be used.
         """
         seed = _fresh(seed)
-        self._check_ends()
+        self.check_ends()
         parts: list[Simulations] = []
         usable = attempted = 0
         while usable < n:
@@ -180,7 +180,8 @@ class Simulator:
     ) -> Simulations:
         """Simulate until `n` usable draws of one size are there; the lengths are among their data.
 
-        Values of the context variables, each (n, *shape), may be given instead of drawn.
+        Values of the context variables, each (n, *shape), may be given instead of drawn; further arrays are kept beside
+        the draws.
         """
         seed, parts = _fresh(seed), []
         attempted = usable = 0
@@ -226,7 +227,7 @@ class Simulator:
                 n, seed, [context[name] for name in self._sequenced], [lengths[r.dim] for r in self.spec.sizes]
             )
         except Exception as error:  # a model's own function may raise anything
-            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths)
+            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
             if n == 1:
                 return raised
             # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
@@ -243,7 +244,7 @@ class Simulator:
         finite, theta, *values = outputs
         named = dict(zip(self._value_names, values, strict=True))
         observed = {v.name: named.pop(v.name) for v in self.spec.observed}
-        data = {**observed, **{c.name: context[c.name] for c in self.spec.context}}
+        data = {**observed, **context}  # also what this model does not read
         everything = Simulations(theta, named, data, len(theta))
         fine = finite.all(axis=1)
         if fine.all():
@@ -252,19 +253,20 @@ class Simulator:
         kept = everything.take(fine)
         return replace(kept, attempted=len(theta), dropped=dict(first))
 
-    def _nothing(self, reason: str, lengths: dict[str, int]) -> Simulations:
+    def _nothing(self, reason: str, lengths: dict[str, int], context: Mapping[str, np.ndarray]) -> Simulations:
         """One attempted simulation that raised."""
         spec = self.spec
         model = spec.model
         return Simulations(
             np.empty((0, spec.dim)),
             {n: np.empty((0, *self._shapes[n]), model[n].type.dtype) for n in self._variable_names},
-            {v.name: np.empty((0, *v.shape_at(lengths)), v.dtype) for v in spec.data},
+            {v.name: np.empty((0, *v.shape_at(lengths)), v.dtype) for v in spec.observed}
+            | {name: values[:0] for name, values in context.items()},
             1,
             {f"raised {reason}": 1},
         )
 
-    def _check_ends(self) -> None:
+    def check_ends(self) -> None:
         """Refuse, once, a model that cannot be simulated at the smallest or largest lengths."""
         if self._ends_checked:
             return
@@ -337,10 +339,15 @@ class Simulator:
         shapes += [v.shape_at(self.spec.largest) for v in self.spec.data]
         return 8 * (self.spec.dim + sum(int(np.prod(s, dtype=int)) for s in shapes))
 
+    @property
+    def largest_chunk(self) -> int:
+        """Simulations that are made in one call, where all are of one size."""
+        return int(np.clip(CHUNK_BYTES // self._bytes_per_draw, 1, LARGEST_CHUNK))
+
     def _chunk_sizes(self, n: int) -> list[int]:
         if self.spec.sizes:
             return group_sizes(n)
-        largest = int(np.clip(CHUNK_BYTES // self._bytes_per_draw, 1, LARGEST_CHUNK))
+        largest = self.largest_chunk
         whole, rest = divmod(n, largest)
         return [largest] * whole + [rest] * (rest > 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,15 +104,34 @@ def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:
     where rejecting would keep one draw in k!.
     """
     replacements: dict[Any, Any] = {}
-    for rv in model.free_RVs:
-        transform = model.rvs_to_transforms[rv]
-        if not isinstance(transform, Ordered) or not _identically_distributed(rv):
-            continue
-        if not replacements.keys().isdisjoint(ancestors([rv])):
-            continue  # its parent is replaced already, in a graph that it is not part of: left to rejection
-        sign = 1 if transform.ascending else -1
+    for rv in _sorted_variables(model):
+        sign = 1 if model.rvs_to_transforms[rv].ascending else -1
         replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
     return graph_replace(outputs, replacements, strict=False) if replacements else outputs
+
+
+def _sorted_variables(model: pm.Model) -> list[Any]:
+    """Free variables whose draws are sorted rather than rejected."""
+    found: list[Any] = []
+    for rv in model.free_RVs:
+        if not isinstance(model.rvs_to_transforms[rv], Ordered) or not _identically_distributed(rv):
+            continue
+        if set(found).isdisjoint(ancestors([rv])):  # else its parent is sorted already: left to rejection
+            found.append(rv)
+    return found
+
+
+def log_orderings(spec: ModelSpec) -> float:
+    """Log of how many orderings of prior draws the simulator takes for the one that the density allows.
+
+    The density of a vector of k exchangeable elements under an ordering transform integrates to 1 / k!.
+    """
+    shapes = {p.name: p.shape for p in (*spec.parameters, *spec.nuisance)}
+    total = 0.0
+    for rv in _sorted_variables(spec.model):
+        *batch, length = shapes[rv.name]
+        total += math.prod(batch) * math.lgamma(length + 1)
+    return total
 
 
 def _identically_distributed(rv: Any) -> bool:

@@ -192,7 +192,7 @@ class PosteriorNetwork(nn.Module):
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
-        return self.encoder(_tensors(self.encoder, data), sizes)
+        return self.encoder(tensors_of(self.encoder, data), sizes)
 
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) on the network's device."""
@@ -347,7 +347,8 @@ def _tensor(values: np.ndarray | Tensor) -> Tensor:
     return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
-def _tensors(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
+def tensors_of(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
+    """Wrap the arrays that an encoder reads."""
     return {layout.name: _tensor(data[layout.name]) for layout in encoder.layout.arrays}
 
 
@@ -359,13 +360,21 @@ def _prepare(
     sizes: Sizes | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    n, tensors = len(theta), _tensors(encoder, data)
+    with torch.no_grad():
+        z, _ = standardizer(_tensor(theta))
+        return z.to(device), encoded_in_blocks(encoder, data, sizes, device)
+
+
+@torch.no_grad()
+def encoded_in_blocks(
+    encoder: DataEncoder, data: Mapping[str, np.ndarray], sizes: Sizes | None, device: torch.device | str | None
+) -> dict[str, Tensor]:
+    """Encode raw data (n, *shape), in blocks that stay in the cache."""
+    tensors = tensors_of(encoder, data)
+    n = len(next(iter(tensors.values())))
     block = max(ENCODED_AT_ONCE // max(sum(v.numel() for v in tensors.values()) // max(n, 1), 1), 1)
     parts = []
-    with torch.no_grad():
-        for rows in (slice(start, start + block) for start in range(0, max(n, 1), block)):
-            some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
-            parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
-        z, _ = standardizer(_tensor(theta))
-        encoded = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return z.to(device), {name: values.to(device) for name, values in encoded.items()}
+    for rows in (slice(start, start + block) for start in range(0, max(n, 1), block)):
+        some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
+        parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}

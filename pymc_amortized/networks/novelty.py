@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pymc_amortized.networks.choices import encoded_arrays
-from pymc_amortized.networks.encoding import Sizes
-from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.summary.shape import ShapeStatistics
 
 __all__ = ["NoveltyFeatures"]
@@ -17,15 +18,35 @@ __all__ = ["NoveltyFeatures"]
 AT_ONCE = 1_000  # data sets
 
 
+class Summarizing(Protocol):
+    """A network that encodes and summarizes data."""
+
+    encoder: DataEncoder
+
+    @property
+    def features(self) -> int:
+        """Width of the summary."""
+        ...
+
+    def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
+        """Raw data (batch, *shape) -> what is summarized."""
+        ...
+
+    def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Encoded data -> features (batch, features)."""
+        ...
+
+
 class NoveltyFeatures:
     """Features of data sets, in two blocks.
 
     Parameters
     ----------
-    network : PosteriorNetwork
+    network : Summarizing
+        A posterior network, or a classifier.
     """
 
-    def __init__(self, network: PosteriorNetwork) -> None:
+    def __init__(self, network: Summarizing) -> None:
         self.network = network
         self._shape = ShapeStatistics(encoded_arrays(network.encoder), network.encoder.layout)
 

@@ -7,15 +7,18 @@ from pymc_amortized.diagnostics.plots.checks import (
     plot_recovery,
 )
 from pymc_amortized.diagnostics.plots.draws import plot_comparison, plot_history, plot_weights
+from pymc_amortized.diagnostics.plots.models import plot_confusion, plot_reliability
 from pymc_amortized.diagnostics.plots.novelty import plot_novelty
 
 __all__ = [
     "plot_calibration",
     "plot_comparison",
+    "plot_confusion",
     "plot_contraction",
     "plot_coverage",
     "plot_history",
     "plot_novelty",
     "plot_recovery",
+    "plot_reliability",
     "plot_weights",
 ]

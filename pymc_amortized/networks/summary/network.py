@@ -92,6 +92,11 @@ class SummaryNetwork(nn.Module):
         """Learn the scales of the statistics from simulated data and parameters z (n, dim)."""
         for branch in self._branches():
             branch.fit(encoded, z)
+        self.rescale(encoded)
+
+    @torch.no_grad()
+    def rescale(self, encoded: dict[str, Tensor]) -> None:
+        """Learn the scales of the statistics from other data."""
         self.standardize.fit(self._raw_statistics(encoded))
 
     @torch.no_grad()
@@ -102,13 +107,17 @@ class SummaryNetwork(nn.Module):
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Encoded arrays -> (batch, features)."""
+        return self.with_statistics(encoded)[0]
+
+    def with_statistics(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Encoded arrays -> features (batch, features) and standardized statistics (batch, statistics)."""
         pieces, back = self._by_length(encoded)
         found = [self._found(trimmed(piece, self.arrays, self.layout)) for piece in pieces]
         raw, pooled = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
         if back is not None:
             raw, pooled = raw[back], pooled[back]
         t = self.standardize(raw)
-        return self.linear(t) + self.residual(torch.cat([t, pooled], -1))
+        return self.linear(t) + self.residual(torch.cat([t, pooled], -1)), t
 
     def _found(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the branches measure and learn: (batch, statistics) and (batch, pooled)."""

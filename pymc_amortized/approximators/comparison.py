@@ -1,0 +1,453 @@
+"""Amortized comparison of several models of the same data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pymc_amortized.approximators.arguments import whole
+from pymc_amortized.approximators.comparison_table import (
+    Evidences,
+    disagreement,
+    evidence_table,
+    warn_of_disagreement,
+    warn_of_no_table,
+)
+from pymc_amortized.approximators.doubt import warn_of_extrapolation, warn_of_many_gaps
+from pymc_amortized.approximators.evidence import refuse_evidence
+from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.novelty import extents
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.provenance import Provenance
+from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS
+from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.calibration import holm
+from pymc_amortized.graph.common import Common
+from pymc_amortized.graph.context import refuse_indices
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
+from pymc_amortized.graph.pool import Pool
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.structure import Structure
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.classifier import ClassifierNetwork
+from pymc_amortized.networks.novelty import NoveltyFeatures
+from pymc_amortized.novelty import Reference
+from pymc_amortized.odds import Calibration, posterior_weights, prior_weights
+from pymc_amortized.training import History
+
+logger = logging.getLogger("pymc_amortized")
+
+MODEL_DIM, AGAINST_DIM = "model", "against"
+NOVEL = 0.01
+"""Chance of any false alarm in a call, however many data sets, as for posteriors."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which share of a model's simulations its own density allows.
+
+    Attributes
+    ----------
+    share : float
+    attempted : int
+        Simulations that this was seen on.
+    log_orderings : float
+        Log of how many orderings of a vector were taken for the one that an ordering transform allows.
+    """
+
+    share: float
+    attempted: int
+    log_orderings: float = 0.0
+
+    @property
+    def log_share(self) -> float:
+        """Logarithm of what the density integrates to."""
+        return float(np.log(self.share)) - self.log_orderings
+
+    @property
+    def log_error(self) -> float:
+        """Standard error of the logarithm of the share."""
+        return float(np.sqrt((1 - self.share) / (max(self.share, 1e-12) * max(self.attempted, 1))))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AmortizedComparison:
+    """Which of several models does a data set come from? For every data set they could produce.
+
+    Made by :func:`fit_comparison` or :func:`load`; immutable.
+
+    Attributes
+    ----------
+    specs : mapping of name to ModelSpec
+        Snapshots of the models.
+    common : Common
+        The data they share.
+    network : ClassifierNetwork
+        The trained classifier.
+    structure : Structure
+        What the axes of the data are, the coarsest of what holds in any of the models; ``print(comparison.structure)``.
+    prior : dict of name to float
+        Prior probabilities of the models, unless others are given.
+    calibration : Calibration
+        From the classifier's logits to probabilities, learned from simulations that it was not trained on.
+    references : mapping of name to Reference
+        Scores of each model's simulations, by which the novelty of data is judged.
+    posteriors : mapping of name to AmortizedPosterior
+        Of the models that have a normalized density, for their evidence.
+    kept : mapping of name to Kept
+        Which share of each model's simulations its density allows.
+    error : float
+        Root mean square difference between log odds by the classifier and by the evidence on simulated data sets,
+        where these are below 5; NaN where they could not be compared.
+    history : History
+        Losses of the classifier during training.
+    provenance : Provenance
+        How it was trained.
+    """
+
+    specs: Mapping[str, ModelSpec]
+    common: Common
+    network: ClassifierNetwork
+    structure: Structure
+    prior: Mapping[str, float]
+    calibration: Calibration
+    references: Mapping[str, Reference]
+    posteriors: Mapping[str, AmortizedPosterior]
+    kept: Mapping[str, Kept]
+    error: float
+    history: History
+    provenance: Provenance
+    context: Mapping[str, Any] | None = None
+    missing: Mapping[str, Any] | None = None
+    compile_kwargs: CompileKwargs | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models."""
+        return list(self.specs)
+
+    def probabilities(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        prior: Mapping[str, float] | None = None,
+    ) -> xr.Dataset:
+        """Give the posterior probabilities of the models, for one data set or for many, by the classifier.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or xarray.Dataset, optional
+            As in :meth:`AmortizedPosterior.sample`, with the context of all models; by default, the data that the
+            models held.
+        batched : bool
+            Whether `observed` holds many data sets.
+        prior : mapping of name to float, optional
+            Prior weights of all models, in any unit; by default those of the comparison.
+
+        Returns
+        -------
+        xarray.Dataset
+            For each data set, along ``model``, ``probability`` and ``ood_pvalue_model``: how often that model simulates
+            data as unusual. ``ood_pvalue`` is the largest of these: a p-value for the hypothesis that any of the models
+            is right. Where it is small, none of them simulates such data, probabilities say little, and a warning
+            is logged.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When data or prior weights do not fit the models; the message names what differs.
+        """
+        weights = self._prior(prior)
+        datasets = self._read(observed, batched)
+        probability = posterior_weights(self.log_probabilities(datasets), weights)
+        pvalues = self.ood_pvalues(datasets)
+        self._warn(datasets, pvalues.max(1))
+        found = {
+            "probability": self._laid(probability, datasets),
+            "ood_pvalue": self._laid(pvalues.max(1), datasets),
+            "ood_pvalue_model": self._laid(pvalues, datasets),
+        }
+        priors = {f"prior_{name}": float(w) for name, w in zip(self.names, weights, strict=True)}
+        return xr.Dataset(found, attrs=priors)
+
+    def bayes_factors(
+        self, observed: Mapping[str, Any] | xr.Dataset | None = None, *, batched: bool = False
+    ) -> xr.Dataset:
+        """Give the Bayes factors of all pairs of models, for one data set or for many, by the classifier.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`probabilities`. Bayes factors do not depend on prior weights of models.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``log_bayes_factor`` and ``bayes_factor`` of each ``model`` over the one it is held ``against``, and
+            ``resolved``: False where the classifier can only tell that one of them is hardly possible. Simulations
+            cannot show how hardly: such a Bayes factor is larger, or smaller, than the one given.
+            ``ood_pvalue`` as in :meth:`probabilities`.
+        """
+        datasets = self._read(observed, batched)
+        log_p = self.log_probabilities(datasets)
+        resolved = self.calibration.resolved(log_p)
+        pvalues = self.ood_pvalues(datasets).max(1)
+        self._warn(datasets, pvalues)
+        log_factor = log_p[:, :, None] - log_p[:, None, :]
+        found = {
+            "log_bayes_factor": self._laid(log_factor, datasets),
+            "bayes_factor": self._laid(np.exp(log_factor), datasets),
+            "resolved": self._laid(resolved[:, :, None] & resolved[:, None, :], datasets),
+            "ood_pvalue": self._laid(pvalues, datasets),
+        }
+        return xr.Dataset(found)
+
+    def log_marginal_likelihood(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> xr.Dataset:
+        """Estimate the evidence of every model that has a density, for one data set or for many.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`probabilities`.
+        proposals : int
+            For each data set and model, as in :meth:`AmortizedPosterior.log_marginal_likelihood`.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        xarray.Dataset
+            Along ``model``: ``log_marginal_likelihood``, its standard error ``mcse``, ``pareto_k`` and
+            ``importance_ess``; NaN where there is no density, or weights are poor. Unlike the posterior's own method
+            this is under the prior that simulations come from: normalized over what the density allows.
+        """
+        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = self._read(observed, batched)
+        found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
+        warn_of_no_table(found, self.names, datasets)
+        arrays = {
+            "log_marginal_likelihood": found.log_evidence,
+            "mcse": found.error,
+            "pareto_k": found.pareto_k,
+            "importance_ess": found.ess,
+        }
+        return xr.Dataset({name: self._laid(values, datasets) for name, values in arrays.items()})
+
+    def compare(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        prior: Mapping[str, float] | None = None,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> pd.DataFrame:
+        """Compare the models on one data set: by the evidence of each, and by the classifier beside it.
+
+        Parameters
+        ----------
+        observed, prior
+            As in :meth:`probabilities`.
+        proposals, random_seed
+            As in :meth:`log_marginal_likelihood`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a model, the most probable first: ``rank``; ``log_ml``, its log marginal likelihood, with standard
+            error ``se``; ``log_bf``, its log Bayes factor against the first, with ``dse``; posterior probabilities by
+            the evidence (``p_evidence``, with standard error ``p_se``) and by the classifier (``p_classifier``);
+            ``pareto_k`` of the importance weights; ``ood_pvalue``, how often the model simulates data as unusual;
+            and ``warning``, True where the evidence could not be estimated, or the two disagree beyond their errors,
+            which is logged.
+
+        Notes
+        -----
+        ``az.compare`` asks another question: which model predicts further rows of this data set best. The evidence
+        asks which one predicted all of them, before any was seen: it depends on the prior of every parameter, and
+        goes on depending on it however many rows there are.
+        """
+        weights = self._prior(prior)
+        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = self._read(observed, False)
+        log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
+        self._warn(datasets, pvalues.max(1))
+        found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
+        warn_of_no_table(found, self.names, datasets)
+        apart = disagreement(log_p, found, self.calibration, self.error)
+        warn_of_disagreement(apart, self.names)
+        return evidence_table(self.names, found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write weights and a description, never code, to a file that :func:`load` reads; with all posteriors.
+
+        Parameters
+        ----------
+        path : path-like
+            An existing file is replaced.
+        """
+        from pymc_amortized.approximators.comparison_files import save
+
+        save(self, path)
+
+    def log_probabilities(self, datasets: DataSets) -> np.ndarray:
+        """Log probabilities (n, models) by the calibrated classifier, at equal prior weights.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        logits = self.network.logits(**network_data(self.common.spec, self.structure, datasets))
+        return self.calibration(logits, extents(self.common.spec, datasets))
+
+    def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
+        """How often each model simulates what is as unusual as each data set: (n, models).
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        features = NoveltyFeatures(self.network)(**network_data(self.common.spec, self.structure, datasets))
+        at = extents(self.common.spec, datasets)
+        return np.stack([self.references[name].pvalues(features, at) for name in self.names], axis=1)
+
+    def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> Evidences:
+        """Estimate the evidence of every model on several data sets.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        proposals : int
+            For each.
+        seed : numpy.random.SeedSequence
+        """
+        doubts: dict[str, list[str | None]] = {}
+        columns = []
+        for name, child in zip(self.names, seed.spawn(len(self.names)), strict=True):
+            if name not in self.posteriors:
+                columns.append(np.full((4, len(datasets)), np.nan))
+                doubts[name] = [None] * len(datasets)
+                continue
+            posterior, kept = self.posteriors[name], self.kept[name]
+            found = posterior.evidence_of(data_of(posterior.spec, datasets), proposals, child)
+            doubts[name] = [e.doubt for e in found]
+            log_evidence = [e.log_marginal_likelihood - kept.log_share for e in found]
+            error = [float(np.hypot(e.mcse, kept.log_error)) for e in found]
+            columns.append(
+                np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]])
+            )
+        log_evidence, error, k, ess = np.stack(columns, axis=-1)
+        return Evidences(log_evidence, error, k, ess, doubts, frozenset(self.posteriors))
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Makes data sets like those of training."""
+        if self.context is None and (self.common.spec.context or any(v.missing for v in self.common.spec.observed)):
+            raise ValueError(
+                "context: the sources of context and gaps are needed to simulate further (files hold none): pass "
+                "context= and missing= as in fit_comparison"
+            )
+        return Pool(self.common, self.specs, self.context or {}, self.missing or {}, self.compile_kwargs)
+
+    def with_sources(self, context: Mapping[str, Any], missing: Mapping[str, Any]) -> AmortizedComparison:
+        """Return the same with sources of context and gaps, which files do not hold.
+
+        Parameters
+        ----------
+        context, missing : mapping
+        """
+        return replace(self, context=dict(context), missing=dict(missing))
+
+    def __repr__(self) -> str:
+        p = self.provenance
+        data = ", ".join(v.name for v in self.common.spec.data)
+        structure = str(self.structure).replace("\n", "\n    ")
+        without = [name for name in self.names if name not in self.posteriors]
+        evidence = f"without evidence of {', '.join(without)}" if without else "with the evidence of all"
+        if np.isfinite(self.error):
+            evidence += f", which differs by {self.error:.2f} in log odds"
+        return (
+            f"AmortizedComparison({', '.join(self.names)} | {data})\n"
+            f"  structure: {structure}\n"
+            f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
+            f"{'settled' if p.settled else 'not settled'}; {evidence}"
+        )
+
+    def _prior(self, prior: Mapping[str, float] | None) -> np.ndarray:
+        return prior_weights(self.prior if prior is None else prior, self.names)
+
+    def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool) -> DataSets:
+        spec = self.common.spec
+        if observed is None and not batched and not spec.holds_data:
+            raise ValueError(
+                "observed is needed: the models hold no data, or not the same, for " + str([v.name for v in spec.data])
+            )
+        datasets = read_datasets(spec, observed, batched=batched)
+        refuse_indices(datasets.values, self.common.limits, "observed")
+        return datasets
+
+    def _laid(self, values: np.ndarray, datasets: DataSets) -> xr.DataArray:
+        """Lay out (n, ...) with the dims that there are."""
+        dims = (DATASET_DIM, MODEL_DIM, AGAINST_DIM)[: values.ndim]
+        coords = {DATASET_DIM: datasets.labels, MODEL_DIM: self.names, AGAINST_DIM: self.names}
+        array = xr.DataArray(values, dims=dims, coords={dim: coords[dim] for dim in dims})
+        return array if datasets.batched else array.isel({DATASET_DIM: 0}, drop=True)
+
+    def _warn(self, datasets: DataSets, pvalues: np.ndarray) -> None:
+        """Say what the classifier extrapolates to."""
+        spec = self.common.spec
+        encoder = self.network.encoder
+        given = network_data(spec, self.structure, datasets)
+        warn_of_extrapolation(encoder.outside(**given), [c.name for c in spec.context], encoder.ranges())
+        if self.missing is not None:
+            warn_of_many_gaps(spec, datasets, self.missing)
+        novel = int((holm(pvalues) < NOVEL).sum())
+        if novel:
+            smallest = int(np.argmin(pvalues))
+            which = "The data set is" if len(pvalues) == 1 else f"{novel} of {len(pvalues)} data sets are"
+            where = "" if len(pvalues) == 1 else f" at data set {datasets.labels[smallest]}"
+            logger.warning(
+                "%s unlike what any of the models %s simulates (ood_pvalue %.1g%s): none of them may be right, and the "
+                "probabilities say only which one the network puts nearest. Look for errors in the data, widen the "
+                "priors, or add a model.",
+                which,
+                self.names,
+                pvalues[smallest],
+                where,
+            )
+
+
+def data_of(spec: ModelSpec, datasets: DataSets) -> DataSets:
+    """Take what one of the models reads."""
+    return DataSets(
+        {v.name: datasets.values[v.name].astype(v.dtype, copy=False) for v in spec.data},
+        datasets.labels,
+        datasets.batched,
+        dict(datasets.lengths),
+        {v.name: datasets.missing[v.name] for v in spec.observed if v.missing},
+        dict(datasets.coords),
+    )
+
+
+def evidence_obstacle(spec: ModelSpec) -> str | None:
+    """Why a model has no evidence; None where it has."""
+    try:
+        refuse_evidence(spec)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -1,0 +1,206 @@
+"""Comparisons in files: weights and a description, never code.
+
+The format is that of posteriors (:mod:`pymc_amortized.approximators.files`), and the posteriors of the models are in
+the same file. The models are the user's to bring, by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pymc_amortized.approximators import files
+from pymc_amortized.approximators.comparison import AmortizedComparison, Kept
+from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.graph.common import common_data
+from pymc_amortized.graph.evidence import index_limits
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.classifier import ClassifierNetwork
+from pymc_amortized.networks.novelty import NoveltyFeatures
+from pymc_amortized.novelty import Reference
+from pymc_amortized.odds import Calibration, prior_weights
+from pymc_amortized.training import History
+
+WHAT = "comparison"
+
+
+class Part:
+    """Tensors of a file whose names begin alike, without that beginning."""
+
+    def __init__(self, file: Any, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return [key.removeprefix(self.prefix) for key in self.file.keys() if key.startswith(self.prefix)]
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        """Read one."""
+        return self.file.get_tensor(self.prefix + key)
+
+    def get_slice(self, key: str) -> Any:
+        """Look at one without reading it."""
+        return self.file.get_slice(self.prefix + key)
+
+
+def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
+    """Write a comparison to a file; see :meth:`AmortizedComparison.save`."""
+    tensors = {f"network.{k}": v for k, v in comparison.network.state_dict().items()}
+    described: list[dict[str, Any]] = []
+    for k, (name, spec) in enumerate(comparison.specs.items()):
+        posterior = comparison.posteriors.get(name)
+        entry: dict[str, Any] = {"name": name, "kept": asdict(comparison.kept[name])}
+        tensors |= {f"{k}.novelty.{n}": v for n, v in reference_tensors(comparison.references[name]).items()}
+        if posterior is not None:
+            entry["posterior"], own = files.contents(posterior)
+            tensors |= {f"{k}.posterior.{n}": v for n, v in own.items()}
+        else:
+            given = comparison.context
+            sources = None if given is None else {c.name: given[c.name] for c in spec.context}
+            entry["model"], own = files.model_contents(spec, sources, comparison.provenance.entropy)
+            tensors |= {f"{k}.points.{n}": v for n, v in own.items()}
+        described.append(entry)
+    calibration = comparison.calibration
+    description = {
+        "format": files.FORMAT,
+        "what": WHAT,
+        "versions": files.versions(),
+        "models": described,
+        "prior": dict(comparison.prior),
+        "calibration": {
+            "temperature": calibration.temperature.tolist(),
+            "center": calibration.center.tolist(),
+            "share": calibration.share,
+        },
+        "error": None if math.isnan(comparison.error) else comparison.error,
+        "structure": asdict(comparison.structure),
+        "network": comparison.network.description(),
+        "history": comparison.history.description(),
+        "provenance": {
+            **asdict(comparison.provenance),
+            "training": comparison.provenance.training.description(),
+        },
+    }
+    files.write(path, description, tensors)
+
+
+def read(
+    file: Any,
+    path: Path,
+    description: Mapping[str, Any],
+    models: Any,
+    summary: nn.Module | None,
+    compile_kwargs: CompileKwargs | None,
+) -> AmortizedComparison:
+    """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
+    with files.damage(path):
+        described = {str(entry["name"]): entry for entry in description["models"]}
+    models = _models(models, list(described))
+    files.refuse_other_modules(description.get("network"), path, summary=summary)
+    specs: dict[str, ModelSpec] = {}
+    posteriors: dict[str, AmortizedPosterior] = {}
+    for k, (name, entry) in enumerate(described.items()):
+        try:
+            if "posterior" in entry:
+                part = Part(file, f"{k}.posterior.")
+                posteriors[name] = files.read_posterior(
+                    part, path, entry["posterior"], models[name], None, None, compile_kwargs
+                )
+                specs[name] = posteriors[name].spec
+            else:
+                specs[name] = files.read_described(
+                    Part(file, f"{k}.points."), path, entry["model"], models[name], compile_kwargs
+                )
+        except ValueError as error:
+            raise ValueError(f"model[{name!r}]: {error}") from None
+    common = common_data(specs, [index_limits(spec) for spec in specs.values()])
+    with files.damage(path):
+        structure = files.read_structure(common.spec, description["structure"])
+        network = _network(file, description["network"], data_layout(common.spec, structure), len(specs), summary)
+        width, extents = sum(NoveltyFeatures(network).blocks, 0), number_of_extents(common.spec)
+        off = description["error"]
+        return AmortizedComparison(
+            specs=specs,
+            common=common,
+            network=network,
+            structure=structure,
+            prior=dict(zip(specs, prior_weights(description["prior"], list(specs)).tolist(), strict=True)),
+            calibration=_calibration(description["calibration"], extents),
+            references={name: _reference(file, k, width, extents) for k, name in enumerate(specs)},
+            posteriors=posteriors,
+            kept={name: _kept(entry["kept"]) for name, entry in described.items()},
+            error=math.nan if off is None else float(off),
+            history=History.from_description(description["history"]),
+            provenance=files.read_provenance(description["provenance"]),
+            compile_kwargs=compile_kwargs,
+        )
+
+
+def _models(given: Any, names: list[str]) -> dict[str, pm.Model]:
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"model: the file holds a comparison of {names}: pass these models by name, as in "
+            f"model={{{names[0]!r}: ..., ...}}; got {type(given).__name__}"
+        )
+    if set(given) != set(names):
+        raise KeyError(f"model: {sorted(map(str, given))} given; the file holds a comparison of {names}")
+    return dict(given)
+
+
+def _kept(described: Mapping[str, Any]) -> Kept:
+    kept = Kept(float(described["share"]), int(described["attempted"]), float(described["log_orderings"]))
+    if not 0 < kept.share <= 1 or kept.attempted < 1 or not 0 <= kept.log_orderings < math.inf:
+        raise ValueError(f"a share of {kept.share} of {kept.attempted} simulations was kept")
+    return kept
+
+
+def _calibration(described: Mapping[str, Any], extents: int) -> Calibration:
+    temperature = np.array(described["temperature"], dtype=float)
+    center, share = np.array(described["center"], dtype=float), float(described["share"])
+    if temperature.shape != (1 + extents,) or center.shape != (extents,) or not 0 < share < 1:
+        raise ValueError(f"a calibration of shapes {temperature.shape} and {center.shape}, with a share of {share}")
+    return Calibration(temperature, center, share)
+
+
+def _reference(file: Any, k: int, width: int, extents: int) -> Reference:
+    part = Part(file, f"{k}.novelty.")
+    if any(math.prod(part.get_slice(key).get_shape()) > files.LARGEST_OPTION for key in part.keys()):
+        raise ValueError("an array of the reference is larger than any that is written")
+    reference = reference_of({key: part.get_tensor(key) for key in part.keys()}, width, extents)
+    if reference is None:
+        raise KeyError(f"the reference of model {k}")
+    return reference
+
+
+def _network(
+    file: Any, description: Mapping[str, Any], expected: Any, classes: int, summary: nn.Module | None
+) -> ClassifierNetwork:
+    """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
+    files.refuse_large_options(description, len(file.keys()))
+    if description["classes"] != classes:
+        raise ValueError(f"it tells {description['classes']} models apart, but describes {classes}")
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        empty = ClassifierNetwork.from_description(description, summary=files.on_meta(summary))
+    files.refuse_other_layout(empty.encoder.layout, expected)
+    part = Part(file, "network.")
+    files.refuse_other_names(part.keys(), empty.state_dict())
+    for name, tensor in empty.state_dict().items():
+        if not is_lazy(tensor):
+            files.refuse_other_tensor(part, name, list(tensor.shape), tensor.dtype)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
+        network = ClassifierNetwork.from_description(description, summary=summary)
+    files.fill(network, {name: part.get_tensor(name) for name in part.keys()})
+    return network.eval()

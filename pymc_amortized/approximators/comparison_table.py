@@ -1,0 +1,165 @@
+"""The evidence of several models beside the classifier's word: a table, and whether the two agree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pymc_amortized.graph.datasets import DataSets
+from pymc_amortized.odds import Calibration, log_odds, posterior_weights
+
+logger = logging.getLogger("pymc_amortized")
+
+DECISIVE = 5.0
+"""Log odds from which on evidence is very strong (Kass & Raftery 1995, JASA 90: 2 log B above 10); how much stronger
+changes no conclusion."""
+NOTABLE = 0.5
+"""Difference of log odds that is no disagreement, whatever errors are: it moves no probability by more than 0.12."""
+ERRORS = 3.0
+"""Standard errors that a disagreement has to be beyond."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidences:
+    """Estimates for several data sets and models.
+
+    Attributes
+    ----------
+    log_evidence, error, pareto_k, ess : ndarray (n, models)
+        NaN where there are none.
+    doubts : mapping of name to list of str or None
+        Why there are none, by model.
+    known : frozenset of str
+        Models that have a posterior.
+    """
+
+    log_evidence: np.ndarray
+    error: np.ndarray
+    pareto_k: np.ndarray
+    ess: np.ndarray
+    doubts: Mapping[str, list[str | None]]
+    known: frozenset[str]
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Which data sets have the evidence of all models: (n,)."""
+        return np.isfinite(self.log_evidence).all(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Disagreement:
+    """Log odds of each model against all others, at equal prior weights, none beyond 5.
+
+    Attributes
+    ----------
+    classifier, evidence : ndarray (n, models)
+        NaN where the evidence of some model is not known.
+    allowed : ndarray (n, models)
+        Difference that errors explain.
+    """
+
+    classifier: np.ndarray
+    evidence: np.ndarray
+    allowed: np.ndarray
+
+    @property
+    def beyond(self) -> np.ndarray:
+        """Where they differ by more: (n, models)."""
+        return np.abs(self.classifier - self.evidence) > self.allowed
+
+
+def disagreement(log_probability: np.ndarray, found: Evidences, calibration: Calibration, error: float) -> Disagreement:
+    """Compare two answers.
+
+    Parameters
+    ----------
+    log_probability : ndarray (n, models)
+        By the classifier, at equal prior weights.
+    found : Evidences
+    calibration : Calibration
+        Tells what the classifier does not resolve; the evidence is brought to the same resolution.
+    error : float
+        Of the classifier's log odds, as seen on simulations; NaN is none.
+    """
+    number = log_probability.shape[1]
+    with np.errstate(invalid="ignore"):
+        exact = posterior_weights(found.log_evidence, np.full(number, 1 / number))
+        resolved = np.log((1 - calibration.share) * exact + calibration.share / number)
+        ours, theirs = (np.clip(log_odds(p), -DECISIVE, DECISIVE) for p in (log_probability, resolved))
+        of_all = np.sqrt(np.square(found.error).sum(1, keepdims=True))
+    allowed = ERRORS * np.hypot(of_all, np.nan_to_num(error)) * np.ones((1, number))
+    return Disagreement(ours, theirs, np.maximum(allowed, NOTABLE))
+
+
+def evidence_table(
+    names: Sequence[str],
+    found: Evidences,
+    classified: np.ndarray,
+    prior: np.ndarray,
+    pvalues: np.ndarray,
+    apart: Disagreement,
+) -> pd.DataFrame:
+    """Lay out the comparison of one data set; see :meth:`AmortizedComparison.compare`."""
+    log_ml, error = found.log_evidence[0], found.error[0]
+    p = posterior_weights(log_ml, prior) if found.complete[0] else np.full(len(names), np.nan)
+    # of p_k, by its slopes on the log evidences: p_k (1[k = j] - p_j)
+    slopes = p[:, None] * (np.eye(len(p)) - p)
+    order = np.argsort(-(p if found.complete[0] else classified), kind="stable")
+    best = order[0]
+    table = pd.DataFrame(
+        {
+            "log_ml": log_ml,
+            "se": error,
+            "log_bf": log_ml - log_ml[best],
+            "dse": np.where(np.arange(len(names)) == best, 0.0, np.hypot(error, error[best])),
+            "p_evidence": p,
+            "p_se": np.sqrt(np.square(slopes * error).sum(1)),
+            "p_classifier": classified,
+            "pareto_k": found.pareto_k[0],
+            "ood_pvalue": pvalues,
+            "warning": apart.beyond[0]
+            | [n in found.known and not np.isfinite(v) for n, v in zip(names, log_ml, strict=True)],
+        },
+        index=pd.Index(names, name="model"),
+    ).iloc[order]
+    table.insert(0, "rank", range(len(names)))
+    return table
+
+
+def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets) -> None:
+    """Log which models' evidence could not be estimated."""
+    for name in names:
+        without = [(label, doubt) for label, doubt in zip(datasets.labels, found.doubts[name], strict=True) if doubt]
+        if without:
+            label, doubt = without[0]
+            some = "" if len(datasets) == 1 else f" for {len(without)} of {len(datasets)} data sets (first: {label})"
+            logger.warning(
+                "Model %r has no log marginal likelihood (NaN)%s: %s. What is left there is the classifier. Train its "
+                "posterior longer (comparison.posteriors[%r].continue_training), or run pm.sample_smc.",
+                name,
+                some,
+                doubt,
+                name,
+            )
+
+
+def warn_of_disagreement(apart: Disagreement, names: Sequence[str]) -> None:
+    """Log where classifier and evidence contradict each other, for one data set."""
+    if not apart.beyond[0].any():
+        return
+    worst = int(np.argmax(np.abs(apart.classifier[0] - apart.evidence[0]) - apart.allowed[0]))
+    logger.warning(
+        "Classifier and evidence disagree: log odds of model %r are %.2f by the classifier and %.2f by the evidence, "
+        "where errors explain %.2f (odds beyond %g count as that). The evidence comes from the exact density, and is "
+        "the safer one where Pareto k is small; the classifier knows only data like its simulations. Where densities "
+        "of models are of different kinds (an atom in one of them), the classifier is right.",
+        names[worst],
+        apart.classifier[0, worst],
+        apart.evidence[0, worst],
+        apart.allowed[0, worst],
+        DECISIVE,
+    )

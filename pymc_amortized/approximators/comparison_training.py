@@ -1,0 +1,341 @@
+"""One training of a comparison, from the models to the calibrated classifier."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pymc_amortized.approximators.comparison import AmortizedComparison, Kept, evidence_obstacle
+from pymc_amortized.approximators.comparison_table import disagreement
+from pymc_amortized.approximators.evidence import NOTABLE, kept_share
+from pymc_amortized.approximators.fit import (
+    FEWEST,
+    PILOT,
+    SECONDS_WORTH_PROCESSES,
+    SIMULATION_SECONDS,
+    SLOW_BATCH,
+    TIMED_SECONDS,
+    available_cores,
+    structure_of,
+)
+from pymc_amortized.approximators.inputs import data_layout, network_data
+from pymc_amortized.approximators.novelty import extents, learn_reference
+from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.provenance import Provenance
+from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
+from pymc_amortized.graph.common import Common, common_structure
+from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.pool import Pool, labelled
+from pymc_amortized.graph.simulator import Simulations, describe_dropped
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.step import log_orderings
+from pymc_amortized.graph.structure import Structure
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.choices import SummaryChoice
+from pymc_amortized.networks.classifier import ClassifierNetwork
+from pymc_amortized.odds import Calibration
+from pymc_amortized.training import (
+    Batch,
+    Batches,
+    FixedSimulations,
+    FreshSimulations,
+    Trained,
+    Training,
+    fastest_step,
+    report,
+    torch_threads,
+    train,
+)
+
+logger = logging.getLogger("pymc_amortized")
+
+HELD_OUT = 4096
+"""Simulations that judge the weights while training: a log score of 0.3 then has an error of 0.008."""
+CALIBRATED = 32_768
+"""Simulations of all models that probabilities are calibrated on: they show probabilities down to 3e-5."""
+RANKED = 8192
+"""Of these, simulations of each model that data sets are ranked among, as for posteriors."""
+COMPARED = 48
+"""Simulated data sets on which classifier and evidence are held against each other."""
+COMPARED_PROPOSALS = 2000
+DOUBTFUL = 0.25
+"""Difference of log odds between classifier and evidence that is warned about: it moves a probability by 0.06."""
+
+
+class ComparisonFit:
+    """One training, from the models to the comparison."""
+
+    def __init__(
+        self,
+        common: Common,
+        specs: Mapping[str, ModelSpec],
+        sources: Mapping[str, Any],
+        gaps: Mapping[str, Any],
+        options: Training,
+        entropy: tuple[int, ...],
+        device: torch.device,
+        progressbar: bool,
+        compile_kwargs: CompileKwargs | None,
+    ) -> None:
+        self.common, self.spec, self.specs = common, common.spec, dict(specs)
+        self.sources, self.gaps = dict(sources), dict(gaps)
+        self.options, self.entropy, self.device = options, entropy, device
+        self.progressbar, self.compile_kwargs = progressbar, compile_kwargs
+        self.pool = Pool(common, specs, sources, gaps, compile_kwargs)
+        self.num_simulations: int | None = None
+        self.cores, self.cost = 1, 0.0
+
+    def plan(self, num_simulations: int | None, cores: int | None) -> None:
+        """Decide how many simulations to make, and in how many processes, by the simulators' speed."""
+        self.num_simulations, self.cores = num_simulations, cores or 1
+        self.cost = self._seconds_per_simulation()
+        batch_cost = self.cost * self.options.batch_size
+        budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
+        expected = self.cost * num_simulations if num_simulations else min(batch_cost * self.options.steps, budget)
+        if cores is None and expected > SECONDS_WORTH_PROCESSES:
+            self.cores = available_cores()
+        if num_simulations is None and batch_cost / self.cores > SLOW_BATCH:
+            self.num_simulations = max(int(budget * self.cores / self.cost), FEWEST)
+            logger.info(
+                "One simulation takes %.2g ms: training on a fixed set of %d (num_simulations=%d repeats this).",
+                1e3 * self.cost,
+                self.num_simulations,
+                self.num_simulations,
+            )
+
+    def _seconds_per_simulation(self) -> float:
+        seed, n, seconds = stage_seed(self.entropy, Stage.TIMING), self.pool.number, 0.0
+        self.pool.chunk(n, seed)  # compiles
+        while seconds < TIMED_SECONDS and n < PILOT:
+            n *= 4
+            start = time.perf_counter()
+            self.pool.chunk(n, seed)
+            seconds = time.perf_counter() - start
+        return seconds / n
+
+    def run(
+        self,
+        summary: SummaryChoice,
+        given: Mapping[str, str | Sequence[str]],
+        posteriors: Mapping[str, AmortizedPosterior],
+        prior: Mapping[str, float],
+    ) -> AmortizedComparison:
+        """Simulate, choose the network, train, calibrate, and hold the two answers against each other."""
+        self.seconds = time.perf_counter()
+        pilot = self.pool.of_sizes(PILOT, stage_seed(self.entropy, Stage.PILOT))
+        kept = self._kept(pilot)
+        structure = self._structure(pilot, given, posteriors)
+        everything = labelled(pilot)
+        network = self._network(everything, pilot, structure, summary)
+        training_set, held_out, rest = self._parts()
+        trained = self._train(network, structure, everything, training_set, held_out)
+        calibration = self._calibration(network, structure, rest)
+        references = {
+            name: learn_reference(
+                self.spec, structure, network, made, rest.take(rest.unconstrained[:, 0] == k).take(slice(RANKED))
+            )
+            for k, (name, made) in enumerate(pilot.items())
+        }
+        comparison = AmortizedComparison(
+            specs=self.specs,
+            common=self.common,
+            network=network,
+            structure=structure,
+            prior=prior,
+            calibration=calibration,
+            references=references,
+            posteriors=dict(posteriors),
+            kept=kept,
+            error=math.nan,
+            history=trained.history,
+            provenance=self._provenance(everything, trained),
+            context=self.sources,
+            missing=self.gaps,
+            compile_kwargs=self.compile_kwargs,
+        )
+        comparison.__dict__["pool"] = self.pool
+        return self._judged(comparison, trained, rest)
+
+    def _kept(self, pilot: Mapping[str, Simulations]) -> dict[str, Kept]:
+        """Count what each model's density excludes, and say so where it matters."""
+        kept = {}
+        for name, made in pilot.items():
+            share = kept_share(made.dropped, made.attempted)
+            kept[name] = Kept(share, made.attempted, log_orderings(self.specs[name]))
+            dropped = 1 - len(made) / made.attempted if made.dropped else 0.0
+            if made.dropped:
+                logger.log(
+                    logging.WARNING if dropped > NOTABLE else logging.INFO,
+                    "Of %d simulations of model %r, %.2f%% were dropped: %s. What is compared is the model with its "
+                    "prior truncated to the rest.",
+                    made.attempted,
+                    name,
+                    100 * dropped,
+                    describe_dropped(made.dropped, made.attempted),
+                )
+        return kept
+
+    def _structure(
+        self,
+        pilot: Mapping[str, Simulations],
+        given: Mapping[str, str | Sequence[str]],
+        posteriors: Mapping[str, AmortizedPosterior],
+    ) -> Structure:
+        found = {}
+        for k, (name, spec) in enumerate(self.specs.items()):
+            if name in posteriors and not given:
+                found[name] = posteriors[name].structure
+                continue
+            seed = stage_seed(self.entropy, Stage.STRUCTURE, k)
+            sources = {c.name: self.sources[c.name] for c in spec.context}
+            own = self.pool.simulators[name](64, seed) if not spec.sizes else pilot[name]
+            found[name] = structure_of(spec, sources, own, seed, given, self.compile_kwargs)
+        ranges = {r.dim: (r.smallest, r.largest) for r in self.spec.sizes}
+        structure = common_structure(found, self.common.names).with_ranges(ranges)
+        logger.info("Structure of the data, for all models:\n%s", structure)
+        return structure
+
+    def _network(
+        self,
+        everything: Simulations,
+        pilot: Mapping[str, Simulations],
+        structure: Structure,
+        summary: SummaryChoice,
+    ) -> ClassifierNetwork:
+        names = list(pilot)
+        largest = max(names, key=lambda name: pilot[name].unconstrained.shape[1])
+        label = everything.unconstrained[:, 0].astype(int)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
+            return ClassifierNetwork.build(
+                data_layout(self.spec, structure),
+                label,
+                **network_data(self.spec, structure, of_simulations(everything)),
+                theta=pilot[largest].unconstrained,
+                among=label == names.index(largest),
+                summary=summary,
+            )
+
+    def _parts(self) -> tuple[Simulations | None, Simulations, Simulations]:
+        """Simulations to train on (a fixed set alone), to judge weights by, and to calibrate on."""
+        if self.num_simulations is None:
+            held_out, rest = (
+                self.pool(n, stage_seed(self.entropy, Stage.HELD_OUT, k), cores=self.cores)
+                for k, n in enumerate((HELD_OUT, CALIBRATED))
+            )
+            return None, held_out, rest
+        made = self.pool(self.num_simulations, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
+        size = min(max(round(self.options.held_out * len(made)), 1), HELD_OUT)
+        judged = min(2 * size, len(made) // 4)
+        return (
+            made.take(slice(size + judged, None)),
+            made.take(slice(size)),
+            made.take(slice(size, size + judged)),
+        )
+
+    def _prepared(self, network: ClassifierNetwork, structure: Structure, made: Simulations) -> Batch:
+        given = network_data(self.spec, structure, of_simulations(made))
+        return network.prepare(made.unconstrained, given["data"], self.device, sizes=given["sizes"])
+
+    def _train(
+        self,
+        network: ClassifierNetwork,
+        structure: Structure,
+        everything: Simulations,
+        training_set: Simulations | None,
+        held_out: Simulations,
+    ) -> Trained:
+        some = np.random.default_rng(stage_seed(self.entropy, Stage.TRAINING, 0)).permutation(len(everything))
+        network.to(self.device)
+        batch = self._prepared(network, structure, everything.take(some[: self.options.batch_size]))
+        step, threads = fastest_step(network, *batch, self.options.threads)
+        if training_set is None:
+            step += self.cost * self.options.batch_size / self.cores
+        self.options = replace(self.options.planned(step), threads=threads)
+        with torch_threads(threads):
+            return train(
+                network,
+                self._source(network, structure, training_set),
+                self._prepared(network, structure, held_out),
+                self.options,
+                seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
+                progress=self.progressbar,
+                device=self.device,
+            )
+
+    def _source(self, network: ClassifierNetwork, structure: Structure, training_set: Simulations | None) -> Batches:
+        if training_set is not None:
+            return FixedSimulations(
+                *self._prepared(network, structure, training_set),
+                self.options.batch_size,
+                seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
+                device=self.device,
+                seconds=time.perf_counter() - self.seconds,
+            )
+        source: FreshSimulations | None = None
+
+        def simulate(n: int) -> Batch:
+            made = source.simulations if source is not None else 0
+            seed = stage_seed(self.entropy, Stage.TRAINING, 1, made)
+            return self._prepared(network, structure, self.pool(n, seed, cores=self.cores))
+
+        source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
+        return source
+
+    def _calibration(self, network: ClassifierNetwork, structure: Structure, rest: Simulations) -> Calibration:
+        datasets = of_simulations(rest)
+        logits = network.logits(**network_data(self.spec, structure, datasets))
+        rng = np.random.default_rng(stage_seed(self.entropy, Stage.LOOP, 1))
+        labels = rest.unconstrained[:, 0].astype(int)
+        return Calibration.fit(logits, labels, extents(self.spec, datasets), rng)
+
+    def _provenance(self, pilot: Simulations, trained: Trained) -> Provenance:
+        return Provenance(
+            entropy=self.entropy,
+            training=self.options,
+            num_simulations=self.num_simulations,
+            cores=self.cores,
+            simulations=trained.simulations,
+            attempted=pilot.attempted,
+            dropped=pilot.dropped,
+            settled=trained.settled,
+            held_out_loss=float(trained.held_out_loss),
+            user_simulations=False,
+        )
+
+    def _judged(self, comparison: AmortizedComparison, trained: Trained, rest: Simulations) -> AmortizedComparison:
+        """Hold classifier and evidence against each other on simulated data sets, and report."""
+        without = [name for name in comparison.names if name not in comparison.posteriors]
+        if without:
+            logger.warning(
+                "No evidence beside the classifier's word: %s.",
+                "; ".join(
+                    f"model {name!r}: {evidence_obstacle(self.specs[name]) or 'posteriors=False'}" for name in without
+                ),
+            )
+            report(trained)
+            return comparison
+        datasets = of_simulations(rest.take(slice(COMPARED)))
+        seed = stage_seed(self.entropy, Stage.LOOP, 2)
+        found = comparison.evidence_of(datasets, COMPARED_PROPOSALS, seed)
+        apart = disagreement(comparison.log_probabilities(datasets), found, comparison.calibration, math.nan)
+        some = found.complete
+        if not some.any():
+            report(trained, "The evidence could be estimated for none of the simulated data sets.", doubtful=True)
+            return comparison
+        off = (apart.classifier - apart.evidence)[some]
+        error = float(np.sqrt(np.square(off).mean()))
+        remark = (
+            f"On {some.sum()} of {len(some)} simulated data sets the evidence is known: log odds by the classifier "
+            f"differ from it by {error:.2f} (root mean square), at most {np.abs(off).max():.2f}."
+        )
+        doubtful = error > DOUBTFUL or not trained.settled or trained.history.restarts > 0
+        report(trained, remark, doubtful=doubtful)
+        return replace(comparison, error=error)
