@@ -4,7 +4,7 @@ For each model with a known density: the mean absolute error of the log density 
 1,000 rows the largest difference of posterior means, in posterior standard deviations, the range of the ratios of
 standard deviations, and the difference of the expected log predictive densities (LOO) beside its standard error.
 
-    python benchmarks/likelihood.py [--seconds 240] [--datasets 3] [--only normal poisson]
+    python benchmarks/likelihood.py [--seconds 240] [--datasets 3] [--components 8] [--only normal poisson]
 """
 
 import argparse
@@ -127,6 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--datasets", type=int, default=3)
+    parser.add_argument("--components", type=int, default=pma.RowSize().components)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -134,7 +135,10 @@ def main():
     for name in arguments.only:
         build = MODELS[name]
         start = time.perf_counter()
-        likelihood = pma.fit_likelihood(build(100, 0), max_time=arguments.seconds, random_seed=1, progressbar=False)
+        size = pma.RowSize(components=arguments.components)
+        likelihood = pma.fit_likelihood(
+            build(100, 0), network=size, max_time=arguments.seconds, random_seed=1, progressbar=False
+        )
         print(
             f"{name}: {time.perf_counter() - start:.0f} s in all, {likelihood.provenance.simulations:,} rows, "
             f"mean |error| {likelihood.error:.4f} per row, {cost(likelihood, build):.2f} ms for 1,000 rows",
