@@ -4,7 +4,7 @@ One network for each model, trained at default settings on all sizes and on data
 smallest, a middle and the largest size, and for one of the middle size of which a fifth is missing. NUTS samples the
 same posterior, with what is missing as parameters of its own. The worst parameter is shown.
 
-Run: python benchmarks/sizes.py [models ...] [--max-time 60]
+Run: python benchmarks/sizes.py [models ...] [--max-time 60] [--steps 3000]
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def compared(found, reference) -> tuple[float, float, float, float]:
     return shift.max(), ratio.min(), ratio.max(), (np.hypot(found[2], reference[2]) / reference[1]).max()
 
 
-def run(name: str, case: Case, max_time: float | None) -> None:
+def run(name: str, case: Case, max_time: float | None, steps: int | None) -> None:
     model = amortizable(case)
     start = time.perf_counter()
     posterior = pma.fit_posterior(
@@ -207,6 +207,7 @@ def run(name: str, case: Case, max_time: float | None) -> None:
         context={"obs": case.sizes, **case.sources},
         missing=dict.fromkeys(case.gaps, 0.2),
         max_time=max_time,
+        training=pma.Training(num_steps=steps),
         random_seed=1,
         progressbar=False,
     )
@@ -230,10 +231,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", choices=[[], *CASES])
     parser.add_argument("--max-time", type=float)
+    parser.add_argument("--steps", type=int)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     for name in ("pymc", "pymc.sampling"):
         logging.getLogger(name).setLevel(logging.ERROR)
     print(HEADER)
     for name in arguments.models or CASES:
-        run(name, CASES[name], arguments.max_time)
+        run(name, CASES[name], arguments.max_time, arguments.steps)
