@@ -17,7 +17,7 @@ from pymc_amortized.approximators.likelihood_training import DEFAULT, LAGS, RATI
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph.region import Region, widened
-from pymc_amortized.graph.rows import ObservedRows, find_rows
+from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.rows.columns import Kind
@@ -134,6 +134,9 @@ def fit_likelihood(
     simulated, _, _ = read_model(widened(model, region), observed, None, context, None)
     read_from = find_rows(simulated, rows.variable.name, structure)
     _refuse_other_rows(rows, read_from)
+    ours, theirs = distribution_of(spec, rows), distribution_of(simulated, read_from)
+    if ours != theirs:
+        raise ValueError(f"region: the distribution of its rows is {theirs}, that of the model's {ours}")
     fit = LikelihoodFit(
         spec, simulated, rows, read_from, sources, options, training_entropy(random_seed), compile_kwargs
     )

@@ -19,7 +19,7 @@ from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
 from pymc_amortized.graph.exchange import exchanged
-from pymc_amortized.graph.rows import ObservedRows, find_rows, recomputed
+from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows, recomputed
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.networks.ratio import RatioNetwork
@@ -180,6 +180,12 @@ class AmortizedLikelihood:
             raise ValueError(
                 f"model: rows of {name!r} depend on {[p.name for p in theirs.parameters]} there, "
                 f"the likelihood was trained for {[p.name for p in ours.parameters]}"
+            )
+        distributions = [distribution_of(*of) for of in ((self.spec, ours), (spec, theirs))]
+        if distributions[0] != distributions[1]:
+            raise ValueError(
+                f"model: the distribution of {name!r} is {distributions[1]} there (with the arguments that do not "
+                f"vary), the likelihood was trained for {distributions[0]}"
             )
         return theirs
 

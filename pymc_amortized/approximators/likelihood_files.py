@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
-from pymc_amortized.graph.rows import find_rows
+from pymc_amortized.graph.rows import distribution_of, find_rows
 from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.columns import Layout
@@ -54,6 +54,7 @@ def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str,
         "variable": rows.variable.name,
         "structure": _structure(likelihood),
         "parameters": [p.name for p in rows.parameters],
+        "distribution": distribution_of(spec, rows),
         "layout": likelihood.network.layout.description(),
         "size": asdict(likelihood.network.size),
         "history": likelihood.history.description(),
@@ -86,6 +87,12 @@ def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model)
     spec: ModelSpec = files.read_spec(model, arguments | {"missing": []}, [])
     files.refuse_other_model(saved, files.describe_model(spec))
     rows = find_rows(spec, name, structure)
+    given = distribution_of(spec, rows)
+    if description.get("distribution", given) != given:
+        raise ValueError(
+            f"the model is not the one in the file: the distribution of {name!r} differs "
+            f"({description['distribution']} in the file, {given} in the model)"
+        )
     with files.damage(path):
         layout = Layout.from_description(description["layout"])
         numbers = [number for p in rows.parameters for number in p.numbers]

@@ -193,7 +193,7 @@ class Emulator:
             elements += [np.broadcast_to(flat[..., j], batch).reshape(-1) for j in range(flat.shape[-1])]
         drawn = self._series(rng, elements, length) if length else self.density.sample(rng, elements)
         steps = (length,) if length else ()
-        moved = np.moveaxis(drawn, 0, -1).reshape(*batch, *steps, *self.event_shape)
+        moved = np.moveaxis(drawn, 0, -1).reshape((*batch, *steps, *self.event_shape))
         return moved.astype(self.dtype)
 
     def _series(self, rng: np.random.Generator, elements: list[np.ndarray], length: int) -> np.ndarray:

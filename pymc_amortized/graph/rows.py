@@ -18,7 +18,8 @@ import numpy as np
 import pymc as pm
 from pymc.distributions.distribution import SymbolicRandomVariable
 from pymc.distributions.simulator import SimulatorRV
-from pytensor.graph.basic import Constant
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant, equal_computations
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.op import RandomVariable
@@ -234,6 +235,8 @@ def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ..
         if not _varies(spec, parameter):
             continue
         name = names[i] if names.count(names[i]) == 1 else None
+        if name is None and argument in spec.model.named_vars:
+            argument = None  # of exp(mu), "mu" would be two things
         name = name or argument or f"{var.name}_{i}"
         stripped = _without_new_axes(parameter, core_ndim)
         core_shape = _core_shape(var, parameter, core_ndim)
@@ -243,7 +246,7 @@ def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ..
                 f"{var.name!r}: its parameter {name!r} differs along an axis that is not one of independent rows; "
                 "this is not supported"
             )
-        leaves = _leaves(spec, stripped) if not names[i] else ()
+        leaves = () if names[i] else _unambiguous(spec, stripped, core_ndim)
         found.append(RowParameter(name, stripped, core_shape, ndim, i, leaves))
     return tuple(found)
 
@@ -278,6 +281,22 @@ def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> 
     """The row parameters in a copy of the graph in which `var` is the observed variable."""
     arguments = arguments_of(var, named)
     return [_without_new_axes(arguments[p.position][0], arguments[p.position][1]) for p in observed.parameters]
+
+
+def distribution_of(spec: ModelSpec, observed: ObservedRows) -> list[Any]:
+    """Describe a row's distribution but for what it varies with: its operation, and its other arguments; as JSON."""
+    var = spec.model[observed.variable.name]
+    varying = {p.position for p in observed.parameters}
+    described: list[Any] = [type(core_op(var)).__name__]
+    for i, (argument, _, _) in enumerate(arguments_of(var, {*spec.model.basic_RVs})):
+        if i not in varying:
+            read = set(ancestors([argument]))
+            given = {v: spec.held[name] for name, v in spec.symbols.items() if v in read and name in spec.held}
+            inputs = {v: x for v, x in given.items() if not isinstance(v, SharedVariable)}
+            value = np.asarray(argument.eval(inputs), dtype="float64")
+            distinct = np.unique(value)  # repeated over rows or not
+            described.append([i, distinct.tolist() if len(distinct) == 1 else value.tolist()])
+    return described
 
 
 ARGUMENTS = {
@@ -348,6 +367,36 @@ def _name_behind(spec: ModelSpec, var: Any) -> str | None:
     if var.owner is not None and isinstance(var.owner.op, AdvancedSubtensor | Subtensor):
         return _name_behind(spec, var.owner.inputs[0])
     return var.name if var.name in spec.model.named_vars else None
+
+
+def _unambiguous(spec: ModelSpec, var: Any, core_ndim: int) -> tuple[str, ...]:
+    """Leaves of a variable by which it can be computed row by row; ("",) where values by name do not tell it.
+
+    Of ``b[0] + b[1] * x``, one value of ``b`` for each row is not what the two are picked from; axes of a row's own
+    numbers cannot be told from those of rows.
+    """
+    leaves = _leaves(spec, var)
+    if core_ndim or "" in leaves:
+        return ("",)
+    behind: dict[str, Any] = {}
+    for picked in _picked(spec, var):
+        name = _name_behind(spec, picked) or ""
+        if not _same_pick(behind.setdefault(name, picked), picked):
+            return ("",)
+    return leaves
+
+
+def _picked(spec: ModelSpec, var: Any) -> list[Any]:
+    """Variables at which :func:`_leaves` finds names."""
+    if isinstance(var, Constant):
+        return []
+    if _name_behind(spec, var) is not None:
+        return [_without_new_axes(var, 0)]
+    return [found for i in var.owner.inputs for found in _picked(spec, i)]
+
+
+def _same_pick(one: Any, other: Any) -> bool:
+    return one is other or equal_computations([one], [other])
 
 
 def _leaves(spec: ModelSpec, var: Any) -> tuple[str, ...]:

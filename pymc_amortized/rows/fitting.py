@@ -22,6 +22,10 @@ OUTSIDE = 1e-3
 """Share of the prior beyond each end of a parameter's region. Training hardly visits its tails."""
 MOST_LEVELS = 12
 """A number column of so many distinct whole values in all simulations is a category."""
+ATOM = 0.002
+"""Share of a single value among real numbers, above which it is no coincidence."""
+ISOLATED = 20
+"""How many times as often as others it comes: values that are rounded all repeat."""
 FAR = 8.0
 """Standardized residuals are cut here: a few wild simulations must not decide a regression."""
 LARGEST_DESIGN = 2e7
@@ -95,9 +99,12 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
     """What a column is, but for its transform."""
     some = y[:100_000]
     whole = bool((some == np.round(some)).all())
-    levels = np.unique(some) if whole else np.empty(0)
     if kind is None:
-        kind = "real" if not whole else "categorical" if len(levels) <= MOST_LEVELS else "count"
+        levels = np.unique(some)
+        few = len(levels) <= MOST_LEVELS and (whole or len(some) > 100 * MOST_LEVELS)  # -0.5 and 0.5 are a choice too
+        if not whole and not few:
+            _refuse_atoms(some)
+        kind = "categorical" if few else "count" if whole else "real"
     if kind == "categorical":
         return Column("categorical", levels=tuple(np.unique(y).tolist()))
     if kind == "count":
@@ -105,6 +112,18 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
         t = np.log(y - lower + 1)
         return Column("count", lower=lower, center=float(t.mean()), scale=float(t.std()) or 1.0)
     return Column("real")
+
+
+def _refuse_atoms(y: np.ndarray) -> None:
+    """Refuse a number that has a density and single values with a probability as well, as a censored one has."""
+    values, counts = np.unique(y, return_counts=True)
+    share = counts.max() / len(y)
+    if share > ATOM and counts.max() > ISOLATED * np.median(counts):
+        raise ValueError(
+            f"{values[counts.argmax()]:.4g} makes up {share:.1%} of the simulated values, among others that do not "
+            "repeat (censored or inflated data?): they have no density. Let a row be two numbers, one that says "
+            "whether the other is known and is a category, or say kinds= if these are numbers all the same"
+        )
 
 
 def _fitted(layout: Layout, position: int, rows: Rows) -> tuple[Layout, tuple[np.ndarray, np.ndarray]]:
