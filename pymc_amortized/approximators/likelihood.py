@@ -266,7 +266,7 @@ class AmortizedLikelihood:
         name = f"{name or self.rows.variable.name}_extent"
         if "posterior" not in dt or name not in dt["posterior"]:
             raise KeyError(f"the posterior holds no {name!r}: it is not one of a model with this likelihood")
-        outside = np.asarray(dt["posterior"][name]) > 1
+        outside = ~(np.asarray(dt["posterior"][name]) <= 1)  # NaN: not in the support of a parameter at all
         share = float(outside.mean())
         if share:
             logger.warning(
