@@ -21,7 +21,7 @@ from pymc_amortized.odds import Calibration, log_odds, posterior_weights, prior_
 
 ROWS = 12
 SPREADS = {"narrow": 0.3, "wide": 1.2}
-BRIEF = pma.Training(num_steps=100, batch_size=256, evaluations=5, threads=1)
+BRIEF = pma.Training(num_steps=60, batch_size=256, evaluations=5, threads=1)
 QUICK = {"training": BRIEF, "random_seed": 1, "progressbar": False}
 INTERPRETED = QUICK | {"num_simulations": 6000, "cores": 1, "compile_kwargs": {"mode": "FAST_COMPILE"}}
 """Where compiling would take longer than simulating."""
@@ -605,3 +605,33 @@ def test_a_truncated_prior_is_said_and_counted(caplog):
     assert abs(difference) < 4 * float(np.hypot(*found["mcse"].to_numpy()))
     factor = comparison.bayes_factors(y)["log_bayes_factor"].sel(model="half", against="truncated")
     assert abs(float(factor)) < 0.2
+
+
+def grouped(effects):
+    y = 0.5 + np.random.default_rng(4).normal(size=(6, 1)) + np.random.default_rng(5).normal(size=(6, 5))
+    with pm.Model(coords={"group": range(6), "row": range(5)}) as model:
+        mean = pm.Normal("mu", 0, 1)
+        if effects:
+            mean = mean + pm.HalfNormal("tau", 1) * pm.Normal("effect", 0, 1, dims="group")[:, None]
+        pm.Normal("y", mean, pm.HalfNormal("noise", 2), observed=y, dims=("group", "row"))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_group_effects_or_none_as_by_smc():
+    models = {"pooled": grouped(False), "groups": grouped(True)}
+    comparison = pma.fit_comparison(models, training=pma.Training(num_steps=400), random_seed=1, progressbar=False)
+    table = comparison.compare(random_seed=1)
+    smc = {}
+    for name, model in models.items():
+        with model:
+            tree = pm.sample_smc(2000, chains=4, cores=1, random_seed=1, progressbar=False)
+        stages = tree.sample_stats["log_marginal_likelihood"].to_numpy()
+        runs = [[v for v in np.ravel(chain) if v is not None and np.isfinite(v)][-1] for chain in stages]
+        smc[name] = np.mean(runs), np.std(runs, ddof=1) / 2
+    by_smc, error = smc["groups"][0] - smc["pooled"][0], np.hypot(smc["groups"][1], smc["pooled"][1])
+    ours = table.log_ml["groups"] - table.log_ml["pooled"]
+    assert abs(ours - by_smc) < 4 * np.hypot(error, np.hypot(*table.se)) + 0.02
+    factor = comparison.bayes_factors()["log_bayes_factor"].sel(model="groups", against="pooled")
+    assert abs(min(float(factor), 5) - min(by_smc, 5)) < 1.0

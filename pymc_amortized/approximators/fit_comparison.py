@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pymc as pm
@@ -39,7 +40,8 @@ logger = logging.getLogger("pymc_amortized")
 
 type Entry = pm.Model | AmortizedPosterior
 BATCH = 1024
-"""Simulations in a batch: labels are noise. At equal time, batches of 256 left 1.3 times the error in log odds."""
+"""Fewest simulations in a batch: labels are noise. At equal time batches of 256 left 1.3 times the error in log odds of
+a regression, and 4 times that of group effects."""
 
 
 def fit_comparison(
@@ -83,7 +85,8 @@ def fit_comparison(
         Train on a fixed set of so many simulations of all models together. By default fresh ones are made at every
         step, unless simulating is slow.
     training : Training, optional
-        Steps, batch size, learning rate and the like, of the classifier and of each posterior.
+        Steps, batch size, learning rate and the like, of the classifier and of each posterior. The classifier's batches
+        have at least 1,024 simulations: labels tell less than parameters do.
     max_time : float, optional
         Seconds that each of these trainings may take.
     cores, device, random_seed, progressbar, compile_kwargs
@@ -110,7 +113,8 @@ def fit_comparison(
     if not isinstance(posteriors, bool):
         raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
     weights = prior_weights(prior, list(models))
-    options = training_options(training or Training(batch_size=BATCH), max_time)
+    options = training_options(training, max_time)
+    options = replace(options, batch_size=max(options.batch_size, BATCH))
     place = choose_device(device)
     if num_simulations is not None:
         num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)
