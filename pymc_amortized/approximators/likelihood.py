@@ -19,6 +19,7 @@ from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
 from pymc_amortized.graph.exchange import exchanged
+from pymc_amortized.graph.learned import refuse_followers
 from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows, recomputed
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
@@ -157,6 +158,7 @@ class AmortizedLikelihood:
         if model is not None:
             spec = ModelSpec.from_model(model)
             rows = self._rows_of(spec)
+        refuse_followers(spec, name)
         values = read_values(observed, spec, rows, self.network.layout)
         base = closed_model(spec)
         others = [v for v in spec.observed if v.name != name]
@@ -194,7 +196,7 @@ class AmortizedLikelihood:
 
         Parameters
         ----------
-        values : array_like (..., *event)
+        values : array_like (..., event)
             The numbers of a row on the last axes, after that of a series if it is one.
         parameters : mapping of name to array_like
             By the names in :attr:`parameters`; they broadcast against the rows.
@@ -231,7 +233,7 @@ class AmortizedLikelihood:
 
         Returns
         -------
-        ndarray (*shape, *event)
+        ndarray (shape, event)
 
         Raises
         ------
