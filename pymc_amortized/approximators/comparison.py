@@ -273,8 +273,8 @@ class AmortizedComparison:
             error ``se``; ``log_bf``, its log Bayes factor against the first, with ``dse``; posterior probabilities by
             the evidence (``p_evidence``, with standard error ``p_se``) and by the classifier (``p_classifier``);
             ``pareto_k`` of the importance weights; ``ood_pvalue``, how often the model simulates data as unusual;
-            and ``warning``, True where the evidence could not be estimated, or the two disagree beyond their errors,
-            which is logged.
+            and ``warning``, True where the evidence could not be estimated, where the two disagree beyond their errors,
+            or, in all rows, where no model makes such data; which is logged.
 
         Notes
         -----

@@ -21,6 +21,10 @@ NOTABLE = 0.5
 """Difference of log odds that is no disagreement, whatever errors are: it moves no probability by more than 0.12."""
 ERRORS = 3.0
 """Standard errors that a disagreement has to be beyond."""
+EXCUSED = 0.5
+"""The largest error of the classifier's log odds that counts: a worse classifier must not excuse itself."""
+NOVEL = 0.01
+"""Below this p-value of every model, none of them makes such data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +95,7 @@ def disagreement(log_probability: np.ndarray, found: Evidences, calibration: Cal
         resolved = np.log((1 - calibration.share) * exact + calibration.share / number)
         ours, theirs = (np.clip(log_odds(p), -DECISIVE, DECISIVE) for p in (log_probability, resolved))
         of_all = np.sqrt(np.square(found.error).sum(1, keepdims=True))
-    allowed = ERRORS * np.hypot(of_all, np.nan_to_num(error)) * np.ones((1, number))
+    allowed = ERRORS * np.hypot(of_all, min(np.nan_to_num(error), EXCUSED)) * np.ones((1, number))
     return Disagreement(ours, theirs, np.maximum(allowed, NOTABLE))
 
 
@@ -122,6 +126,7 @@ def evidence_table(
             "pareto_k": found.pareto_k[0],
             "ood_pvalue": pvalues,
             "warning": apart.beyond[0]
+            | (pvalues < NOVEL).all()
             | [n in found.known and not np.isfinite(v) for n, v in zip(names, log_ml, strict=True)],
         },
         index=pd.Index(names, name="model"),

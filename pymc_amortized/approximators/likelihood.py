@@ -13,6 +13,7 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
+from pytensor.graph.basic import Variable
 
 from pymc_amortized.approximators.likelihood_data import check_values, read_values, values_of
 from pymc_amortized.approximators.provenance import Provenance
@@ -208,14 +209,14 @@ class AmortizedLikelihood:
         values = np.asarray(values)
         self._check_values(values, "values")
         arguments = self._arguments(dict(parameters))
-        value = pt.constant(values.astype(self.rows.variable.dtype))
+        value = pt.constant(self._spread(values, arguments).astype(self.rows.variable.dtype))
         return np.asarray(self.emulator.logp(value, *arguments).eval())
 
     def sample(
         self,
         parameters: Mapping[str, Any],
         *,
-        shape: tuple[int, ...] | None = None,
+        shape: int | tuple[int, ...] | None = None,
         length: int | None = None,
         random_seed: RandomState = None,
     ) -> np.ndarray:
@@ -225,7 +226,7 @@ class AmortizedLikelihood:
         ----------
         parameters : mapping of name to array_like
             By the names in :attr:`parameters`; they broadcast against each other.
-        shape : tuple of int, optional
+        shape : int or tuple of int, optional
             Of the rows; by default that of the parameters together.
         length : int, optional
             Of each series, where one draw is a series.
@@ -243,6 +244,8 @@ class AmortizedLikelihood:
         if self.kind == "ratio":
             refuse_draws()
         arguments = [np.asarray(a.eval()) for a in self._arguments(dict(parameters))]
+        if isinstance(shape, int):
+            shape = (shape,)
         if self.rows.series:
             if length is None:
                 length = self.rows.variable.shape_at({})[self.rows.batch_ndim]
@@ -325,6 +328,9 @@ class AmortizedLikelihood:
                 f"the likelihood of {self.rows.variable.name!r} takes the parameters {wanted}; "
                 + ", ".join(part for part in parts if part)
             )
+        for name, value in given.items():
+            if not isinstance(value, Variable) and not np.isfinite(np.asarray(value, dtype=float)).all():
+                raise ValueError(f"{name!r} must be finite, got {value!r}")
         arguments = []
         for p in self.rows.parameters:
             if p.name in given:
@@ -344,6 +350,19 @@ class AmortizedLikelihood:
 
     def _check_values(self, values: np.ndarray, what: str) -> None:
         check_values(values, self.rows, self.network.layout, what)
+
+    def _spread(self, values: np.ndarray, arguments: list[Any]) -> np.ndarray:
+        """Repeat rows where parameters are more."""
+        own = len(self.rows.event_shape) + self.rows.series
+        shapes = {"the rows": values.shape[: values.ndim - own]}
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            shapes[repr(p.name)] = np.shape(argument.eval())[: argument.ndim - len(p.core_shape)]
+        try:
+            lead = np.broadcast_shapes(*shapes.values())
+        except ValueError:
+            said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise ValueError(f"parameters and rows do not broadcast: {said}") from None
+        return np.broadcast_to(values, lead + values.shape[values.ndim - own :])
 
     def _check_shapes(self, arguments: list[Any], shape: tuple[int, ...]) -> None:
         """Refuse parameters that do not broadcast over the rows of the data."""

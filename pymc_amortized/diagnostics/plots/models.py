@@ -43,7 +43,7 @@ def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     for (i, j), value in np.ndenumerate(share):
         color = "white" if value > READABLE else DARK
         ax.text(j, i - 0.08, f"{value:.0%}", ha="center", va="center", color=color, fontsize=SMALL + 2)
-        ax.text(j, i + 0.22, f"p = {mean[i, j]:.2f}", ha="center", va="center", color=color, fontsize=SMALL - 1)
+        ax.text(j, i + 0.22, f"mean {mean[i, j]:.2f}", ha="center", va="center", color=color, fontsize=SMALL - 1)
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel("most probable model", fontsize=SMALL + 1)
