@@ -236,6 +236,44 @@ def test_what_a_model_drops_is_made_up_for_at_that_size():
     assert_allclose(*counts, atol=20)
 
 
+def selective(by):
+    """Leave the half of the prior that is above what depends on the size, or on a covariate."""
+    with pm.Model(coords={"obs": range(10)}) as model:
+        x = pm.Data("x", np.zeros(10), dims="obs")
+        mu = pm.Normal("mu", 0, 1)
+        bound = {"size": 0.2 * model.dim_lengths["obs"] - 1, "x": 3 * x.mean(), "none": -np.inf}[by]
+        pm.Normal("y", mu, pm.math.switch(mu > bound, 1.0, -1.0), observed=np.zeros(10), dims="obs")
+    return model
+
+
+def test_what_a_model_drops_is_made_up_for_at_those_covariates():
+    """Otherwise covariates would speak for the model that keeps more at them."""
+    models = {"plain": selective("none"), "selective": selective("x")}
+    specs, sources, gaps = _read(models, None, {"x": pm.Normal.dist(0, 1)}, {})
+    made = Pool(common_data(specs), specs, sources, gaps, {"mode": "FAST_COMPILE"})(2000, np.random.SeedSequence(1))
+    assert any(why.startswith("selective: ") for why in made.dropped)
+    x, label = made.data["x"].mean(1), made.unconstrained[:, 0]
+    assert stats.ks_2samp(x[label == 0], x[label == 1]).pvalue > 0.001
+    mu = made.data["y"].mean(1)[label == 1]
+    assert np.corrcoef(mu, x[label == 1])[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("by", ["size", "x"])
+def test_a_truncated_prior_is_counted_at_the_size_and_covariates_of_the_data(by):
+    context = {"x": pm.Normal.dist(0, 1)} | ({"obs": (3, 10)} if by == "size" else {})
+    models = {"plain": selective("none"), "selective": selective(by)}
+    comparison = pma.fit_comparison(models, context=context, **QUICK)
+    rng = np.random.default_rng(1)
+    rows = (3, 10) if by == "size" else (10, 10)
+    for n, level in zip(rows, (-0.3, 0.3), strict=True):
+        y, x = 0.8 + rng.normal(size=n), level + rng.normal(size=n) * 0.1
+        bound = 0.2 * n - 1 if by == "size" else 3 * x.mean()
+        above = stats.norm.logsf(bound, y.sum() / (n + 1), (n + 1) ** -0.5) - stats.norm.logsf(bound)
+        found = comparison.log_marginal_likelihood({"x": x, "y": y}, random_seed=1)
+        off = float(found["log_marginal_likelihood"].diff("model").item()) - above
+        assert abs(off) < 4 * float(np.hypot(*found["mcse"].to_numpy()))
+
+
 def test_covariates_of_one_model_reach_the_network():
     models = {"flat": with_slope(False), "slope": with_slope(fixed=True)}
     comparison = pma.fit_comparison(models, posteriors=False, **INTERPRETED)

@@ -28,7 +28,8 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from test_escalation import HOPELESS, WRONG, planted
 
-from pymc_amortized.approximators.evidence import warn_of_truncation
+from pymc_amortized.approximators.evidence import Evidence, kept_share, warn_of_truncation
+from pymc_amortized.approximators.mixture import Proposals
 
 TOLERANCE = 0.05
 
@@ -178,3 +179,16 @@ def test_proposals_may_differ_in_scale_by_any_factor():
     assert_allclose(np.median(np.abs(draws[0]), 0) / scales, stats.t.ppf(0.75, 5), rtol=0.05)
     expected = stats.multivariate_t(np.zeros(2), np.eye(2), 5).logpdf(draws[0] / scales) - np.log(scales).sum()
     assert_allclose(component.log_density(draws)[0], expected, atol=0.3)
+
+
+def test_simulations_that_raised_say_nothing_of_the_density():
+    assert kept_share({"raised ValueError": 50, "y: not finite": 25}, 100) == 0.5
+    assert kept_share({"y: not finite": 25}, 100) == 0.75
+    assert kept_share({}, 0) == 1
+
+
+def test_no_density_at_any_proposal_is_said():
+    proposals = Proposals(1)
+    proposals.add_weighted(np.zeros((200, 1)), np.zeros(200), np.full(200, -np.inf))
+    found = Evidence.of(proposals)
+    assert np.isnan(found.log_marginal_likelihood) and "impossible" in found.doubt

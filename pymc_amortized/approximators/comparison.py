@@ -22,7 +22,7 @@ from pymc_amortized.approximators.comparison_table import (
     warn_of_no_table,
 )
 from pymc_amortized.approximators.doubt import warn_of_extrapolation, warn_of_many_gaps
-from pymc_amortized.approximators.evidence import refuse_evidence
+from pymc_amortized.approximators.evidence import kept_share, refuse_evidence
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents
 from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -34,6 +34,8 @@ from pymc_amortized.graph.common import Common
 from pymc_amortized.graph.context import refuse_indices
 from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
 from pymc_amortized.graph.pool import Pool
+from pymc_amortized.graph.replicas import NoSources
+from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs
@@ -48,6 +50,10 @@ logger = logging.getLogger("pymc_amortized")
 MODEL_DIM, AGAINST_DIM = "model", "against"
 NOVEL = 0.01
 """Chance of any false alarm in a call, however many data sets, as for posteriors."""
+KEPT_OF = 4096
+"""Simulations at the size and context of a data set: a share of half is then known to 2 %."""
+FEWEST_KEPT = 40
+"""As in training, where a model is refused of which fewer than one in a hundred simulations can be used."""
 
 
 @dataclass(frozen=True)
@@ -346,13 +352,52 @@ class AmortizedComparison:
             posterior, kept = self.posteriors[name], self.kept[name]
             found = posterior.evidence_of(data_of(posterior.spec, datasets), proposals, child)
             doubts[name] = [e.doubt for e in found]
-            log_evidence = [e.log_marginal_likelihood - kept.log_share for e in found]
-            error = [float(np.hypot(e.mcse, kept.log_error)) for e in found]
+            if kept.share < 1 and (posterior.spec.sizes or posterior.spec.context):
+                kept_at = self._kept_at(name, data_of(posterior.spec, datasets), child)
+                hardly = f"hardly any of {KEPT_OF} simulations of its size and context has a density"
+                doubts[name] = [
+                    doubt or (None if k.share > FEWEST_KEPT / KEPT_OF else hardly)
+                    for doubt, k in zip(doubts[name], kept_at, strict=True)
+                ]
+            else:
+                kept_at = [kept] * len(datasets)
+            pairs = list(zip(found, kept_at, strict=True))
+            log_evidence = np.array([e.log_marginal_likelihood - k.log_share for e, k in pairs])
+            error = np.array([float(np.hypot(e.mcse, k.log_error)) for e, k in pairs])
+            doubtful = [doubt is not None for doubt in doubts[name]]
+            log_evidence[doubtful], error[doubtful] = np.nan, np.nan
             columns.append(
                 np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]])
             )
         log_evidence, error, k, ess = np.stack(columns, axis=-1)
         return Evidences(log_evidence, error, k, ess, doubts, frozenset(self.posteriors))
+
+    def _kept_at(self, name: str, datasets: DataSets, seed: np.random.SeedSequence) -> list[Kept]:
+        """Which share of simulations a model's density allows at the size and context of each data set."""
+        spec, found = self.specs[name], []
+        for i, child in enumerate(seed.spawn(len(datasets))):
+            one = datasets.one(spec, i)
+            lengths = {r.dim: int(one[r.dim]) for r in spec.sizes}
+            context = {c.name: np.repeat(np.asarray(one[c.name])[None], KEPT_OF, axis=0) for c in spec.context}
+            made = self._simulators[name].attempt(KEPT_OF, child, lengths, context)
+            share = kept_share(made.dropped, made.attempted)
+            found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, self.kept[name].log_orderings))
+        return found
+
+    @cached_property
+    def _simulators(self) -> Mapping[str, Simulator]:
+        """Of each model, at contexts that are given."""
+        if "pool" in self.__dict__:
+            return self.pool.simulators
+        return {
+            name: Simulator(
+                spec,
+                context=NoSources(spec),
+                deterministics=False,
+                compile_kwargs=self.compile_kwargs,
+            )
+            for name, spec in self.specs.items()
+        }
 
     @cached_property
     def pool(self) -> Pool:

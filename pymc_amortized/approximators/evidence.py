@@ -55,6 +55,8 @@ class Evidence:
         doubt = None
         if proposals.undefined:
             doubt = f"the log density was NaN or infinite at {proposals.undefined} proposals"
+        elif largest == -np.inf:
+            doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
         elif weights.pareto_k > LARGEST_K and not weights.harmless:
             doubt = f"Pareto k is {weights.pareto_k:.2f}, above {LARGEST_K}"
         if weights.pareto_k == np.inf:
@@ -115,7 +117,8 @@ def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequenc
 
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
     """Share of the prior's simulations that the model's density allows; those that raised say nothing of it."""
-    return 1 - sum(n for why, n in dropped.items() if not why.startswith("raised")) / max(attempted, 1)
+    raised = sum(n for why, n in dropped.items() if why.startswith("raised"))
+    return 1 - (sum(dropped.values()) - raised) / max(attempted - raised, 1)
 
 
 def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> None:

@@ -1,7 +1,7 @@
 """Simulations of several models, pooled: equal numbers of each, of the same sizes, from the same sources of context.
 
 What a data set is given (its size, covariates and gaps) must tell nothing of the model: sizes are drawn for all models
-at once, and each model makes up for what it drops at that size.
+at once, and each model makes up for what it drops at that size and context.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ class Pool:
         context_seed, simulation_seed, gaps_seed = seed.spawn(3)
         context = self.context(n, context_seed, lengths)
         refuse_indices(context, self.limits, "context")
-        made = self.simulators[name].of_lengths(n, simulation_seed, lengths, context)
+        made = self.simulators[name].of_contexts(n, simulation_seed, lengths, context)
         if len(made) < n:
             raise SimulationError(
                 f"models[{name!r}]: only {len(made)} of {made.attempted} simulations can be used"
                 f"{f' where lengths are {lengths}' if lengths else ''}: {', '.join(made.dropped)}. Narrow the priors "
-                "to where the model is defined"
+                f"{'and the context ' if self.simulators[name].spec.context else ''}to where the model is defined"
             )
         gaps = self.context.gaps(n, gaps_seed, lengths)
         largest = self.spec.largest

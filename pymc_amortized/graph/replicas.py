@@ -14,7 +14,7 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 
 
-class _NoSources(ContextSampler):
+class NoSources(ContextSampler):
     """Stands in a simulator whose contexts are given one by one."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -34,7 +34,7 @@ class Replicas:
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
         self._shapes = {v.name: v for v in spec.data}
-        self._simulator = Simulator(spec, context=_NoSources(spec), deterministics=False, compile_kwargs=compile_kwargs)
+        self._simulator = Simulator(spec, context=NoSources(spec), deterministics=False, compile_kwargs=compile_kwargs)
 
     def __call__(self, datasets: DataSets, n: int, seed: np.random.SeedSequence) -> Iterator[DataSets]:
         """Simulate, for each data set, `n` others of its sizes, covariates and gaps.

@@ -28,6 +28,9 @@ CHUNK_BYTES = 64 * 2**20
 LARGEST_CHUNK = 8192
 SMALLEST_ACCEPTANCE = 0.01
 """Below this share of usable simulations a model is refused: rejection would cost 100 times the simulator."""
+FEWEST_AT_ONCE = 32
+"""Simulations: of fewer, the call itself takes most of the time."""
+_ROW = "number of the context"
 
 
 class SimulationError(ValueError):
@@ -192,6 +195,35 @@ class Simulator:
             attempted, usable = attempted + parts[-1].attempted, usable + len(parts[-1])
         made = concatenate(parts).take(slice(n))
         return replace(made, data=made.data | {dim: np.full(len(made), length) for dim, length in lengths.items()})
+
+    def of_contexts(
+        self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: dict[str, np.ndarray]
+    ) -> Simulations:
+        """Simulate until there is a usable draw at each of `n` values of the context, in that order.
+
+        What is dropped may depend on the context; draws from those that are left would come from other contexts. There
+        are fewer where hardly any simulation at some context can be used.
+        """
+        if not self.spec.context:  # nothing depends on it
+            return self.of_lengths(n, seed, lengths, context)
+        seed, parts, without, attempted = _fresh(seed), [], np.arange(n), 0
+        found = np.empty(0, dtype=int)
+        while len(without) and attempted < n / SMALLEST_ACCEPTANCE:
+            _, child = seed.spawn(2)
+            rows = np.resize(without, max(len(without), min(n, FEWEST_AT_ONCE)))
+            made = self._chunk(len(rows), child, {k: v[rows] for k, v in context.items()} | {_ROW: rows}, lengths)
+            of_row, first = np.unique(made.data.pop(_ROW), return_index=True)
+            parts.append(made.take(first))
+            found, attempted = np.concatenate([found, of_row]), attempted + made.attempted
+            without = np.setdiff1d(without, of_row)
+        made = concatenate(parts).take(np.argsort(found))
+        return replace(made, data=made.data | {dim: np.full(len(made), length) for dim, length in lengths.items()})
+
+    def attempt(
+        self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: dict[str, np.ndarray]
+    ) -> Simulations:
+        """Attempt one simulation at each of `n` values of the context."""
+        return self._chunk(n, seed, context, lengths)
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Attempt `n` simulations of one size in one call of the compiled function."""
