@@ -57,10 +57,10 @@ class Evidence:
             doubt = f"the log density was NaN or infinite at {proposals.undefined} proposals"
         elif largest == -np.inf:
             doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
+        elif weights.pareto_k == np.inf:
+            doubt = "all but a few proposals have no density (do the data lie in the model's support?)"
         elif weights.pareto_k > LARGEST_K and not weights.harmless:
             doubt = f"Pareto k is {weights.pareto_k:.2f}, above {LARGEST_K}"
-        if weights.pareto_k == np.inf:
-            doubt = "all but a few proposals have no density (do the data lie in the model's support?)"
         if doubt:
             return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt)
         relative = np.exp(log_weights - largest)
