@@ -87,7 +87,8 @@ class SimulatorGiven(LocalSimulator):
         sequences = {**self.context(n, context_seed, lengths), **variables}
         made = self._chunk(n, seed, sequences, lengths)
         gaps = self.context.gaps(len(made), gaps_seed, lengths)
-        return self._padded(replace(made, missing=gaps), lengths)
+        data = {name: values for name, values in made.data.items() if name not in variables}
+        return self._padded(replace(made, data=data, missing=gaps), lengths)
 
     @property
     def _sequenced(self) -> list[str]:
