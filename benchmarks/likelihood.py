@@ -4,7 +4,7 @@ For each model with a known density: the mean absolute error of the log density 
 1,000 rows the largest difference of posterior means, in posterior standard deviations, the range of the ratios of
 standard deviations, and the difference of the expected log predictive densities (LOO) beside its standard error.
 
-    python benchmarks/likelihood.py [--seconds 240] [--datasets 3] [--components 8] [--only normal poisson]
+    python benchmarks/likelihood.py [--seconds 240] [--datasets 3] [--components 16] [--only normal poisson]
 """
 
 import argparse
@@ -127,7 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--datasets", type=int, default=3)
-    parser.add_argument("--components", type=int, default=pma.RowSize().components)
+    parser.add_argument("--components", type=int, default=None)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -135,7 +135,7 @@ def main():
     for name in arguments.only:
         build = MODELS[name]
         start = time.perf_counter()
-        size = pma.RowSize(components=arguments.components)
+        size = pma.RowSize(components=arguments.components) if arguments.components else None
         likelihood = pma.fit_likelihood(
             build(100, 0), network=size, max_time=arguments.seconds, random_seed=1, progressbar=False
         )

@@ -35,6 +35,7 @@ from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.levels import hierarchy_levels
 from pymc_amortized.graph.missing import Rule, find_rules
+from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.simulator import Simulations, Simulator, describe_dropped
 from pymc_amortized.graph.sizes import GROUP
 from pymc_amortized.graph.spec import ModelSpec
@@ -75,6 +76,10 @@ FEWEST = 2000
 """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
 SECONDS_WORTH_PROCESSES = 20.0
 """Starting processes and compiling in each costs about 10 s."""
+WORKERS_FROM = 45.0
+"""Seconds of training from which others are worth their start, which takes some ten."""
+WORKERS_SHARE = 0.1
+"""Of a training step, that simulating takes at least then."""
 CHECKED = 32
 """Held-out data sets on which the importance efficiency is measured at the end."""
 DOUBTFUL_EFFICIENCY = 0.05
@@ -220,6 +225,7 @@ class PosteriorFit:
         self.given: Simulations | None = None
         self.seconds = 0.0
         self.cost = 0.0
+        self.ahead = False
 
     def use(self, simulations: Simulations) -> None:
         """Train on the user's simulations."""
@@ -354,9 +360,17 @@ class PosteriorFit:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
         step, threads = fastest_step(network, z, encoded, self.options.threads)
-        if self.num_simulations is None:
-            step += self.cost * self.options.batch_size / self.cores
+        self.ahead, step = self.with_simulating(step, threads)
         self.options = replace(self.options.planned(step), threads=threads)
+
+    def with_simulating(self, step: float, threads: int) -> tuple[bool, float]:
+        """Whether to simulate in another process while training, and the seconds a step takes with simulating."""
+        if self.num_simulations is not None:
+            return False, step
+        simulating = self.cost * self.options.batch_size
+        if worth_workers(step, simulating / self.cores, threads, self.options):
+            return True, max(step, simulating / others(self.cores))
+        return False, step + simulating / self.cores
 
     def _source(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> Batches:
         if self.num_simulations is not None:
@@ -368,15 +382,16 @@ class PosteriorFit:
                 seconds=self.seconds,
             )
         source: FreshSimulations | None = None
+        workers = Workers(self.simulator, others(self.cores)) if self.ahead else None
 
         def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, made)
             # groups of one size are mixed by the batches, which take every k-th simulation
-            simulations = self.simulator(n, seed, cores=self.cores, mixed=False)
+            simulations = self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers)
             return self._prepared(network, structure, simulations)
 
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
+        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
         return source
 
     def _train(
@@ -540,6 +555,18 @@ def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
     """Entropy of everything random, which repeats a training."""
     entropy = seed_sequence(random_seed).entropy
     return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
+
+
+def worth_workers(step: float, simulating: float, threads: int, options: Training) -> bool:
+    """Whether others should simulate while this process trains, given the seconds that either takes for a step."""
+    steps = options.planned(step + simulating).steps
+    seconds = min(options.max_time or math.inf, steps * (step + simulating))
+    return threads < available_cores() and seconds > WORKERS_FROM and simulating > WORKERS_SHARE * step
+
+
+def others(cores: int) -> int:
+    """Processes that simulate while this one trains."""
+    return max(cores - 1, 1)
 
 
 def available_cores() -> int:

@@ -26,11 +26,11 @@ import torch
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.consistency import SelfConsistency, consistency_obstacle
-from pymc_amortized.approximators.fit import PosteriorFit, training_entropy
+from pymc_amortized.approximators.fit import PosteriorFit, others, training_entropy
 from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
-from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS
+from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import row_error
@@ -39,6 +39,7 @@ from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.learned import refuse_followers, with_learned_density
 from pymc_amortized.graph.missing import find_rules
+from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
 from pymc_amortized.graph.simulator import Simulations, Simulator
@@ -186,9 +187,8 @@ def fit_joint(
     fit.simulate_rows(read_model(model, observed, None, context, missing)[0], alone, rows)
     fit.lags, fit.consistent = ((lags or LAGS) if rows.series else 0), self_consistency
     fit.plan(num_simulations, cores)
-    return fit.run_jointly(
-        summary, density, structure, network or RowSize(), column_kinds(rows, mapping("kinds", kinds))
-    )
+    size = network or default_size(rows)
+    return fit.run_jointly(summary, density, structure, size, column_kinds(rows, mapping("kinds", kinds)))
 
 
 class _JointFit(PosteriorFit):
@@ -311,13 +311,10 @@ class _JointFit(PosteriorFit):
         network.to(self.device), row_network.to(self.device)
         first, threads = fastest_step(network, *of_datasets(batch), self.options.threads)
         second, threads = fastest_step(row_network, *of_rows(batch), threads)
-        step = first + second
-        if self.num_simulations is None:
-            step += self.cost * self.options.batch_size / self.cores
-        options = self.options
-        if options.max_time is None and options.num_steps is None:
-            options = replace(options, max_time=DEFAULT_SECONDS)
-        self.options = replace(options.planned(step), threads=threads)
+        if self.options.max_time is None and self.options.num_steps is None:
+            self.options = replace(self.options, max_time=DEFAULT_SECONDS)
+        self.ahead, step = self.with_simulating(first + second, threads)
+        self.options = replace(self.options.planned(step), threads=threads)
 
     def _joint_source(
         self, network: PosteriorNetwork, structure: Structure, layout: Layout, statistics: Simulations
@@ -333,14 +330,15 @@ class _JointFit(PosteriorFit):
                 seconds=self.seconds,
             )
         source: FreshSimulations | None = None
+        workers = Workers(self.simulator, others(self.cores)) if self.ahead else None
 
         def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, made)
-            simulations = self.simulator(n, seed, cores=self.cores, mixed=False)
+            simulations = self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers)
             return self._both(network, structure, layout, simulations, self.each, Stage.TRAINING, made)
 
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
+        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
         return source
 
     def _terms(

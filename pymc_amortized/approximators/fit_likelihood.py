@@ -13,7 +13,14 @@ import torch
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.fit import training_entropy
 from pymc_amortized.approximators.likelihood import KINDS, AmortizedLikelihood, LikelihoodKind
-from pymc_amortized.approximators.likelihood_training import DEFAULT, LAGS, RATIO, RATIO_SIZE, LikelihoodFit
+from pymc_amortized.approximators.likelihood_training import (
+    DEFAULT,
+    LAGS,
+    RATIO,
+    RATIO_SIZE,
+    LikelihoodFit,
+    default_size,
+)
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph.region import Region, widened
@@ -85,7 +92,7 @@ def fit_likelihood(
     lags : int, optional
         For a series: how many rows before the present one it depends on, 4 by default.
     network : RowSize, optional
-        Size of the networks.
+        Size of the networks; larger by default where all rows share their parameters, which costs little.
     training : Training, optional
         Steps, batch size (in rows), learning rate and the like.
     max_time : float, optional
@@ -146,9 +153,8 @@ def fit_likelihood(
     fit.device, fit.progressbar = choose_device(device), progressbar
     fit.lags = (lags or LAGS) if rows.series else 0
     fit.plan(num_simulations, whole("cores", cores) if cores is not None else None)
-    return fit.run(
-        network or (RATIO_SIZE if kind == "ratio" else RowSize()), column_kinds(rows, mapping("kinds", kinds))
-    )
+    network = network or (RATIO_SIZE if kind == "ratio" else default_size(rows))
+    return fit.run(network, column_kinds(rows, mapping("kinds", kinds)))
 
 
 def _options(training: Training | None, max_time: float | None, default: Training) -> Training:

@@ -6,16 +6,21 @@ compile it (from PyTensor's cache on disk) and then take chunks.
 
 from __future__ import annotations
 
+import logging
 import uuid
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import cloudpickle
 import joblib
 import numpy as np
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
 if TYPE_CHECKING:
     from pymc_amortized.graph.simulator import Simulations
+
+logger = logging.getLogger("pymc_amortized")
 
 
 class Chunked(Protocol):
@@ -32,11 +37,53 @@ _received: dict[str, Any] = {}
 
 def run_tasks(simulator: Chunked, tasks: list[tuple[int, np.random.SeedSequence]], cores: int) -> list[Simulations]:
     """Run `simulator.chunk` on every (size, seed), in order, in `cores` processes."""
-    if simulator not in _pickled:
-        _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))
-    key, payload = _pickled[simulator]
+    key, payload = _sent(simulator)
     jobs = (joblib.delayed(_work)(key, payload, *task) for task in tasks)
     return joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs)
+
+
+class Workers:
+    """Other processes that make chunks while this one does something else.
+
+    What they make is what this process would make, and does make until one of them has compiled the simulator, or if
+    one dies.
+
+    Parameters
+    ----------
+    simulator : Chunked
+    processes : int
+    """
+
+    def __init__(self, simulator: Chunked, processes: int) -> None:
+        self._simulator = simulator
+        self._pool = ProcessPoolExecutor(max_workers=processes)
+        self._closed = False
+        self._ready: Future[Any] | None = self._pool.submit(_work, *_sent(simulator), 1, np.random.SeedSequence(0))
+
+    def run(self, tasks: list[tuple[int, np.random.SeedSequence]]) -> list[Simulations]:
+        """Make a chunk for every (size, seed), in order."""
+        if self._ready is not None and self._ready.done():
+            try:
+                futures = [self._pool.submit(_work, *_sent(self._simulator), *task) for task in tasks]
+                return [future.result() for future in futures]
+            except (BrokenProcessPool, ShutdownExecutorError) as error:
+                if self._closed:
+                    raise
+                logger.info("A process that simulated is gone (%s): this one goes on alone.", error)
+                self._ready = None
+        return [self._simulator.chunk(*task) for task in tasks]
+
+    def close(self) -> None:
+        """End them; what they are working at is lost."""
+        self._closed = True
+        self._pool.shutdown(wait=False, kill_workers=True)
+
+
+def _sent(simulator: Chunked) -> tuple[str, bytes]:
+    """A simulator as other processes get it."""
+    if simulator not in _pickled:
+        _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))
+    return _pickled[simulator]
 
 
 def _work(key: str, payload: bytes, n: int, seed: np.random.SeedSequence) -> Simulations:

@@ -18,7 +18,7 @@ import numpy as np
 from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.parallel import run_tasks
+from pymc_amortized.graph.parallel import Workers, run_tasks
 from pymc_amortized.graph.sizes import at, cut, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import length_inputs, simulation_graph
@@ -143,12 +143,18 @@ class Simulator:
         self._ends_checked = False
 
     def __call__(
-        self, n: int, seed: int | np.random.SeedSequence, *, cores: int = 1, mixed: bool = True
+        self,
+        n: int,
+        seed: int | np.random.SeedSequence,
+        *,
+        cores: int = 1,
+        mixed: bool = True,
+        workers: Workers | None = None,
     ) -> Simulations:
         """Simulate until `n` usable draws are there.
 
         Where sizes differ they are made in groups of one size, and then mixed unless that is not wanted. The result is
-        a pure function of `n` and `seed`: it does not depend on `cores`.
+        a pure function of `n` and `seed`: it does not depend on `cores`, or on whether `workers` make them.
 
         Raises
         ------
@@ -163,7 +169,10 @@ class Simulator:
             rate = max(usable / attempted, SMALLEST_ACCEPTANCE) if attempted else 1.0
             sizes = self._chunk_sizes(int(np.ceil((n - usable) / rate)))
             tasks = list(zip(sizes, seed.spawn(len(sizes)), strict=True))
-            parts += run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
+            if workers is not None:
+                parts += workers.run(tasks)
+            else:
+                parts += run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
             usable = sum(len(p) for p in parts)
             attempted = sum(p.attempted for p in parts)
             if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:

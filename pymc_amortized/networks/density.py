@@ -32,7 +32,7 @@ from pymc_amortized.networks.spline import rational_quadratic, spline_size
 
 __all__ = ["ConditionalDensity", "CouplingSpline", "Spline"]
 
-Prepared = tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 CHUNK = 8_192  # draws at once in sampling: intermediate results then stay within the cache
 
 
@@ -168,8 +168,8 @@ class CouplingSpline(nn.Module):
 
     def _log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Log densities (draws, batch) of z (draws, batch, dim)."""
-        mean, factor, log_det = self.head(context)
-        u = _per_set(factor, (z - mean)[..., self.order]).movedim(-1, 0)
+        mean, factor, shift, log_det = self.head(context)
+        u = (_per_set(factor, (z - mean)[..., self.order]) + shift).movedim(-1, 0)
         for level in self._given(reverse=True):
             u, change = level(u, level.project(context))
             log_det = log_det + change
@@ -212,7 +212,7 @@ class CouplingSpline(nn.Module):
 
     def _prepare(self, context: Tensor) -> Prepared:
         """Mean, inverse factor, log determinant and every level's and layer's projection of contexts."""
-        mean, factor, log_det = self.head(context)
+        mean, factor, shift, log_det = self.head(context)
         if self.head.full:
             inverse = torch.linalg.solve_triangular(factor, self.head.eye.expand_as(factor), upper=False)
         else:
@@ -220,6 +220,7 @@ class CouplingSpline(nn.Module):
         return (
             mean,
             inverse,
+            shift,
             log_det,
             [level.project(context) for level in self._given()],
             [self._project(layer, context) for layer in range(self.layers)],
@@ -227,7 +228,7 @@ class CouplingSpline(nn.Module):
 
     def _bend(self, e: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """Noise (dim, draws, batch) to draws (draws, batch, dim) and log densities."""
-        mean, inverse_factor, log_det, given, projected = prepared
+        mean, inverse_factor, shift, log_det, given, projected = prepared
         log_prob = self._base_log_prob(e) + log_det
         for layer in reversed(range(self.layers)):
             kept, moved = e.tensor_split([self.kept])
@@ -238,7 +239,7 @@ class CouplingSpline(nn.Module):
         for level, own in zip(self._given(), given, strict=True):
             e, change = level(e, own, inverse=True)
             log_prob = log_prob + change
-        return mean + _per_set(inverse_factor, e.movedim(0, -1))[..., self.back], log_prob
+        return mean + _per_set(inverse_factor, e.movedim(0, -1) - shift)[..., self.back], log_prob
 
 
 def _per_set(factor: Tensor, x: Tensor) -> Tensor:

@@ -34,13 +34,16 @@ class GaussianHead(nn.Module):
         self.mean = nn.Linear(features, dim)
         # All dim x dim entries although half are masked: that is faster than scattering a triangle.
         self.factor = nn.Linear(features, dim * dim if self.full else dim)
+        self.shift = nn.Linear(features, dim)
+        nn.init.zeros_(self.shift.bias)
+        nn.init.zeros_(self.shift.weight)
         self.register_buffer("below", torch.ones(dim, dim).tril(-1))
         self.register_buffer("eye", torch.eye(dim))
         nn.init.zeros_(self.mean.bias)
         nn.init.zeros_(self.factor.bias)
         nn.init.zeros_(self.factor.weight)
 
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, factor, and the log determinant of the factor (batch,)."""
         raw = self.factor(context)
         if self.full:
@@ -51,7 +54,7 @@ class GaussianHead(nn.Module):
         if self.full:
             # Columns in units of the diagonal: the entries below it then do not depend on scales.
             factor = (raw * self.below + self.eye) * factor[..., None, :]
-        return self.mean(context), factor, log_diagonal.sum(-1)
+        return self.mean(context), factor, self.shift(context), log_diagonal.sum(-1)
 
     def start_at(self, residual_covariance: Tensor, order: Tensor, spread: bool = False) -> None:
         """Set the mean to the first features, the precision to that of residuals (dim, dim) taken in `order`.

@@ -142,6 +142,8 @@ def train_together(
     """
     place = choose_device(device)
     with ExitStack() as stack:
+        for task in tasks:
+            stack.callback(task.source.close)
         stack.enter_context(isolated_random_numbers(seed, place))
         stack.enter_context(torch.enable_grad())
         bar = stack.enter_context(ProgressBar()) if progress is True else None

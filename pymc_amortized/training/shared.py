@@ -62,3 +62,7 @@ class View:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where ``state`` was taken."""
         self._shared.source.restore(state)
+
+    def close(self) -> None:
+        """Let go of what works in the background."""
+        self._shared.source.close()

@@ -7,6 +7,7 @@ step.
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,14 @@ Simulate = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
 # Large enough for the simulator's overhead per call to vanish, small enough for any memory.
 REFILL_BATCHES = 64
 REFILL_BYTES = 64 * 2**20
+
+
+class Closeable(Protocol):
+    """What can be let go of."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class Batches(Protocol):
@@ -36,7 +45,7 @@ class Batches(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Spent on simulating and preparing."""
+        """Spent on simulating and preparing, or on waiting for that."""
         ...
 
     def next(self) -> Batch:
@@ -49,6 +58,10 @@ class Batches(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where ``state`` was taken."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what works in the background."""
         ...
 
 
@@ -68,6 +81,9 @@ class FreshSimulations:
         batches or 64 MiB of tensors: a slow simulator does not keep a short training waiting.
         The sizes depend on the arrays alone, never on time, so that the same seed gives the same
         simulations.
+    workers : object with a method close, optional
+        What ``simulate`` uses and leaves the interpreter's lock alone, other processes say. Then
+        the next simulations are made in a thread while these are used.
     """
 
     fixed = False
@@ -79,6 +95,7 @@ class FreshSimulations:
         *,
         device: torch.device | str = "cpu",
         refill: int | None = None,
+        workers: Closeable | None = None,
     ) -> None:
         self.simulate = simulate
         self.batch_size, self.device = batch_size, torch.device(device)
@@ -87,6 +104,10 @@ class FreshSimulations:
         self._refill = batch_size if refill is None else max(refill, batch_size)
         self._held: Batch | None = None
         self._used = self._size = 0
+        self._workers = workers
+        # PyTensor's functions are not to be called by two threads at once: this one waits for that one to end
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if workers else None
+        self._coming: Future[Batch] | None = None
 
     def next(self) -> Batch:
         """Return the next batch, simulating when the last refill is used up."""
@@ -102,13 +123,10 @@ class FreshSimulations:
         self._used += self.batch_size
         return z[rows], {name: value[rows] for name, value in encoded.items()}
 
-    @torch.no_grad()
     def _simulated(self) -> Batch:
         start = time.perf_counter()
-        z, encoded = self.simulate(self._refill)
-        if len(z) == 0:
-            raise RuntimeError(f"The simulator returned none of the {self._refill} simulations asked for.")
-        batch = moved((z, encoded), self.device)
+        batch = self._made(self._refill) if self._coming is None else self._coming.result()
+        z, encoded = batch
         self.simulations += len(z)
         self.seconds += time.perf_counter() - start
         if self._growing:
@@ -116,7 +134,23 @@ class FreshSimulations:
             affordable = int(REFILL_BYTES / max(size / len(z) * self.batch_size, 1))
             batches = min(2 * (self._refill // self.batch_size), REFILL_BATCHES, affordable)
             self._refill = max(batches, 1) * self.batch_size
+        if self._thread is not None:
+            self._coming = self._thread.submit(self._made, self._refill)
         return batch
+
+    @torch.no_grad()
+    def _made(self, n: int) -> Batch:
+        z, encoded = self.simulate(n)
+        if len(z) == 0:
+            raise RuntimeError(f"The simulator returned none of the {n} simulations asked for.")
+        return moved((z, encoded), self.device)
+
+    def close(self) -> None:
+        """End the workers, and wait for the thread."""
+        if self._workers is not None and self._thread is not None:
+            self._workers.close()
+            self._thread.shutdown()
+            self._workers = self._thread = self._coming = None
 
     def state(self) -> dict[str, Any]:
         """Return the counts and the size of the next refill; simulations are drawn anew."""
@@ -181,6 +215,9 @@ class FixedSimulations:
         (seed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(seed))
         return torch.randperm(len(self.z), generator=generator).to(self.z.device)
+
+    def close(self) -> None:
+        """Nothing works in the background."""
 
     def state(self) -> dict[str, Any]:
         """Return the number of batches drawn, from which all else follows."""

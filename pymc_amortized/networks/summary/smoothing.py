@@ -18,6 +18,9 @@ __all__ = ["MEMORIES", "smoothing_errors"]
 MEMORIES = (0.25, 0.5, 0.7, 0.85, 0.93, 1.0)  # a lambda of 0 is the change from the last step, of 1 the mean so far
 
 
+BLOCK = 64  # steps whose sums are one matrix product; the next block goes on from its last
+
+
 @torch.no_grad()
 def smoothing_errors(normal: Tensor, weights: Tensor) -> Tensor:
     """Log mean squared errors of prediction, per memory and channel.
@@ -42,11 +45,19 @@ def smoothing_errors(normal: Tensor, weights: Tensor) -> Tensor:
 
 def smoothed(x: Tensor) -> Tensor:
     """Sums (..., steps, channels, memories) of what came so far in (..., steps, channels), with weights that decay."""
+    steps, channels = x.shape[-2:]
+    flat = x.transpose(-1, -2).reshape(-1, steps)
+    before = torch.zeros(len(flat), len(MEMORIES), dtype=x.dtype, device=x.device)
     decay = torch.tensor(MEMORIES, dtype=x.dtype, device=x.device)
-    total = x[..., None].expand(*x.shape, len(MEMORIES)).clone()
-    reach, steps = 1, x.shape[-2]
-    while reach < steps:  # twice as many steps each time
-        earlier = total[..., :-reach, :, :] * decay**reach
-        total[..., reach:, :, :] += earlier
-        reach *= 2
-    return total
+    ages = torch.arange(min(BLOCK, steps), device=x.device)
+    age = ages[:, None] - ages
+    within = (decay[:, None, None] ** age.clamp_min(0)).tril()  # of each step, what others in its block count for
+    parts = []
+    for part in flat.split(BLOCK, -1):
+        length = part.shape[-1]
+        own = (part @ within[:, :length, :length].reshape(-1, length).mT).unflatten(-1, (len(MEMORIES), length))
+        own = own + before[..., None] * decay[:, None] ** (ages[:length] + 1)
+        before = own[..., -1]
+        parts.append(own)
+    total = torch.cat(parts, -1)  # (series, memories, steps)
+    return total.unflatten(0, (*x.shape[:-2], channels)).movedim(-1, -3)

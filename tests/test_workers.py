@@ -1,0 +1,150 @@
+"""Other processes that simulate while this one trains make what it would have made itself."""
+
+import os
+import time
+
+import numpy as np
+import pymc as pm
+import pytest
+import torch
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from pymc_amortized.approximators.fit import others, worth_workers
+from pymc_amortized.graph.parallel import Workers
+from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.training import FreshSimulations, Training
+from pymc_amortized.training import source as source_module
+
+MORE_CORES = "pymc_amortized.approximators.fit.available_cores"
+
+
+def simulator() -> Simulator:
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
+    return Simulator(ModelSpec.from_model(model))
+
+
+@pytest.fixture(scope="module")
+def workers():
+    made = Workers(simulator(), 1)
+    while not made._ready.done():
+        time.sleep(0.1)
+    yield made
+    made.close()
+
+
+def test_workers_make_what_this_process_would(workers):
+    here = simulator()(3000, 7)
+    there = workers._simulator(3000, 7, workers=workers)
+    np.testing.assert_array_equal(here.unconstrained, there.unconstrained)
+    np.testing.assert_array_equal(here.data["y"], there.data["y"])
+
+
+def test_work_goes_on_here_until_they_are_ready():
+    made = Workers(simulator(), 1)
+    try:
+        assert not made._ready.done()  # it imports PyMC first
+        np.testing.assert_array_equal(made._simulator(50, 7, workers=made).data["y"], simulator()(50, 7).data["y"])
+    finally:
+        made.close()
+
+
+def test_a_dead_process_is_replaced_by_this_one(workers, caplog):
+    made = Workers(simulator(), 1)
+    while not made._ready.done():
+        time.sleep(0.1)
+    with pytest.raises(BrokenProcessPool):
+        made._pool.submit(os._exit, 1).result()
+    with caplog.at_level("INFO", "pymc_amortized"):
+        np.testing.assert_array_equal(made._simulator(50, 7, workers=made).data["y"], simulator()(50, 7).data["y"])
+    assert "this one goes on alone" in caplog.text
+    made.close()
+
+
+class Closed:
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_simulations_made_ahead_are_the_same():
+    def source(workers):
+        made = 0
+
+        def simulate(n):
+            nonlocal made
+            made += n
+            generator = torch.Generator().manual_seed(made)
+            return torch.randn(n, 1, generator=generator), {"x": torch.randn(n, 2, generator=generator)}
+
+        return FreshSimulations(simulate, 8, workers=workers)
+
+    workers = Closed()
+    here, ahead = source(None), source(workers)
+    for _ in range(100):
+        (z, encoded), (other_z, other) = here.next(), ahead.next()
+        torch.testing.assert_close(z, other_z, rtol=0, atol=0)
+        torch.testing.assert_close(encoded["x"], other["x"], rtol=0, atol=0)
+    assert here.simulations == ahead.simulations
+    ahead.close()
+    assert workers.closed
+    assert len(ahead.next()[0]) == 8  # and it goes on without them
+
+
+def test_an_error_ahead_is_raised_where_its_simulations_are_wanted():
+    calls = []
+
+    def simulate(n):
+        calls.append(n)
+        if len(calls) > 1:
+            raise RuntimeError("no more")
+        return torch.zeros(n, 1), {}
+
+    source = FreshSimulations(simulate, 4, workers=Closed())
+    source.next()
+    with pytest.raises(RuntimeError, match="no more"):
+        source.next()
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "step", "simulating", "threads", "options", "worth"),
+    [
+        (2, 0.05, 0.02, 1, {}, True),
+        (2, 0.05, 0.02, 2, {}, False),  # torch needs them all
+        (1, 0.05, 0.02, 1, {}, False),
+        (2, 0.05, 0.002, 1, {}, False),  # nothing to gain
+        (2, 0.05, 0.02, 1, {"max_time": 20.0}, False),
+        (2, 0.05, 0.02, 1, {"num_steps": 200}, False),
+        (2, 0.05, 0.02, 1, {"num_steps": 2000}, True),
+        (2, 0.005, 0.002, 1, {}, False),  # 5,000 steps take 35 s
+    ],
+)
+def test_workers_are_started_where_they_pay(monkeypatch, cores, step, simulating, threads, options, worth):
+    monkeypatch.setattr(MORE_CORES, lambda: cores)
+    assert worth_workers(step, simulating, threads, Training(**options)) is worth
+
+
+def test_one_core_is_left_for_training():
+    assert [others(cores) for cores in (1, 2, 8)] == [1, 1, 7]
+
+
+def test_a_posterior_is_the_same_with_workers(monkeypatch):
+    import pymc_amortized as pma
+
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
+    closed = []
+    close = FreshSimulations.close
+    monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s._workers), close(s)))
+    losses = []
+    for worth in (False, True):
+        monkeypatch.setattr("pymc_amortized.approximators.fit.worth_workers", lambda *_, worth=worth: worth)
+        posterior = pma.fit_posterior(
+            model, training=pma.Training(num_steps=200, threads=1), random_seed=3, progressbar=False
+        )
+        losses.append(posterior.provenance.held_out_loss)
+    assert losses[0] == losses[1]
+    assert closed[0] is None and isinstance(closed[1], Workers)
