@@ -157,7 +157,8 @@ def fit_posterior(
     max_time : float, optional
         Seconds that training may take; shorthand for ``Training(max_time=...)``.
     cores : int, optional
-        Processes that simulate. By default several, where simulating takes long.
+        Processes that simulate. By default several, where simulating takes long, and one beside training, where that takes a
+        minute or more.
     device : str or torch.device, optional
         Where to train; CUDA, MPS or the CPU, whichever is there.
     random_seed : int, sequence of int, numpy.random.Generator, optional
