@@ -207,7 +207,8 @@ class AmortizedComparison:
         -------
         xarray.Dataset
             Along ``model``: ``log_marginal_likelihood``, its standard error ``mcse``, ``pareto_k`` and
-            ``importance_ess``; NaN where there is no density, or weights are poor. Unlike the posterior's own method
+            ``importance_ess``; NaN where there is no density, or weights are poor, -inf where the density is 0 wherever
+            the posterior looked (logged). Unlike the posterior's own method
             this is under the prior that simulations come from: normalized over what the density allows.
         """
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)

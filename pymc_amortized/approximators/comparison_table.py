@@ -85,10 +85,10 @@ class ComparisonTable(pd.DataFrame):
         return ComparisonTable
 
     def __repr__(self) -> str:
-        return self._printed().to_string()
+        return self._printed().to_string(index_names=False)
 
     def _repr_html_(self) -> str:
-        return str(self._printed().to_html())
+        return str(self._printed().to_html(index_names=False))
 
     def _printed(self) -> pd.DataFrame:
         plain = pd.DataFrame(self)
