@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,9 @@ def prior_weights(prior: Mapping[str, Any] | None, names: Sequence[str]) -> np.n
         raise TypeError(f"prior must map models to weights, as in {{{names[0]!r}: 2, ...}}; got {prior!r}")
     if set(prior) != set(names):
         raise KeyError(f"prior: weights of {sorted(map(str, prior))} given; the models are {list(names)}")
-    try:
-        weights = np.array([float(prior[name]) for name in names])
-    except (TypeError, ValueError):
-        raise TypeError(f"prior: weights must be numbers, got {dict(prior)!r}") from None
+    if not all(isinstance(w, Real) and not isinstance(w, bool) for w in prior.values()):
+        raise TypeError(f"prior: weights must be numbers, got {dict(prior)!r}")
+    weights = np.array([float(prior[name]) for name in names])
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise ValueError(f"prior: weights must be finite, none below 0 and not all 0; got {dict(prior)!r}")
     return weights / weights.sum()

@@ -14,15 +14,14 @@ import pandas as pd
 import xarray as xr
 
 from pymc_amortized.approximators.arguments import whole
+from pymc_amortized.approximators.comparison_evidence import Evidences, Kept, estimated, evidence_obstacle
 from pymc_amortized.approximators.comparison_table import (
-    Evidences,
     disagreement,
     evidence_table,
     warn_of_disagreement,
     warn_of_no_table,
 )
 from pymc_amortized.approximators.doubt import warn_of_extrapolation, warn_of_many_gaps
-from pymc_amortized.approximators.evidence import kept_share, refuse_evidence
 from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.novelty import extents
 from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -50,38 +49,6 @@ logger = logging.getLogger("pymc_amortized")
 MODEL_DIM, AGAINST_DIM = "model", "against"
 NOVEL = 0.01
 """Chance of any false alarm in a call, however many data sets, as for posteriors."""
-KEPT_OF = 4096
-"""Simulations at the size and context of a data set: a share of half is then known to 2 %."""
-FEWEST_KEPT = 40
-"""As in training, where a model is refused of which fewer than one in a hundred simulations can be used."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which share of a model's simulations its own density allows.
-
-    Attributes
-    ----------
-    share : float
-    attempted : int
-        Simulations that this was seen on.
-    log_orderings : float
-        Log of how many orderings of a vector were taken for the one that an ordering transform allows.
-    """
-
-    share: float
-    attempted: int
-    log_orderings: float = 0.0
-
-    @property
-    def log_share(self) -> float:
-        """Logarithm of what the density integrates to."""
-        return float(np.log(self.share)) - self.log_orderings
-
-    @property
-    def log_error(self) -> float:
-        """Standard error of the logarithm of the share."""
-        return float(np.sqrt((1 - self.share) / (max(self.share, 1e-12) * max(self.attempted, 1))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,7 +74,7 @@ class AmortizedComparison:
     references : mapping of name to Reference
         Scores of each model's simulations, by which the novelty of data is judged.
     posteriors : mapping of name to AmortizedPosterior
-        Of the models that have a normalized density, for their evidence.
+        Of the models that have a normalized density, for their evidence; and those that were given.
     kept : mapping of name to Kept
         Which share of each model's simulations its density allows.
     error : float
@@ -240,7 +207,8 @@ class AmortizedComparison:
         -------
         xarray.Dataset
             Along ``model``: ``log_marginal_likelihood``, its standard error ``mcse``, ``pareto_k`` and
-            ``importance_ess``; NaN where there is no density, or weights are poor. Unlike the posterior's own method
+            ``importance_ess``; NaN where there is no density, or weights are poor, -inf where the density is 0 wherever
+            the posterior looked (logged). Unlike the posterior's own method
             this is under the prior that simulations come from: normalized over what the density allows.
         """
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
@@ -290,7 +258,7 @@ class AmortizedComparison:
         """
         weights = self._prior(prior)
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
-        datasets = self._read(observed, False)
+        datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         self._warn(datasets, pvalues.max(1))
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
@@ -342,47 +310,12 @@ class AmortizedComparison:
             For each.
         seed : numpy.random.SeedSequence
         """
-        doubts: dict[str, list[str | None]] = {}
-        columns = []
-        for name, child in zip(self.names, seed.spawn(len(self.names)), strict=True):
-            if name not in self.posteriors:
-                columns.append(np.full((4, len(datasets)), np.nan))
-                doubts[name] = [None] * len(datasets)
-                continue
-            posterior, kept = self.posteriors[name], self.kept[name]
-            found = posterior.evidence_of(data_of(posterior.spec, datasets), proposals, child)
-            doubts[name] = [e.doubt for e in found]
-            if kept.share < 1 and (posterior.spec.sizes or posterior.spec.context):
-                kept_at = self._kept_at(name, data_of(posterior.spec, datasets), child)
-                hardly = f"hardly any of {KEPT_OF} simulations of its size and context has a density"
-                doubts[name] = [
-                    doubt or (None if k.share > FEWEST_KEPT / KEPT_OF else hardly)
-                    for doubt, k in zip(doubts[name], kept_at, strict=True)
-                ]
-            else:
-                kept_at = [kept] * len(datasets)
-            pairs = list(zip(found, kept_at, strict=True))
-            log_evidence = np.array([e.log_marginal_likelihood - k.log_share for e, k in pairs])
-            error = np.array([float(np.hypot(e.mcse, k.log_error)) for e, k in pairs])
-            doubtful = [doubt is not None for doubt in doubts[name]]
-            log_evidence[doubtful], error[doubtful] = np.nan, np.nan
-            columns.append(
-                np.array([log_evidence, error, [e.pareto_k for e in found], [e.importance_ess for e in found]])
-            )
-        log_evidence, error, k, ess = np.stack(columns, axis=-1)
-        return Evidences(log_evidence, error, k, ess, doubts, frozenset(self.posteriors))
+        return estimated(self.names, self.weighed, self.kept, self._simulators, datasets, proposals, seed)
 
-    def _kept_at(self, name: str, datasets: DataSets, seed: np.random.SeedSequence) -> list[Kept]:
-        """Which share of simulations a model's density allows at the size and context of each data set."""
-        spec, found = self.specs[name], []
-        for i, child in enumerate(seed.spawn(len(datasets))):
-            one = datasets.one(spec, i)
-            lengths = {r.dim: int(one[r.dim]) for r in spec.sizes}
-            context = {c.name: np.repeat(np.asarray(one[c.name])[None], KEPT_OF, axis=0) for c in spec.context}
-            made = self._simulators[name].attempt(KEPT_OF, child, lengths, context)
-            share = kept_share(made.dropped, made.attempted)
-            found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, self.kept[name].log_orderings))
-        return found
+    @cached_property
+    def weighed(self) -> dict[str, AmortizedPosterior]:
+        """The posteriors whose model has a normalized density, and therefore evidence."""
+        return {name: p for name, p in self.posteriors.items() if evidence_obstacle(self.specs[name]) is None}
 
     @cached_property
     def _simulators(self) -> Mapping[str, Simulator]:
@@ -422,7 +355,7 @@ class AmortizedComparison:
         p = self.provenance
         data = ", ".join(v.name for v in self.common.spec.data)
         structure = str(self.structure).replace("\n", "\n    ")
-        without = [name for name in self.names if name not in self.posteriors]
+        without = [name for name in self.names if name not in self.weighed]
         evidence = f"without evidence of {', '.join(without)}" if without else "with the evidence of all"
         if np.isfinite(self.error):
             evidence += f", which differs by {self.error:.2f} in log odds"
@@ -445,6 +378,14 @@ class AmortizedComparison:
         datasets = read_datasets(spec, observed, batched=batched)
         refuse_indices(datasets.values, self.common.limits, "observed")
         return datasets
+
+    def _read_one(self, observed: Mapping[str, Any] | xr.Dataset | None) -> DataSets:
+        """Read a data set where there may not be several."""
+        try:
+            return self._read(observed, False)
+        except (TypeError, ValueError) as error:
+            several = "compare takes one data set; probabilities and log_marginal_likelihood take"
+            raise type(error)(str(error).replace("pass batched=True for", several)) from None
 
     def _laid(self, values: np.ndarray, datasets: DataSets) -> xr.DataArray:
         """Lay out (n, ...) with the dims that there are."""
@@ -475,24 +416,3 @@ class AmortizedComparison:
                 pvalues[smallest],
                 where,
             )
-
-
-def data_of(spec: ModelSpec, datasets: DataSets) -> DataSets:
-    """Take what one of the models reads."""
-    return DataSets(
-        {v.name: datasets.values[v.name].astype(v.dtype, copy=False) for v in spec.data},
-        datasets.labels,
-        datasets.batched,
-        dict(datasets.lengths),
-        {v.name: datasets.missing[v.name] for v in spec.observed if v.missing},
-        dict(datasets.coords),
-    )
-
-
-def evidence_obstacle(spec: ModelSpec) -> str | None:
-    """Why a model has no evidence; None where it has."""
-    try:
-        refuse_evidence(spec)
-    except ValueError as error:
-        return str(error)
-    return None

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators import files
-from pymc_amortized.approximators.comparison import AmortizedComparison, Kept
+from pymc_amortized.approximators.comparison import AmortizedComparison
+from pymc_amortized.approximators.comparison_evidence import Kept
 from pymc_amortized.approximators.inputs import data_layout
 from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior

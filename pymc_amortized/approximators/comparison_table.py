@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from pymc_amortized.approximators.comparison_evidence import Evidences
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.odds import Calibration, log_odds, posterior_weights
 
@@ -23,35 +24,12 @@ ERRORS = 3.0
 """Standard errors that a disagreement has to be beyond."""
 EXCUSED = 0.5
 """The largest error of the classifier's log odds that counts: a worse classifier must not excuse itself."""
+DIGITS = {"log_ml": 2, "pareto_k": 2} | dict.fromkeys(
+    ("se", "log_bf", "dse", "p_evidence", "p_se", "p_classifier", "ood_pvalue"), 3
+)
+"""Digits after the point that a table is printed with: those of a usual error."""
 NOVEL = 0.01
 """Below this p-value of every model, none of them makes such data."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evidences:
-    """Estimates for several data sets and models.
-
-    Attributes
-    ----------
-    log_evidence, error, pareto_k, ess : ndarray (n, models)
-        NaN where there are none.
-    doubts : mapping of name to list of str or None
-        Why there are none, by model.
-    known : frozenset of str
-        Models that have a posterior.
-    """
-
-    log_evidence: np.ndarray
-    error: np.ndarray
-    pareto_k: np.ndarray
-    ess: np.ndarray
-    doubts: Mapping[str, list[str | None]]
-    known: frozenset[str]
-
-    @property
-    def complete(self) -> np.ndarray:
-        """Which data sets have the evidence of all models: (n,)."""
-        return np.isfinite(self.log_evidence).all(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +77,33 @@ def disagreement(log_probability: np.ndarray, found: Evidences, calibration: Cal
     return Disagreement(ours, theirs, np.maximum(allowed, NOTABLE))
 
 
+class ComparisonTable(pd.DataFrame):
+    """A table that is printed with as many digits as say something; its values are not rounded."""
+
+    @property
+    def _constructor(self) -> type[ComparisonTable]:
+        return ComparisonTable
+
+    def __repr__(self) -> str:
+        return self._printed().to_string(index_names=False)
+
+    def _repr_html_(self) -> str:
+        return str(self._printed().to_html(index_names=False))
+
+    def _printed(self) -> pd.DataFrame:
+        plain = pd.DataFrame(self)
+        some = {name: [_printed(v, digits) for v in plain[name]] for name, digits in DIGITS.items() if name in plain}
+        return plain.assign(**some)
+
+
+def _printed(value: float, digits: int) -> str:
+    """Write a number with so many digits after the point; one that is not 0 is not written as 0."""
+    smallest = 10.0**-digits
+    if 0 < abs(value) < smallest / 2:
+        return f"{'<' if value > 0 else '>-'}{smallest:.{digits}f}"
+    return f"{value:.{digits}f}"
+
+
 def evidence_table(
     names: Sequence[str],
     found: Evidences,
@@ -114,7 +119,7 @@ def evidence_table(
     slopes = p[:, None] * (np.eye(len(p)) - p)
     order = np.argsort(-(p if found.complete[0] else classified), kind="stable")
     best = order[0]
-    table = pd.DataFrame(
+    table = ComparisonTable(
         {
             "log_ml": log_ml,
             "se": error,
@@ -127,7 +132,7 @@ def evidence_table(
             "ood_pvalue": pvalues,
             "warning": apart.beyond[0]
             | (pvalues < NOVEL).all()
-            | [n in found.known and not np.isfinite(v) for n, v in zip(names, log_ml, strict=True)],
+            | [n in found.known and np.isnan(v) for n, v in zip(names, log_ml, strict=True)],
         },
         index=pd.Index(names, name="model"),
     ).iloc[order]
@@ -137,8 +142,18 @@ def evidence_table(
 
 def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets) -> None:
     """Log which models' evidence could not be estimated."""
-    for name in names:
-        without = [(label, doubt) for label, doubt in zip(datasets.labels, found.doubts[name], strict=True) if doubt]
+    for k, name in enumerate(names):
+        impossible = np.isneginf(found.log_evidence[:, k])
+        if impossible.any():
+            some = "" if len(datasets) == 1 else f" on {impossible.sum()} of {len(datasets)} data sets"
+            logger.warning(
+                "Model %r has density 0 wherever its posterior looked%s: it is taken as impossible there (log marginal "
+                "likelihood -inf, probability 0). Do the data lie in its support?",
+                name,
+                some,
+            )
+        doubts = zip(datasets.labels, found.doubts[name], impossible, strict=True)
+        without = [(label, doubt) for label, doubt, zero in doubts if doubt and not zero]
         if without:
             label, doubt = without[0]
             some = "" if len(datasets) == 1 else f" for {len(without)} of {len(datasets)} data sets (first: {label})"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.comparison import AmortizedComparison, Kept, evidence_obstacle
-from pymc_amortized.approximators.comparison_table import disagreement
+from pymc_amortized.approximators.comparison import AmortizedComparison
+from pymc_amortized.approximators.comparison_evidence import Kept
+from pymc_amortized.approximators.comparison_judgement import COMPARED, judged, warn_of_atoms, warn_of_resolution
 from pymc_amortized.approximators.evidence import NOTABLE, kept_share
 from pymc_amortized.approximators.fit import (
     FEWEST,
@@ -49,7 +50,6 @@ from pymc_amortized.training import (
     Trained,
     Training,
     fastest_step,
-    report,
     torch_threads,
     train,
 )
@@ -62,11 +62,6 @@ CALIBRATED = 32_768
 """Simulations of all models that probabilities are calibrated on: they show probabilities down to 3e-5."""
 RANKED = 8192
 """Of these, simulations of each model that data sets are ranked among, as for posteriors."""
-COMPARED = 48
-"""Simulated data sets on which classifier and evidence are held against each other."""
-COMPARED_PROPOSALS = 2000
-DOUBTFUL = 0.25
-"""Difference of log odds between classifier and evidence that is warned about: it moves a probability by 0.06."""
 
 
 class ComparisonFit:
@@ -131,6 +126,7 @@ class ComparisonFit:
         self.seconds = time.perf_counter()
         pilot = self.pool.of_sizes(PILOT, stage_seed(self.entropy, Stage.PILOT))
         kept = self._kept(pilot)
+        warn_of_atoms(self.spec, pilot)
         structure = self._structure(pilot, given, posteriors)
         everything = labelled(pilot)
         network = self._network(everything, pilot, structure, summary)
@@ -161,7 +157,9 @@ class ComparisonFit:
             compile_kwargs=self.compile_kwargs,
         )
         comparison.__dict__["pool"] = self.pool
-        return self._judged(comparison, trained, rest)
+        warn_of_resolution(calibration)
+        some = of_simulations(rest.take(slice(COMPARED)))
+        return judged(comparison, trained, some, stage_seed(self.entropy, Stage.LOOP, 2))
 
     def _kept(self, pilot: Mapping[str, Simulations]) -> dict[str, Kept]:
         """Count what each model's density excludes, and say so where it matters."""
@@ -309,33 +307,3 @@ class ComparisonFit:
             held_out_loss=float(trained.held_out_loss),
             user_simulations=False,
         )
-
-    def _judged(self, comparison: AmortizedComparison, trained: Trained, rest: Simulations) -> AmortizedComparison:
-        """Hold classifier and evidence against each other on simulated data sets, and report."""
-        without = [name for name in comparison.names if name not in comparison.posteriors]
-        if without:
-            logger.warning(
-                "No evidence beside the classifier's word: %s.",
-                "; ".join(
-                    f"model {name!r}: {evidence_obstacle(self.specs[name]) or 'posteriors=False'}" for name in without
-                ),
-            )
-            report(trained)
-            return comparison
-        datasets = of_simulations(rest.take(slice(COMPARED)))
-        seed = stage_seed(self.entropy, Stage.LOOP, 2)
-        found = comparison.evidence_of(datasets, COMPARED_PROPOSALS, seed)
-        apart = disagreement(comparison.log_probabilities(datasets), found, comparison.calibration, math.nan)
-        some = found.complete
-        if not some.any():
-            report(trained, "The evidence could be estimated for none of the simulated data sets.", doubtful=True)
-            return comparison
-        off = (apart.classifier - apart.evidence)[some]
-        error = float(np.sqrt(np.square(off).mean()))
-        remark = (
-            f"On {some.sum()} of {len(some)} simulated data sets the evidence is known: log odds by the classifier "
-            f"differ from it by {error:.2f} (root mean square), at most {np.abs(off).max():.2f}."
-        )
-        doubtful = error > DOUBTFUL or not trained.settled or trained.history.restarts > 0
-        report(trained, remark, doubtful=doubtful)
-        return replace(comparison, error=error)

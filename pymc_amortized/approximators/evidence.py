@@ -45,6 +45,8 @@ class Evidence:
     pareto_k: float
     importance_ess: float
     doubt: str | None = None
+    impossible: bool = False
+    """Whether the density was 0 at all proposals."""
 
     @classmethod
     def of(cls, proposals: Proposals) -> Evidence:
@@ -62,7 +64,8 @@ class Evidence:
         elif weights.pareto_k > LARGEST_K and not weights.harmless:
             doubt = f"Pareto k is {weights.pareto_k:.2f}, above {LARGEST_K}"
         if doubt:
-            return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt)
+            impossible = not proposals.undefined and bool(largest == -np.inf)
+            return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
         relative = np.exp(log_weights - largest)
         mean = relative.mean()
         error = relative.std(ddof=1) / np.sqrt(len(relative)) / mean  # of the logarithm, by its slope

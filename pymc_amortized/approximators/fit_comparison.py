@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pymc as pm
@@ -12,7 +13,8 @@ import torch
 from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.arguments import mapping, whole
-from pymc_amortized.approximators.comparison import AmortizedComparison, evidence_obstacle
+from pymc_amortized.approximators.comparison import AmortizedComparison
+from pymc_amortized.approximators.comparison_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison_training import ComparisonFit
 from pymc_amortized.approximators.fit import (
     FEWEST,
@@ -163,6 +165,9 @@ def _checked_models(models: Any) -> dict[str, Entry]:
             raise TypeError(f"models[{name!r}] must be a pymc.Model or AmortizedPosterior, got {type(entry).__name__}")
         if isinstance(entry, AmortizedPosterior) and entry.local_to is not None:
             raise ValueError(f"models[{name!r}] was refined for one data set and knows no other")
+    for one, two in combinations(models, 2):
+        if models[one] is models[two]:
+            logger.warning("models: %r and %r are the same object: each gets half of what is due to one.", one, two)
     return dict(models)
 
 

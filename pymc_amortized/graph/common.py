@@ -246,6 +246,11 @@ def common_structure(structures: Mapping[str, Structure], names: Names) -> Struc
     structures : mapping of name to Structure
     names : mapping
         What fixed arrays are called in common.
+
+    Raises
+    ------
+    ValueError
+        When models put the same rows into groups by different indices.
     """
     axes = [_renamed(axis, names[model]) for model, structure in structures.items() for axis in structure.axes]
     joined: list[list[Axis]] = []
@@ -276,6 +281,12 @@ def _joined(axes: list[Axis]) -> Axis:
     decisive = next(axis for axis in axes if axis.kind == kind)
     independent = [axis.independent for axis in axes]
     indices = [(axis.index, axis.groups) for axis in axes if axis.kind == "grouped"]
+    if len(different := sorted({name for name, _ in indices if name})) > 1:
+        rows = sorted({name for axis in axes for name, _ in axis.carriers})
+        raise ValueError(
+            f"the models put the rows of {rows} into groups by different indices, {different}: a summary sorts rows by "
+            f"one. structure={{{decisive.carriers[0][0]!r}: 'exchangeable'}} compares them by all columns of the rows"
+        )
     # where the entries themselves are groups in one model, they are kept apart, whatever index another has
     index, groups = indices[0] if kind == "grouped" and all(name for name, _ in indices) else (None, 0)
     return replace(

@@ -6,11 +6,8 @@ With equal numbers of simulations of each of K models, the minimum of the cross-
 
 is at :math:`f_m(x) - f_k(x) = \log p(x \mid m) - \log p(x \mid k)`: differences of logits are log Bayes factors
 (Radev et al. 2021, arXiv 2004.10629; Elsemüller et al. 2024, arXiv 2301.11873). Data are encoded and summarized as for
-posteriors.
-
-Log likelihood ratios of the commonest models are quadratic in statistics t. Where there are few of these, logits
-therefore see products of two beside what the summary network makes of them, also times the number of rows, where that
-differs, and begin at the multinomial logistic regression on all of these.
+posteriors. Logits begin at the multinomial logistic regression on statistics and further terms, and the summary network
+adds to these what is not linear.
 """
 
 from __future__ import annotations
@@ -33,52 +30,19 @@ from pymc_amortized.networks.choices import (
     make_summary,
     summary_options,
 )
-from pymc_amortized.networks.encoding import DataEncoder, Sizes, mask_name
+from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import encoded_in_blocks, tensors_of
 from pymc_amortized.networks.standardizer import ParameterStandardizer
-from pymc_amortized.networks.statistics import squash
 from pymc_amortized.networks.summary import Options, SummaryNetwork
-from pymc_amortized.networks.summary.layers import Residual, Standardize
+from pymc_amortized.networks.summary.layers import Residual
+from pymc_amortized.networks.terms import Terms
 
 __all__ = ["ClassifierNetwork"]
 
 HEAD = 64  # width of the network that turns a user's summary into logits
 AT_ONCE = 1_000  # data sets
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties of the regression that the network starts at, per simulation
-ITERATIONS = 100  # of that regression; it need not converge
 WIDEST = 512  # statistics up to which they serve as features for novelty themselves
-LIMIT = 4.0  # scales beyond which products count logarithmically: they have heavy tails, which decide little
-PRODUCTS_UP_TO = 64  # of more, the noise of learning their weights costs more than they tell (measured: four times)
-
-
-class Products(nn.Module):
-    """Products of two of few statistics (batch, statistics), and all of these times the lengths of sized axes."""
-
-    pairs: Tensor
-
-    def __init__(self, statistics: int, sized: tuple[str, ...]) -> None:
-        super().__init__()
-        self.sized = sized
-        self.register_buffer("pairs", torch.triu_indices(statistics, statistics), persistent=False)
-        self.width = products(statistics, len(sized))
-        self.standardize = Standardize(self.width)
-
-    def raw(self, t: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Products (batch, width), on any scale."""
-        found = t[:, self.pairs[0]] * t[:, self.pairs[1]]
-        lengths = [encoded[mask_name(axis)].sum(1, keepdim=True) for axis in self.sized]
-        return torch.cat([found, *(part for n in lengths for part in (n, n * t, n * found))], -1)
-
-    def forward(self, t: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Products (batch, width) of location 0 and scale 1 over simulations."""
-        return squash(self.standardize(self.raw(t, encoded)), LIMIT)
-
-
-def products(statistics: int, sized: int) -> int:
-    """Width of :class:`Products`."""
-    pairs = statistics * (statistics + 1) // 2
-    return pairs + sized * (1 + statistics + pairs)
 
 
 class Head(nn.Module):
@@ -113,13 +77,13 @@ class ClassifierNetwork(nn.Module):
         self.encoder, self.summary = encoder, summary
         self.width, self.classes, self.dim = width, classes, dim
         self.summary_options = summary_options
-        self.products: Products | None = None
-        self.head: nn.Module | None = None
-        if not isinstance(summary, SummaryNetwork):
-            self.head = Head(width, classes)  # a built-in summary gives logits itself
-        elif products(summary.linear.in_features, len(encoder.layout.sized)) <= PRODUCTS_UP_TO:
-            self.products = Products(summary.linear.in_features, encoder.layout.sized)
-            self.head = nn.Linear(self.products.width, classes, bias=False)
+        self.head: Head | Terms
+        if isinstance(summary, SummaryNetwork):
+            self.head = Terms(summary, classes)
+            for weights in summary.linear.parameters():  # the head has the same terms, in other coordinates
+                nn.init.zeros_(weights).requires_grad_(False)
+        else:
+            self.head = Head(width, classes)
 
     @classmethod
     def build(
@@ -173,18 +137,8 @@ class ClassifierNetwork(nn.Module):
         z, _ = ParameterStandardizer.fit(theta)(torch.as_tensor(theta))
         summary.fit({name: values[among] for name, values in encoded.items()}, z)
         summary.rescale(encoded)
-        t = summary.statistics(encoded)
-        if self.products is None:
-            summary.start_at(*_logistic_regression(t, label, self.classes))
-            return
-        assert isinstance(self.head, nn.Linear)
-        with torch.no_grad():
-            self.products.standardize.fit(self.products.raw(t, encoded))
-            terms = torch.cat([t, self.products(t, encoded)], -1)
-        weight, bias = _logistic_regression(terms, label, self.classes)
-        summary.start_at(weight[:, : t.shape[1]], bias)
-        with torch.no_grad():
-            self.head.weight.copy_(weight[:, t.shape[1] :])
+        assert isinstance(self.head, Terms)
+        self.head.start(summary.statistics(encoded), encoded, label)
 
     @property
     def device(self) -> torch.device:
@@ -210,13 +164,15 @@ class ClassifierNetwork(nn.Module):
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Logits (batch, classes) of prepared data."""
-        if self.head is None:
-            return self.summary(encoded)
-        if self.products is None:
-            return self.head(self.summary(encoded))
+        return self._with_statistics(encoded)[0]
+
+    def _with_statistics(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Logits (batch, classes), and a built-in summary's statistics (batch, statistics)."""
+        if not isinstance(self.head, Terms):
+            return self.head(self.summary(encoded)), None
         assert isinstance(self.summary, SummaryNetwork)
-        logits, t = self.summary.with_statistics(encoded)
-        return logits + self.head(self.products(t, encoded))
+        rest, t = self.summary.with_statistics(encoded)
+        return self.head(t, encoded) + rest, t
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
@@ -238,10 +194,10 @@ class ClassifierNetwork(nn.Module):
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) that data sets are compared with simulations by."""
         placed = {name: values.to(self.device) for name, values in encoded.items()}
-        if not self._statistics:
+        if not isinstance(self.head, Terms):
             return self.summary(placed)
-        assert isinstance(self.summary, SummaryNetwork)
-        return torch.cat(self.summary.with_statistics(placed), -1)
+        logits, t = self._with_statistics(placed)
+        return torch.cat([logits, t], -1) if t is not None and self._statistics else logits
 
     @torch.inference_mode()
     def logits(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
@@ -280,33 +236,3 @@ class ClassifierNetwork(nn.Module):
             dim=dim,
             summary_options=options if isinstance(options, Options) else None,
         ).float()
-
-
-def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on terms t (n, terms), the penalty chosen on a held-out fifth: weight, bias."""
-    t = t.detach().double()
-    order = torch.randperm(len(t))
-    held, rest = order[: len(t) // 5], order[len(t) // 5 :]
-
-    def score(ridge: float) -> float:
-        weight, bias = _regressed(t[rest], label[rest], classes, ridge)
-        return float(nn.functional.cross_entropy(t[held] @ weight.mT + bias, label[held]))
-
-    weight, bias = _regressed(t, label, classes, min(RIDGES, key=score))
-    return weight.float(), bias.float()
-
-
-def _regressed(t: Tensor, label: Tensor, classes: int, ridge: float) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        weight = torch.zeros(classes, t.shape[1], dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-        def closure() -> float:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(t @ weight.mT + bias, label) + ridge * weight.square().sum()
-            loss.backward()
-            return float(loss.detach())
-
-        optimizer.step(closure)
-    return weight.detach(), bias.detach()

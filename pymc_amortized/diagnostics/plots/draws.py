@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 from arviz_stats.base import array_stats
 
+from pymc_amortized.approximators.comparison import AmortizedComparison
+from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.correction import k_threshold
 from pymc_amortized.diagnostics.comparison import compare_moments
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Figsize = tuple[float, float] | None
+Trained = AmortizedPosterior | AmortizedLikelihood | AmortizedComparison
 CLEAR = 4.0
 """Monte Carlo errors beyond which a difference of two sets of draws is marked."""
 NOTABLE_SHIFT, NOTABLE_RATIO = 0.1, 0.1
@@ -34,13 +37,13 @@ SHOWN = 0.001
 """Share of draws beyond either end of an axis."""
 
 
-def plot_history(posterior: AmortizedPosterior | History, *, figsize: Figsize = None) -> Figure:
+def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Figure:
     """Plot the losses of training.
 
     Parameters
     ----------
-    posterior : AmortizedPosterior or History
-        A posterior, or ``posterior.history``.
+    posterior : AmortizedPosterior, AmortizedLikelihood, AmortizedComparison or History
+        What was trained, or ``posterior.history``.
     figsize : (float, float), optional
         In inches.
 
@@ -49,9 +52,12 @@ def plot_history(posterior: AmortizedPosterior | History, *, figsize: Figsize = 
     matplotlib.figure.Figure
         Held-out and training loss against the step. ``posterior.history.plot(ax)`` draws into axes of your own.
     """
-    history = posterior.history if isinstance(posterior, AmortizedPosterior) else posterior
+    history = posterior.history if isinstance(posterior, Trained) else posterior
     if not isinstance(history, History):
-        raise TypeError(f"posterior must be an AmortizedPosterior or its history, got {type(posterior).__name__}")
+        raise TypeError(
+            "posterior must be an AmortizedPosterior, AmortizedLikelihood or AmortizedComparison, or its history; got "
+            f"{type(posterior).__name__}"
+        )
     figure, (ax,) = figure_of(1, 1, figsize=figsize or (6.0, 3.4))
     history.plot(ax)
     return figure

@@ -1,0 +1,173 @@
+"""What comparisons refuse, what they warn of, and how their tables are printed."""
+
+import logging
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pymc as pm
+import pytest
+
+import pymc_amortized as pma
+from pymc_amortized.approximators.comparison_judgement import warn_of_atoms, warn_of_resolution
+from pymc_amortized.approximators.comparison_table import ComparisonTable
+from pymc_amortized.approximators.fit_comparison import _checked_models, _read
+from pymc_amortized.graph.common import common_data, common_structure
+from pymc_amortized.graph.kinds import Axis, Structure
+from pymc_amortized.graph.pool import Pool
+from pymc_amortized.odds import Calibration, prior_weights
+
+ROWS = 6
+COMPILED = {
+    "training": pma.Training(num_steps=60, batch_size=256, evaluations=5, threads=1),
+    "num_simulations": 6000,
+    "cores": 1,
+    "random_seed": 1,
+    "progressbar": False,
+}
+QUICK = COMPILED | {"compile_kwargs": {"mode": "FAST_COMPILE"}}
+"""Where compiling would take longer than simulating."""
+
+
+def positive(kind):
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale", 1)
+        (pm.HalfNormal if kind == "half" else pm.Normal)("y", sigma=scale, observed=np.ones(ROWS))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Return a comparison in which one model makes no negative values."""
+    return pma.fit_comparison({"half": positive("half"), "both": positive("both")}, **COMPILED)
+
+
+@pytest.mark.parametrize("weight", [True, "2", None, np.bool_(True)])
+def test_prior_weights_are_numbers(weight):
+    with pytest.raises(TypeError, match="prior: weights must be numbers"):
+        prior_weights({"a": weight, "b": 1}, ["a", "b"])
+    assert list(prior_weights({"a": np.int64(1), "b": np.float32(3)}, ["a", "b"])) == [0.25, 0.75]
+
+
+def test_the_same_model_twice_is_said(caplog):
+    model = positive("both")
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        _checked_models({"a": model, "b": positive("both"), "c": model})
+    assert "'a' and 'c' are the same object" in caplog.text and "'b'" not in caplog.text
+
+
+def test_an_impossible_model_has_probability_0_and_the_others_theirs(pair, caplog):
+    y = {"y": np.array([-1.0, 0.5, 0.3, -0.2, 1.0, 2.0])}
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        table = pair.compare(y, random_seed=1)
+    assert "Model 'half' has density 0" in caplog.text
+    assert table.log_ml["half"] == -np.inf and table.p_evidence["half"] == 0 and table.p_se["half"] == 0
+    assert table.p_evidence["both"] == 1 and table.p_se["both"] == 0
+    assert table.index[-1] == "half" and np.isfinite(table.dse.drop("half")).all()
+    found = pair.log_marginal_likelihood({"y": np.stack([y["y"], np.ones(ROWS)])}, batched=True, random_seed=1)
+    assert list(np.isneginf(found["log_marginal_likelihood"].sel(model="half"))) == [True, False]
+
+
+def test_several_data_sets_are_no_table(pair):
+    for several in (np.ones((3, ROWS)), [{"y": np.ones(ROWS)}] * 2):
+        with pytest.raises((TypeError, ValueError), match="compare takes one data set") as refusal:
+            pair.compare({"y": several} if isinstance(several, np.ndarray) else several)
+        assert "batched=True" not in str(refusal.value)
+
+
+def test_a_posterior_without_density_is_no_evidence(pair, caplog, monkeypatch):
+    said = {id(pair.specs["both"]): "a simulator"}
+    monkeypatch.setattr("pymc_amortized.approximators.comparison.evidence_obstacle", lambda spec: said.get(id(spec)))
+    without = replace(pair)
+    assert set(without.weighed) == {"half"} and set(without.posteriors) == {"half", "both"}
+    assert "without evidence of both" in repr(without)
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        table = without.compare({"y": np.array([0.3, 1.1, 0.2, 0.8, 0.5, 1.4])}, random_seed=1)
+    assert np.isnan(table.log_ml["both"]) and np.isfinite(table.log_ml["half"])
+    assert "Model 'both'" not in caplog.text and not table.warning["both"]
+
+
+def test_the_table_is_printed_with_digits_that_say_something(pair):
+    table = pair.compare({"y": np.ones(ROWS)}, random_seed=1)
+    assert isinstance(table, ComparisonTable) and isinstance(table[["se"]], ComparisonTable)
+    table.loc["both", "p_evidence"] = 1.234567e-30
+    table.loc["half", "p_evidence"] = 0.0
+    lines = [line.split() for line in repr(table[["p_evidence", "log_ml"]]).splitlines()]
+    assert ["both", "<0.001", f"{table.log_ml['both']:.2f}"] in lines
+    assert ["half", "0.000", f"{table.log_ml['half']:.2f}"] in lines
+    assert "model" not in repr(table) and "e-" not in repr(table)
+    assert "&lt;0.001" in table._repr_html_()
+    assert table.p_evidence["both"] == 1.234567e-30  # values stay
+
+
+def test_training_of_a_comparison_is_plotted(pair):
+    figure = pma.plot_history(pair)
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), pair.history.held_out_loss)
+    plt.close("all")
+
+
+def test_what_calibration_hides_is_said(caplog):
+    fine, coarse = (Calibration(np.zeros(1), np.empty(0), share) for share in (1 / 32_768, 1 / 100))
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        warn_of_resolution(fine)
+        assert not caplog.text
+        warn_of_resolution(coarse)
+    assert "up to 4.6" in caplog.text
+
+
+def joined(one, two):
+    def grouped(index):
+        shapes = {"y": (6,), index: (6,)}
+        return Structure((Axis("rows", 6, "grouped", (("y", 0), (index, 0)), "", index=index, groups=3),), shapes)
+
+    return common_structure({"a": grouped(one), "b": grouped(two)}, {"a": {}, "b": {}})
+
+
+def test_groups_by_different_indices_are_refused_by_name():
+    (axis,) = joined("county", "county").axes
+    assert axis.index == "county"
+    with pytest.raises(ValueError, match="different indices, \\['county', 'school'\\].*structure=\\{'y': 'exch"):
+        joined("county", "school")
+
+
+def by_group(name):
+    with pm.Model(coords={"obs": range(12)}) as model:
+        effect = pm.Normal("effect", 0, 2, shape=3)
+        index = pm.Data(name, np.arange(12) % 3 if name == "county" else np.arange(12) // 4, dims="obs")
+        pm.Normal("y", effect[index], 1, observed=np.zeros(12), dims="obs")
+    return model
+
+
+def test_different_indices_are_compared_as_columns():
+    models = {name: by_group(name) for name in ("county", "school")}
+    with pytest.raises(ValueError, match="different indices"):
+        pma.fit_comparison(models, posteriors=False, **QUICK)
+    given = {"posteriors": False, "structure": {"y": "exchangeable"}}
+    comparison = pma.fit_comparison(models, **given, **QUICK)
+    rng = np.random.default_rng(1)
+    y = np.array([-3.0, 0.0, 3.0])[np.arange(12) % 3] + rng.normal(size=12)
+    assert float(comparison.probabilities({"y": y})["probability"].sel(model="county")) > 0.8
+
+
+def measured(lower, rows=ROWS):
+    with pm.Model(coords={"obs": range(rows)}) as model:
+        dist = pm.Normal.dist(pm.Normal("mu", 0, 1), 1)
+        if lower is None:
+            pm.Normal("y", model["mu"], 1, observed=np.ones(rows), dims="obs")
+        else:
+            pm.Censored("y", dist, lower=lower, upper=None, observed=np.ones(rows), dims="obs")
+    return model
+
+
+@pytest.mark.parametrize("context", [{}, {"obs": (3, 10)}])
+@pytest.mark.parametrize(("one", "two", "said"), [(None, 0.0, 1), (0.0, 0.0, 0), (-0.5, 0.0, 2), (None, None, 0)])
+def test_a_probability_beside_a_density_is_said(one, two, said, context, caplog):
+    models = {"one": measured(one, 10), "two": measured(two, 10)}
+    specs, sources, gaps = _read(models, None, context, {})
+    common = common_data(specs)
+    pool = Pool(common, specs, sources, gaps, {"mode": "FAST_COMPILE"})
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        warn_of_atoms(common.spec, pool.of_sizes(300, np.random.SeedSequence(1)))
+    assert len(caplog.records) == said
+    if said == 1:
+        assert "Model 'two' gives 'y' the value 0 in" in caplog.text and "model 'one' never" in caplog.text
