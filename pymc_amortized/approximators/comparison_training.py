@@ -295,15 +295,11 @@ class ComparisonFit:
         return Calibration.fit(logits, labels, extents(self.spec, datasets), rng)
 
     def _provenance(self, pilot: Simulations, trained: Trained) -> Provenance:
-        return Provenance(
+        return Provenance.of(
+            trained,
+            pilot,
             entropy=self.entropy,
             training=self.options,
             num_simulations=self.num_simulations,
             cores=self.cores,
-            simulations=trained.simulations,
-            attempted=pilot.attempted,
-            dropped=pilot.dropped,
-            settled=trained.settled,
-            held_out_loss=float(trained.held_out_loss),
-            user_simulations=False,
         )

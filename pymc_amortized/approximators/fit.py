@@ -157,8 +157,8 @@ def fit_posterior(
     max_time : float, optional
         Seconds that training may take; shorthand for ``Training(max_time=...)``.
     cores : int, optional
-        Processes that simulate. By default several, where simulating takes long, and one beside training, where that takes a
-        minute or more.
+        Processes that simulate. By default several, where simulating takes long, and one beside training, where
+        that takes a minute or more.
     device : str or torch.device, optional
         Where to train; CUDA, MPS or the CPU, whichever is there.
     random_seed : int, sequence of int, numpy.random.Generator, optional
@@ -435,16 +435,13 @@ class PosteriorFit:
             network=network,
             structure=structure,
             history=trained.history,
-            provenance=Provenance(
+            provenance=Provenance.of(
+                trained,
+                pilot,
                 entropy=self.entropy,
                 training=self.options,
                 num_simulations=self.num_simulations,
                 cores=self.cores,
-                simulations=trained.simulations,
-                attempted=pilot.attempted,
-                dropped=pilot.dropped,
-                settled=trained.settled,
-                held_out_loss=float(trained.held_out_loss),
                 user_simulations=self.given is not None,
             ),
             state=trained.state,

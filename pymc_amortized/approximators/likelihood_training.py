@@ -140,17 +140,13 @@ class LikelihoodFit:
             rows=self.rows,
             network=network,
             history=trained.history,
-            provenance=Provenance(
+            provenance=Provenance.of(
+                trained,
+                pilot,
                 entropy=self.entropy,
                 training=self.options,
                 num_simulations=self.num_simulations,
                 cores=self.cores,
-                simulations=trained.simulations,
-                attempted=pilot.attempted,
-                dropped=pilot.dropped,
-                settled=trained.settled,
-                held_out_loss=float(trained.held_out_loss),
-                user_simulations=False,
             ),
             state=trained.state,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pymc_amortized.training import Training
+from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.training import Trained, Training
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,33 @@ class Provenance:
     settled: bool
     held_out_loss: float
     user_simulations: bool
+
+    @classmethod
+    def of(
+        cls,
+        trained: Trained,
+        made: Simulations,
+        *,
+        entropy: tuple[int, ...],
+        training: Training,
+        num_simulations: int | None,
+        cores: int,
+        simulations: int | None = None,
+        user_simulations: bool = False,
+    ) -> Provenance:
+        """Of what was trained, with statistics of the simulations `made` before."""
+        return cls(
+            entropy=entropy,
+            training=training,
+            num_simulations=num_simulations,
+            cores=cores,
+            simulations=trained.simulations if simulations is None else simulations,
+            attempted=made.attempted,
+            dropped=made.dropped,
+            settled=trained.settled,
+            held_out_loss=float(trained.held_out_loss),
+            user_simulations=user_simulations,
+        )
 
     def attributes(self) -> dict[str, str | int]:
         """What a result should say about it."""

@@ -11,6 +11,7 @@ from typing import Any
 # three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
+SLACK = 1.5
 # However slow a step: with fewer there is no schedule to speak of.
 FEWEST_STEPS = 300
 
@@ -27,7 +28,8 @@ class Training:
     ----------
     num_steps : int or None
         Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three
-        minutes; what that came to stands in the posterior's ``provenance.training``.
+        minutes, four and a half at most if other work slows them down; what that came to stands in the posterior's
+        ``provenance.training``.
     batch_size : int
         Simulations in a batch.
     learning_rate : float
@@ -108,8 +110,12 @@ class Training:
         affordable = int((self.max_time or DEFAULT_SECONDS) / seconds_per_step)
         most = MOST_STEPS if self.max_time is None else affordable
         steps = max(min(affordable, most), FEWEST_STEPS)
+        # where other work slows steps down later, three minutes do not become ten
+        bound = self.max_time or SLACK * max(DEFAULT_SECONDS, steps * seconds_per_step)
         # an evaluation takes as long as some three steps: no more than a tenth of the time goes there
-        return replace(self, num_steps=steps, evaluations=min(self.evaluations, max(affordable // 30, 4)))
+        return replace(
+            self, num_steps=steps, max_time=bound, evaluations=min(self.evaluations, max(affordable // 30, 4))
+        )
 
     def _integer(self, name: str, smallest: int) -> None:
         value = getattr(self, name)
