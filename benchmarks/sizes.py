@@ -4,7 +4,10 @@ One network for each model, trained at default settings on all sizes and on data
 smallest, a middle and the largest size, and for one of the middle size of which a fifth is missing. NUTS samples the
 same posterior, with what is missing as parameters of its own. The worst parameter is shown.
 
-Run: python benchmarks/sizes.py [models ...] [--max-time 60] [--steps 3000]
+With --many 60, so many data sets of each size instead, with parameters near the middle of the prior: the network's own
+draws beside the corrected ones, as quantiles over data sets of the worst parameter's difference.
+
+Run: python benchmarks/sizes.py [models ...] [--max-time 60] [--steps 3000] [--many 60]
 """
 
 from __future__ import annotations
@@ -159,29 +162,31 @@ def conditioned(case: Case, data: Mapping[str, np.ndarray]) -> pm.Model:
     return model
 
 
-def data_sets(case: Case, model: pm.Model) -> list[tuple[int, bool, dict[str, np.ndarray]]]:
-    """Simulated data sets of three sizes, and one with gaps: at parameters near the middle of the prior."""
+def settings(case: Case) -> list[tuple[int, bool]]:
+    """Sizes, and whether there are gaps."""
     low, high = case.sizes
     middle = round((low * high) ** 0.5)
-    sets = []
-    for n, gaps in ((low, False), (middle, False), (high, False), (middle, True)):
-        tree = pma.simulate(model, 50, context={"obs": (n, n), **case.sources}, random_seed=n + gaps)
-        i = most_typical(tree)
-        one = {k: tree.prior_predictive[k].values[0, i].astype(float) for k in case.gaps}
-        one |= {k: tree.prior_context[k].values[0, i] for k in case.sources}
-        if gaps:
-            rng = np.random.default_rng(n)
-            for name in case.gaps:
-                one[name][rng.choice(n, size=round(0.2 * n), replace=False)] = np.nan
-        sets.append((n, gaps, one))
-    return sets
+    return [(low, False), (middle, False), (high, False), (middle, True)]
 
 
-def most_typical(tree) -> int:
-    """The simulation whose parameters are nearest to the prior medians, in interquartile ranges."""
-    draws = np.concatenate([tree.prior[v].values[0].reshape(50, -1) for v in tree.prior.data_vars], axis=1)
+def data_sets(case: Case, model: pm.Model, n: int, gaps: bool, simulated: int, count: int) -> dict[str, np.ndarray]:
+    """Simulated data sets (count, ...) of one size: at parameters near the middle of the prior."""
+    tree = pma.simulate(model, simulated, context={"obs": (n, n), **case.sources}, random_seed=n + gaps)
+    chosen = most_typical(tree, simulated)[:count]
+    data = {k: tree.prior_predictive[k].values[0, chosen].astype(float) for k in case.gaps}
+    if gaps:
+        rng = np.random.default_rng(n)
+        for values in data.values():
+            for one in values:
+                one[rng.choice(n, size=round(0.2 * n), replace=False)] = np.nan
+    return data | {k: tree.prior_context[k].values[0, chosen] for k in case.sources}
+
+
+def most_typical(tree, simulated: int) -> np.ndarray:
+    """Simulations by how near their parameters are to the prior medians, in interquartile ranges."""
+    draws = np.concatenate([tree.prior[v].values[0].reshape(simulated, -1) for v in tree.prior.data_vars], axis=1)
     low, middle, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
-    return int(np.argmin((((draws - middle) / (high - low)) ** 2).sum(1)))
+    return np.argsort((((draws - middle) / (high - low)) ** 2).sum(1), kind="stable")
 
 
 def moments(dt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,8 +204,7 @@ def compared(found, reference) -> tuple[float, float, float, float]:
     return shift.max(), ratio.min(), ratio.max(), (np.hypot(found[2], reference[2]) / reference[1]).max()
 
 
-def run(name: str, case: Case, max_time: float | None, steps: int | None) -> None:
-    model = amortizable(case)
+def fitted(name: str, case: Case, model: pm.Model, max_time: float | None, steps: int | None) -> pma.AmortizedPosterior:
     start = time.perf_counter()
     posterior = pma.fit_posterior(
         model,
@@ -211,8 +215,17 @@ def run(name: str, case: Case, max_time: float | None, steps: int | None) -> Non
         random_seed=1,
         progressbar=False,
     )
-    print(f"{name}: fitted in {time.perf_counter() - start:.0f} s; {posterior.gaps}\n{posterior.structure}", flush=True)
-    for n, gaps, data in data_sets(case, model):
+    print(
+        f"{name}: fitted in {time.perf_counter() - start:.0f} s, {posterior.provenance.simulations:,} simulations, "
+        f"held-out loss {posterior.provenance.held_out_loss:.3f}; {posterior.gaps}",
+        flush=True,
+    )
+    return posterior
+
+
+def beside_nuts(case: Case, model: pm.Model, posterior: pma.AmortizedPosterior) -> None:
+    for n, gaps in settings(case):
+        data = {name: values[0] for name, values in data_sets(case, model, n, gaps, 50, 1).items()}
         corrected = posterior.sample(data, draws=4000, random_seed=1)
         raw = posterior.sample(data, draws=4000, correction=None, random_seed=1)
         nuts = pm.sample(2000, chains=4, model=conditioned(case, data), random_seed=1, progressbar=False, quiet=True)
@@ -227,15 +240,43 @@ def run(name: str, case: Case, max_time: float | None, steps: int | None) -> Non
         )
 
 
+def beside_corrected(case: Case, model: pm.Model, posterior: pma.AmortizedPosterior, count: int) -> None:
+    for n, gaps in settings(case):
+        data = data_sets(case, model, n, gaps, 5 * count, count)
+        raw = posterior.sample(data, batched=True, correction=None, draws=2000, random_seed=1)
+        corrected = posterior.sample(data, batched=True, correction="psis", draws=2000, random_seed=2)
+        settled = np.asarray(corrected.sample_stats["stage"]) == "psis"
+        shifts, ratios = [], []
+        for name in raw.posterior.data_vars:
+            a, b = (tree.posterior[name].values.reshape(count, 2000, -1)[settled] for tree in (raw, corrected))
+            shifts.append(np.abs(a.mean(1) - b.mean(1)) / b.std(1))
+            ratios.append(a.std(1) / b.std(1))
+        shift, ratio = np.concatenate(shifts, 1).max(1), np.concatenate(ratios, 1)
+        q = np.quantile(shift, [0.5, 0.9, 1.0])
+        low, high = np.quantile(ratio.min(1), 0.1), np.quantile(ratio.max(1), 0.9)
+        print(
+            f"{'':20s} {n:4d} {'20 %' if gaps else '':>8s}   {settled.sum()} of {count} settled; means off "
+            f"by {q[0]:.2f} (median), {q[1]:.2f} (nine tenths), {q[2]:.2f} sd; sds {low:.2f} to {high:.2f} for eight tenths",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", choices=[[], *CASES])
     parser.add_argument("--max-time", type=float)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--many", type=int)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     for name in ("pymc", "pymc.sampling"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    print(HEADER)
+    if not arguments.many:
+        print(HEADER)
     for name in arguments.models or CASES:
-        run(name, CASES[name], arguments.max_time, arguments.steps)
+        case, model = CASES[name], amortizable(CASES[name])
+        posterior = fitted(name, case, model, arguments.max_time, arguments.steps)
+        if arguments.many:
+            beside_corrected(case, model, posterior, arguments.many)
+        else:
+            beside_nuts(case, model, posterior)

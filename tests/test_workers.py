@@ -9,14 +9,14 @@ import pytest
 import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from pymc_amortized.approximators.fit import others, worth_workers
+from pymc_amortized.approximators.pace import Pace, others, pace_of, worth_workers
 from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
 
-MORE_CORES = "pymc_amortized.approximators.fit.available_cores"
+MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
 
 
 def simulator() -> Simulator:
@@ -141,10 +141,23 @@ def test_a_posterior_is_the_same_with_workers(monkeypatch):
     monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s._workers), close(s)))
     losses = []
     for worth in (False, True):
-        monkeypatch.setattr("pymc_amortized.approximators.fit.worth_workers", lambda *_, worth=worth: worth)
+        monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_, worth=worth: worth)
         posterior = pma.fit_posterior(
             model, training=pma.Training(num_steps=200, threads=1), random_seed=3, progressbar=False
         )
         losses.append(posterior.provenance.held_out_loss)
     assert losses[0] == losses[1]
     assert closed[0] is None and isinstance(closed[1], Workers)
+
+
+def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(MORE_CORES, lambda: 2)
+    seconds = {2: 0.040, 1: 0.050}
+
+    def timed(threads):
+        return seconds[threads or 2], threads or 2
+
+    assert pace_of(timed, 0.020, 1, Training()).ahead  # 50 ms instead of 60
+    assert pace_of(timed, 0.004, 1, Training()) == Pace(0.044, 2, False)
+    assert pace_of(timed, 0.0, 1, Training()) == Pace(0.040, 2, False)
+    assert pace_of(timed, 0.020, 1, Training(threads=2)).threads == 2

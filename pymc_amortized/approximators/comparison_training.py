@@ -23,11 +23,11 @@ from pymc_amortized.approximators.fit import (
     SIMULATION_SECONDS,
     SLOW_BATCH,
     TIMED_SECONDS,
-    available_cores,
     structure_of,
 )
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import extents, learn_reference
+from pymc_amortized.approximators.pace import available_cores
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import learn_reference
+from pymc_amortized.approximators.pace import Pace, Timed, available_cores, others, pace_of
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -76,10 +76,6 @@ FEWEST = 2000
 """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
 SECONDS_WORTH_PROCESSES = 20.0
 """Starting processes and compiling in each costs about 10 s."""
-WORKERS_FROM = 45.0
-"""Seconds of training from which others are worth their start, which takes some ten."""
-WORKERS_SHARE = 0.1
-"""Of a training step, that simulating takes at least then."""
 CHECKED = 32
 """Held-out data sets on which the importance efficiency is measured at the end."""
 DOUBTFUL_EFFICIENCY = 0.05
@@ -360,18 +356,13 @@ class PosteriorFit:
     def _plan_steps(self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]) -> None:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
-        step, threads = fastest_step(network, z, encoded, self.options.threads)
-        self.ahead, step = self.with_simulating(step, threads)
-        self.options = replace(self.options.planned(step), threads=threads)
+        pace = self.pace(lambda threads: fastest_step(network, z, encoded, threads))
+        self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
 
-    def with_simulating(self, step: float, threads: int) -> tuple[bool, float]:
-        """Whether to simulate in another process while training, and the seconds a step takes with simulating."""
-        if self.num_simulations is not None:
-            return False, step
-        simulating = self.cost * self.options.batch_size
-        if worth_workers(step, simulating / self.cores, threads, self.options):
-            return True, max(step, simulating / others(self.cores))
-        return False, step + simulating / self.cores
+    def pace(self, timed: Timed) -> Pace:
+        """How fast steps will be, simulating included."""
+        simulating = 0.0 if self.num_simulations is not None else self.cost * self.options.batch_size
+        return pace_of(timed, simulating, self.cores, self.options)
 
     def _source(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> Batches:
         if self.num_simulations is not None:
@@ -553,20 +544,3 @@ def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
     """Entropy of everything random, which repeats a training."""
     entropy = seed_sequence(random_seed).entropy
     return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
-
-
-def worth_workers(step: float, simulating: float, threads: int, options: Training) -> bool:
-    """Whether others should simulate while this process trains, given the seconds that either takes for a step."""
-    steps = options.planned(step + simulating).steps
-    seconds = min(options.max_time or math.inf, steps * (step + simulating))
-    return threads < available_cores() and seconds > WORKERS_FROM and simulating > WORKERS_SHARE * step
-
-
-def others(cores: int) -> int:
-    """Processes that simulate while this one trains."""
-    return max(cores - 1, 1)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,11 +26,12 @@ import torch
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.consistency import SelfConsistency, consistency_obstacle
-from pymc_amortized.approximators.fit import PosteriorFit, others, training_entropy
+from pymc_amortized.approximators.fit import PosteriorFit, training_entropy
 from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
+from pymc_amortized.approximators.pace import others
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import row_error
@@ -309,12 +310,15 @@ class _JointFit(PosteriorFit):
         some = statistics.take(slice(self.options.batch_size))
         batch = self._both(network, structure, layout, some, self.each, Stage.TIMING)
         network.to(self.device), row_network.to(self.device)
-        first, threads = fastest_step(network, *of_datasets(batch), self.options.threads)
-        second, threads = fastest_step(row_network, *of_rows(batch), threads)
         if self.options.max_time is None and self.options.num_steps is None:
             self.options = replace(self.options, max_time=DEFAULT_SECONDS)
-        self.ahead, step = self.with_simulating(first + second, threads)
-        self.options = replace(self.options.planned(step), threads=threads)
+
+        def timed(threads: int | None) -> tuple[float, int]:
+            first, threads = fastest_step(network, *of_datasets(batch), threads)
+            return first + fastest_step(row_network, *of_rows(batch), threads)[0], threads
+
+        pace = self.pace(timed)
+        self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
 
     def _joint_source(
         self, network: PosteriorNetwork, structure: Structure, layout: Layout, statistics: Simulations

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.fit import NOTABLE_DROPS, available_cores, others, worth_workers
+from pymc_amortized.approximators.fit import NOTABLE_DROPS
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.pace import available_cores, others, pace_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_error import CHECKED, row_error
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
@@ -220,7 +221,11 @@ class LikelihoodFit:
         z, encoded = trial
         z, encoded = z[:batch_size], {k: v[:batch_size] for k, v in encoded.items()}
         network.to(self.device)
-        step, threads = fastest_step(network, z, encoded, self.options.threads)
+
+        def timed(threads: int | None) -> tuple[float, int]:
+            return fastest_step(network, z, encoded, threads)
+
+        step, _ = timed(self.options.threads)
         per_row = self.cost / self.cores * batch_size
         each = int(np.clip(math.ceil(per_row / (SIMULATING_SHARE * step)), 1, total))
         simulating = per_row / each
@@ -232,14 +237,12 @@ class LikelihoodFit:
             )
         if self.options.max_time is None:
             self.options = replace(self.options, max_time=self._seconds())
-        if self.num_simulations is not None:
-            simulating = 0.0
-        ahead = worth_workers(step, simulating, threads, self.options)
-        together = max(step, simulating * self.cores / others(self.cores)) if ahead else step + simulating
-        self.options = replace(self.options.planned(together), threads=threads)
+        to_make = simulating * self.cores if self.num_simulations is None else 0.0
+        pace = pace_of(timed, to_make, self.cores, self.options)
+        self.options = replace(self.options.planned(pace.seconds), threads=pace.threads)
         if self.num_simulations is not None:
             return self._fixed(layout, pilot)
-        return self._fresh(layout, each, ahead)
+        return self._fresh(layout, each, pace.ahead)
 
     def _fixed(self, layout: Layout, pilot: Simulations) -> Batches:
         assert self.num_simulations is not None

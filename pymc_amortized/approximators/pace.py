@@ -1,0 +1,76 @@
+"""How long a training step takes with its simulations, and who makes these."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pymc_amortized.training import Training
+
+WORKERS_FROM = 45.0
+"""Seconds of training from which other processes are worth their start, which takes some ten."""
+WORKERS_SHARE = 0.1
+"""Of a training step, that simulating takes at least then."""
+
+Timed = Callable[[int | None], tuple[float, int]]
+"""Number of threads, or None for the fastest one -> seconds of a step, and that number."""
+
+
+@dataclass(frozen=True, order=True)
+class Pace:
+    """What a step takes, simulating included, and how.
+
+    Attributes
+    ----------
+    seconds : float
+    threads : int
+        That torch computes with.
+    ahead : bool
+        Whether other processes simulate while this one trains.
+    """
+
+    seconds: float
+    threads: int
+    ahead: bool
+
+
+def pace_of(timed: Timed, simulating: float, cores: int, options: Training) -> Pace:
+    """Return the fastest way to make steps.
+
+    Torch on all cores leaves none to others; on one, others may simulate meanwhile.
+
+    Parameters
+    ----------
+    timed : callable
+    simulating : float
+        Seconds that one process takes for the simulations of a step; 0 if there are none to make.
+    cores : int
+        Processes that may simulate.
+    options : Training
+    """
+    tried = [options.threads] if options.threads or not simulating else [None, 1]
+    paces = []
+    for step, threads in (timed(number) for number in tried):
+        ahead = worth_workers(step, simulating / cores, threads, options)
+        seconds = max(step, simulating / others(cores)) if ahead else step + simulating / cores
+        paces.append(Pace(seconds, threads, ahead))
+    return min(paces)
+
+
+def worth_workers(step: float, simulating: float, threads: int, options: Training) -> bool:
+    """Whether others should simulate while this process trains, given the seconds that either takes for a step."""
+    steps = options.planned(step + simulating).steps
+    seconds = min(options.max_time or math.inf, steps * (step + simulating))
+    return threads < available_cores() and seconds > WORKERS_FROM and simulating > WORKERS_SHARE * step
+
+
+def others(cores: int) -> int:
+    """Processes that simulate while this one trains."""
+    return max(cores - 1, 1)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
