@@ -256,7 +256,8 @@ def beside_corrected(case: Case, model: pm.Model, posterior: pma.AmortizedPoster
         low, high = np.quantile(ratio.min(1), 0.1), np.quantile(ratio.max(1), 0.9)
         print(
             f"{'':20s} {n:4d} {'20 %' if gaps else '':>8s}   {settled.sum()} of {count} settled; means off "
-            f"by {q[0]:.2f} (median), {q[1]:.2f} (nine tenths), {q[2]:.2f} sd; sds {low:.2f} to {high:.2f} for eight tenths",
+            f"by {q[0]:.2f} (median), {q[1]:.2f} (nine tenths), {q[2]:.2f} sd; "
+            f"sds {low:.2f} to {high:.2f} for eight tenths",
             flush=True,
         )
 
