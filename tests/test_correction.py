@@ -168,7 +168,7 @@ def rescale(monkeypatch: pytest.MonkeyPatch, factor: float, shift: float = 0.0) 
     def wrong(self, *args, **kwargs):
         theta, log_q = right(self, *args, **kwargs)
         mean = theta.mean(dim=0, keepdim=True)
-        moved = mean + factor * (theta - mean) + shift * theta.std(dim=0, keepdim=True)
+        moved = mean + factor * (theta - mean) + shift * theta.std(dim=0, keepdim=True, correction=0)
         return moved, log_q - theta.shape[-1] * np.log(factor)
 
     monkeypatch.setattr(PosteriorNetwork, "sample_given", wrong)

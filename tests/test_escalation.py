@@ -7,7 +7,7 @@ import numpy as np
 import pymc as pm
 import pytest
 import torch
-from closed_forms import CLOSED_FORMS, CORRECTED, assert_moments, conjugate_data, conjugate_moments, ess_of
+from closed_forms import CLOSED_FORMS, CORRECTED, Tolerance, assert_moments, conjugate_data, conjugate_moments, ess_of
 from conftest import interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -104,7 +104,8 @@ def test_nuts_for_every_data_set(conjugate_posterior):
     )
     assert np.all(dt.sample_stats["stage"] == "nuts")
     assert dict(dt.posterior.sizes) == {"dataset": 5, "chain": 2, "draw": 300}
-    assert_moments(dt.posterior, conjugate_moments(conjugate_data()), CORRECTED)
+    few = Tolerance(CORRECTED.mean, 0.2)  # four Monte Carlo errors of an sd from some 250 effective draws
+    assert_moments(dt.posterior, conjugate_moments(conjugate_data()), few)
     again = conjugate_posterior.sample(
         conjugate_data(), batched=True, correction="nuts", random_seed=1, draws=300, chains=2, progressbar=False
     )

@@ -35,7 +35,7 @@ def smoothing_errors(normal: Tensor, weights: Tensor) -> Tensor:
     Tensor
         (batch, memories * channels).
     """
-    past = smoothed(torch.stack([normal * weights, weights.expand_as(normal)])[:, :, :-1])
+    past = smoothed(torch.stack([normal * weights, weights.expand_as(normal)]))[:, :, :-1]
     known = past[1] > 0
     error = normal[:, 1:, :, None] - past[0] / past[1].clamp_min(FLOOR)
     counted = known * weights[:, 1:, :, None]
@@ -46,7 +46,7 @@ def smoothing_errors(normal: Tensor, weights: Tensor) -> Tensor:
 def smoothed(x: Tensor) -> Tensor:
     """Sums (..., steps, channels, memories) of what came so far in (..., steps, channels), with weights that decay."""
     steps, channels = x.shape[-2:]
-    flat = x.transpose(-1, -2).reshape(-1, steps)
+    flat = x.transpose(-1, -2).flatten(0, -2)
     before = torch.zeros(len(flat), len(MEMORIES), dtype=x.dtype, device=x.device)
     decay = torch.tensor(MEMORIES, dtype=x.dtype, device=x.device)
     ages = torch.arange(min(BLOCK, steps), device=x.device)
