@@ -122,9 +122,11 @@ class LogDensityWithGaps(LogDensity):
         usable = np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1)
         precision[~usable] = np.eye(len(index))
         sign, log_determinant = np.linalg.slogdet(precision)
+        usable &= sign > 0
+        precision[~usable] = np.eye(len(index))  # a singular one could not be solved for
         shift = np.linalg.solve(precision, slope[..., None])[..., 0]
         total = log_density + 0.5 * (slope * shift).sum(1) - 0.5 * log_determinant + 0.5 * len(index) * LOG_2PI
-        return np.where(usable & (sign > 0), total, np.where(np.isnan(log_density), np.nan, -np.inf))
+        return np.where(usable, total, np.where(np.isnan(log_density), np.nan, -np.inf))
 
     def filled(self, data: Data) -> dict[str, Any]:
         """Return a data set with possible values where some are missing."""
