@@ -171,6 +171,19 @@ def test_gaps_in_what_others_depend_on_are_integrated_out():
         assert_allclose(log_density(np.array([[c]]), data)[0], expected, rtol=1e-6)
 
 
+def test_a_singular_precision_of_what_is_missing_is_no_error():
+    """A network's draws may lie so far out that nothing is left of a density."""
+    with pm.Model() as model:
+        sigma = pm.LogNormal("sigma", 0, 1)
+        pm.AR("y", [0.5], sigma=sigma, init_dist=pm.Normal.dist(0, sigma), observed=np.zeros(6))
+    spec, _, _ = read_model(model, None, None, {}, {"y": 0.3})
+    data = read_datasets(spec, {"y": [0.1, np.nan, 0.2, np.nan, 0.4, 0.0]}).one(spec, 0)
+    log_density = LogDensityWithGaps(spec, {"y": "quadratic"}, INTERPRETED)
+    usual, far = log_density(np.array([[0.0], [600.0]]), data)
+    assert_allclose(usual, log_density(np.array([[0.0]]), data)[0])
+    assert far == -np.inf
+
+
 def test_rows_missing_in_part_are_an_obstacle():
     with pm.Model() as model:
         pm.Multinomial("y", n=5, p=pm.Dirichlet("p", np.ones(3)), observed=np.tile([1, 2, 2], (4, 1)))

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -365,9 +365,24 @@ class PosteriorFit:
         return pace_of(timed, simulating, self.cores, self.options)
 
     def _source(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> Batches:
+        return self._batches(
+            lambda: self._prepared(network, structure, statistics),
+            lambda simulations, before: self._prepared(network, structure, simulations),
+        )
+
+    def _batches(self, fixed: Callable[[], Batch], fresh: Callable[[Simulations, int], Batch]) -> Batches:
+        """Where training batches come from.
+
+        Parameters
+        ----------
+        fixed : callable
+            Returns what the fixed set is prepared to, if there is one.
+        fresh : callable
+            The same for simulations just made, and how many were made before.
+        """
         if self.num_simulations is not None:
             return FixedSimulations(
-                *self._prepared(network, structure, statistics),
+                *fixed(),
                 self.options.batch_size,
                 seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
                 device=self.device,
@@ -377,11 +392,10 @@ class PosteriorFit:
         workers = Workers(self.simulator, others(self.cores)) if self.ahead else None
 
         def simulate(n: int) -> Batch:
-            made = source.simulations if source is not None else 0
-            seed = stage_seed(self.entropy, Stage.TRAINING, made)
+            before = source.simulations if source is not None else 0
+            seed = stage_seed(self.entropy, Stage.TRAINING, before)
             # groups of one size are mixed by the batches, which take every k-th simulation
-            simulations = self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers)
-            return self._prepared(network, structure, simulations)
+            return fresh(self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers), before)
 
         source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
         return source

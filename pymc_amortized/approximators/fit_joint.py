@@ -31,7 +31,6 @@ from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
-from pymc_amortized.approximators.pace import others
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import row_error
@@ -40,7 +39,6 @@ from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.learned import refuse_followers, with_learned_density
 from pymc_amortized.graph.missing import find_rules
-from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
 from pymc_amortized.graph.simulator import Simulations, Simulator
@@ -57,8 +55,6 @@ from pymc_amortized.rows.fitting import fit_layout
 from pymc_amortized.training import (
     Batch,
     Batches,
-    FixedSimulations,
-    FreshSimulations,
     Shared,
     Task,
     Trained,
@@ -323,27 +319,17 @@ class _JointFit(PosteriorFit):
     def _joint_source(
         self, network: PosteriorNetwork, structure: Structure, layout: Layout, statistics: Simulations
     ) -> Batches:
-        if self.num_simulations is not None:
+        def whole() -> Batch:
             width = sum(v.inputs for v in layout.parameters) + 4 * len(layout.columns) + layout.lag_size
             kept = max(min(self.read_from.rows, LARGEST_SET // (len(statistics) * width)), self.each)
-            return FixedSimulations(
-                *self._both(network, structure, layout, statistics, kept, Stage.TRAINING),
-                self.options.batch_size,
-                seed=stage_integer(self.entropy, Stage.TRAINING) % 2**63,
-                device=self.device,
-                seconds=self.seconds,
-            )
-        source: FreshSimulations | None = None
-        workers = Workers(self.simulator, others(self.cores)) if self.ahead else None
+            return self._both(network, structure, layout, statistics, kept, Stage.TRAINING)
 
-        def simulate(n: int) -> Batch:
-            made = source.simulations if source is not None else 0
-            seed = stage_seed(self.entropy, Stage.TRAINING, made)
-            simulations = self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers)
-            return self._both(network, structure, layout, simulations, self.each, Stage.TRAINING, made)
-
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
-        return source
+        return self._batches(
+            whole,
+            lambda simulations, before: self._both(
+                network, structure, layout, simulations, self.each, Stage.TRAINING, before
+            ),
+        )
 
     def _terms(
         self, network: PosteriorNetwork, structure: Structure, row_network: RowNetwork, statistics: Simulations
