@@ -73,10 +73,10 @@ def counts_model():
     return model
 
 
-def series_model():
+def series_model(steps=40, start=1.0):
     with pm.Model() as model:
         rho, sigma = pm.Uniform("rho", -0.9, 0.9, shape=1), pm.LogNormal("sigma", 0, 0.3)
-        pm.AR("y", rho, sigma=sigma, init_dist=pm.Normal.dist(0, 1), observed=np.zeros(40))
+        pm.AR("y", rho, sigma=sigma, init_dist=pm.Normal.dist(0, start), observed=np.zeros(steps))
     return model
 
 
@@ -422,3 +422,14 @@ def test_a_wider_region():
     low, high = likelihood.region["rate"]
     assert 0.5 <= low < 0.7 and 39 < high <= 40
     assert likelihood.to_model()["rate"].owner.op.name == "lognormal"
+
+
+def test_a_series_of_another_length_is_the_same_distribution(series):
+    y = np.random.default_rng(1).normal(size=90)
+    point = {"rho_interval__": np.array([0.3]), "sigma_log__": 0.1}
+    longer = series.to_model(y, model=series_model(90))
+    rho, sigma = -0.9 + 1.8 / (1 + np.exp(-0.3)), np.exp(0.1)
+    learned = longer.compile_logp(vars=[longer["y"]])(point)
+    assert_allclose(learned, series.logp(y, {"rho": [rho], "sigma": sigma}).sum(), rtol=1e-6)
+    with pytest.raises(ValueError, match="the distribution of 'y'"):
+        series.to_model(y, model=series_model(90, start=3.0))

@@ -294,9 +294,17 @@ def distribution_of(spec: ModelSpec, observed: ObservedRows) -> list[Any]:
             given = {v: spec.held[name] for name, v in spec.symbols.items() if v in read and name in spec.held}
             inputs = {v: x for v, x in given.items() if not isinstance(v, SharedVariable)}
             value = np.asarray(argument.eval(inputs), dtype="float64")
+            if observed.series and argument.type.dtype.startswith("int") and value.ndim == 0:
+                value = value - _steps(spec, observed)  # AR counts the steps after its first values
             distinct = np.unique(value)  # repeated over rows or not
             described.append([i, distinct.tolist() if len(distinct) == 1 else value.tolist()])
     return described
+
+
+def _steps(spec: ModelSpec, observed: ObservedRows) -> int:
+    """How long a series is where the model's own data are."""
+    name, axis = observed.variable.name, observed.batch_ndim
+    return int(observed.variable.shape[axis] or np.shape(spec.held[name])[axis])
 
 
 ARGUMENTS = {
