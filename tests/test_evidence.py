@@ -126,6 +126,23 @@ def test_undefined_densities_give_no_evidence(conjugate_posterior, monkeypatch, 
     assert "NaN or infinite" in caplog.text
 
 
+def test_one_undefined_density_costs_what_it_may_have_weighed(conjugate_posterior, monkeypatch):
+    from pymc_amortized.graph.density import LogDensity
+
+    right, exact = LogDensity.__call__, conjugate_posterior.log_marginal_likelihood(random_seed=1)
+
+    def holed(self, theta, data):
+        log_p = right(self, theta, data)
+        log_p[7 : 7 + (len(log_p) > 500)] = np.nan
+        return log_p
+
+    monkeypatch.setattr(LogDensity, "__call__", holed)
+    found = conjugate_posterior.log_marginal_likelihood(random_seed=1)
+    off = abs(float(found["log_marginal_likelihood"] - exact["log_marginal_likelihood"]))
+    assert 0 < off < 4 * float(found["mcse"]) < 0.04
+    assert found["mcse"] > exact["mcse"]
+
+
 def test_zero_densities_count(conjugate_posterior, monkeypatch):
     """Half of the prior cut away: what is left integrates to less."""
     from pymc_amortized.graph.density import LogDensity

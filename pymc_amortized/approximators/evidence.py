@@ -55,8 +55,11 @@ class Evidence:
         weights = smooth(log_weights[None])
         largest = log_weights.max()
         doubt = None
-        if proposals.undefined:
-            doubt = f"the log density was NaN or infinite at {proposals.undefined} proposals"
+        relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
+        # each may have weighed as much as the heaviest of the others
+        unknown = proposals.undefined * relative.max() / max(relative.sum(), 1.0)
+        if proposals.undefined and (unknown > NOTABLE or largest == -np.inf):
+            doubt = f"the log density was NaN or infinite at {proposals.undefined} of {log_weights.size} proposals"
         elif largest == -np.inf:
             doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
         elif weights.pareto_k == np.inf:
@@ -66,10 +69,9 @@ class Evidence:
         if doubt:
             impossible = not proposals.undefined and bool(largest == -np.inf)
             return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
-        relative = np.exp(log_weights - largest)
         mean = relative.mean()
         error = relative.std(ddof=1) / np.sqrt(len(relative)) / mean  # of the logarithm, by its slope
-        return cls(float(largest + np.log(mean)), float(error), weights.pareto_k, weights.ess)
+        return cls(float(largest + np.log(mean)), float(np.hypot(error, unknown)), weights.pareto_k, weights.ess)
 
 
 def refuse_evidence(spec: ModelSpec) -> None:
