@@ -433,3 +433,15 @@ def test_a_series_of_another_length_is_the_same_distribution(series):
     assert_allclose(learned, series.logp(y, {"rho": [rho], "sigma": sigma}).sum(), rtol=1e-6)
     with pytest.raises(ValueError, match="the distribution of 'y'"):
         series.to_model(y, model=series_model(90, start=3.0))
+
+
+def test_parameters_outside_the_region_are_said(normal, caplog):
+    inside = {name: np.mean(ends) for name, ends in normal.region.items()}
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        normal.sample(inside, random_seed=1)
+        normal.logp(np.zeros(3), inside)
+        assert not caplog.records
+        far = inside | {normal.parameters[0]: 80.0}
+        normal.sample(far, random_seed=1)
+        normal.logp(np.zeros(3), far)
+    assert ["outside the region" in r.getMessage() for r in caplog.records] == [True, True]

@@ -88,7 +88,7 @@ def test_constants_are_read_wherever_they_stand() -> None:
     assert distribution_of(spec, find_rows(spec, "y", {}))[0] == "NormalRV"
 
 
-def test_a_number_with_atoms_is_refused() -> None:
+def test_a_number_with_atoms_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(1)
     y = rng.normal(size=10_000)
     with pytest.raises(ValueError, match="have no density"):
@@ -96,6 +96,7 @@ def test_a_number_with_atoms_is_refused() -> None:
     assert _column(np.round(y, 2), None).kind == "real"
     assert _column(np.sign(y) / 2, None).levels == (-0.5, 0.5)
     assert _column(np.maximum(y, 0), "real").kind == "real"
+    assert "0 makes up" in caplog.text and "spike" in caplog.text
     with pm.Model() as model:
         pm.Censored("y", pm.Normal.dist(pm.Normal("a"), 1), lower=0, upper=None, observed=np.ones(20))
     with pytest.raises(ValueError, match="have no density"):

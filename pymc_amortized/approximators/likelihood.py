@@ -26,6 +26,7 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
+from pymc_amortized.rows.arrays import NUMPY, Arrays
 from pymc_amortized.rows.encoding import extent
 from pymc_amortized.rows.evaluation import RowDensity
 from pymc_amortized.rows.ratio import RowRatio, refuse_draws
@@ -209,6 +210,7 @@ class AmortizedLikelihood:
         values = np.asarray(values)
         self._check_values(values, "values")
         arguments = self._arguments(dict(parameters))
+        self._warn_outside(arguments)
         value = pt.constant(self._spread(values, arguments).astype(self.rows.variable.dtype))
         return np.asarray(self.emulator.logp(value, *arguments).eval())
 
@@ -243,7 +245,9 @@ class AmortizedLikelihood:
         """
         if self.kind == "ratio":
             refuse_draws()
-        arguments = [np.asarray(a.eval()) for a in self._arguments(dict(parameters))]
+        given = self._arguments(dict(parameters))
+        self._warn_outside(given)
+        arguments = [np.asarray(a.eval()) for a in given]
         if isinstance(shape, int):
             shape = (shape,)
         if self.rows.series:
@@ -280,7 +284,7 @@ class AmortizedLikelihood:
                 int(outside.sum()),
                 outside.size,
                 100 * share,
-                ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items()),
+                self._region_said(),
             )
         return share
 
@@ -377,16 +381,35 @@ class AmortizedLikelihood:
             if not fits:
                 raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
 
+    def _warn_outside(self, arguments: list[Any]) -> None:
+        """Log that parameters, which are numbers, lie where nothing was learned."""
+        furthest = max(float(np.max(e)) for e in self._extents(NUMPY, [np.asarray(a.eval()) for a in arguments]))
+        if not furthest <= 1:
+            logger.warning(
+                "Parameters lie outside the region the likelihood was trained in (%s), %.2f times as far from its "
+                "middle as its edge. There draws are those of the edge, and densities end by a penalty: train with a "
+                "wider region=.",
+                self._region_said(),
+                furthest,
+            )
+
+    def _region_said(self) -> str:
+        return ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items())
+
     def _extent(self, arguments: list[Any]) -> Any:
         """How far the parameters reach into the region: 1 is its edge."""
+        found = self._extents(PYTENSOR, [pt.as_tensor(argument) for argument in arguments])
+        return pt.max(pt.stack([pt.max(e) for e in found]))
+
+    def _extents(self, xp: Arrays, arguments: list[Any]) -> list[Any]:
+        """The same for each number that rows depend on."""
         elements = []
         for p, argument in zip(self.rows.parameters, arguments, strict=True):
-            argument = pt.as_tensor(argument)
-            lead = argument.type.ndim - len(p.core_shape)
+            lead = argument.ndim - len(p.core_shape)
             size = int(np.prod(p.core_shape, dtype=int))
-            flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size], ndim=lead + 1)
+            flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size])
             elements += [flat[..., j].astype("float64") for j in range(size)]
-        return pt.max(pt.stack([pt.max(e) for e in extent(PYTENSOR, self.network.layout, elements)]))
+        return extent(xp, self.network.layout, elements)
 
 
 def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:

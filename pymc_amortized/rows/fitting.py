@@ -7,6 +7,7 @@ transforms that the data allow, the one is taken under which that model has the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -17,6 +18,8 @@ from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Column, Kind, Layout, Parameter
 from pymc_amortized.rows.density import ColumnDensity, RowSize
 from pymc_amortized.rows.prepared import Rows, prepare, usable
+
+logger = logging.getLogger("pymc_amortized")
 
 OUTSIDE = 1e-3
 """Share of the prior beyond each end of a parameter's region. Training hardly visits its tails."""
@@ -102,8 +105,12 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
     if kind is None:
         levels = np.unique(some)
         few = len(levels) <= MOST_LEVELS and (whole or len(some) > 100 * MOST_LEVELS)  # -0.5 and 0.5 are a choice too
-        if not whole and not few:
-            _refuse_atoms(some)
+        if not whole and not few and (atom := _atom(some)):
+            raise ValueError(
+                f"{atom} (censored or inflated data?): they have no density. Let a row be two numbers, one that says "
+                "whether the other is known and is a category, and the other drawn from any density where it is not "
+                "known; or say kinds= if these are numbers all the same"
+            )
         kind = "categorical" if few else "count" if whole else "real"
     if kind == "categorical":
         return Column("categorical", levels=tuple(np.unique(y).tolist()))
@@ -111,19 +118,23 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
         lower = min(float(y.min()), 0.0)
         t = np.log(y - lower + 1)
         return Column("count", lower=lower, center=float(t.mean()), scale=float(t.std()) or 1.0)
+    if atom := _atom(some):
+        logger.warning(
+            "%s, and kinds= says that these are real numbers: the learned density has a spike there, which spoils "
+            "posteriors and LOO unless it is rounding. Draw a filler from a density instead.",
+            atom,
+        )
     return Column("real")
 
 
-def _refuse_atoms(y: np.ndarray) -> None:
-    """Refuse a number that has a density and single values with a probability as well, as a censored one has."""
+def _atom(y: np.ndarray) -> str | None:
+    """Say which value has a probability, in a number that has a density as well, as a censored one has."""
     values, counts = np.unique(y, return_counts=True)
     share = counts.max() / len(y)
     if share > ATOM and counts.max() > ISOLATED * np.median(counts):
-        raise ValueError(
-            f"{values[counts.argmax()]:.4g} makes up {share:.1%} of the simulated values, among others that do not "
-            "repeat (censored or inflated data?): they have no density. Let a row be two numbers, one that says "
-            "whether the other is known and is a category, or say kinds= if these are numbers all the same"
-        )
+        value = values[counts.argmax()]
+        return f"{value:.4g} makes up {share:.1%} of the simulated values, among others that do not repeat"
+    return None
 
 
 def _fitted(layout: Layout, position: int, rows: Rows) -> tuple[Layout, tuple[np.ndarray, np.ndarray]]:
