@@ -128,6 +128,8 @@ def fit_comparison(
     specs, sources, gaps = _read(models, observed, context, missing)
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
     entropy = training_entropy(random_seed)
+    fit = ComparisonFit(common, specs, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
+    fit.pool.check_ends()  # before anything is trained
     trained = {name: entry for name, entry in models.items() if isinstance(entry, AmortizedPosterior)}
     if posteriors:
         for k, (name, model) in enumerate(models.items()):
@@ -148,7 +150,6 @@ def fit_comparison(
                 progressbar=progressbar,
                 compile_kwargs=compile_kwargs,
             )
-    fit = ComparisonFit(common, specs, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     fit.plan(num_simulations, cores)
     return fit.run(summary, structure, trained, dict(zip(models, weights.tolist(), strict=True)))
 

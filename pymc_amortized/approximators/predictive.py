@@ -181,6 +181,14 @@ def _warn_of_nothing_left(terms: Mapping[str, np.ndarray], datasets: DataSets) -
     for name in datasets.missing:
         if name not in terms:
             continue
+        gaps = int(datasets.missing[name].sum())
+        if gaps and not datasets.batched:
+            logger.info(
+                "The log likelihood of %r is NaN at its %d missing values; az.loo(posterior.one_dataset(dt)) leaves "
+                "them out.",
+                name,
+                gaps,
+            )
         empty = np.isnan(terms[name]).reshape(len(datasets), -1).all(axis=1)
         affected = empty & datasets.missing[name].reshape(len(datasets), -1).any(axis=1)
         if affected.any():

@@ -25,6 +25,7 @@ from scipy import stats
 import pymc_amortized
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.comparison import MODEL_DIM, AmortizedComparison
+from pymc_amortized.approximators.comparison_judgement import DOUBTFUL
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.calibration import p_text
 from pymc_amortized.diagnostics.verdict import LEVEL
@@ -111,7 +112,7 @@ def check_comparison(
     datasets, label = of_simulations(made), made.unconstrained[:, 0].astype(int)
     probability = posterior_weights(comparison.log_probabilities(datasets), weights)
     tree = assess(comparison.names, label, probability, rng, _extents(comparison, datasets, lengths))
-    _warn(tree)
+    _warn(tree, comparison.error)
     return tree
 
 
@@ -298,12 +299,18 @@ def _by_size(
     return xr.concat(found, dim="size") if found else xr.Dataset()
 
 
-def _warn(tree: xr.DataTree) -> None:
+def _warn(tree: xr.DataTree, error_of_odds: float) -> None:
+    """Log what was found; `error_of_odds` is the classifier's against the evidence, NaN if not known."""
     scores = tree["scores"].to_dataset()
     error, p = float(scores["expected_calibration_error"]), float(scores["p_value"])
     line = f"Calibration of model probabilities on {len(tree['predictions']['true_model'])} simulated data sets:"
     if p >= LEVEL:
-        logger.info("%s nothing is off (expected calibration error %.3f, debiased; p = %.2g).", line, error, p)
+        sharp = (
+            f" Calibrated is not sharp: log odds differ from the evidence by {error_of_odds:.2f} (root mean square)."
+            if error_of_odds > DOUBTFUL
+            else ""
+        )
+        logger.info("%s nothing is off (expected calibration error %.4f, debiased; p = %.2g).%s", line, error, p, sharp)
         return
     found = tree["predictions"].to_dataset()
     k = int(scores["calibration_error"].to_numpy().argmax())
