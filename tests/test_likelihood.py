@@ -444,4 +444,8 @@ def test_parameters_outside_the_region_are_said(normal, caplog):
         far = inside | {normal.parameters[0]: 80.0}
         normal.sample(far, random_seed=1)
         normal.logp(np.zeros(3), far)
-    assert ["outside the region" in r.getMessage() for r in caplog.records] == [True, True]
+        first, *others = normal.parameters
+        with pm.Model():
+            normal("near", observed=np.zeros(3), **inside | {first: pm.Normal("free")})
+            normal("y", observed=np.zeros(3), **far | {others[0]: pm.Normal("other")})
+    assert ["outside the region" in r.getMessage() for r in caplog.records] == [True, True, True]

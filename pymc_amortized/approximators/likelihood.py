@@ -13,7 +13,8 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import graph_inputs
 
 from pymc_amortized.approximators.likelihood_data import check_values, read_values, values_of
 from pymc_amortized.approximators.provenance import Provenance
@@ -112,6 +113,7 @@ class AmortizedLikelihood:
             self._check_shapes(arguments, values.shape)
         elif self.rows.series and length is None:
             raise TypeError("length: the length of a series that is not observed must be given")
+        self._warn_outside(arguments)
         options = {key: value for key, value in (("dims", dims), ("shape", shape)) if value is not None}
         variable = self.emulator.named(name, *arguments, length=length, observed=observed, **options)
         pm.Deterministic(f"{name}_extent", self._extent(arguments))
@@ -382,8 +384,15 @@ class AmortizedLikelihood:
                 raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
 
     def _warn_outside(self, arguments: list[Any]) -> None:
-        """Log that parameters, which are numbers, lie where nothing was learned."""
-        furthest = max(float(np.max(e)) for e in self._extents(NUMPY, [np.asarray(a.eval()) for a in arguments]))
+        """Log that parameters lie where nothing was learned, as far as they are numbers."""
+        values, known = [], []
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            fixed = all(isinstance(v, Constant) for v in graph_inputs([argument]))
+            values.append(np.asarray(argument.eval()) if fixed else np.ones(p.core_shape))
+            known += [fixed] * int(np.prod(p.core_shape, dtype=int))
+        furthest = max(
+            (float(np.max(e)) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k), default=0
+        )
         if not furthest <= 1:
             logger.warning(
                 "Parameters lie outside the region the likelihood was trained in (%s), %.2f times as far from its "
