@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.graph.emulator import PYTENSOR
+from pymc_amortized.graph.emulator import PYTENSOR, _shared
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.columns import Column, Layout, Parameter
@@ -352,6 +352,39 @@ class TestInPyMC:
         expected = counts.logp(np.arange(7), {"rate": 1.0}).sum()
         (found,) = model.compile_logp(vars=[model["y"]], sum=False)({"rate_log__": np.array(0.0)})
         assert found.sum() == pytest.approx(expected)
+
+    def test_combinations_of_constants_share_their_parameters(self, mixed):
+        rng = np.random.default_rng(1)
+        group, slow, load = rng.integers(3, size=60), rng.integers(2, size=60), rng.integers(2, size=60) * 0.5
+        data = race(0.5, 1.0, rng, (60,))
+
+        def parameters(drift, effect, threshold):
+            return {
+                "drift": drift[group] + effect * load - 0.2 * effect * slow,
+                "threshold": threshold[slow] * pm.math.exp(0.1 * load),
+            }
+
+        with pm.Model() as model:
+            drift, effect = pm.Normal("drift", shape=3), pm.Normal("effect")
+            threshold = pm.LogNormal("threshold", 0, 0.3, shape=2)
+            mixed("rt", **parameters(drift, effect, threshold), observed=data)
+        point = {"drift": np.array([0.3, -0.2, 0.9]), "effect": np.array(0.4), "threshold": np.array([0.9, 1.1])}
+        values = point | {"threshold_log__": np.log(point["threshold"])}
+        del values["threshold"]
+        (found,) = model.compile_logp(vars=[model["rt"]], sum=False)(values)
+        known = {
+            name: value.eval() for name, value in parameters(**{k: pt.constant(v) for k, v in point.items()}).items()
+        }
+        assert_allclose(found, mixed.logp(data, known))
+        wide = list(parameters(drift, effect, threshold).values())
+        fewer, index = _shared(wide)
+        assert index.data.max() + 1 == np.unique(np.stack([group, slow, load]), axis=1).shape[1]
+        for one, other in zip(
+            pm.draw(wide, random_seed=1), pm.draw([v[index] for v in fewer], random_seed=1), strict=True
+        ):
+            assert_allclose(one, other)
+        assert _shared([drift[group] + pt.cumsum(effect * load)]) is None
+        assert _shared([drift[group] + np.arange(60.0)]) is None
 
     def test_draws_outside_are_counted_and_warned_about(self, counts, caplog):
         with pm.Model() as model:

@@ -2,7 +2,8 @@
 
 The weights are constants of the graph, in float64; gradients, numba and other backends come with it. What depends on
 parameters that all rows share is computed once; where parameters are picked from groups by one index
-(``drift[subject]``), once for each group.
+(``drift[subject]``), once for each group; and where they are made, element by element, of such picks and of constants
+(``drift[subject] + effect * condition``), once for each combination that occurs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pymc_amortized.rows.evaluation import RowDensity
 from pymc_amortized.rows.ratio import RowRatio
+
+MOST_COMBINATIONS = 0.5
+"""Share of the rows that different combinations of constants may be, to be worth picking from."""
 
 
 class PytensorArrays:
@@ -153,9 +158,11 @@ class Emulator:
         parameters = [pt.as_tensor(p) for p in parameters]
         batches = [p.type.ndim - len(core) for p, core in zip(parameters, self.core_shapes, strict=True)]
         wide = [i for i, p in enumerate(parameters) if any(n != 1 for n in p.type.shape[: batches[i]])]
-        index = None if length is not None else _common_index([parameters[i] for i in wide])
-        if index is not None:
-            parameters = [p.owner.inputs[0] if i in wide else p for i, p in enumerate(parameters)]
+        found = None if length is not None else _shared([parameters[i] for i in wide])
+        index = None
+        if found is not None:
+            fewer, index = found
+            parameters = [fewer[wide.index(i)] if i in wide else p for i, p in enumerate(parameters)]
         elements = []
         for i, (p, core) in enumerate(zip(parameters, self.core_shapes, strict=True)):
             lead = [p.shape[j] for j in range(batches[i])]
@@ -206,18 +213,73 @@ class Emulator:
         return drawn
 
 
+def _shared(parameters: Sequence[Any]) -> tuple[list[Any], Any] | None:
+    """Find fewer values of which parameters (rows,) are made, and the index that picks each row's from them."""
+    if any(p.type.ndim != 1 for p in parameters):
+        return None
+    index = _common_index(parameters)
+    if index is not None:
+        return [p.owner.inputs[0] for p in parameters], index
+    leaves = _leaves(parameters)
+    if not leaves or len({len(v) for v in leaves.values()}) != 1:
+        return None
+    columns = [np.unique(v, return_inverse=True)[1] for v in leaves.values()]
+    _, first, combination = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+    if len(first) > MOST_COMBINATIONS * len(combination):
+        return None
+    known: dict[Any, Any] = {}
+    return [_at(p, first, leaves, known) for p in parameters], pt.constant(combination.reshape(-1))
+
+
 def _common_index(parameters: Sequence[Any]) -> Any | None:
     """The index by which all parameters (rows,) are picked from vectors, if there is one."""
-    indices = []
-    for p in parameters:
-        op = None if p.owner is None else p.owner.op
-        if not isinstance(op, AdvancedSubtensor) or len(p.owner.inputs) != 2 or p.type.ndim != 1:
+    if not parameters or not all(_is_pick(p) for p in parameters):
+        return None
+    first, *others = [p.owner.inputs[1] for p in parameters]
+    return first if all(_same(first, index) for index in others) else None
+
+
+def _is_pick(var: Any) -> bool:
+    """Whether a vector is picked from a vector by integers."""
+    op = None if var.owner is None else var.owner.op
+    if not isinstance(op, AdvancedSubtensor) or len(var.owner.inputs) != 2 or var.type.ndim != 1:
+        return False
+    source, index = var.owner.inputs
+    return source.type.ndim == index.type.ndim == 1 and index.type.dtype != "bool"
+
+
+def _leaves(parameters: Sequence[Any]) -> dict[Any, np.ndarray] | None:
+    """The constants, with their values (rows,), that alone make the rows of some vectors differ; None if others do."""
+    leaves: dict[Any, np.ndarray] = {}
+    pending, seen = list(parameters), set()
+    while pending:
+        var = pending.pop()
+        if var in seen or var.type.shape == (1,):
+            continue
+        seen.add(var)
+        if isinstance(var, Constant):
+            leaves[var] = np.asarray(var.data)
+        elif _is_pick(var) and isinstance(var.owner.inputs[1], Constant):
+            leaves[var] = np.asarray(var.owner.inputs[1].data)
+        elif var.owner is not None and isinstance(var.owner.op, Elemwise):
+            pending += var.owner.inputs
+        else:
             return None
-        if p.owner.inputs[0].type.ndim != 1 or p.owner.inputs[1].type.dtype == "bool":
-            return None
-        indices.append(p.owner.inputs[1])
-    same = all(_same(indices[0], index) for index in indices[1:])
-    return indices[0] if indices and same else None
+    return leaves
+
+
+def _at(var: Any, rows: np.ndarray, leaves: dict[Any, np.ndarray], known: dict[Any, Any]) -> Any:
+    """The same vector at some of its rows."""
+    if var.type.shape == (1,):
+        return var
+    if var not in known:
+        if var in leaves:
+            some = pt.constant(leaves[var][rows])
+            known[var] = some if isinstance(var, Constant) else var.owner.inputs[0][some]
+        else:
+            made = var.owner.op(*[_at(v, rows, leaves, known) for v in var.owner.inputs], return_list=True)
+            known[var] = made[var.owner.outputs.index(var)]
+    return known[var]
 
 
 def _same(one: Any, other: Any) -> bool:
