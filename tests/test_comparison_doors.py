@@ -49,6 +49,20 @@ def test_prior_weights_are_numbers(weight):
     assert list(prior_weights({"a": np.int64(1), "b": np.float32(3)}, ["a", "b"])) == [0.25, 0.75]
 
 
+def test_a_model_of_one_size_is_refused_before_anything_is_trained(caplog):
+    def model(constant):
+        dose = np.linspace(0, 1, 20)
+        with pm.Model(coords={"obs": range(20)}) as made:
+            x = dose if constant else pm.Data("dose", dose, dims="obs")
+            pm.Normal("y", pm.Normal("slope") * x, 1, observed=np.zeros(20), dims="obs")
+        return made
+
+    sources = {"obs": (10, 40), "dose": "resample"}
+    with caplog.at_level(logging.INFO, "pymc_amortized"), pytest.raises(ValueError, match=r"models\['b'\].*obs is 10"):
+        pma.fit_comparison({"a": model(False), "b": model(True)}, context=sources, **COMPILED)
+    assert "Trained" not in caplog.text
+
+
 def test_the_same_model_twice_is_said(caplog):
     model = positive("both")
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
@@ -73,6 +87,20 @@ def test_several_data_sets_are_no_table(pair):
         with pytest.raises((TypeError, ValueError), match="compare takes one data set") as refusal:
             pair.compare({"y": several} if isinstance(several, np.ndarray) else several)
         assert "batched=True" not in str(refusal.value)
+
+
+def test_a_posterior_that_was_trained_further_is_put_back(pair):
+    further = pair.posteriors["half"].continue_training(20, progressbar=False)
+    other = pair.with_posterior("half", further)
+    assert other.posteriors["half"] is further and pair.posteriors["half"] is not further
+    y = {"y": np.full(ROWS, 0.5)}
+    evidence = [c.log_marginal_likelihood(y, random_seed=1).sel(model="half") for c in (pair, other)]
+    off = float(evidence[0].log_marginal_likelihood - evidence[1].log_marginal_likelihood)
+    assert 0 < abs(off) < 4 * np.hypot(*(float(e.mcse) for e in evidence))
+    with pytest.raises(KeyError, match="'hal' has no posterior"):
+        pair.with_posterior("hal", further)
+    with pytest.raises(ValueError, match="not of the model 'both'"):
+        pair.with_posterior("both", further)
 
 
 def test_a_posterior_without_density_is_no_evidence(pair, caplog, monkeypatch):

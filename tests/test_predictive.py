@@ -218,9 +218,12 @@ def test_lengths_are_read_back(sized):
     assert_array_equal(single.missing["y"][0], np.isnan(sets[1]["y"]))
 
 
-def test_one_data_set_has_the_same_terms_as_among_many(sized):
+def test_one_data_set_has_the_same_terms_as_among_many(sized, caplog):
     posterior, sets, dts = sized
-    one = posterior.compute_log_likelihood(dts.isel(dataset=2), extend_inferencedata=False)
+    with caplog.at_level(logging.INFO, "pymc_amortized"):
+        one = posterior.compute_log_likelihood(dts.isel(dataset=2), extend_inferencedata=False)
+    missing = np.isnan(sets[2]["y"]).sum()
+    assert (f"NaN at its {missing} missing values" in caplog.text) == (missing > 0)
     assert_array_equal(one["y"], dts.log_likelihood["y"].isel(dataset=2, obs=slice(12)))
 
 

@@ -342,6 +342,24 @@ class AmortizedComparison:
             )
         return Pool(self.common, self.specs, self.context or {}, self.missing or {}, self.compile_kwargs)
 
+    def with_posterior(self, name: str, posterior: AmortizedPosterior) -> AmortizedComparison:
+        """Return the same with another posterior of a model, such as one that was trained further.
+
+        Parameters
+        ----------
+        name : str
+            Of the model.
+        posterior : AmortizedPosterior
+            From ``comparison.posteriors[name].continue_training()``.
+        """
+        if name not in self.posteriors:
+            raise KeyError(f"name: {name!r} has no posterior here; {list(self.posteriors)} have one")
+        if not isinstance(posterior, AmortizedPosterior):
+            raise TypeError(f"posterior must be an AmortizedPosterior, got {type(posterior).__name__}")
+        if posterior.spec is not self.posteriors[name].spec or posterior.local_to is not None:
+            raise ValueError(f"posterior is not of the model {name!r} of this comparison: continue that one's training")
+        return replace(self, posteriors=dict(self.posteriors) | {name: posterior})
+
     def with_sources(self, context: Mapping[str, Any], missing: Mapping[str, Any]) -> AmortizedComparison:
         """Return the same with sources of context and gaps, which files do not hold.
 

@@ -159,10 +159,12 @@ def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets)
             some = "" if len(datasets) == 1 else f" for {len(without)} of {len(datasets)} data sets (first: {label})"
             logger.warning(
                 "Model %r has no log marginal likelihood (NaN)%s: %s. What is left there is the classifier. Train its "
-                "posterior longer (comparison.posteriors[%r].continue_training), or run pm.sample_smc.",
+                "posterior longer (comparison.posteriors[%r].continue_training, then with_posterior(%r, ...)), or run "
+                "pm.sample_smc.",
                 name,
                 some,
                 doubt,
+                name,
                 name,
             )
 

@@ -6,6 +6,7 @@ and one step of it is the model's own graph. Random generators, data and context
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,12 +138,15 @@ class DrawLoop:
             return_updates=False,
         )
         looped = looped if isinstance(looped, list) else [looped]
-        self._function = pm.compile(
-            [n, *batched, *states, *inputs],
-            looped[: len(outputs)],
-            on_unused_input="ignore",
-            **(compile_kwargs or {}),
-        )
+        with warnings.catch_warnings():
+            # a simulator written in Python runs in Python, as its author knows
+            warnings.filterwarnings("ignore", message="Numba will use object mode")
+            self._function = pm.compile(
+                [n, *batched, *states, *inputs],
+                looped[: len(outputs)],
+                on_unused_input="ignore",
+                **(compile_kwargs or {}),
+            )
 
     def __call__(
         self,
