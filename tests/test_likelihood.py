@@ -441,6 +441,8 @@ class TestErrors:
             pma.fit_likelihood(counts_model(), region={"lambda": (0, 1)}, **QUIET)
         with pytest.raises(ValueError, match="is not below"):
             pma.fit_likelihood(counts_model(), region={"rate": (2, 1)}, **QUIET)
+        with pytest.raises(ValueError, match="'rate' is positive, and the range begins at -1"):
+            pma.fit_likelihood(counts_model(), region={"rate": (-1, 1)}, **QUIET)
         with pytest.raises(KeyError, match="variable"):
             pma.fit_likelihood(counts_model(), variable="z", **QUIET)
         with pm.Model() as simulator:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pymc as pm
 from pymc.distributions.shape_utils import change_dist_size
+from pymc.logprob.transforms import LogTransform
 from pymc.model.core import BaseModel
 from pymc.model.fgraph import model_free_rv
 from pytensor.graph.basic import Variable
@@ -43,7 +44,10 @@ def widened(model: pm.Model, region: Region) -> pm.Model:
     if unknown:
         raise KeyError(f"region: {unknown} given; the free variables are {sorted(free)}")
     shapes = evaluated_shapes(model, list(free.values()))
-    drawn = {name: _distribution(name, given, shapes[name], free[name]) for name, given in region.items()}
+    drawn = {}
+    for name, given in region.items():
+        positive = isinstance(model.rvs_to_transforms[free[name]], LogTransform)
+        drawn[name] = _distribution(name, given, shapes[name], free[name], positive)
 
     def replacements(memo: dict[Any, Any]) -> dict[Any, Any]:
         changed = {}
@@ -56,7 +60,7 @@ def widened(model: pm.Model, region: Region) -> pm.Model:
     return substitute(model, replacements)
 
 
-def _distribution(name: str, given: Any, shape: tuple[int, ...], rv: Any) -> Any:
+def _distribution(name: str, given: Any, shape: tuple[int, ...], rv: Any, positive: bool) -> Any:
     if not isinstance(given, Variable):
         try:
             low, high = (float(end) for end in given)
@@ -64,6 +68,8 @@ def _distribution(name: str, given: Any, shape: tuple[int, ...], rv: Any) -> Any
             raise TypeError(f"region[{name!r}] must be (low, high) or a PyMC distribution, got {given!r}") from None
         if not low < high:
             raise ValueError(f"region[{name!r}]: {low} is not below {high}")
+        if low < 0 and positive:
+            raise ValueError(f"region[{name!r}]: {name!r} is positive, and the range begins at {low}")
         given = pm.Uniform.dist(low, high)
     lead = shape[: len(shape) - given.type.ndim]
     wide = change_dist_size(given, lead, expand=True) if lead else given
