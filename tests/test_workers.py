@@ -2,12 +2,13 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pymc as pm
 import pytest
 import torch
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from pymc_amortized.approximators.pace import Pace, others, pace_of, worth_workers
 from pymc_amortized.graph.parallel import Workers
@@ -161,3 +162,27 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
     assert pace_of(timed, 0.004, 1, Training()) == Pace(0.044, 2, False)
     assert pace_of(timed, 0.0, 1, Training()) == Pace(0.040, 2, False)
     assert pace_of(timed, 0.020, 1, Training(threads=2)).threads == 2
+
+
+class Slow:
+    """Takes a while for each chunk."""
+
+    def chunk(self, n, seed):
+        time.sleep(0.05)
+        return n
+
+
+def test_closing_ends_what_waits():
+    made = Workers(Slow(), 1)
+    while not made._ready.done():
+        time.sleep(0.1)
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(made.run, [(i, np.random.SeedSequence(i)) for i in range(400)])
+        time.sleep(0.5)
+        made.close()
+        assert isinstance(run.exception(timeout=30), BrokenProcessPool | ShutdownExecutorError)
+
+
+def test_chunks_come_in_order(workers):
+    tasks = [(i, np.random.SeedSequence(i)) for i in range(1, 12)]
+    assert [len(made) for made in workers.run(tasks)] == [n for n, _ in tasks]

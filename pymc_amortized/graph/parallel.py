@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -57,6 +58,7 @@ class Workers:
     def __init__(self, simulator: Chunked, processes: int) -> None:
         self._simulator = simulator
         self._pool = ProcessPoolExecutor(max_workers=processes)
+        self._at_once = 2 * processes  # no more than the executor hands on at once: closing it fails for what waits
         self._closed = False
         self._ready: Future[Any] | None = self._pool.submit(_work, *_sent(simulator), 1, np.random.SeedSequence(0))
 
@@ -64,14 +66,22 @@ class Workers:
         """Make a chunk for every (size, seed), in order."""
         if self._ready is not None and self._ready.done():
             try:
-                futures = [self._pool.submit(_work, *_sent(self._simulator), *task) for task in tasks]
-                return [future.result() for future in futures]
+                return self._by_workers(tasks)
             except (BrokenProcessPool, ShutdownExecutorError) as error:
                 if self._closed:
                     raise
                 logger.info("A process that simulated is gone (%s): this one goes on alone.", error)
                 self._ready = None
         return [self._simulator.chunk(*task) for task in tasks]
+
+    def _by_workers(self, tasks: list[tuple[int, np.random.SeedSequence]]) -> list[Simulations]:
+        made: list[Simulations] = []
+        waiting: deque[Future[Simulations]] = deque()
+        for task in tasks:
+            if len(waiting) == self._at_once:
+                made.append(waiting.popleft().result())
+            waiting.append(self._pool.submit(_work, *_sent(self._simulator), *task))
+        return made + [future.result() for future in waiting]
 
     def close(self) -> None:
         """End them; what they are working at is lost."""
