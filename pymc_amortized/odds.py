@@ -58,6 +58,16 @@ class Calibration:
         """Which probabilities (n, models) at equal prior weights are more than the share that all get."""
         return log_probability > np.log(UNRESOLVED * self.share / log_probability.shape[1])
 
+    def unknown(self, log_probability: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        """How far probabilities (n, models) under prior weights may lie from those that are given.
+
+        What is not resolved at equal weights lies anywhere between 0 and what it is given; a large prior weight makes
+        much of that.
+        """
+        given = posterior_weights(log_probability, prior)
+        without = np.where(self.resolved(log_probability), log_probability, -np.inf)
+        return np.abs(given - posterior_weights(without, prior))
+
     @property
     def largest(self) -> float:
         """Log Bayes factor beyond which the classifier says no more than that it is large: of two models."""

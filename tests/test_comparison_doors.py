@@ -7,14 +7,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pymc as pm
 import pytest
+import xarray as xr
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.comparison_evidence import Evidences, _fitting, data_of
 from pymc_amortized.approximators.comparison_judgement import warn_of_atoms, warn_of_resolution
 from pymc_amortized.approximators.comparison_table import ComparisonTable
 from pymc_amortized.approximators.fit_comparison import _checked_models, _read
 from pymc_amortized.graph.common import common_data, common_structure
+from pymc_amortized.graph.datasets import DataSets, read_datasets
 from pymc_amortized.graph.kinds import Axis, Structure
 from pymc_amortized.graph.pool import Pool
+from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.odds import Calibration, prior_weights
 
 ROWS = 6
@@ -199,3 +203,162 @@ def test_a_probability_beside_a_density_is_said(one, two, said, context, caplog)
     assert len(caplog.records) == said
     if said == 1:
         assert "Model 'two' gives 'y' the value 0 in" in caplog.text and "model 'one' never" in caplog.text
+
+
+def spiked(kind="censored", n=6):
+    slab = pm.Normal.dist(0, 2)
+    with pm.Model() as model:
+        if kind == "censored":
+            theta = pm.Censored("theta", slab, lower=0.0, upper=None)
+        else:
+            theta = pm.Mixture("theta", [0.5, 0.5], [pm.DiracDelta.dist(0.0), slab])
+        pm.Normal("y", theta, 1, observed=np.zeros(n))
+    return model
+
+
+def test_a_prior_with_an_atom_is_refused():
+    with pytest.raises(ValueError, match="free variable 'theta' takes a single value in"):
+        pma.fit_posterior(spiked("spike"), num_simulations=500, cores=1, random_seed=1)
+
+
+def test_given_parameters_may_repeat_but_have_no_atom():
+    from pymc_amortized.graph.atoms import PriorAtomError, refuse_prior_atoms
+    from pymc_amortized.graph.simulator import Simulator
+    from pymc_amortized.graph.spec import ModelSpec
+
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu"), 1, observed=0.0)
+    spec = ModelSpec.from_model(model)
+    made = Simulator(spec)(400, 1)
+    repeated = replace(made, unconstrained=np.repeat(made.unconstrained[:20], 20, axis=0))
+    refuse_prior_atoms(spec, repeated, by_user=True)
+    with pytest.raises(PriorAtomError, match="5.0% of its prior draws"):
+        refuse_prior_atoms(spec, repeated)
+    half = np.where(np.arange(400)[:, None] % 2, made.unconstrained, 0.0)
+    with pytest.raises(PriorAtomError, match="50.0% of its prior draws"):
+        refuse_prior_atoms(spec, replace(made, unconstrained=half), by_user=True)
+
+
+def test_a_model_whose_prior_has_an_atom_is_compared_without_evidence(caplog):
+    with pm.Model() as normal:
+        pm.Normal("y", pm.Normal("theta", 0, 2), 1, observed=np.zeros(6))
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        comparison = pma.fit_comparison({"spiked": spiked(), "normal": normal}, **COMPILED)
+    assert "Model 'spiked' has no posterior, and so no evidence: free variable 'theta'" in caplog.text
+    table = comparison.compare({"y": np.array([-1.2, 0.4, 0.9, -0.3, 1.1, -0.9])}, random_seed=1)
+    assert np.isnan(table.log_ml["spiked"]) and np.isfinite(table.log_ml["normal"])
+    assert table.p_classifier["spiked"] > 0.5  # about 0.75
+
+
+def test_prior_weights_that_the_classifier_cannot_follow_are_said(pair, caplog):
+    y = {"y": np.array([0.3, 1.1, 0.2, 0.8, 0.5, 1.4])}
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        assert pair.probabilities(y)["resolved"].all()
+    assert "prior weights" not in caplog.text
+    impossible = {"y": np.array([-3.0, 0.5, -2.0, -0.2, 1.0, 2.0])}
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        found = pair.probabilities(impossible, prior={"half": 1e6, "both": 1})
+    assert not found["resolved"].any() and "cannot tell probabilities better than" in caplog.text
+    table = pair.compare(impossible, prior={"half": 1e6, "both": 1}, random_seed=1)
+    assert table.warning.all() and table.p_evidence["both"] == 1
+
+
+def labelled(names, dims=True, of="X"):
+    values = np.arange(8.0).reshape(4, 2)
+    with pm.Model(coords={"obs": range(4), "feature": names}) as model:
+        x = pm.Data("X", values, dims=("obs", "feature"))
+        mean = pm.Normal("slope") * x[:, 0]
+        pm.Normal("y", mean, 1, observed=np.zeros(4), dims="obs" if dims else None)
+    return model
+
+
+@pytest.mark.parametrize("context", [{"X": pm.Normal.dist(0, 1, shape=(4, 2))}, {}])
+def test_columns_in_another_order_are_refused(context):
+    models = {"a": labelled(["age", "sex"]), "b": labelled(["sex", "age"])}
+    with pytest.raises(ValueError, match="'a' and 'b' label dim 'feature' of 'X' differently"):
+        pma.fit_comparison(models, context=context, **QUICK)
+
+
+def test_labels_are_those_of_whichever_model_has_them():
+    def model(dims, labels=tuple("ABCD")):
+        with pm.Model(coords={"obs": labels} if dims else None) as made:
+            pm.Normal("y", pm.Normal("mu"), 1, observed=np.zeros(4), dims="obs" if dims else None)
+        return made
+
+    for models in ({"plain": model(False), "named": model(True)}, {"named": model(True), "plain": model(False)}):
+        specs, _, _ = _read(models, None, {}, {})
+        spec = common_data(specs).spec
+        y = xr.DataArray(np.arange(4.0), dims="obs", coords={"obs": list("DCBA")})
+        assert list(read_datasets(spec, {"y": y}).values["y"][0]) == [3, 2, 1, 0]
+    models = {"plain": model(False), "named": model(True), "other": model(True, tuple("DCBA"))}
+    with pytest.raises(ValueError, match="'named' and 'other' label dim 'obs'"):
+        common_data(_read(models, None, {}, {})[0])
+
+
+def test_a_covariate_baked_into_one_model_is_said(caplog):
+    x = np.linspace(0, 1, 12)
+
+    def model(square):
+        with pm.Model() as made:
+            mean = pm.Normal("slope") * (x**2 if square else pm.Data("x", x))
+            pm.Normal("y", mean, 1, observed=np.zeros(12))
+        return made
+
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        _read({"line": model(False), "square": model(True)}, None, {"x": pm.Normal.dist(0, 1, shape=12)}, {})
+    assert "Model 'square' does not hold 'x', but holds" in caplog.text and "hold pm.Data('x', ...)" in caplog.text
+
+
+def test_a_density_that_proposals_missed_is_not_known():
+    found = Evidences(
+        np.array([[-np.inf, -3.0], [-np.inf, -3.0]]),
+        np.array([[0.0, 0.1]] * 2),
+        np.zeros((2, 2)),
+        np.ones((2, 2)),
+        {"a": [None, None], "b": [None, None]},
+        frozenset("ab"),
+    ).confirmed(np.array([[True, True], [False, True]]), ["a", "b"])
+    np.testing.assert_array_equal(found.log_evidence, [[np.nan, -3.0], [-np.inf, -3.0]])
+    assert "may have missed" in found.doubts["a"][0] and found.doubts["a"][1] is None
+    assert list(found.complete) == [False, True]
+
+
+def test_numbers_that_a_models_type_cannot_hold_are_impossible_there():
+    with pm.Model() as model:
+        p = pm.Beta("p", 1, 1)
+        pm.CustomDist(
+            "y",
+            p,
+            logp=lambda value, p: pm.logp(pm.Bernoulli.dist(p), value),
+            random=lambda p, rng=None, size=None: rng.random(size) < p,
+            dtype="bool",
+            observed=np.array([True, False, True]),
+        )
+    spec = ModelSpec.from_model(model)
+    given = DataSets({"y": np.array([[0, 1, 1], [0, 1, 2]])}, np.arange(2), True)
+    assert list(_fitting(data_of(spec, given), given)) == [True, False]
+
+
+def test_atoms_at_a_limit_are_said(caplog):
+    limit = np.full(8, 0.5)
+
+    def model(censored, parameter=False):
+        with pm.Model() as made:
+            held = pm.Data("limit", limit) if not parameter else None
+            upper = pm.Normal("upper") if parameter and censored else held
+            normal = pm.Normal.dist(pm.Normal("mu"), 1)
+            if censored:
+                pm.Censored("y", normal, lower=None, upper=upper, observed=np.zeros(8))
+            else:
+                pm.Normal("y", pm.Normal("other"), 1, observed=np.zeros(8))
+        return made
+
+    for parameter, what in ((False, "the value of 'limit'"), (True, "one value several times")):
+        context = {} if parameter else {"limit": pm.Normal.dist(0, 1, shape=8)}
+        specs, sources, gaps = _read({"c": model(True, parameter), "n": model(False, parameter)}, None, context, {})
+        common = common_data(specs)
+        pilot = Pool(common, specs, sources, gaps).of_sizes(500, np.random.SeedSequence(1))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "pymc_amortized"):
+            warn_of_atoms(common.spec, pilot)
+        assert caplog.text.count("Believe the classifier") == 1 and f"Model 'c' gives 'y' {what}" in caplog.text

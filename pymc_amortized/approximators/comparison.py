@@ -49,6 +49,8 @@ logger = logging.getLogger("pymc_amortized")
 MODEL_DIM, AGAINST_DIM = "model", "against"
 NOVEL = 0.01
 """Chance of any false alarm in a call, however many data sets, as for posteriors."""
+UNKNOWN = 0.05
+"""How far a probability may be from what is given before that is said."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,10 +131,11 @@ class AmortizedComparison:
         Returns
         -------
         xarray.Dataset
-            For each data set, along ``model``, ``probability`` and ``ood_pvalue_model``: how often that model simulates
-            data as unusual. ``ood_pvalue`` is the largest of these: a p-value for the hypothesis that any of the models
-            is right. Where it is small, none of them simulates such data, probabilities say little, and a warning
-            is logged.
+            For each data set, along ``model``, ``probability``; ``resolved``, False where the prior weights are so
+            unequal that what the classifier cannot tell from 0 moves the probability by more than 0.05 (logged); and
+            ``ood_pvalue_model``: how often that model simulates data as unusual. ``ood_pvalue`` is the largest of
+            these: a p-value for the hypothesis that any of the models is right. Where it is small, none of them
+            simulates such data, probabilities say little, and a warning is logged.
 
         Raises
         ------
@@ -141,11 +144,11 @@ class AmortizedComparison:
         """
         weights = self._prior(prior)
         datasets = self._read(observed, batched)
-        probability = posterior_weights(self.log_probabilities(datasets), weights)
-        pvalues = self.ood_pvalues(datasets)
+        log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         self._warn(datasets, pvalues.max(1))
         found = {
-            "probability": self._laid(probability, datasets),
+            "probability": self._laid(posterior_weights(log_p, weights), datasets),
+            "resolved": self._laid(self._resolved(log_p, weights), datasets),
             "ood_pvalue": self._laid(pvalues.max(1), datasets),
             "ood_pvalue_model": self._laid(pvalues, datasets),
         }
@@ -248,7 +251,8 @@ class AmortizedComparison:
             the evidence (``p_evidence``, with standard error ``p_se``) and by the classifier (``p_classifier``);
             ``pareto_k`` of the importance weights; ``ood_pvalue``, how often the model simulates data as unusual;
             and ``warning``, True where the evidence could not be estimated, where the two disagree beyond their errors,
-            or, in all rows, where no model makes such data; which is logged.
+            where the classifier cannot tell the probability under such prior weights, or, in all rows, where no model
+            makes such data; which is logged.
 
         Notes
         -----
@@ -264,8 +268,10 @@ class AmortizedComparison:
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_table(found, self.names, datasets)
         apart = disagreement(log_p, found, self.calibration, self.error)
-        warn_of_disagreement(apart, self.names)
-        return evidence_table(self.names, found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
+        warn_of_disagreement(apart, found, self.names)
+        table = evidence_table(self.names, found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
+        table["warning"] |= pd.Series(~self._resolved(log_p, weights)[0], index=self.names).reindex(table.index)
+        return table
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights and a description, never code, to a file that :func:`load` reads; with all posteriors.
@@ -310,7 +316,10 @@ class AmortizedComparison:
             For each.
         seed : numpy.random.SeedSequence
         """
-        return estimated(self.names, self.weighed, self.kept, self._simulators, datasets, proposals, seed)
+        found = estimated(self.names, self.weighed, self.kept, self._simulators, datasets, proposals, seed)
+        if not np.isneginf(found.log_evidence).any():
+            return found
+        return found.confirmed(self.calibration.resolved(self.log_probabilities(datasets)), self.names)
 
     @cached_property
     def weighed(self) -> dict[str, AmortizedPosterior]:
@@ -386,6 +395,21 @@ class AmortizedComparison:
 
     def _prior(self, prior: Mapping[str, float] | None) -> np.ndarray:
         return prior_weights(self.prior if prior is None else prior, self.names)
+
+    def _resolved(self, log_probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Which probabilities (n, models) the classifier knows under these prior weights; the others are logged."""
+        unknown = self.calibration.unknown(log_probability, weights)
+        if (unknown > UNKNOWN).any():
+            logger.warning(
+                "Under these prior weights the classifier cannot tell probabilities better than to %.2f%s: it resolves "
+                "log Bayes factors up to %.1f, and the log prior odds reach %.1f. The evidence has no such limit "
+                "(comparison.compare).",
+                unknown.max(),
+                "" if len(unknown) == 1 else f" ({(unknown > UNKNOWN).any(1).sum()} of {len(unknown)} data sets)",
+                self.calibration.largest,
+                np.log(weights.max() / weights[weights > 0].min()),
+            )
+        return unknown <= UNKNOWN
 
     def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool) -> DataSets:
         spec = self.common.spec

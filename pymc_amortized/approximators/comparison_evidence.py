@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,13 @@ KEPT_OF = 4096
 """Simulations at the size and context of a data set: a share of half is then known to 2 %."""
 FEWEST_KEPT = 40
 """As in training, where a model is refused of which fewer than one in a hundred simulations can be used."""
+
+MISSED = (
+    "the model's density is 0 at all proposals, but the classifier takes it for possible: proposals may have missed "
+    "where it is not 0"
+)
+
+OUT_OF_TYPE = Evidence(np.nan, np.nan, np.nan, np.nan, "the model's data are of a type that cannot hold these", True)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,26 @@ class Evidences:
     doubts: Mapping[str, list[str | None]]
     known: frozenset[str]
 
+    def confirmed(self, possible: np.ndarray, names: Sequence[str]) -> Evidences:
+        """Return the same with NaN where a density of 0 at all proposals is all that speaks against a model.
+
+        Proposals may have missed a support that is narrow and depends on parameters.
+
+        Parameters
+        ----------
+        possible : bool ndarray (n, models)
+            Where the classifier takes a model for possible.
+        names : sequence of str
+            Of the models.
+        """
+        missed = np.isneginf(self.log_evidence) & possible
+        doubts = {
+            name: [MISSED if no else doubt for doubt, no in zip(self.doubts[name], missed[:, k], strict=True)]
+            for k, name in enumerate(names)
+        }
+        log_evidence, error = (np.where(missed, np.nan, values) for values in (self.log_evidence, self.error))
+        return replace(self, log_evidence=log_evidence, error=error, doubts=doubts)
+
     @property
     def complete(self) -> np.ndarray:
         """Which data sets have the evidence of all models, and are possible under one: (n,)."""
@@ -110,6 +137,7 @@ def estimated(
         posterior = posteriors[name]
         own = data_of(posterior.spec, datasets)
         found = posterior.evidence_of(own, proposals, child)
+        found = [e if fits else OUT_OF_TYPE for e, fits in zip(found, _fitting(own, datasets), strict=True)]
         kept_at = [kept[name]] * len(datasets)
         if kept[name].share < 1 and (posterior.spec.sizes or posterior.spec.context):
             kept_at = _kept_at(posterior.spec, simulators[name], kept[name], own, child)
@@ -149,6 +177,16 @@ def _kept_at(
         share = kept_share(made.dropped, made.attempted)
         found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, kept.log_orderings))
     return found
+
+
+def _fitting(own: DataSets, datasets: DataSets) -> np.ndarray:
+    """Which data sets (n,) a model's types of numbers can hold: not 300 where its data are bytes."""
+    same = np.ones(len(datasets), dtype=bool)
+    for name, values in own.values.items():
+        as_given = datasets.values[name]
+        if values.dtype != as_given.dtype and values.dtype.kind in "biu":
+            same &= (values == as_given).reshape(len(values), -1).all(axis=1)
+    return same
 
 
 def data_of(spec: ModelSpec, datasets: DataSets) -> DataSets:

@@ -12,6 +12,7 @@ import numpy as np
 from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison_table import DECISIVE, disagreement
+from pymc_amortized.graph.atoms import atoms
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
@@ -25,11 +26,11 @@ COMPARED = 48
 COMPARED_PROPOSALS = 2000
 DOUBTFUL = 0.25
 """Difference of log odds between classifier and evidence that is warned about: it moves a probability by 0.06."""
+RARE = 1e-4
+"""Share of entries below which equal numbers may be rounding."""
 LOOKED_AT = 200_000
 """Values of a variable and model among which repeated ones are looked for: what is one in ten thousand comes up 20
 times."""
-REPEATED = 10
-"""Times that a value comes up before it counts as an atom; continuous values do not come up twice."""
 
 
 def judged(
@@ -38,7 +39,7 @@ def judged(
     """Hold classifier and evidence against each other on simulated data sets, and report."""
     without = [name for name in comparison.names if name not in comparison.weighed]
     if without:
-        reasons = {name: evidence_obstacle(comparison.specs[name]) or "posteriors=False" for name in without}
+        reasons = {name: evidence_obstacle(comparison.specs[name]) or "it has no posterior" for name in without}
         logger.warning(
             "No evidence beside the classifier's word: %s.",
             "; ".join(f"model {name!r}: {reason}" for name, reason in reasons.items()),
@@ -74,7 +75,7 @@ def warn_of_resolution(calibration: Calibration) -> None:
 
 
 def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> None:
-    """Log where one model gives a value of a continuous variable with positive probability, and another never does.
+    """Log where one model gives values of a continuous variable positive probability, and another never does.
 
     Parameters
     ----------
@@ -83,25 +84,60 @@ def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> None:
     pilot : mapping of name to Simulations
     """
     for v in spec.observed:
-        if np.dtype(v.dtype).kind != "f":
-            continue
-        values = {name: _values(v, made)[:LOOKED_AT] for name, made in pilot.items()}
-        atoms = {name: _atoms(each) for name, each in values.items()}
-        for name, (found, counts) in atoms.items():
-            for other in pilot:
-                alone = ~np.isin(found, values[other])
-                if other != name and alone.any():
-                    k = int(np.argmax(np.where(alone, counts, 0)))
-                    logger.warning(
-                        "Model %r gives %r the value %.4g in %.2g%% of its simulated entries, model %r never: at data "
-                        "with that value a probability stands beside a density, and their evidence is in no "
-                        "proportion. Believe the classifier there.",
-                        name,
-                        v.name,
-                        found[k],
-                        100 * counts[k] / len(values[name]),
-                        other,
-                    )
+        if np.dtype(v.dtype).kind == "f":
+            if _warn_of_values(v, {name: _values(v, made)[:LOOKED_AT] for name, made in pilot.items()}):
+                continue
+            for what in [c.name for c in spec.context if c.shape in ((), v.shape)]:
+                equal = {name: _equal_to(v, made, what) for name, made in pilot.items()}
+                _warn_of_kind(v, f"the value of {what!r}", equal)
+            _warn_of_kind(v, "one value several times", {name: _ties(v, made) for name, made in pilot.items()})
+
+
+def _warn_of_values(v: DataVariable, values: Mapping[str, np.ndarray]) -> bool:
+    """Log single values that one model gives a probability; return whether there are any."""
+    said = False
+    for name, each in values.items():
+        found, counts = atoms(each)
+        for other in values:
+            alone = ~np.isin(found, values[other])
+            if other != name and alone.any():
+                k = int(np.argmax(np.where(alone, counts, 0)))
+                _say_atom(v, f"the value {found[k]:.4g}", name, counts[k] / len(each), other)
+                said = True
+    return said
+
+
+def _warn_of_kind(v: DataVariable, what: str, shares: Mapping[str, float]) -> None:
+    """Log a kind of value that has a share of one model's entries and none of another's."""
+    for name, share in shares.items():
+        without = [other for other in shares if shares[other] == 0]
+        if share > RARE and without:
+            _say_atom(v, what, name, share, without[0])
+
+
+def _say_atom(v: DataVariable, what: str, name: str, share: float, other: str) -> None:
+    logger.warning(
+        "Model %r gives %r %s in %.2g%% of its simulated entries, model %r never: at data with that a probability "
+        "stands beside a density, and their evidence is in no proportion. Believe the classifier there.",
+        name,
+        v.name,
+        what,
+        100 * share,
+        other,
+    )
+
+
+def _equal_to(v: DataVariable, made: Simulations, context: str) -> float:
+    """Share of a variable's entries that are those of an array of context, a limit say."""
+    array, limit = np.asarray(made.data[v.name]), np.asarray(made.data[context])
+    return float((array == limit.reshape(len(array), *limit.shape[1:], *[1] * (array.ndim - limit.ndim))).mean())
+
+
+def _ties(v: DataVariable, made: Simulations) -> float:
+    """Share of a variable's entries that another of the same data set repeats: at a limit that is a parameter, say."""
+    array = np.sort(np.asarray(made.data[v.name]).reshape(len(made), -1), axis=1)
+    again = (array[:, 1:] == array[:, :-1]) & np.isfinite(array[:, 1:])
+    return float(again.sum() / max(np.isfinite(array).sum(), 1))
 
 
 def _values(v: DataVariable, made: Simulations) -> np.ndarray:
@@ -113,9 +149,3 @@ def _values(v: DataVariable, made: Simulations) -> np.ndarray:
             before = np.arange(array.shape[1 + i]) < np.asarray(made.lengths[dim])[:, None]
             exists &= before.reshape(len(array), *(-1 if j == i else 1 for j in range(array.ndim - 1)))
     return array[exists]
-
-
-def _atoms(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values that come up again and again, and how often."""
-    found, counts = np.unique(values, return_counts=True)
-    return found[counts >= REPEATED], counts[counts >= REPEATED]

@@ -147,8 +147,9 @@ def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets)
         if impossible.any():
             some = "" if len(datasets) == 1 else f" on {impossible.sum()} of {len(datasets)} data sets"
             logger.warning(
-                "Model %r has density 0 wherever its posterior looked%s: it is taken as impossible there (log marginal "
-                "likelihood -inf, probability 0). Do the data lie in its support?",
+                "Model %r has density 0 wherever its posterior looked%s, and the classifier finds no trace of it: it "
+                "is taken as impossible there (log marginal likelihood -inf, probability 0). Do the data lie in its "
+                "support?",
                 name,
                 some,
             )
@@ -169,19 +170,22 @@ def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets)
             )
 
 
-def warn_of_disagreement(apart: Disagreement, names: Sequence[str]) -> None:
+def warn_of_disagreement(apart: Disagreement, found: Evidences, names: Sequence[str]) -> None:
     """Log where classifier and evidence contradict each other, for one data set."""
     if not apart.beyond[0].any():
         return
     worst = int(np.argmax(np.abs(apart.classifier[0] - apart.evidence[0]) - apart.allowed[0]))
     logger.warning(
         "Classifier and evidence disagree: log odds of model %r are %.2f by the classifier and %.2f by the evidence, "
-        "where errors explain %.2f (odds beyond %g count as that). The evidence comes from the exact density, and is "
-        "the safer one where Pareto k is small; the classifier knows only data like its simulations. Where densities "
-        "of models are of different kinds (an atom in one of them), the classifier is right.",
+        "where errors explain %.2f (odds beyond %g count as that). %s The classifier knows only data like its "
+        "simulations. Where densities of models are of different kinds (an atom in one of them), the classifier is "
+        "right.",
         names[worst],
         apart.classifier[0, worst],
         apart.evidence[0, worst],
         apart.allowed[0, worst],
         DECISIVE,
+        "The evidence comes from the exact density, and is the safer one: Pareto k is small."
+        if np.isfinite(found.pareto_k[0]).all()
+        else "A density of 0 at all proposals is no proof that a model is impossible.",
     )

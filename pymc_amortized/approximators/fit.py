@@ -30,6 +30,7 @@ from pymc_amortized.approximators.seeds import (
     stage_seed,
 )
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations, sources_again
+from pymc_amortized.graph.atoms import refuse_prior_atoms
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import LogDensity
@@ -305,8 +306,11 @@ class PosteriorFit:
         return self._train(network, structure, posterior.gaps, source, held_out, pilot, some, posterior.state)
 
     def _pilot(self) -> Simulations:
-        if self.given is not None:
-            return self.given
+        pilot = self.given if self.given is not None else self._simulated_pilot()
+        refuse_prior_atoms(self.spec, pilot, by_user=self.given is not None)
+        return pilot
+
+    def _simulated_pilot(self) -> Simulations:
         start = time.perf_counter()
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         self.seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from pymc_amortized.approximators.fit import (
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.graph.atoms import PriorAtomError
 from pymc_amortized.graph.common import common_data
 from pymc_amortized.graph.context import read_missing
 from pymc_amortized.graph.evidence import index_limits
@@ -136,20 +137,23 @@ def fit_comparison(
             if name in trained or evidence_obstacle(specs[name]):
                 continue
             logger.info("Training the posterior of model %r.", name)
-            trained[name] = fit_posterior(
-                model,
-                observed=observed,
-                context=_own(model, context),
-                missing=missing,
-                structure=structure,
-                training=training,
-                max_time=max_time,
-                cores=cores,
-                device=device,
-                random_seed=[*entropy, k],
-                progressbar=progressbar,
-                compile_kwargs=compile_kwargs,
-            )
+            try:
+                trained[name] = fit_posterior(
+                    model,
+                    observed=observed,
+                    context=_own(model, context),
+                    missing=missing,
+                    structure=structure,
+                    training=training,
+                    max_time=max_time,
+                    cores=cores,
+                    device=device,
+                    random_seed=[*entropy, k],
+                    progressbar=progressbar,
+                    compile_kwargs=compile_kwargs,
+                )
+            except PriorAtomError as error:
+                logger.warning("Model %r has no posterior, and so no evidence: %s.", name, error)
     fit.plan(num_simulations, cores)
     return fit.run(summary, structure, trained, dict(zip(models, weights.tolist(), strict=True)))
 
@@ -220,10 +224,29 @@ def _read(
     without = sorted(known - set(context))
     if without:
         raise ValueError(f"context: sources of {without} are needed (posteriors that were loaded hold none)")
-    for name, spec in specs.items():
-        absent = sorted(known - {c.name for c in spec.context})
-        if absent:
-            logger.info("Model %r does not hold %s: its data do not depend on that.", name, absent)
+    _say_what_is_absent(specs)
     first = next(iter(specs.values()))
     gaps = read_missing(missing, [v.name for v in first.observed])
     return specs, {name: source for name, source in context.items() if name in known}, gaps
+
+
+def _say_what_is_absent(specs: Mapping[str, ModelSpec]) -> None:
+    """Log which context is none of a model, and warn where what may have been computed from it is baked in."""
+    rows = {c.name: spec.held[c.name].shape[:1] for spec in specs.values() for c in spec.context}
+    for name, spec in specs.items():
+        absent = sorted(set(rows) - {c.name for c in spec.context})
+        if absent:
+            logger.info("Model %r does not hold %s: its data do not depend on that.", name, absent)
+        for c in absent:
+            baked = [v.name for v in spec.unchanging if rows[c] and spec.held[v.name].shape[:1] == rows[c]]
+            if baked:
+                logger.warning(
+                    "Model %r does not hold %r, but holds %s of the same length, the same for all data sets. If that "
+                    "was computed from %r (its square, its logarithm), hold pm.Data(%r, ...) there and compute it in "
+                    "the model; else its rows belong to those of the data in their order.",
+                    name,
+                    c,
+                    baked,
+                    c,
+                    c,
+                )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,12 @@ def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, in
     ValueError
         When they observe different variables, dims, sizes or context; the message names the model and what differs.
     """
-    first, *others = specs
-    for name in others:
-        refuse_other_data((first, specs[first]), (name, specs[name]))
+    for one, two in combinations(specs.items(), 2):
+        refuse_other_data(one, two)
     context = _context(specs)
     _refuse_copies(specs, context)
     fixed, held, names = _fixed(specs)
-    own = specs[first]
+    own = next(iter(specs.values()))
     observed = tuple(_common_kind(v, [_named(s.observed, v.name) for s in specs.values()]) for v in own.observed)
     symbols = {c.name: model.variable(c.name) for c in context for model in specs.values() if _has(model.context, c)}
     holds = all(s.holds_data for s in specs.values()) and _same_held(specs, [v.name for v in (*observed, *context)])
@@ -74,6 +74,7 @@ def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, in
         constants=tuple(v for v in fixed if v.role == "constant"),
         held=_held(specs, [v.name for v in (*observed, *context)]) | held,
         symbols={name: symbol for name, symbol in symbols.items() if not _has(own.context, name)},
+        labels=_all_labels(specs, (*observed, *context)),
         holds_data=holds,
     )
     smallest: dict[str, int] = {}
@@ -83,7 +84,7 @@ def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, in
 
 
 def refuse_other_data(one: tuple[str, ModelSpec], two: tuple[str, ModelSpec]) -> None:
-    """Name the first difference between the observed variables, and the sizes, of two models."""
+    """Name the first difference between the data, and the sizes, of two models."""
     (first, a), (second, b) = one, two
     ours, theirs = [v.name for v in a.observed], [v.name for v in b.observed]
     if set(ours) != set(theirs):
@@ -93,12 +94,16 @@ def refuse_other_data(one: tuple[str, ModelSpec], two: tuple[str, ModelSpec]) ->
         )
     for v in a.observed:
         _refuse_other_variable(first, v, second, _named(b.observed, v.name), "observed variable")
-        for dim in set(v.dims) - {None, *a.largest}:
+    for v in (*a.observed, *a.context):
+        if _has(b.context, v) and not _has(a.observed, v):
+            _refuse_other_variable(first, v, second, _named(b.context, v.name), "context variable")
+    for v in (*a.observed, *a.context, *a.fixed):
+        for dim in set(v.dims) - {None, *a.largest} if _has((*b.observed, *b.context, *b.fixed), v) else ():
             labels = [_labels(s, dim) for s in (a, b)]
             if None not in labels and labels[0] != labels[1]:
                 raise ValueError(
                     f"models {first!r} and {second!r} label dim {dim!r} of {v.name!r} differently: "
-                    f"{_shown(labels[0])} and {_shown(labels[1])}. Give both the same coords"
+                    f"{_shown(labels[0])} and {_shown(labels[1])}. Give both the same coords, in the same order"
                 )
     if set(a.sizes) != set(b.sizes):
         raise ValueError(
@@ -134,8 +139,15 @@ def _measure(v: DataVariable) -> str:
 
 
 def _labels(spec: ModelSpec, dim: str | None) -> list[Any] | None:
-    labels = spec.model.coords.get(dim) if dim is not None else None
+    labels = spec.labels_of(dim)
     return None if labels is None else list(labels)
+
+
+def _all_labels(specs: Mapping[str, ModelSpec], variables: Iterable[DataVariable]) -> dict[str, list[Any]]:
+    """Labels of the dims of variables, of whichever model has them."""
+    dims = {dim for v in variables for dim in v.dims if dim is not None}
+    found = {dim: [labels for s in specs.values() if (labels := _labels(s, dim)) is not None] for dim in dims}
+    return {dim: labels[0] for dim, labels in found.items() if labels}
 
 
 def _shown(labels: Any) -> str:
@@ -167,15 +179,11 @@ def _common_kind(variable: DataVariable, versions: list[DataVariable]) -> DataVa
 
 def _context(specs: Mapping[str, ModelSpec]) -> tuple[DataVariable, ...]:
     """Context of any model, each variable once."""
-    found: dict[str, tuple[str, DataVariable]] = {}
-    for name, spec in specs.items():
+    versions: dict[str, list[DataVariable]] = {}
+    for spec in specs.values():
         for c in spec.context:
-            if c.name in found:
-                _refuse_other_variable(*found[c.name], name, c, "context variable")
-            else:
-                found[c.name] = (name, c)
-    versions = {n: [_named(s.context, n) for s in specs.values() if _has(s.context, n)] for n in found}
-    return tuple(_common_kind(c, versions[n]) for n, (_, c) in found.items())
+            versions.setdefault(c.name, []).append(c)
+    return tuple(_common_kind(own[0], own) for own in versions.values())
 
 
 def _refuse_copies(specs: Mapping[str, ModelSpec], context: Iterable[DataVariable]) -> None:

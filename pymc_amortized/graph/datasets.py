@@ -393,7 +393,7 @@ def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batc
             + hint
         )
     for dim in variable.dims:
-        labels = None if dim in variable.sized else spec.model.coords.get(dim)
+        labels = None if dim in variable.sized else spec.labels_of(dim)
         if labels is not None and dim in value.coords:
             order = _positions(variable, dim, value.coords[dim].to_numpy(), labels)
             value = value.isel({dim: order})
@@ -417,7 +417,7 @@ def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | 
     array = value.to_numpy()
     axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
     for axis, (dim, theirs) in enumerate(zip(variable.dims[-len(axes) :], axes[-len(variable.dims) :], strict=False)):
-        labels = None if dim in variable.sized else spec.model.coords.get(dim)
+        labels = None if dim in variable.sized else spec.labels_of(dim)
         if labels is not None and theirs.inferred_type == "string" and pd.Index(labels).inferred_type == "string":
             array = np.take(array, _positions(variable, dim, theirs, labels), axis=axis)
     return array

@@ -121,6 +121,8 @@ class ModelSpec:
         Unnamed arrays of the graph that may have rows in common with the data; their names are made up.
     symbols : dict of name to variable
         What stands for these in the snapshot's graph.
+    labels : dict of name to list
+        Labels of dims that are not among the coords of the snapshot.
     """
 
     model: pm.Model
@@ -134,6 +136,11 @@ class ModelSpec:
     sizes: tuple[Range, ...] = ()
     constants: tuple[DataVariable, ...] = ()
     symbols: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+
+    def labels_of(self, dim: str | None) -> Any:
+        """Labels of a dim; None where there are none."""
+        return None if dim is None else self.labels.get(dim, self.model.coords.get(dim))
 
     @classmethod
     def from_model(
