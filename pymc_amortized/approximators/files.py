@@ -56,7 +56,7 @@ from pymc_amortized.training import History, Training, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
 
-FORMAT = 5
+FORMAT = 6
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
 POINTS = 4

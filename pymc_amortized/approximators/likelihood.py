@@ -390,9 +390,9 @@ class AmortizedLikelihood:
             fixed = all(isinstance(v, Constant) for v in graph_inputs([argument]))
             values.append(np.asarray(argument.eval()) if fixed else np.ones(p.core_shape))
             known += [fixed] * int(np.prod(p.core_shape, dtype=int))
-        furthest = max(
-            (float(np.max(e)) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k), default=0
-        )
+        known += [all(known)] * len(self.network.layout.combinations)
+        reach = [np.max(e) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k]
+        furthest = float(np.max(reach)) if reach else 0.0
         if not furthest <= 1:
             logger.warning(
                 "Parameters lie outside the region the likelihood was trained in (%s), %.2f times as far from its "
@@ -403,7 +403,11 @@ class AmortizedLikelihood:
             )
 
     def _region_said(self) -> str:
-        return ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items())
+        said = ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items())
+        layout = self.network.layout
+        few = [f"{p.name} only at {', '.join(f'{v:g}' for v in p.levels)}" for p in layout.parameters if p.levels]
+        together = ["not at all combinations of these"] if layout.combinations else []
+        return "; ".join([said, *few, *together])
 
     def _extent(self, arguments: list[Any]) -> Any:
         """How far the parameters reach into the region: 1 is its edge."""

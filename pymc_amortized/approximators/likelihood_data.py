@@ -79,6 +79,8 @@ def _check_column(column: Column, y: np.ndarray, where: str) -> None:
         if (y != np.round(y)).any() or (y < column.lower).any():
             wrong = y[(y != np.round(y)) | (y < column.lower)][0]
             raise ValueError(f"{where}: counts from {column.lower:g} on are allowed, got {wrong:g}")
+        if column.top is not None and (y > column.top).any():
+            raise ValueError(f"{where}: counts up to {column.top:g} are allowed, got {y.max():g}")
     elif column.transform in ("log", "logit"):
         beyond = (y <= column.lower) | ((y >= column.upper) & (column.transform == "logit"))
         if beyond.any():

@@ -26,6 +26,7 @@ from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
+from pymc_amortized.rows.alike import places_differ
 from pymc_amortized.rows.columns import Kind, Layout
 from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.fitting import fit_layout
@@ -130,6 +131,7 @@ class LikelihoodFit:
         self.together = self.kind == "density" and rows_share(self.read_from)
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
+        self._check_places(pilot)
         most = -(-PILOT_ROWS // len(pilot))
         layout, network = self._network(self._rows(pilot, most, Stage.PILOT), size, kinds)
         held_out = self._held_out(layout, pilot)
@@ -170,6 +172,22 @@ class LikelihoodFit:
         doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0
         logger.log(logging.WARNING if doubtful else logging.INFO, f"{summary_line(trained)} {remark}".rstrip())
         return replace(likelihood, error=error)
+
+    def _check_places(self, pilot: Simulations) -> None:
+        """Warn where rows that should be alike are not."""
+        total = self.read_from.rows
+        if not rows_share(self.read_from) or total < 2:
+            return
+        rows = self.read_from.of_simulations(pilot, 0, None)
+        values = rows.values.reshape(len(rows.values), -1, total)
+        if places_differ(values, rows.parameters.reshape(len(rows.parameters), -1, total)[:, :, 0]):
+            logger.warning(
+                "Rows of %r with the same parameters differ by their place in the data set: what is drawn depends on "
+                "something that is no argument of its distribution, a covariate say. The learned density averages over "
+                "that. Pass it as an argument, or say structure={%r: 'features'} if the places matter.",
+                self.rows.variable.name,
+                self.rows.variable.name,
+            )
 
     def _network(self, rows: Rows, size: RowSize, kinds: list[Kind | None]) -> tuple[Layout, RowNetwork | RatioNetwork]:
         """Choose the layout; the network of a density starts at a regression."""

@@ -88,7 +88,13 @@ def covering_datasets(layout: Layout, rows: Rows, datasets: int) -> Layout:
         each = np.where(np.isfinite(t), t, 0.0).reshape(datasets, -1)
         low, high = np.quantile(each.min(1), OUTSIDE), np.quantile(each.max(1), 1 - OUTSIDE)
         parameters.append(replace(p, low=min(p.low, float(low)), high=max(p.high, float(high))))
-    return replace(layout, parameters=tuple(parameters))
+    x = np.stack([(_moved(p, v) - p.center) / p.scale for p, v in zip(layout.parameters, rows.parameters, strict=True)])
+    combinations = []
+    for c in layout.combinations:
+        each = np.nan_to_num(np.asarray(c.weights) @ x).reshape(datasets, -1)
+        low, high = np.quantile(each.min(1), OUTSIDE), np.quantile(each.max(1), 1 - OUTSIDE)
+        combinations.append(replace(c, low=min(c.low, float(low)), high=max(c.high, float(high))))
+    return replace(layout, parameters=tuple(parameters), combinations=tuple(combinations))
 
 
 def _moved(parameter: Parameter, values: np.ndarray) -> np.ndarray:

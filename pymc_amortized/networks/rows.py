@@ -123,7 +123,7 @@ class RowNetwork(nn.Module):
         if column.column.kind == "categorical":
             return column.log_probability(TORCH, head, values)
         if column.column.kind == "count":
-            return column.log_mass(TORCH, head, values[0], values[1], values[2] > 0)
+            return column.log_mass(TORCH, head, values[0], values[1], values[2] > 0, values[3] > 0)
         return column.log_density(TORCH, head, values[0])
 
     def arrays(self) -> list[dict[str, np.ndarray]]:

@@ -31,6 +31,8 @@ class Parameter:
     linear : tuple of float or None
         Center and scale of the parameter itself, which is a second input of the network, where that differs
         and does not span orders of magnitude.
+    levels : tuple of float
+        The only values it was trained at, where these are few: numbers of trials, or a covariate of two values.
     """
 
     name: str
@@ -40,11 +42,29 @@ class Parameter:
     low: float
     high: float
     linear: tuple[float, float] | None = None
+    levels: tuple[float, ...] = ()
 
     @property
     def inputs(self) -> int:
         """Numbers that the network sees of it."""
         return 1 + (self.linear is not None)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is left of a parameter that others predict: where these go together, each alone says little of the region.
+
+    Attributes
+    ----------
+    weights : tuple of float
+        Of the standardized parameters.
+    low, high : float
+        Ends of the region, in units of its standard deviation.
+    """
+
+    weights: tuple[float, ...]
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,8 @@ class Column:
         has a small density rather than none.
     center, scale : float
         Standardize the transformed column.
+    top : float or None
+        The largest count, where there is one.
     """
 
     kind: Kind
@@ -79,6 +101,7 @@ class Column:
     softness: float = 0.0
     center: float = 0.0
     scale: float = 1.0
+    top: float | None = None
 
     @property
     def given_size(self) -> int:
@@ -99,12 +122,15 @@ class Layout:
         In which columns are learned: categories first, then counts, then real ones.
     lags : int
         How many rows before this one it depends on; 0 where rows are independent.
+    combinations : tuple of Combination
+        Of parameters that go together in training.
     """
 
     parameters: tuple[Parameter, ...]
     columns: tuple[Column, ...]
     order: tuple[int, ...]
     lags: int = 0
+    combinations: tuple[Combination, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -142,7 +168,9 @@ class Layout:
     def from_description(cls, described: Mapping[str, Any]) -> Layout:
         """Rebuild what :meth:`description` returned."""
         parameters = tuple(
-            Parameter(**{**p, "linear": tuple(p["linear"]) if p["linear"] else None}) for p in described["parameters"]
+            Parameter(**{**p, "linear": tuple(p["linear"]) if p["linear"] else None, "levels": tuple(p["levels"])})
+            for p in described["parameters"]
         )
         columns = tuple(Column(**{**c, "levels": tuple(c["levels"])}) for c in described["columns"])
-        return cls(parameters, columns, tuple(described["order"]), int(described["lags"]))
+        combinations = tuple(Combination(**{**c, "weights": tuple(c["weights"])}) for c in described["combinations"])
+        return cls(parameters, columns, tuple(described["order"]), int(described["lags"]), combinations)

@@ -138,14 +138,15 @@ class ColumnDensity:
         e = (u[None] - locations) * xp.exp(-widths)
         return xp.logsumexp(log_weights - 0.5 * e * e - widths) - HALF_LOG_2PI - log_scale
 
-    def log_mass(self, xp: Arrays, head: Array, low: Array, width: Array, first: Array) -> Array:
-        """Log mass (rows,) of the interval from `low` on; `first` says where it has no lower end."""
+    def log_mass(self, xp: Arrays, head: Array, low: Array, width: Array, first: Array, last: Array) -> Array:
+        """Log mass (rows,) of the interval from `low` on; `first` and `last` say where it has no lower or upper end."""
         location, log_scale, log_weights, locations, widths = self.mixture(xp, head)
         unit = xp.exp(-log_scale)
         scale = xp.exp(-widths)
         a = (((low - location) * unit)[None] - locations) * scale
         b = a + (width * unit)[None] * scale
         log_masses = xp.where(first[None], xp.log_ndtr(b), log_interval(xp, a, b - a))
+        log_masses = xp.where(last[None], xp.log_ndtr(-a), log_masses)
         return xp.logsumexp(log_weights + log_masses)
 
     def log_probability(self, xp: Arrays, head: Array, one_hot: Array) -> Array:

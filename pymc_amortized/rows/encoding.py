@@ -6,6 +6,8 @@ beyond it: with :math:`x` beyond an end :math:`h` by :math:`d`,
 .. math:: x \mapsto h + w \tanh(d / w), \qquad \text{penalty } \tfrac{\kappa}{2} d^2.
 
 Both are differentiable at the end itself. NUTS is pushed back into the region by a force that grows with the distance.
+Logarithms, too, go on as straight lines beyond the region, so that distances are finite at 0 and below. Where
+parameters go together in training, what is left of one given the others has a region as well.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import math
 from collections.abc import Sequence
 
 from pymc_amortized.rows.arrays import Array, Arrays
-from pymc_amortized.rows.columns import Column, Layout, Parameter
+from pymc_amortized.rows.columns import Column, Combination, Layout, Parameter
 
 BEYOND = 0.25
 """How far, in standard deviations of a parameter in training, the network is extrapolated."""
@@ -42,34 +44,65 @@ def encode_parameters(xp: Arrays, layout: Layout, values: Sequence[Array]) -> tu
 def penalty(xp: Arrays, layout: Layout, values: Sequence[Array]) -> Array:
     """What is taken off the log density of a row beyond the region; broadcasts over the parameters' shapes."""
     total: Array = 0.0
+    standardized = []
     for parameter, value in zip(layout.parameters, values, strict=True):
-        _, above, below = _standardized(xp, parameter, value)
+        x, above, below = _standardized(xp, parameter, value)
+        standardized.append(x)
+        total = total + 0.5 * STIFFNESS * (above * above + below * below)
+    for c in layout.combinations:
+        x = combined(c, standardized)
+        above, below = xp.maximum(x - c.high, 0.0), xp.maximum(c.low - x, 0.0)
         total = total + 0.5 * STIFFNESS * (above * above + below * below)
     return total
 
 
 def extent(xp: Arrays, layout: Layout, values: Sequence[Array]) -> list[Array]:
-    """How far each parameter is from the middle of its region: 1 at the edge; each of the parameter's shape."""
-    found = []
+    """How far each parameter is from the middle of its region, then each combination: 1 at the edge.
+
+    Of each parameter's shape, or that of all parameters together. A value between the few of training is at 2.
+    """
+    found, standardized = [], []
     for parameter, value in zip(layout.parameters, values, strict=True):
-        x = (_moved(xp, parameter.transform, value) - parameter.center) / parameter.scale
-        middle, half = (parameter.high + parameter.low) / 2, (parameter.high - parameter.low) / 2
-        found.append(xp.abs(x - middle) / max(half, 1e-9))
-    return found
+        x = _standardized(xp, parameter, value)[0]
+        standardized.append(x)
+        reach = _reach(xp, x, parameter.low, parameter.high)
+        if parameter.levels:
+            seen = sum(xp.where(_equal(xp, value, level), 1.0, 0.0) for level in parameter.levels)
+            reach = reach + xp.where(seen > 0, 0.0, 2.0)
+        found.append(reach)
+    return found + [_reach(xp, combined(c, standardized), c.low, c.high) for c in layout.combinations]
+
+
+def _reach(xp: Arrays, x: Array, low: float, high: float) -> Array:
+    return xp.abs(x - (high + low) / 2) / max((high - low) / 2, 1e-9)
+
+
+def combined(combination: Combination, standardized: Sequence[Array]) -> Array:
+    """Value of a combination at standardized parameters, which broadcast."""
+    total: Array = 0.0
+    for weight, x in zip(combination.weights, standardized, strict=True):
+        total = total + weight * x
+    return total
 
 
 def _standardized(xp: Arrays, parameter: Parameter, value: Array) -> tuple[Array, Array, Array]:
     """A parameter on the scale of its region, and how far it is above and below that."""
-    x = (_moved(xp, parameter.transform, value) - parameter.center) / parameter.scale
+    x = (_moved(xp, parameter, value) - parameter.center) / parameter.scale
     return x, xp.maximum(x - parameter.high, 0.0), xp.maximum(parameter.low - x, 0.0)
 
 
-def _moved(xp: Arrays, transform: str, value: Array) -> Array:
-    if transform == "log":
-        return xp.log(value)
-    if transform == "logit":
-        return xp.log(value) - xp.log1p(-value)
-    return value
+def _moved(xp: Arrays, parameter: Parameter, value: Array) -> Array:
+    """A parameter on the scale on which its region is an interval; straight on beyond the region."""
+    if parameter.transform == "identity":
+        return value
+    low, high = (end * parameter.scale + parameter.center for end in (parameter.low, parameter.high))
+    if parameter.transform == "log":
+        low = math.exp(low)
+        return xp.log(xp.maximum(value, low)) + xp.minimum(value - low, 0.0) / low
+    low, high = (1 / (1 + math.exp(-end)) for end in (low, high))
+    inside = xp.minimum(xp.maximum(value, low), high)
+    below, above = xp.minimum(value - low, 0.0), xp.maximum(value - high, 0.0)
+    return xp.log(inside) - xp.log1p(-inside) + below / (low * (1 - low)) + above / (high * (1 - high))
 
 
 def _back(xp: Arrays, parameter: Parameter, t: Array) -> Array:
@@ -118,16 +151,40 @@ def bounded(xp: Arrays, column: Column, z: Array, bound: Array | None) -> Array:
     return t
 
 
+def supported(xp: Arrays, column: Column, y: Array) -> tuple[Array, Array]:
+    """Which values (rows,) a column can have, and the values with others replaced by possible ones."""
+    if column.kind == "categorical":
+        fine = sum(xp.where(_equal(xp, y, level), 1.0, 0.0) for level in column.levels) > 0
+        return fine, y
+    if column.kind == "count":
+        fine = y > column.lower - 0.5
+        if column.top is not None:
+            fine = fine & (y < column.top + 0.5)
+        return fine, xp.where(fine, y, column.lower)
+    if column.transform == "log":
+        fine = y > column.lower
+        return fine, xp.where(fine, y, column.lower + 1.0)
+    if column.transform == "logit":
+        fine = (y > column.lower) & (y < column.upper)
+        return fine, xp.where(fine, y, 0.5 * (column.lower + column.upper))
+    return xp.abs(y) < math.inf, y
+
+
 def edges(xp: Arrays, column: Column, y: Array) -> tuple[Array, Array]:
     """Standardized lower edge (rows,) of the interval that a count stands for, and the interval's width.
 
     A count k is the interval from k - 1/2 to k + 1/2 on the scale of log(k - lower + 1); the smallest one has no lower
-    edge, but its width says where its upper one is.
+    edge, but its width says where its upper one is, and the largest one, if there is one, no upper edge.
     """
     k = y - column.lower
     low = xp.log(k + 0.5)
     width = xp.log1p(1.0 / (k + 0.5))
     return (low - column.center) / column.scale, width / column.scale
+
+
+def ends(column: Column, y: Array) -> tuple[Array, Array]:
+    """Which counts (rows,) are the smallest, and the largest if there is one: their intervals have one edge."""
+    return y <= column.lower, y >= (math.inf if column.top is None else column.top)
 
 
 def count_of(xp: Arrays, column: Column, z: Array) -> Array:

@@ -10,7 +10,16 @@ import numpy as np
 from pymc_amortized.rows.arrays import NUMPY, Array, Arrays
 from pymc_amortized.rows.columns import Column, Layout
 from pymc_amortized.rows.density import ColumnDensity, RowSize, Weights, chosen
-from pymc_amortized.rows.encoding import bounded, count_of, edges, encode_parameters, one_hot, unbounded
+from pymc_amortized.rows.encoding import (
+    bounded,
+    count_of,
+    edges,
+    encode_parameters,
+    ends,
+    one_hot,
+    supported,
+    unbounded,
+)
 from pymc_amortized.rows.prepared import given_numbers
 
 AT_ONCE = 65_536
@@ -75,13 +84,15 @@ class RowDensity:
 
     def _log_density(self, xp: Arrays, density: ColumnDensity, head: Array, y: Array, own: Sequence[Array]) -> Array:
         column = density.column
+        fine, y = supported(xp, column, y)
         if column.kind == "categorical":
-            return density.log_probability(xp, head, one_hot(xp, column, y))
-        if column.kind == "count":
-            low, width = edges(xp, column, y)
-            return density.log_mass(xp, head, low, width, y <= column.lower)
-        z, slope = unbounded(xp, column, y, None if column.bound is None else own[column.bound])
-        return density.log_density(xp, head, z) + slope
+            found = density.log_probability(xp, head, one_hot(xp, column, y))
+        elif column.kind == "count":
+            found = density.log_mass(xp, head, *edges(xp, column, y), *ends(column, y))
+        else:
+            z, slope = unbounded(xp, column, y, None if column.bound is None else own[column.bound])
+            found = density.log_density(xp, head, z) + slope
+        return xp.where(fine, found, -np.inf)
 
     def sample(
         self, rng: np.random.Generator, parameters: Sequence[np.ndarray], past: Sequence[Sequence[np.ndarray]] = ()
@@ -125,7 +136,7 @@ def _draw(
     spread = np.exp(np.take_along_axis(widths, component, 0)[0])
     z = location + np.exp(log_scale) * (mean + spread * rng.standard_normal(len(mean)))
     if column.kind == "count":
-        return np.maximum(np.round(count_of(NUMPY, column, z)), column.lower)
+        return np.clip(np.round(count_of(NUMPY, column, z)), column.lower, column.top)
     return bounded(NUMPY, column, z, bound)
 
 

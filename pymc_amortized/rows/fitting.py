@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from pymc_amortized.rows.arrays import NUMPY
-from pymc_amortized.rows.columns import Column, Kind, Layout, Parameter
+from pymc_amortized.rows.columns import Column, Combination, Kind, Layout, Parameter
 from pymc_amortized.rows.density import ColumnDensity, RowSize
 from pymc_amortized.rows.prepared import Rows, prepare, usable
 
@@ -39,6 +39,12 @@ RIDGE = 1e-9
 """Relative to the mean square of the inputs: some of them are linear in others."""
 LOG_NORMAL = -0.635
 """Mean of log |e| of standard normal e."""
+UNPREDICTED = 0.7
+"""Share of a parameter's variance that others leave, above which its own range says what there is to say."""
+EXACT = 0.05
+"""Standard deviations by which a parameter that follows from others may be off."""
+FOLLOWS = 1e-5
+"""Standard deviations by which a number of a row may be off that others determine: the rounding of float32."""
 RANGE = 30.0
 """A positive parameter whose region spans more than this factor enters by its logarithm only."""
 
@@ -62,7 +68,50 @@ def fit_parameter(name: str, values: np.ndarray) -> Parameter:
     if transform == "logit" or (transform == "log" and high < RANGE * low):
         clipped = np.clip(values, low, high)
         linear = (float(clipped.mean()), float(clipped.std()) or 1.0)
-    return Parameter(name, transform, center, scale, ends[0], ends[1], linear)
+    distinct = np.unique(values[:COMPARED])
+    few = 1 < len(distinct) <= MOST_LEVELS and len(values) > 100 * MOST_LEVELS and np.isin(values, distinct).all()
+    return Parameter(name, transform, center, scale, ends[0], ends[1], linear, tuple(distinct.tolist()) if few else ())
+
+
+def fit_combinations(parameters: Sequence[Parameter], values: np.ndarray) -> tuple[Combination, ...]:
+    """Find parameters (parameters, n) that others predict, and the region of what is left of them."""
+    x = _standardized_parameters(parameters, values)
+    x = x[:, np.isfinite(x).all(0)]
+    found = []
+    for j in range(len(x)):
+        others = np.delete(np.arange(len(x)), j)
+        if not len(others) or x[j].std() < 1e-9 or x.shape[1] < 10 * len(x):
+            continue
+        slopes = _least_squares(x[others], x[j], None)
+        left = x[j] - slopes @ x[others]
+        if left.var() > UNPREDICTED * x[j].var():
+            continue
+        unit = max(float(left.std()), EXACT)
+        weights = np.insert(-slopes, j, 1.0) / unit
+        low, high = np.quantile(left / unit, [OUTSIDE, 1 - OUTSIDE])
+        found.append(Combination(tuple(weights.tolist()), min(float(low), -1.0), max(float(high), 1.0)))
+    return tuple(found)
+
+
+def _standardized_parameters(parameters: Sequence[Parameter], values: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.stack(
+            [(_moved(v, p.transform) - p.center) / p.scale for p, v in zip(parameters, values, strict=True)]
+        )
+
+
+def _refuse_dependent(values: np.ndarray, kinds: Sequence[Kind | None]) -> None:
+    """Refuse rows of which one number follows from the others: they have no density."""
+    some = values[:, :COMPARED]
+    real = [i for i, y in enumerate(some) if kinds[i] in (None, "real") and (y != np.round(y)).any() and y.std() > 0]
+    for i in real if len(real) > 1 else []:
+        others = np.stack([(some[j] - some[j].mean()) / some[j].std() for j in real if j != i])
+        y = (some[i] - some[i].mean()) / some[i].std()
+        if np.abs(y - _least_squares(others, y, None) @ others).max() < FOLLOWS:
+            raise ValueError(
+                f"number {i} of a row follows from the others (shares that add up to 1?): such rows have no density. "
+                "Leave it out of the observed variable"
+            )
 
 
 def _moved(values: np.ndarray, transform: str) -> np.ndarray:
@@ -87,10 +136,12 @@ def fit_layout(
     lags : int
     """
     parameters = tuple(fit_parameter(name, v) for name, v in zip(names, rows.parameters, strict=True))
+    combinations = fit_combinations(parameters, rows.parameters)
+    _refuse_dependent(rows.values, kinds)
     columns = [_column(y, kind) for y, kind in zip(rows.values, kinds, strict=True)]
     ranks = {"categorical": 0, "count": 1, "real": 2}
     order = tuple(sorted(range(len(columns)), key=lambda i: (ranks[columns[i].kind], i)))
-    layout = Layout(parameters, tuple(columns), order, lags)
+    layout = Layout(parameters, tuple(columns), order, lags, combinations)
     starts = []
     for position in range(len(order)):
         layout, start = _fitted(layout, position, rows)
@@ -117,7 +168,8 @@ def _column(y: np.ndarray, kind: Kind | None) -> Column:
     if kind == "count":
         lower = min(float(y.min()), 0.0)
         t = np.log(y - lower + 1)
-        return Column("count", lower=lower, center=float(t.mean()), scale=float(t.std()) or 1.0)
+        top = float(y.max()) if (y == y.max()).mean() > ATOM else None
+        return Column("count", lower=lower, center=float(t.mean()), scale=float(t.std()) or 1.0, top=top)
     if atom := _atom(some):
         logger.warning(
             "%s, and kinds= says that these are real numbers: the learned density has a spike there, which spoils "

@@ -9,7 +9,7 @@ import numpy as np
 
 from pymc_amortized.rows.arrays import NUMPY, Array, Arrays
 from pymc_amortized.rows.columns import Layout
-from pymc_amortized.rows.encoding import as_given, edges, encode_parameters, one_hot, penalty, unbounded
+from pymc_amortized.rows.encoding import as_given, edges, encode_parameters, ends, one_hot, penalty, unbounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def prepare(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarra
                 encoded[f"values {position}"] = one_hot(NUMPY, column, y)
             elif column.kind == "count":
                 low, width = edges(NUMPY, column, y)
-                encoded[f"values {position}"] = np.stack([low, width, y <= column.lower])
+                encoded[f"values {position}"] = np.stack([low, width, *ends(column, y)])
             else:
                 z, slope = unbounded(NUMPY, column, y, bound)
                 encoded[f"values {position}"] = z[None]
