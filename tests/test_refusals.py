@@ -388,3 +388,11 @@ def test_arguments_of_simulate_are_checked(arguments, error, message):
 def test_no_model_is_an_error(function):
     with pytest.raises(TypeError, match=r"[Nn]o model on context stack"):
         function()
+
+
+def test_a_function_that_always_raises_is_refused_soon():
+    with pm.Model() as model:
+        rate = pm.HalfNormal("rate", 1)
+        pm.CustomDist("y", rate, random=lambda rate: rate, observed=np.zeros(10))
+    with pytest.raises(ValueError, match="TypeError.*unexpected keyword argument 'rng'.*error in the function"):
+        pma.fit_likelihood(model)

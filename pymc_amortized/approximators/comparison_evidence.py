@@ -19,8 +19,8 @@ FEWEST_KEPT = 40
 """As in training, where a model is refused of which fewer than one in a hundred simulations can be used."""
 
 MISSED = (
-    "the model's density is 0 at all proposals, but the classifier takes it for possible: proposals may have missed "
-    "where it is not 0"
+    "the model's density is 0 at all proposals, but the classifier takes it for possible. Do the data lie in its "
+    "support? If so, proposals missed where it is not 0"
 )
 
 OUT_OF_TYPE = Evidence(np.nan, np.nan, np.nan, np.nan, "the model's data are of a type that cannot hold these", True)

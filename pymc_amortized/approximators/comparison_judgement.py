@@ -28,6 +28,8 @@ DOUBTFUL = 0.25
 """Difference of log odds between classifier and evidence that is warned about: it moves a probability by 0.06."""
 RARE = 1e-4
 """Share of entries below which equal numbers may be rounding."""
+POOR = 0.5
+"""Difference from which on the evidence is the better answer."""
 LOOKED_AT = 200_000
 """Values of a variable and model among which repeated ones are looked for: what is one in ten thousand comes up 20
 times."""
@@ -58,6 +60,8 @@ def judged(
         f"On {some.sum()} of {len(some)} simulated data sets the evidence is known: log odds by the classifier "
         f"differ from it by {error:.2f} (root mean square), at most {np.abs(off).max():.2f}."
     )
+    if error > POOR:
+        remark += " Look at the evidence (comparison.compare) where there is one, or train longer."
     doubtful = error > DOUBTFUL or not trained.settled or trained.history.restarts > 0
     report(trained, remark, doubtful=doubtful)
     return replace(comparison, error=error)

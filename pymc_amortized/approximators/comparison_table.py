@@ -124,7 +124,7 @@ def evidence_table(
             "log_ml": log_ml,
             "se": error,
             "log_bf": log_ml - log_ml[best],
-            "dse": np.where(np.arange(len(names)) == best, 0.0, np.hypot(error, error[best])),
+            "dse": np.where(np.arange(len(names)) == best, 0.0 * error, np.hypot(error, error[best])),
             "p_evidence": p,
             "p_se": np.sqrt(np.square(slopes * error).sum(1)),
             "p_classifier": classified,

@@ -255,7 +255,7 @@ class PosteriorFit:
         seed, n, seconds = stage_seed(self.entropy, Stage.TIMING), 1, 0.0
         # as training does, which makes many at a time: fewer would come in smaller groups where sizes differ
         most = PILOT if not self.spec.sizes else GROUP
-        self.simulator.chunk(n, seed)  # compiles
+        self.simulator.check_ends()  # compiles
         while seconds < TIMED_SECONDS and n < most:
             n *= 4
             start = time.perf_counter()

@@ -252,6 +252,7 @@ class AmortizedLikelihood:
         arguments = [np.asarray(a.eval()) for a in given]
         if isinstance(shape, int):
             shape = (shape,)
+        self._check_draws(arguments, shape)
         if self.rows.series:
             if length is None:
                 length = self.rows.variable.shape_at({})[self.rows.batch_ndim]
@@ -319,8 +320,8 @@ class AmortizedLikelihood:
         return (
             f"AmortizedLikelihood({self.rows.variable.name}{event} | {', '.join(self.parameters)})\n"
             f"  {self.kind}, {kind}; region: {region}\n"
-            f"  trained on {self.provenance.simulations:,} rows, "
-            f"held-out loss {self.provenance.held_out_loss:.4f}{error}"
+            f"  trained on {self.provenance.simulations:,} rows, held-out loss {self.provenance.held_out_loss:.4f}, "
+            f"{'settled' if self.provenance.settled else 'not settled'}{error}"
         )
 
     def _arguments(self, given: dict[str, Any]) -> list[Any]:
@@ -382,6 +383,20 @@ class AmortizedLikelihood:
                 fits = False
             if not fits:
                 raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
+
+    def _check_draws(self, arguments: list[np.ndarray], shape: tuple[int, ...] | None) -> None:
+        """Refuse parameters that do not broadcast against each other, or to the shape that is wanted."""
+        pairs = zip(self.rows.parameters, arguments, strict=True)
+        leads = {p.name: a.shape[: a.ndim - len(p.core_shape)] for p, a in pairs}
+        try:
+            together = np.broadcast_shapes(*leads.values())
+            fits = shape is None or np.broadcast_shapes(together, shape) == tuple(shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            said = ", ".join(f"{name!r} {lead}" for name, lead in leads.items())
+            wanted = "" if shape is None else f" to shape {tuple(shape)}"
+            raise ValueError(f"parameters do not broadcast{wanted}: {said}")
 
     def _warn_outside(self, arguments: list[Any]) -> None:
         """Log that parameters lie where nothing was learned, as far as they are numbers."""

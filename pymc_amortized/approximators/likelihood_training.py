@@ -116,7 +116,7 @@ class LikelihoodFit:
         """Time the simulator."""
         self.num_simulations = num_simulations
         seed, n, seconds = stage_seed(self.entropy, Stage.TIMING), 1, 0.0
-        self.simulator.chunk(n, seed)  # compiles
+        self.simulator.check_ends()  # compiles
         while seconds < 0.1 and n < 4096:
             n *= 4
             start = time.perf_counter()
@@ -169,7 +169,7 @@ class LikelihoodFit:
         if self.kind == "density":
             made = self.simulator(CHECKED, stage_seed(self.entropy, Stage.HELD_OUT, 1))
             error, remark = row_error(likelihood, self.simulated, self.read_from, made, self.compile_kwargs)
-        doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0
+        doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0 or not trained.settled
         logger.log(logging.WARNING if doubtful else logging.INFO, f"{summary_line(trained)} {remark}".rstrip())
         return replace(likelihood, error=error)
 

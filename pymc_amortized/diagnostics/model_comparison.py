@@ -304,12 +304,13 @@ def _warn(tree: xr.DataTree, error_of_odds: float) -> None:
     scores = tree["scores"].to_dataset()
     error, p = float(scores["expected_calibration_error"]), float(scores["p_value"])
     line = f"Calibration of model probabilities on {len(tree['predictions']['true_model'])} simulated data sets:"
-    if p >= LEVEL:
+    sharp = ""
+    if error_of_odds > DOUBTFUL:
         sharp = (
-            f" Calibrated is not sharp: log odds differ from the evidence by {error_of_odds:.2f} (root mean square)."
-            if error_of_odds > DOUBTFUL
-            else ""
+            f" That is not all: log odds of single data sets differ from the evidence by {error_of_odds:.2f} (root "
+            "mean square), which calibration does not see."
         )
+    if p >= LEVEL:
         logger.info("%s nothing is off (expected calibration error %.4f, debiased; p = %.2g).%s", line, error, p, sharp)
         return
     found = tree["predictions"].to_dataset()
@@ -324,9 +325,10 @@ def _warn(tree: xr.DataTree, error_of_odds: float) -> None:
         how = f"probabilities of model {worst!r} are {'over' if spread < 1 else 'under'}-confident (slope {spread:.2f})"
     logger.warning(
         "%s the expected calibration error is %.3f (debiased; %s): %s. Train longer, or with other sizes of the "
-        "networks; where evidence is known, comparison.compare is exact.",
+        "networks; where evidence is known, comparison.compare is exact.%s",
         line,
         error,
         p_text(p),
         how,
+        sharp,
     )

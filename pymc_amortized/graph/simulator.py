@@ -28,6 +28,8 @@ CHUNK_BYTES = 64 * 2**20
 LARGEST_CHUNK = 8192
 SMALLEST_ACCEPTANCE = 0.01
 """Below this share of usable simulations a model is refused: rejection would cost 100 times the simulator."""
+FEW = 32
+"""Simulations that tell a model of which each one raises."""
 FEWEST_AT_ONCE = 32
 """Simulations: of fewer, the call itself takes most of the time."""
 _ROW = "number of the context"
@@ -308,9 +310,11 @@ class Simulator:
         )
 
     def check_ends(self) -> None:
-        """Refuse, once, a model that cannot be simulated at the smallest or largest lengths."""
+        """Refuse, once, a model that cannot be simulated at all, or at the smallest or largest lengths."""
         if self._ends_checked:
             return
+        if not self.spec.sizes:
+            self._check_some()
         ends = [{r.dim: r.smallest for r in self.spec.sizes}, self.spec.largest]
         for lengths in ends if self.spec.sizes else []:
             context_seed, seed = np.random.SeedSequence(0).spawn(2)
@@ -325,6 +329,13 @@ class Simulator:
                     "dimension must be pm.Data with dims=..., not constants of the length they have now"
                 )
         self._ends_checked = True
+
+    def _check_some(self) -> None:
+        """Refuse a model whose own functions raise at each of a few draws: thousands would take minutes to say so."""
+        context_seed, seed = np.random.SeedSequence(0).spawn(2)
+        made = self._chunk(FEW, seed, self.context(FEW, context_seed), {})
+        if not len(made) and all(reason.startswith("raised") for reason in made.dropped):
+            raise SimulationError(_too_few(made))
 
     @property
     def _sequenced(self) -> list[str]:
@@ -405,13 +416,13 @@ def _fresh(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:
 
 
 def _too_few(simulations: Simulations) -> str:
+    raised = all(reason.startswith("raised") for reason in simulations.dropped)
     reasons = ", ".join(
         f"{reason} ({count} of {simulations.attempted})"
         for reason, count in sorted(simulations.dropped.items(), key=lambda item: -item[1])
     )
-    return (
-        f"only {len(simulations)} of {simulations.attempted} simulations of the model can be used: {reasons}. "
-        "Narrow the priors to where the model is defined"
+    return f"only {len(simulations)} of {simulations.attempted} simulations of the model can be used: {reasons}. " + (
+        "Is there an error in the function that draws?" if raised else "Narrow the priors to where it is defined"
     )
 
 
