@@ -1,0 +1,104 @@
+"""What the graph of a distribution says about its rows: parameters, their names and axes, and what it is drawn by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytest
+
+from pymc_amortized.graph.rows import ObservedRows, find_rows
+from pymc_amortized.graph.spec import ModelSpec
+
+
+def rows_of(build: Callable[[], Any], name: str = "y") -> ObservedRows:
+    with pm.Model() as model:
+        build()
+    return find_rows(ModelSpec.from_model(model), name, {})
+
+
+def shapes(build: Callable[[], Any], name: str = "y") -> list[tuple[str, tuple[int, ...], int]]:
+    return [(p.name, p.core_shape, p.batch_ndim) for p in rows_of(build, name).parameters]
+
+
+def names(build: Callable[[], Any]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(p.name, p.leaves) for p in rows_of(build).parameters]
+
+
+@pytest.mark.parametrize("n", [2, 50])
+def test_components_of_a_mixture_belong_to_each_row(n: int) -> None:
+    def build() -> None:
+        mu, sg, w = pm.Normal("mu", shape=2), pm.LogNormal("sg"), pm.Dirichlet("w", np.ones(2))
+        pm.NormalMixture("y", w=w, mu=mu, sigma=sg, observed=np.zeros(n))
+
+    assert shapes(build) == [("w", (2,), 0), ("mu", (2,), 0), ("sg", (), 0)]
+
+
+def test_components_that_differ_from_row_to_row() -> None:
+    def build() -> None:
+        mu, sg = pm.Normal("mu", shape=(5, 2)), pm.LogNormal("sg", shape=(5, 1))
+        pm.NormalMixture("y", w=[0.5, 0.5], mu=mu, sigma=sg, observed=np.zeros(5))
+
+    assert shapes(build) == [("mu", (2,), 1), ("sg", (1,), 1)]
+
+
+def test_components_of_vectors() -> None:
+    def build() -> None:
+        mu = pm.Normal("mu", shape=(2, 3))
+        pm.Mixture("y", w=[0.5, 0.5], comp_dists=pm.MvNormal.dist(mu, np.eye(3)), observed=np.zeros((5, 3)))
+
+    assert shapes(build)[0] == ("y_1", (2, 3), 0)
+
+
+def test_a_list_of_components_has_no_axis_of_its_own() -> None:
+    def build() -> None:
+        a, p = pm.Normal("a", shape=5), pm.Dirichlet("p", np.ones(3), shape=(2, 3))
+        components = [pm.Multinomial.dist(4, p[0]), pm.Multinomial.dist(4, p[1])]
+        pm.Mixture("y", w=[0.5, 0.5], comp_dists=components, observed=np.zeros((5, 3), int))
+        pm.Mixture("z", w=[0.5, 0.5], comp_dists=[pm.Normal.dist(a, 1), pm.Normal.dist(0, 1)], observed=np.zeros(5))
+
+    assert shapes(build) == [("y_2", (3,), 0), ("y_4", (3,), 0)]
+    assert shapes(build, "z") == [("a", (), 1)]
+
+
+def test_first_values_of_a_series_belong_to_all_of_it() -> None:
+    def build() -> None:
+        rho, first = pm.Normal("rho", shape=2), pm.Normal("first", shape=2)
+        pm.AR("y", rho, init_dist=pm.Normal.dist(first, 1), observed=np.zeros((4, 9)))
+
+    assert shapes(build) == [("rho", (2,), 0), ("first", (2,), 0)]
+
+
+def test_components_have_names_of_their_own() -> None:
+    def build() -> None:
+        s, a = pm.LogNormal("s", shape=2), pm.Normal("a")
+        components = [pm.Normal.dist(a - 3, s[0]), pm.Normal.dist(a + 3, s[1])]
+        pm.Mixture("y", w=[0.5, 0.5], comp_dists=components, observed=np.zeros(9))
+
+    assert names(build) == [("mu_0", ("a",)), ("sigma_0", ()), ("mu_1", ("a",)), ("sigma_1", ())]
+
+
+def test_a_name_of_a_component_that_the_model_has_is_not_used() -> None:
+    def build() -> None:
+        s, a = pm.LogNormal("s", shape=2), pm.Normal("sigma_1")
+        components = [pm.Normal.dist(a, s[0]), pm.Normal.dist(2 * a, s[1])]
+        pm.Mixture("y", w=[0.5, 0.5], comp_dists=components, observed=np.zeros(9))
+
+    assert [name for name, _ in names(build)] == ["sigma_1", "sigma_0", "mu", "y_4"]
+
+
+def test_different_elements_of_one_vector_are_not_one_name() -> None:
+    def build() -> None:
+        b = pm.Normal("b", shape=2)
+        pm.Normal("y", b[0], pm.math.exp(b[1]), observed=np.zeros(9))
+
+    assert names(build) == [("mu", ()), ("sigma", ("",))]
+
+
+def test_the_same_element_in_two_arguments_is_one_name() -> None:
+    def build() -> None:
+        b = pm.Normal("b", shape=3)
+        group = np.repeat([0, 1, 2], 3)
+        pm.Normal("y", b[group], pm.math.exp(b[group]), observed=np.zeros(9))
+
+    assert names(build) == [("b", ()), ("sigma", ("b",))]
