@@ -7,7 +7,7 @@ import numpy as np
 import pymc as pm
 import pytest
 
-from pymc_amortized.graph.rows import ObservedRows, find_rows
+from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.spec import ModelSpec
 
 
@@ -102,3 +102,66 @@ def test_the_same_element_in_two_arguments_is_one_name() -> None:
         pm.Normal("y", b[group], pm.math.exp(b[group]), observed=np.zeros(9))
 
     assert names(build) == [("b", ()), ("sigma", ("b",))]
+
+
+def described(build: Callable[[], Any]) -> list[Any]:
+    with pm.Model() as model:
+        build()
+    spec = ModelSpec.from_model(model)
+    return distribution_of(spec, find_rows(spec, "y", {}))
+
+
+def mixture(component: Any, n: int = 9, wide: bool = False) -> Callable[[], Any]:
+    def build() -> None:
+        a, s = pm.Normal("a", shape=n if wide else None), pm.LogNormal("s")
+        pm.Mixture("y", w=[0.5, 0.5], comp_dists=[component(a, s), pm.Normal.dist(a + 4, s)], observed=np.zeros(n))
+
+    return build
+
+
+def test_other_components_are_another_distribution() -> None:
+    ours = described(mixture(pm.Normal.dist))
+    assert ours[:2] == ["MixtureRV", {"of": ["NormalRV", "NormalRV"]}]
+    assert described(mixture(pm.Laplace.dist)) != ours
+    assert described(mixture(pm.Normal.dist, 5)) == described(mixture(pm.Normal.dist, 9, wide=True)) == ours
+
+
+def custom(draw: Any, names: tuple[str, str] = ("a", "s"), n: int = 9, wide: bool = False) -> Callable[[], Any]:
+    def build() -> None:
+        a, s = pm.Normal(names[0], shape=n if wide else None), pm.LogNormal(names[1])
+        pm.CustomDist("y", a, s, dist=draw, observed=np.zeros(n))
+
+    return build
+
+
+def scaled(factor: Any) -> Any:
+    return lambda a, s, size: pm.Normal.dist(a, s * factor, size=size)
+
+
+def shifted(family: Any) -> Any:
+    return lambda a, s, size: pm.math.exp(family.dist(a, s, size=size)) + 0.5
+
+
+def test_another_inner_graph_is_another_distribution() -> None:
+    ours = described(custom(scaled(2.0)))
+    assert ours[1] == {"by": [["Mul(input 2, 2.0)", "NormalRV(input 1, #0)[1]", "gives #1"]]}
+    for same in (
+        custom(scaled(np.array(2))),
+        custom(scaled(2.0), ("b", "t")),
+        custom(scaled(2.0), n=5),
+        custom(scaled(2.0), wide=True),
+    ):
+        assert described(same) == ours
+    assert described(custom(scaled(3.0))) != ours
+    assert described(custom(shifted(pm.Normal))) == described(custom(shifted(pm.Normal), n=5, wide=True))
+    assert described(custom(shifted(pm.Normal))) != described(custom(shifted(pm.Laplace)))
+
+
+def test_settings_of_a_series_are_part_of_its_distribution() -> None:
+    def series(constant: bool) -> Callable[[], Any]:
+        def build() -> None:
+            pm.AR("y", pm.Normal("rho", shape=2), constant=constant, init_dist=pm.Normal.dist(), observed=np.zeros(9))
+
+        return build
+
+    assert described(series(True)) != described(series(False))

@@ -28,6 +28,7 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type_other import NoneTypeT
 
+from pymc_amortized.graph.drawing import drawing
 from pymc_amortized.graph.evidence import TIME_SERIES
 from pymc_amortized.graph.kinds import FLAT, KINDS
 from pymc_amortized.graph.simulator import Simulations
@@ -308,12 +309,29 @@ def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str |
     found: list[tuple[Any, int, str | None]] = []
     parameters = op.dist_params(node)
     for parameter, core in zip(parameters, op.ndims_params, strict=True):
-        random = [v for v in ancestors([parameter], blockers=named) if isinstance(v.type, RandomType)]
-        if random and parameter not in named:  # a distribution: what it takes is what counts
+        if _is_drawn(parameter, named):  # a distribution: what it takes is what counts
             stacked = _stacked(op, len(parameters), parameter, core)
             found += [(p, _core_ndim(p, n, stacked), name) for p, n, name in arguments_of(parameter, named)]
         elif not isinstance(parameter.type, NoneTypeT):
             found.append((parameter, core, None))
+    return found
+
+
+def _is_drawn(argument: Any, named: Collection[Any]) -> bool:
+    """Whether a distribution's argument is another distribution, rather than a variable of the model."""
+    above = ancestors([argument], blockers=named)
+    return argument not in named and any(isinstance(v.type, RandomType) for v in above)
+
+
+def inner_distributions(var: Any, named: Collection[Any]) -> list[Any]:
+    """Distributions that a distribution is made of, at any depth, in the order of its arguments."""
+    op = core_op(var)
+    if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
+        return []
+    found = []
+    for parameter in op.dist_params(var.owner):
+        if _is_drawn(parameter, named):
+            found += [parameter, *inner_distributions(parameter, named)]
     return found
 
 
@@ -340,11 +358,15 @@ def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> 
 
 
 def distribution_of(spec: ModelSpec, observed: ObservedRows) -> list[Any]:
-    """Describe a row's distribution but for what it varies with: its operation, and its other arguments; as JSON."""
+    """Describe a row's distribution but for what it varies with: its operations, and its other arguments; as JSON."""
     var = spec.model[observed.variable.name]
+    named = {*spec.model.basic_RVs}
     varying = {p.position for p in observed.parameters}
     described: list[Any] = [type(core_op(var)).__name__]
-    for i, (argument, _, _) in enumerate(arguments_of(var, {*spec.model.basic_RVs})):
+    beyond = drawing(var, inner_distributions(var, named))
+    if beyond:
+        described.append(beyond)
+    for i, (argument, _, _) in enumerate(arguments_of(var, named)):
         if i not in varying:
             read = set(ancestors([argument]))
             given = {v: spec.held[name] for name, v in spec.symbols.items() if v in read and name in spec.held}
