@@ -5,8 +5,13 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
+import pytensor.tensor as pt
 import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
 
+from pymc_amortized.graph.emulator import PYTENSOR, Emulator
+from pymc_amortized.graph.exchange import exchanged
 from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.spec import ModelSpec
 
@@ -165,3 +170,96 @@ def test_settings_of_a_series_are_part_of_its_distribution() -> None:
         return build
 
     assert described(series(True)) != described(series(False))
+
+
+def test_a_truncated_distribution_has_the_arguments_of_the_whole_one() -> None:
+    def truncated(family: Any) -> Callable[[], Any]:
+        def build() -> None:
+            a, s, top = pm.Normal("a", shape=9), pm.LogNormal("s"), pm.LogNormal("top")
+            pm.Truncated("y", family.dist(a, 2 * s), lower=-20, upper=20 + top, observed=np.zeros(9))
+
+        return build
+
+    assert shapes(truncated(pm.Logistic)) == [("a", (), 1), ("y_1", (), 0), ("upper", (), 0)]
+    assert described(truncated(pm.Logistic))[1] == {"of": ["LogisticRV"]}
+    assert described(truncated(pm.Gumbel)) != described(truncated(pm.Logistic))
+
+
+def test_truncating_what_is_made_of_distributions_is_refused_by_name() -> None:
+    def build() -> None:
+        pm.Truncated(
+            "y", pm.ExGaussian.dist(mu=pm.Normal("a"), sigma=1, nu=1), lower=-20, upper=20, observed=np.zeros(9)
+        )
+
+    with pytest.raises(ValueError, match="'y' is drawn by TruncatedRV, whose parameters are not known"):
+        rows_of(build)
+
+
+class Gaussian:
+    """Stands in for a trained network, with an exact density."""
+
+    layout = type("layout", (), {"lags": 0, "columns": [None]})
+
+    @staticmethod
+    def log_density(xp: Any, columns: Any, elements: Any, past: Any, shared: Any) -> Any:
+        stacked = PYTENSOR.stack(elements)
+        mu, sigma = (stacked[i] if shared is None else stacked[i][shared] for i in range(2))
+        return -0.5 * ((columns[0] - mu) / sigma) ** 2 - pt.log(sigma) - 0.5 * np.log(2 * np.pi)
+
+
+EXACT: Any = Emulator(Gaussian(), (), False, ((), ()), "float64")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 8), (8, 3)])
+def test_one_index_into_vectors_of_different_lengths(sizes: tuple[int, int]) -> None:
+    group, y = np.arange(20) % 3, np.linspace(-1, 1, 20)
+    a, s = np.arange(sizes[0]) + 0.5, np.arange(sizes[1]) + 1.0
+    logp = EXACT.logp(y, pt.constant(a)[group], pt.constant(s)[group])
+    assert_allclose(logp.eval(), stats.norm(a[group], s[group]).logpdf(y))
+
+
+def test_parameters_repeated_along_one_axis_of_several() -> None:
+    y, a = np.linspace(-1, 1, 160).reshape(20, 8), np.repeat([0.0, 1.0], 4)
+    assert_allclose(EXACT.logp(y, pt.constant(a), pt.constant(1.0)).eval(), stats.norm(a, 1).logpdf(y))
+    group = np.arange(8) % 2
+    logp = EXACT.logp(y, pt.constant(a)[group], pt.constant(a + 1)[group])
+    assert_allclose(logp.eval(), stats.norm(a[group], a[group] + 1).logpdf(y))
+
+
+def exchange(model: pm.Model, n: int) -> pm.Model:
+    return exchanged(model, find_rows(ModelSpec.from_model(model), "y", {}), EXACT, np.ones(n))
+
+
+def followed() -> pm.Model:
+    with pm.Model(coords={"o": range(20)}) as model:
+        a, s = pm.Normal("a"), pm.LogNormal("s")
+        y = pm.Normal("y", a, s, observed=np.zeros(20), dims="o")
+        pm.Deterministic("mean", y.mean())
+        pm.Deterministic("twice", 2 * a)
+        pm.Deterministic("more", y + 1, dims="o")
+    return model
+
+
+def test_deterministics_of_the_observed_variable_follow_it() -> None:
+    made = exchange(followed(), 20)
+    assert [v.name for v in made.free_RVs] == ["a", "s"]
+    assert [v.name for v in made.deterministics] == ["mean", "twice", "more"]
+    mean, more = made.replace_rvs_by_values([made["mean"], made["more"]])
+    assert_allclose(mean.eval(), 1)
+    assert_allclose(more.eval(), np.full(20, 2.0))
+
+
+def test_deterministics_of_the_observed_variable_are_left_out_for_other_rows() -> None:
+    made = exchange(followed(), 7)
+    assert [v.name for v in made.deterministics] == ["twice"]
+    assert len(made.coords["o"]) == made.dim_lengths["o"].eval() == 7
+
+
+def test_other_rows_along_a_dim_of_another_variable_are_refused() -> None:
+    with pm.Model(coords={"o": range(20)}) as model:
+        a, s = pm.Normal("a"), pm.LogNormal("s")
+        pm.Normal("y", a, s, observed=np.zeros(20), dims="o")
+        pm.Normal("z", a, 1, observed=np.zeros(20), dims="o")
+    exchange(model, 20)
+    with pytest.raises(ValueError, match="'y'. has 7 rows along the dim 'o', which 'z' has, too, with 20"):
+        exchange(model, 7)

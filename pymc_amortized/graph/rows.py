@@ -19,6 +19,7 @@ import pymc as pm
 from pymc.distributions.distribution import SymbolicRandomVariable
 from pymc.distributions.mixture import _BaseMixtureRV
 from pymc.distributions.simulator import SimulatorRV
+from pymc.distributions.truncated import TruncatedRV
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, equal_computations
 from pytensor.graph.traversal import ancestors
@@ -304,6 +305,8 @@ def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str |
     if isinstance(op, RandomVariable):
         parameters = list(op.dist_params(node))
         return list(zip(parameters, op.ndims_params, _argument_names(op, len(parameters)), strict=True))
+    if isinstance(op, TruncatedRV) and isinstance(op.base_rv_op, RandomVariable):
+        return _truncated_arguments(op.base_rv_op, node.inputs)
     if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
         raise ValueError(f"{var.name!r} is drawn by {type(op).__name__}, whose parameters are not known")
     found: list[tuple[Any, int, str | None]] = []
@@ -315,6 +318,13 @@ def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str |
         elif not isinstance(parameter.type, NoneTypeT):
             found.append((parameter, core, None))
     return found
+
+
+def _truncated_arguments(base: RandomVariable, inputs: Sequence[Any]) -> list[tuple[Any, int, str | None]]:
+    """Arguments of a truncated distribution, whose operation has them behind a generator and a size, without saying."""
+    _, _, *parameters, lower, upper = inputs
+    names = _argument_names(base, len(parameters))
+    return [*zip(parameters, base.ndims_params, names, strict=True), (lower, 0, "lower"), (upper, 0, "upper")]
 
 
 def _is_drawn(argument: Any, named: Collection[Any]) -> bool:
