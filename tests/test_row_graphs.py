@@ -39,6 +39,14 @@ def test_components_of_a_mixture_belong_to_each_row(n: int) -> None:
     assert shapes(build) == [("w", (2,), 0), ("mu", (2,), 0), ("sg", (), 0)]
 
 
+def test_constant_weights_are_no_parameter_for_as_many_rows_as_weights() -> None:
+    def build() -> None:
+        pm.NormalMixture("y", w=[0.3, 0.7], mu=pm.Normal("mu", shape=2), sigma=1, observed=np.zeros(2))
+
+    assert shapes(build) == [("mu", (2,), 0)]
+    assert described(build)[2:] == [[0, [0.3, 0.7]], [2, [1.0]]]
+
+
 def test_components_that_differ_from_row_to_row() -> None:
     def build() -> None:
         mu, sg = pm.Normal("mu", shape=(5, 2)), pm.LogNormal("sg", shape=(5, 1))

@@ -233,7 +233,7 @@ def _axes(variable: DataVariable, op: Any, said: Any) -> tuple[int, bool]:
 def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ...]) -> tuple[RowParameter, ...]:
     found: list[RowParameter] = []
     arguments = arguments_of(var, {*spec.model.basic_RVs})
-    varying = [i for i, (parameter, _, _) in enumerate(arguments) if _varies(spec, parameter)]
+    varying = [i for i, (parameter, core_ndim, _) in enumerate(arguments) if _varies(spec, parameter, core_ndim)]
     stripped = {i: _without_new_axes(arguments[i][0], arguments[i][1]) for i in varying}
     behind = {i: _name_behind(spec, arguments[i][0]) for i in varying}
     leaves = {i: () if behind[i] else _unambiguous(spec, stripped[i], arguments[i][1]) for i in varying}
@@ -428,13 +428,14 @@ def _argument_names(op: Any, count: int) -> list[str | None]:
     return list(names) if len(names) == count else [None] * count
 
 
-def _varies(spec: ModelSpec, parameter: Any) -> bool:
+def _varies(spec: ModelSpec, parameter: Any, core_ndim: int) -> bool:
     """Whether it differs between simulations or between rows."""
     above = set(ancestors([parameter]))
     if not above.isdisjoint(spec.model.basic_RVs):
         return True
-    rows = {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
-    rows |= {spec.variable(c.name) for c in spec.context}
+    rows = {spec.variable(c.name) for c in spec.context}
+    if _without_new_axes(parameter, core_ndim).type.ndim > core_ndim:  # else the same for all rows, as weights may be
+        rows |= {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
     return not above.isdisjoint(rows)
 
 
