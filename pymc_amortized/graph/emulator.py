@@ -158,7 +158,8 @@ class Emulator:
         parameters = [pt.as_tensor(p) for p in parameters]
         batches = [p.type.ndim - len(core) for p, core in zip(parameters, self.core_shapes, strict=True)]
         wide = [i for i, p in enumerate(parameters) if any(n != 1 for n in p.type.shape[: batches[i]])]
-        found = None if length is not None else _shared([parameters[i] for i in wide])
+        # an index is of rows on one axis: along more, the same parameters may be repeated
+        found = _shared([parameters[i] for i in wide]) if length is None and len(batch_shape) == 1 else None
         index = None
         if found is not None:
             fewer, index = found
@@ -236,6 +237,9 @@ def _common_index(parameters: Sequence[Any]) -> Any | None:
     if not parameters or not all(_is_pick(p) for p in parameters):
         return None
     first, *others = [p.owner.inputs[1] for p in parameters]
+    lengths = {p.owner.inputs[0].type.shape[0] for p in parameters}
+    if len(lengths) > 1:  # of which one index may pick, but which are not pairs of parameters
+        return None
     return first if all(_same(first, index) for index in others) else None
 
 

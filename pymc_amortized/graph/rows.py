@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.distributions.mixture import _BaseMixtureRV
 from pymc.distributions.simulator import SimulatorRV
+from pymc.distributions.truncated import TruncatedRV
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, equal_computations
 from pytensor.graph.traversal import ancestors
@@ -27,6 +29,7 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type_other import NoneTypeT
 
+from pymc_amortized.graph.drawing import drawing
 from pymc_amortized.graph.evidence import TIME_SERIES
 from pymc_amortized.graph.kinds import FLAT, KINDS
 from pymc_amortized.graph.simulator import Simulations
@@ -230,25 +233,62 @@ def _axes(variable: DataVariable, op: Any, said: Any) -> tuple[int, bool]:
 def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ...]) -> tuple[RowParameter, ...]:
     found: list[RowParameter] = []
     arguments = arguments_of(var, {*spec.model.basic_RVs})
-    names = [_name_behind(spec, p) for p, _, _ in arguments]
-    for i, (parameter, core_ndim, argument) in enumerate(arguments):
-        if not _varies(spec, parameter):
-            continue
-        name = names[i] if names.count(names[i]) == 1 else None
-        if name is None and argument in spec.model.named_vars:
-            argument = None  # of exp(mu), "mu" would be two things
-        name = name or argument or f"{var.name}_{i}"
-        stripped = _without_new_axes(parameter, core_ndim)
-        core_shape = _core_shape(var, parameter, core_ndim)
-        ndim = stripped.type.ndim - core_ndim
+    varying = [i for i, (parameter, core_ndim, _) in enumerate(arguments) if _varies(spec, parameter, core_ndim)]
+    stripped = {i: _without_new_axes(arguments[i][0], arguments[i][1]) for i in varying}
+    behind = {i: _name_behind(spec, arguments[i][0]) for i in varying}
+    leaves = {i: () if behind[i] else _unambiguous(spec, stripped[i], arguments[i][1]) for i in varying}
+    different = _picked_differently(spec, [stripped[i] for i in varying if behind[i] or "" not in leaves[i]])
+    for i in varying:
+        if not different.isdisjoint(leaves[i]):
+            leaves[i] = ("",)  # one value by this name is not what the others are computed from
+    names = _names(spec, var.name, {i: None if name in different else name for i, name in behind.items()}, arguments)
+    for i in varying:
+        parameter, core_ndim, _ = arguments[i]
+        ndim = stripped[i].type.ndim - core_ndim
         if ndim > batch_ndim:
             raise ValueError(
-                f"{var.name!r}: its parameter {name!r} differs along an axis that is not one of independent rows; "
+                f"{var.name!r}: its parameter {names[i]!r} differs along an axis that is not one of independent rows; "
                 "this is not supported"
             )
-        leaves = () if names[i] else _unambiguous(spec, stripped, core_ndim)
-        found.append(RowParameter(name, stripped, core_shape, ndim, i, leaves))
+        core_shape = _core_shape(var, parameter, core_ndim)
+        found.append(RowParameter(names[i], stripped[i], core_shape, ndim, i, leaves[i]))
     return tuple(found)
+
+
+def _names(
+    spec: ModelSpec, drawn: str, behind: Mapping[int, str | None], arguments: Sequence[tuple[Any, int, str | None]]
+) -> dict[int, str]:
+    """A name of its own for each argument that varies, by its position.
+
+    That of the model's variable behind it; or what the distribution calls it, with a number where it is one of a
+    mixture, whose components call theirs the same; or else the observed variable's name with a number.
+    """
+    said = [argument for _, _, argument in arguments]
+    given = list(behind.values())
+    names = {i: name for i, name in behind.items() if name is not None and given.count(name) == 1}
+    unnamed = [i for i in behind if i not in names]
+    for i in unnamed:
+        name, argument = f"{drawn}_{i}", said[i]
+        if argument is not None:
+            alone = [said[j] for j in unnamed].count(argument) == 1
+            numbered = argument if alone else f"{argument}_{said[:i].count(argument)}"
+            # of exp(mu), "mu" would be two things
+            name = name if numbered in spec.model.named_vars or numbered in names.values() else numbered
+        while name in spec.model.named_vars or name in names.values():
+            name += "_"
+        names[i] = name
+    return names
+
+
+def _picked_differently(spec: ModelSpec, parameters: Sequence[Any]) -> set[str]:
+    """Names of variables from which parameters pick different elements, as ``Normal(b[0], exp(b[1]))`` does."""
+    first: dict[str, Any] = {}
+    different = set()
+    for picked in (v for parameter in parameters for v in _picked(spec, parameter)):
+        name = _name_behind(spec, picked) or ""
+        if not _same_pick(first.setdefault(name, picked), picked):
+            different.add(name)
+    return different
 
 
 def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str | None]]:
@@ -265,30 +305,78 @@ def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str |
     if isinstance(op, RandomVariable):
         parameters = list(op.dist_params(node))
         return list(zip(parameters, op.ndims_params, _argument_names(op, len(parameters)), strict=True))
-    if not isinstance(op, SymbolicRandomVariable):
+    if isinstance(op, TruncatedRV) and isinstance(op.base_rv_op, RandomVariable):
+        return _truncated_arguments(op.base_rv_op, node.inputs)
+    if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
         raise ValueError(f"{var.name!r} is drawn by {type(op).__name__}, whose parameters are not known")
     found: list[tuple[Any, int, str | None]] = []
-    for parameter, core in zip(op.dist_params(node), op.ndims_params, strict=True):
-        random = [v for v in ancestors([parameter], blockers=named) if isinstance(v.type, RandomType)]
-        if random and parameter not in named:  # a distribution: what it takes is what counts
-            found += arguments_of(parameter, named)
+    parameters = op.dist_params(node)
+    for parameter, core in zip(parameters, op.ndims_params, strict=True):
+        if _is_drawn(parameter, named):  # a distribution: what it takes is what counts
+            stacked = _stacked(op, len(parameters), parameter, core)
+            found += [(p, _core_ndim(p, n, stacked), name) for p, n, name in arguments_of(parameter, named)]
         elif not isinstance(parameter.type, NoneTypeT):
             found.append((parameter, core, None))
     return found
 
 
+def _truncated_arguments(base: RandomVariable, inputs: Sequence[Any]) -> list[tuple[Any, int, str | None]]:
+    """Arguments of a truncated distribution, whose operation has them behind a generator and a size, without saying."""
+    _, _, *parameters, lower, upper = inputs
+    names = _argument_names(base, len(parameters))
+    return [*zip(parameters, base.ndims_params, names, strict=True), (lower, 0, "lower"), (upper, 0, "upper")]
+
+
+def _is_drawn(argument: Any, named: Collection[Any]) -> bool:
+    """Whether a distribution's argument is another distribution, rather than a variable of the model."""
+    above = ancestors([argument], blockers=named)
+    return argument not in named and any(isinstance(v.type, RandomType) for v in above)
+
+
+def inner_distributions(var: Any, named: Collection[Any]) -> list[Any]:
+    """Distributions that a distribution is made of, at any depth, in the order of its arguments."""
+    op = core_op(var)
+    if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
+        return []
+    found = []
+    for parameter in op.dist_params(var.owner):
+        if _is_drawn(parameter, named):
+            found += [parameter, *inner_distributions(parameter, named)]
+    return found
+
+
+def _stacked(op: Any, count: int, inner: Any, core_ndim: int) -> int:
+    """Axes of a distribution's draws that belong to one row of the distribution made of it: components, first values.
+
+    Its own arguments say nothing of them: ``mu`` of ``pm.NormalMixture`` is that of a normal distribution, a number.
+    """
+    if isinstance(op, _BaseMixtureRV):  # whose signature does not count the axes of vectors
+        return int(count == 2)  # the weights, and one distribution that draws all components
+    return max(core_ndim - int(core_op(inner).ndim_supp), 0) if core_op(inner) is not None else 0
+
+
+def _core_ndim(argument: Any, core_ndim: int, stacked: int) -> int:
+    """Core dimensions of a stacked distribution's argument: no more where it is the same for all that is stacked."""
+    same = _without_new_axes(argument, core_ndim).type.ndim == core_ndim
+    return core_ndim if same else core_ndim + stacked
+
+
 def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> list[Any]:
     """The row parameters in a copy of the graph in which `var` is the observed variable."""
     arguments = arguments_of(var, named)
-    return [_without_new_axes(arguments[p.position][0], arguments[p.position][1]) for p in observed.parameters]
+    return [_without_new_axes(arguments[p.position][0], len(p.core_shape)) for p in observed.parameters]
 
 
 def distribution_of(spec: ModelSpec, observed: ObservedRows) -> list[Any]:
-    """Describe a row's distribution but for what it varies with: its operation, and its other arguments; as JSON."""
+    """Describe a row's distribution but for what it varies with: its operations, and its other arguments; as JSON."""
     var = spec.model[observed.variable.name]
+    named = {*spec.model.basic_RVs}
     varying = {p.position for p in observed.parameters}
     described: list[Any] = [type(core_op(var)).__name__]
-    for i, (argument, _, _) in enumerate(arguments_of(var, {*spec.model.basic_RVs})):
+    beyond = drawing(var, inner_distributions(var, named))
+    if beyond:
+        described.append(beyond)
+    for i, (argument, _, _) in enumerate(arguments_of(var, named)):
         if i not in varying:
             read = set(ancestors([argument]))
             given = {v: spec.held[name] for name, v in spec.symbols.items() if v in read and name in spec.held}
@@ -340,13 +428,14 @@ def _argument_names(op: Any, count: int) -> list[str | None]:
     return list(names) if len(names) == count else [None] * count
 
 
-def _varies(spec: ModelSpec, parameter: Any) -> bool:
+def _varies(spec: ModelSpec, parameter: Any, core_ndim: int) -> bool:
     """Whether it differs between simulations or between rows."""
     above = set(ancestors([parameter]))
     if not above.isdisjoint(spec.model.basic_RVs):
         return True
-    rows = {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
-    rows |= {spec.variable(c.name) for c in spec.context}
+    rows = {spec.variable(c.name) for c in spec.context}
+    if _without_new_axes(parameter, core_ndim).type.ndim > core_ndim:  # else the same for all rows, as weights may be
+        rows |= {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
     return not above.isdisjoint(rows)
 
 
