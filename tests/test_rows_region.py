@@ -12,7 +12,7 @@ from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.encoding import encode_parameters, extent, penalty
 from pymc_amortized.rows.evaluation import RowDensity
 from pymc_amortized.rows.fitting import fit_layout, fit_parameter
-from pymc_amortized.rows.prepared import Rows, prepare, together, usable
+from pymc_amortized.rows.prepared import Rows
 
 N = 40_000
 RNG = np.random.default_rng(1)
@@ -133,25 +133,6 @@ def test_numbers_that_add_up_have_no_density():
     with pytest.raises(ValueError, match="number 0 of a row follows from the others"):
         layout_of(["a"], [RNG.normal(size=N)], shares, (None,) * 3)
     assert len(layout_of(["a"], [RNG.normal(size=N)], shares[:2], (None,) * 2).columns) == 2
-
-
-def test_rows_that_share_their_parameters_have_the_loss_of_single_ones():
-    columns = (Column("real"), Column("categorical", levels=(0.0, 1.0)), Column("real", transform="log"))
-    network, _ = density(columns, parameters=2)
-    shared = RNG.normal(size=(2, 30)) * 0.5
-    rows = Rows(
-        np.repeat(shared, 7, axis=1),
-        np.stack([RNG.normal(size=210), RNG.integers(2, size=210).astype(float), RNG.gamma(2, size=210)]),
-    )
-    rows.values[2, 5] = -1.0  # has no logarithm
-    log_slope, encoded = prepare(network.layout, rows)
-    fine = usable(log_slope, encoded)
-    assert fine.sum() == 209
-    flat = {k: torch.from_numpy(v[fine]) for k, v in encoded.items()}
-    of_each = network.loss(torch.from_numpy(log_slope[fine]), flat)
-    z, grouped = together(log_slope, encoded, 7)
-    of_all = network.loss(torch.from_numpy(z), {k: torch.from_numpy(v) for k, v in grouped.items()})
-    torch.testing.assert_close(of_each, of_all)
 
 
 def test_places_differ_where_a_covariate_is_hidden():

@@ -73,7 +73,7 @@ class Compiled:
         return Samplers(self._weighed_by, self.gaps, self.compile_kwargs)
 
     @cached_property
-    def limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, tuple[int, int]]:
         """How large the indices may be that data hold."""
         return index_limits(self.spec)
 

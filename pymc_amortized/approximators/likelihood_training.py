@@ -30,7 +30,7 @@ from pymc_amortized.rows.alike import places_differ
 from pymc_amortized.rows.columns import Kind, Layout
 from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.fitting import fit_layout
-from pymc_amortized.rows.prepared import Rows, inside, prepare, together, usable
+from pymc_amortized.rows.prepared import Rows, inside, prepare, usable
 from pymc_amortized.rows.ratio import prepare_pairs, without_bounds
 from pymc_amortized.training import (
     Batch,
@@ -50,11 +50,6 @@ DEFAULT_SECONDS = 240.0
 """Errors per row add up over a data set, and fall with the number of rows trained on: longer than for a posterior."""
 DEFAULT = Training(batch_size=4096, learning_rate=2e-3, weight_decay=0.0, evaluations=25)
 """Large batches, as rows are cheap; no decay, which would pull the linear part away from its regression."""
-SHARED = replace(DEFAULT, batch_size=16_384)
-"""Where all rows of a data set share their parameters, the network is evaluated once for them: four times as many rows
-in a step take as long."""
-MOST_TOGETHER = 128
-"""Rows of one data set in a batch of those: there have to be other parameters in it."""
 RATIO = replace(DEFAULT, batch_size=1024)
 """Each of these rows is evaluated at the parameters of sixteen others as well."""
 RATIO_SIZE = RowSize(hidden=64, depth=2)
@@ -88,11 +83,7 @@ class LikelihoodFit:
     num_simulations: int | None = None
     cores = 1
     cost = 0.0
-    each = 1
-    """Rows of each simulation that a batch takes."""
     held_out_of_pilot = False
-    together = False
-    """Whether rows that share their parameters stay together."""
 
     def __init__(
         self,
@@ -128,7 +119,6 @@ class LikelihoodFit:
 
     def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
-        self.together = self.kind == "density" and rows_share(self.read_from)
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
         self._check_places(pilot)
@@ -147,8 +137,6 @@ class LikelihoodFit:
                 progress=self.progressbar,
                 device=self.device,
             )
-        if self.together:
-            trained = replace(trained, simulations=trained.simulations * self.each)
         network.to("cpu")
         likelihood = AmortizedLikelihood(
             spec=self.spec,
@@ -224,15 +212,11 @@ class LikelihoodFit:
             chosen = order[(rng.integers(total, size=(len(made), 1)) + np.arange(most)) % total]
         return self.read_from.of_simulations(made, self.lags, chosen)
 
-    def _prepared(self, layout: Layout, rows: Rows, each: int, *path: int) -> Batch:
-        """What the network takes of the rows inside the region, so many of each simulation, in random order."""
+    def _prepared(self, layout: Layout, rows: Rows, *path: int) -> Batch:
+        """What the network takes of the rows inside the region, in random order."""
         rows = rows.take(np.flatnonzero(inside(layout, list(rows.parameters))))
         log_slope, encoded = (prepare_pairs if self.kind == "ratio" else prepare)(layout, rows)
-        if self.together:
-            log_slope, encoded = together(log_slope, encoded, each)
-            kept = np.flatnonzero(encoded["fine"].any(1))
-        else:
-            kept = np.flatnonzero(usable(log_slope, encoded))
+        kept = np.flatnonzero(usable(log_slope, encoded))
         kept = np.random.default_rng(stage_seed(self.entropy, Stage.TRAINING, *path, 2)).permutation(kept)
         return torch.from_numpy(log_slope[kept]), {k: torch.from_numpy(v[kept]) for k, v in encoded.items()}
 
@@ -243,18 +227,16 @@ class LikelihoodFit:
         else:
             n = min(len(pilot), max(HELD_OUT_ROWS // min(self.read_from.rows, 10), 1))
             made = self.simulator(n, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
-        most = min(max(HELD_OUT_ROWS // len(made), 1), self.read_from.rows)
-        return self._prepared(layout, self._rows(made, most, Stage.HELD_OUT), most, 0)
+        most = max(HELD_OUT_ROWS // len(made), 1)
+        return self._prepared(layout, self._rows(made, most, Stage.HELD_OUT), 0)
 
     def _source(self, network: RowNetwork | RatioNetwork, layout: Layout, pilot: Simulations) -> Batches:
         """Where batches come from, and how many steps there will be."""
         total, batch_size = self.read_from.rows, self.options.batch_size
-        self.each = min(-(-batch_size // len(pilot)), total)
-        if self.together:
-            self.each = min(total, MOST_TOGETHER)
-            batch_size = max(batch_size // self.each, 1)
-        some = self._rows(pilot.take(slice(batch_size)), self.each, Stage.TRAINING)
-        z, encoded = self._prepared(layout, some, self.each)
+        trial = self._prepared(
+            layout, self._rows(pilot.take(slice(batch_size)), -(-batch_size // len(pilot)), Stage.TRAINING)
+        )
+        z, encoded = trial
         z, encoded = z[:batch_size], {k: v[:batch_size] for k, v in encoded.items()}
         network.to(self.device)
 
@@ -262,10 +244,9 @@ class LikelihoodFit:
             return fastest_step(network, z, encoded, threads)
 
         step, _ = timed(self.options.threads)
-        simulating = self.cost / self.cores * batch_size
-        if not self.together:
-            self.each = int(np.clip(math.ceil(simulating / (SIMULATING_SHARE * step)), 1, total))
-            simulating /= self.each
+        per_row = self.cost / self.cores * batch_size
+        each = int(np.clip(math.ceil(per_row / (SIMULATING_SHARE * step)), 1, total))
+        simulating = per_row / each
         if self.num_simulations is None and simulating > SLOW * step:
             budget = 0.6 * self._seconds()
             self.num_simulations = max(int(budget * self.cores / self.cost), len(pilot))
@@ -278,37 +259,37 @@ class LikelihoodFit:
         pace = pace_of(timed, to_make, self.cores, self.options)
         self.options = replace(self.options.planned(pace.seconds), threads=pace.threads)
         if self.num_simulations is not None:
-            self.each = self.each if self.together else total
-            return self._fixed(layout, pilot, batch_size)
-        return self._fresh(layout, batch_size, pace.ahead)
+            return self._fixed(layout, pilot)
+        return self._fresh(layout, each, pace.ahead)
 
-    def _fixed(self, layout: Layout, pilot: Simulations, batch_size: int) -> Batches:
+    def _fixed(self, layout: Layout, pilot: Simulations) -> Batches:
         assert self.num_simulations is not None
         start, more = time.perf_counter(), self.num_simulations - len(pilot)
-        rows = self._rows(pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self.each, Stage.TRAINING)
-        parts = [self._prepared(layout, rows, self.each, 1)]
+        rows = self._rows(
+            pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self.read_from.rows, Stage.TRAINING
+        )
+        parts = [self._prepared(layout, rows, 1)]
         if more > 0:
             made = self.simulator(more, stage_seed(self.entropy, Stage.TRAINING, 0), cores=self.cores)
-            parts.append(self._prepared(layout, self._rows(made, self.each, Stage.TRAINING), self.each, 2))
+            parts.append(self._prepared(layout, self._rows(made, self.read_from.rows, Stage.TRAINING), 2))
         z = torch.cat([part[0] for part in parts])
         encoded = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
         seed = stage_integer(self.entropy, Stage.TRAINING) % 2**63
         return FixedSimulations(
-            z, encoded, batch_size, seed=seed, device=self.device, seconds=time.perf_counter() - start
+            z, encoded, self.options.batch_size, seed=seed, device=self.device, seconds=time.perf_counter() - start
         )
 
-    def _fresh(self, layout: Layout, batch_size: int, ahead: bool) -> Batches:
+    def _fresh(self, layout: Layout, each: int, ahead: bool) -> Batches:
         source: FreshSimulations | None = None
         workers = Workers(self.simulator, others(self.cores)) if ahead else None
 
         def simulate(n: int) -> Batch:
             at = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, at)
-            wanted = n if self.together else -(-n // self.each)
-            made = self.simulator(wanted, seed, cores=self.cores, workers=workers)
-            return self._prepared(layout, self._rows(made, self.each, Stage.TRAINING, at), self.each, at)
+            made = self.simulator(-(-n // each), seed, cores=self.cores, workers=workers)
+            return self._prepared(layout, self._rows(made, each, Stage.TRAINING, at), at)
 
-        source = FreshSimulations(simulate, batch_size, device=self.device, workers=workers)
+        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
         return source
 
 

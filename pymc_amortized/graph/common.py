@@ -33,16 +33,16 @@ class Common:
         With the data of all of them. Its graph is that of the first: nothing is simulated by it.
     names : mapping of model to mapping of name to name
         What the fixed arrays of each model are called in `spec`.
-    limits : mapping of name to int
-        How large the indices may be that context holds.
+    limits : mapping of name to (int, int)
+        Smallest and largest of the indices that context holds.
     """
 
     spec: ModelSpec
     names: Names
-    limits: Mapping[str, int]
+    limits: Mapping[str, tuple[int, int]]
 
 
-def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, int]] = ()) -> Common:
+def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, tuple[int, int]]] = ()) -> Common:
     """Join the data of several models.
 
     Parameters
@@ -50,7 +50,7 @@ def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, in
     specs : mapping of name to ModelSpec
         At least two, in order.
     limits : iterable of mapping
-        Largest indices of context, by model.
+        Smallest and largest indices of context, by model.
 
     Raises
     ------
@@ -77,10 +77,12 @@ def common_data(specs: Mapping[str, ModelSpec], limits: Iterable[Mapping[str, in
         labels=_all_labels(specs, (*observed, *context)),
         holds_data=holds,
     )
-    smallest: dict[str, int] = {}
+    narrowest: dict[str, tuple[int, int]] = {}
     for each in limits:
-        smallest |= {name: min(n, smallest.get(name, n)) for name, n in each.items()}
-    return Common(spec, names, smallest)
+        for name, (low, high) in each.items():
+            before = narrowest.get(name, (low, high))
+            narrowest[name] = (max(low, before[0]), min(high, before[1]))
+    return Common(spec, names, narrowest)
 
 
 def refuse_other_data(one: tuple[str, ModelSpec], two: tuple[str, ModelSpec]) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
-from pymc.distributions.multivariate import MvNormalRV
+from pymc.distributions.multivariate import DirichletMultinomialRV
 from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
+from pytensor.tensor.random.basic import DirichletRV, MultinomialRV
 
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.sizes import Range, is_range, read_range
@@ -38,6 +39,10 @@ def split_context(model: pm.Model, context: Mapping[str, Any]) -> tuple[tuple[Ra
             )
     sizes = tuple(read_range(model, dim, context[dim]) for dim in dims)
     return sizes, {name: source for name, source in context.items() if name not in dims}
+
+
+ADD_UP = (MultinomialRV, DirichletRV, DirichletMultinomialRV)
+"""Distributions over numbers of which one follows from the others."""
 
 
 class ContextSampler:
@@ -114,6 +119,11 @@ class ContextSampler:
         if isinstance(source, str):
             if source != "resample":
                 raise ValueError(f"context[{name!r}]: {source!r} is not understood; did you mean 'resample'?")
+            if len(variable.sized) > 1:
+                raise ValueError(
+                    f"context[{name!r}]: 'resample' draws rows along one dim whose length varies, and it has "
+                    f"{list(variable.sized)}; give a callable (rng, {', '.join(variable.sized)}) -> array"
+                )
             if not variable.shape:
                 raise ValueError(f"context[{name!r}]: a scalar has no rows to resample; give a distribution")
         elif isinstance(source, Variable):
@@ -189,17 +199,21 @@ class ContextSampler:
 def _row_ndim(spec: ModelSpec, variable: DataVariable) -> int:
     """Number of trailing axes that are missing together: counts or shares that add up say nothing one by one."""
     op = core_op(spec.model[variable.name])
-    support = 0 if isinstance(op, MvNormalRV) else getattr(op, "ndim_supp", 0)
+    if not isinstance(op, ADD_UP):
+        return 0
+    support = op.ndim_supp
     return support if support < len(variable.shape) else 0
 
 
-def refuse_indices(values: Mapping[str, np.ndarray], limits: Mapping[str, int], what: str) -> None:
-    """Refuse integers that pick elements which do not exist."""
-    for name, length in limits.items():
-        index = values[name]
-        if index.size and (index.min() < 0 or index.max() >= length):
-            wrong = index[(index < 0) | (index >= length)].flat[0]
-            raise ValueError(f"{what}: {name!r} is an index of {length} elements, 0 to {length - 1}; got {wrong}")
+def refuse_indices(values: Mapping[str, np.ndarray], limits: Mapping[str, tuple[int, int]], what: str) -> None:
+    """Refuse numbers that pick elements which do not exist."""
+    for name, (low, high) in limits.items():
+        index = np.trunc(values[name])
+        if index.size and (index.min() < low or index.max() > high):
+            wrong = index[(index < low) | (index > high)].flat[0]
+            raise ValueError(
+                f"{what}: {name!r} is an index of {high - low + 1} elements, {low} to {high}; got {wrong:g}"
+            )
 
 
 def _sized(variable: DataVariable, dist: Any, lengths: Mapping[str, Any]) -> Any:

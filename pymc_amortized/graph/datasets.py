@@ -314,21 +314,37 @@ def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
     for r in spec.sizes:
         found = {v.name: _labels_along(v, r.dim, given[v.name]) for v in spec.data if v.name in given}
         labelled = {name: labels for name, labels in found.items() if labels is not None}
+        if all(isinstance(labels, pd.RangeIndex) and _is_default(labels) for labels in labelled.values()):
+            continue
         for name, labels in labelled.items():
             first, theirs = next(iter(labelled.items()))
-            if not np.array_equal(labels, theirs):
+            if not _same_labels(labels, theirs):
                 raise ValueError(f"{name!r} has other labels of {r.dim!r} than {first!r}: align them first")
 
 
-def _labels_along(variable: DataVariable, dim: str, value: Any) -> np.ndarray | None:
-    """Labels that a variable brings along a dimension; pandas' default numbers are none."""
+def _is_default(labels: pd.RangeIndex) -> bool:
+    """Whether these are the numbers that pandas gives to rows without labels."""
+    return labels.start == 0 and labels.step == 1
+
+
+def _same_labels(one: Any, two: Any) -> bool:
+    """Whether labels are the same, in the same order; default numbers say nothing beside labels of another kind."""
+    for labels, others in ((one, two), (two, one)):
+        default = isinstance(labels, pd.RangeIndex) and _is_default(labels)
+        if default and len(labels) == len(others) and np.asarray(others).dtype.kind not in "iu":
+            return True
+    return np.array_equal(np.asarray(one), np.asarray(two))
+
+
+def _labels_along(variable: DataVariable, dim: str, value: Any) -> Any:
+    """Labels that a variable brings along a dimension; None where it brings none."""
     if isinstance(value, xr.DataArray):
         return value.coords[dim].to_numpy() if dim in value.coords else None
     if isinstance(value, pd.DataFrame | pd.Series) and dim in variable.dims:
         axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
         position = variable.dims.index(dim) - len(variable.dims) + len(axes)
-        if 0 <= position < len(axes) and not isinstance(axes[position], pd.RangeIndex):
-            return axes[position].to_numpy()
+        if 0 <= position < len(axes):
+            return axes[position]
     return None
 
 

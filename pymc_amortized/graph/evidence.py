@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from pymc.distributions.simulator import SimulatorRV
 from pytensor.compile.builders import OpFromGraph
+from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
-from pytensor.scalar.basic import Cast, Cos, Sin
+from pytensor.scalar.basic import Add, Cast, Cos, Sin, Sub
 from pytensor.scan.op import Scan
 from pytensor.tensor.basic import ARange
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -145,24 +146,63 @@ def group_index(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def index_limits(spec: ModelSpec) -> dict[str, int]:
-    """Lengths of what integer context arrays pick from: compiled code does not look whether it exists."""
-    limits: dict[str, int] = {}
-    nodes = list(_indexing([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]))
-    for variable in spec.context:
-        symbol = spec.variable(variable.name)
-        for node in nodes if np.dtype(variable.dtype).kind in "iu" else []:
-            indexed, *indices = node.inputs
-            length = indexed.type.shape[0] if indexed.type.ndim else None
-            first = _picks_first(node) or (isinstance(node.op, Index) and indexed.type.ndim == 1)
-            if length and first and indices and _without_casts(indices[0]) is symbol:
-                limits[variable.name] = min(length, limits.get(variable.name, length))
+def index_limits(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Smallest and largest value of context arrays that pick elements: compiled code does not look whether these exist.
+
+    Arrays that are used as they are, or counted from another number on (``effect[index - 1]``).
+    """
+    limits: dict[str, tuple[int, int]] = {}
+    symbols = {spec.variable(v.name): v.name for v in spec.context}
+    for node in _indexing([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]):
+        for index, length in _picks(node):
+            symbol, shift = _shifted(index)
+            if length and symbol in symbols:
+                low, high = limits.get(symbols[symbol], (-shift, length - 1 - shift))
+                limits[symbols[symbol]] = (max(low, -shift), min(high, length - 1 - shift))
     return limits
 
 
-def _without_casts(var: Any) -> Any:
-    cast = var.owner is not None and isinstance(var.owner.op, Elemwise) and isinstance(var.owner.op.scalar_op, Cast)
-    return _without_casts(var.owner.inputs[0]) if cast else var
+def _picks(node: Any) -> Iterator[tuple[Any, int | None]]:
+    """Index arrays of a node, and the lengths of what they pick from."""
+    indexed, *indices = node.inputs
+    if isinstance(node.op, Index):
+        if indexed.type.ndim == 1 and indices:
+            yield indices[0], indexed.type.shape[0]
+        return
+    for axis, entry in enumerate(node.op.idx_list):
+        if isinstance(entry, int):
+            yield indices[entry], indexed.type.shape[axis]
+
+
+def _shifted(var: Any) -> tuple[Any, int]:
+    """What an index is computed from, seen through casts and added constants, and what is added."""
+    op = None if var.owner is None else var.owner.op
+    if isinstance(op, DimShuffle):
+        return _shifted(var.owner.inputs[0])
+    if not isinstance(op, Elemwise):
+        return var, 0
+    if isinstance(op.scalar_op, Cast):
+        return _shifted(var.owner.inputs[0])
+    if isinstance(op.scalar_op, Add | Sub) and len(var.owner.inputs) == 2:
+        one, two = var.owner.inputs
+        sign = -1 if isinstance(op.scalar_op, Sub) else 1
+        if (added := _whole_constant(two)) is not None:
+            symbol, shift = _shifted(one)
+            return symbol, shift + sign * added
+        if sign == 1 and (added := _whole_constant(one)) is not None:
+            symbol, shift = _shifted(two)
+            return symbol, shift + added
+    return var, 0
+
+
+def _whole_constant(var: Any) -> int | None:
+    """A whole number that is a constant of the graph."""
+    while var.owner is not None and isinstance(var.owner.op, DimShuffle):
+        var = var.owner.inputs[0]
+    if not isinstance(var, Constant) or np.size(var.data) != 1:
+        return None
+    value = float(np.asarray(var.data).reshape(()))
+    return int(value) if value == int(value) else None
 
 
 def drawn_independently(spec: ModelSpec, pair: Pair) -> bool:

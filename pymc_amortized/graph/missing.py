@@ -172,12 +172,12 @@ class LogDensityWithGaps(LogDensity):
     def _normal(self, rv: Any) -> Any:
         """Density of what is present of a multivariate normal: what is missing becomes a unit normal at its mean."""
         model, mask = self.spec.model, self._masks[rv.name]
-        mean, covariance = model.replace_rvs_by_values(list(rv.owner.op.dist_params(rv.owner)))
+        mean, covariance = map(plain, model.replace_rvs_by_values(list(rv.owner.op.dist_params(rv.owner))))
         present = (~mask).astype("float64")
         both = present[..., :, None] * present[..., None, :]
         kept = covariance * both + pt.eye(mask.shape[-1]) * (1 - present)[..., None]
         dist = pm.MvNormal.dist(pt.switch(mask, 0.0, mean), kept)
-        term = pm.logp(dist, pt.switch(mask, 0.0, model.rvs_to_values[rv]))
+        term = pm.logp(dist, pt.switch(mask, 0.0, plain(model.rvs_to_values[rv])))
         return term + 0.5 * LOG_2PI * mask.sum(-1)
 
     def _term_ndim(self, variable: DataVariable) -> int:
@@ -226,17 +226,22 @@ def find_rules(
         return {v.name: None for v in gappy}
     trials = _Trials(spec, simulations, np.random.default_rng(seed), compile_kwargs)
     rules: dict[str, Rule | None] = {}
+    otherwise: dict[str, Rule] = {}
     for v in gappy:
         alone = _nothing_depends_on(spec, v)
         if alone and isinstance(core_op(spec.model[v.name]), MvNormalRV):
             rules[v.name] = "normal"
         elif alone and trials.factorizes(v):
-            rules[v.name] = "element" if trials.term_ndim(v) == len(v.shape) else "row"
+            element = trials.term_ndim(v) == len(v.shape)
+            # a series among several may lack some values: that can be integrated where it is quadratic
+            partly = not element and v.kind == "real" and trials.quadratic([v])
+            rules[v.name] = "element" if element else "quadratic" if partly else "row"
+            otherwise |= {v.name: "row"} if partly else {}
         else:
             rules[v.name] = "quadratic" if v.kind == "real" else None
     together = [v for v in gappy if rules[v.name] == "quadratic"]
     if together and not trials.quadratic(together):
-        rules |= {v.name: None for v in together}
+        rules |= {v.name: otherwise.get(v.name) for v in together}
     return rules
 
 
@@ -287,6 +292,8 @@ class _Trials:
             )
             theta = self._theta[i : i + 1]
             before = self._terms(theta, data)[variable.name][0]
+            if before.shape != part.shape:  # not one term for each value, or row
+                return False
             after = self._terms(theta, {**data, variable.name: changed.astype(value.dtype)})[variable.name][0]
             if not np.allclose(before[~part], after[~part], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 return False

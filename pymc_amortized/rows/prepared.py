@@ -104,29 +104,6 @@ def prepare(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarra
     }
 
 
-def together(
-    log_slope: np.ndarray, encoded: dict[str, np.ndarray], each: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Put prepared rows that share their parameters, `each` at a time, together.
-
-    Returns
-    -------
-    log_slope : ndarray (n, 1)
-        Summed over rows.
-    encoded : dict of name to ndarray
-        "parameters" (n, inputs); "given i" and "values i" (n, each, ...), 0 where a row is not usable, and "fine" (n,
-        each), which is 0 there.
-    """
-    fine = usable(log_slope, encoded)
-
-    def of_rows(values: np.ndarray) -> np.ndarray:
-        return np.where(fine[:, None], values, 0.0).astype("float32").reshape(-1, each, values.shape[1])
-
-    found = {name: of_rows(values) for name, values in encoded.items() if name != "parameters"}
-    found["fine"] = fine.astype("float32").reshape(-1, each)
-    return of_rows(log_slope).sum(1), found | {"parameters": np.ascontiguousarray(encoded["parameters"][::each])}
-
-
 def usable(log_slope: np.ndarray, encoded: dict[str, np.ndarray]) -> np.ndarray:
     """Which prepared rows (n,) are finite."""
     fine = np.isfinite(log_slope).all(1)
