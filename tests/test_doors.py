@@ -5,9 +5,11 @@ import pandas as pd
 import pymc as pm
 import pytensor.tensor as pt
 import pytest
+import xarray as xr
 from scipy import stats
 
 from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
 from pymc_amortized.graph.datasets import gaps_of, read_datasets
 from pymc_amortized.graph.density import LogDensity
@@ -155,3 +157,30 @@ def test_a_term_that_is_no_scalar_is_that_of_all_values():
     complete = fixed | {"y": made.data["y"][0], gaps_of("y"): np.zeros(6, bool)}
     theta = made.unconstrained[:1]
     assert LogDensityWithGaps(spec, rules)(theta, complete) == pytest.approx(LogDensity(spec)(theta, complete))
+
+
+def test_what_fills_shorter_data_sets_is_no_index():
+    with pm.Model(coords={"obs": range(8)}) as model:
+        code = pm.Data("code", np.arange(8) % 4 + 1, dims="obs")
+        pm.Normal("y", pm.Normal("a", shape=4)[code - 1], 1, observed=np.zeros(8), dims="obs")
+    spec, _, _ = read_model(model, None, None, {"obs": (2, 20), "code": "resample"}, None)
+    two = [{"code": np.ones(n, int), "y": np.zeros(n)} for n in (3, 8)]
+    datasets = read_datasets(spec, two, batched=True)
+    assert datasets.values["code"].min() == 0
+    refuse_indices(datasets.existing(spec), index_limits(spec), "observed")
+    two[0]["code"][1] = 0
+    with pytest.raises(ValueError, match="'code' is an index of 4 elements, 1 to 4; got 0"):
+        refuse_indices(read_datasets(spec, two, batched=True).existing(spec), index_limits(spec), "observed")
+
+
+def test_gaps_are_left_out_where_pymc_replaced_the_constants():
+    with pm.Model(coords={"obs": range(5)}) as model:
+        pm.Normal("y", pm.Normal("mu"), 1, observed=np.zeros(5), dims="obs")
+    spec, _, _ = read_model(model, None, None, {}, {"y": 0.2})
+    y = xr.DataArray([1.0, np.nan, 2.0, 3.0, np.nan], dims="obs")
+    log_likelihood = xr.DataArray(np.zeros((1, 2, 5)), dims=("chain", "draw", "obs"))
+    draws = xr.DataArray(np.zeros((1, 2)), dims=("chain", "draw"))
+    groups = {"posterior": {"mu": draws}, "observed_data": {"y": y}, "log_likelihood": {"y": log_likelihood}}
+    tree = xr.DataTree.from_dict({f"/{name}": xr.Dataset(variables) for name, variables in groups.items()})
+    found = one_dataset(spec, tree)
+    assert found.log_likelihood["y"].sizes["y_present"] == 3 and list(found.observed_data["y"]) == [1, 2, 3]

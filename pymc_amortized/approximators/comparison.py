@@ -418,7 +418,7 @@ class AmortizedComparison:
                 "observed is needed: the models hold no data, or not the same, for " + str([v.name for v in spec.data])
             )
         datasets = read_datasets(spec, observed, batched=batched)
-        refuse_indices(datasets.values, self.common.limits, "observed")
+        refuse_indices(datasets.existing(spec), self.common.limits, "observed")
         return datasets
 
     def _read_one(self, observed: Mapping[str, Any] | xr.Dataset | None) -> DataSets:

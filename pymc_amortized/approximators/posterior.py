@@ -182,7 +182,7 @@ class AmortizedPosterior:
         correct = corrected(self.weighed_by, correction)
         datasets = self._read(observed, batched)
         allowed = budget(max_nuts, max_time)
-        refuse_indices(datasets.values, self.compiled.limits, "observed")
+        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         context = [c.name for c in self.spec.context]
         encoder = self.network.encoder
         warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
@@ -276,7 +276,7 @@ class AmortizedPosterior:
         refuse_evidence(self.weighed_by)
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
-        refuse_indices(datasets.values, self.compiled.limits, "observed")
+        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
         warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))

@@ -130,6 +130,9 @@ def one_dataset(spec: ModelSpec, tree: xr.DataTree, dataset: Any = None) -> xr.D
     masks = groups.get("constant_data", xr.Dataset())
     for v in spec.observed:
         mask = masks.get(f"{v.name}_missing") if v.missing else None
+        if mask is None and v.missing and v.name in groups.get("observed_data", ()):
+            # pm.sample_posterior_predictive(extend_inferencedata=True) puts other constants in their place
+            mask = groups["observed_data"][v.name].isnull()
         for name in PER_VALUE:
             if name in groups and v.name in groups[name]:
                 groups[name] = _of_what_exists(groups[name], v, mask, whole=name != "log_likelihood")

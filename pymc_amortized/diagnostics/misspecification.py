@@ -97,7 +97,7 @@ def check_misspecification(
     """
     spec = posterior.spec
     datasets = read_datasets(spec, observed, batched=batched)
-    refuse_indices(datasets.values, index_limits(spec), "observed")
+    refuse_indices(datasets.existing(spec), index_limits(spec), "observed")
     if num_simulations is None:
         num_simulations = int(np.clip(SIMULATIONS // len(datasets), *EACH))
     num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)

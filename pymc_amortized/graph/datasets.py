@@ -79,6 +79,10 @@ class DataSets:
         """Mark values (n, *shape) beyond the lengths of their data set."""
         return outside_of(variable, self.values[variable.name], self.lengths)
 
+    def existing(self, spec: ModelSpec) -> dict[str, np.ndarray]:
+        """Values of all data sets within their own lengths, flat."""
+        return {v.name: self.values[v.name][~self.outside(v)] for v in spec.data}
+
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
         """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
         lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
