@@ -319,7 +319,7 @@ def test_a_density_that_proposals_missed_is_not_known():
         frozenset("ab"),
     ).confirmed(np.array([[True, True], [False, True]]), ["a", "b"])
     np.testing.assert_array_equal(found.log_evidence, [[np.nan, -3.0], [-np.inf, -3.0]])
-    assert "may have missed" in found.doubts["a"][0] and found.doubts["a"][1] is None
+    assert "proposals missed where" in found.doubts["a"][0] and found.doubts["a"][1] is None
     assert list(found.complete) == [False, True]
 
 
