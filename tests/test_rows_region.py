@@ -147,3 +147,11 @@ def test_places_differ_where_a_covariate_is_hidden():
     assert places_differ((alike + b * x)[None], parameters)  # one that averages out over data sets
     assert places_differ((a + noise * np.exp(0.2 * x))[None], parameters)  # a scale
     assert not places_differ(alike[None, :, :1], parameters)
+
+
+def test_a_region_may_end_at_the_last_numbers_below_one():
+    layout = Layout(
+        (Parameter("p", "logit", 0.0, 1.0, -40.0, 40.0), Parameter("s", "log", 0.0, 1.0, -800.0, 5.0)), (), ()
+    )
+    values = [np.array([0.5, 0.9]), np.array([1.0, 1e-200])]
+    assert np.isfinite(encode_parameters(NUMPY, layout, values)[0]).all()

@@ -22,6 +22,8 @@ BEYOND = 0.25
 """How far, in standard deviations of a parameter in training, the network is extrapolated."""
 STIFFNESS = 25.0
 """Penalty per row: a draw one standard deviation beyond the region costs 12 nats a row, one at 0.2 half a nat."""
+SMALLEST = 1e-300
+"""An end of a region is no nearer to 0 or 1: rounding may put it there."""
 WIDEST = 30.0
 """Standardized data of earlier rows or columns end there; nearly no simulation comes so far."""
 
@@ -97,12 +99,13 @@ def _moved(xp: Arrays, parameter: Parameter, value: Array) -> Array:
         return value
     low, high = (end * parameter.scale + parameter.center for end in (parameter.low, parameter.high))
     if parameter.transform == "log":
-        low = math.exp(low)
+        low = max(math.exp(low), SMALLEST)
         return xp.log(xp.maximum(value, low)) + xp.minimum(value - low, 0.0) / low
     low, high = (1 / (1 + math.exp(-end)) for end in (low, high))
     inside = xp.minimum(xp.maximum(value, low), high)
     below, above = xp.minimum(value - low, 0.0), xp.maximum(value - high, 0.0)
-    return xp.log(inside) - xp.log1p(-inside) + below / (low * (1 - low)) + above / (high * (1 - high))
+    slopes = [1 / max(end * (1 - end), SMALLEST) for end in (low, high)]
+    return xp.log(inside) - xp.log1p(-inside) + below * slopes[0] + above * slopes[1]
 
 
 def _back(xp: Arrays, parameter: Parameter, t: Array) -> Array:
