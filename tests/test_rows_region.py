@@ -12,7 +12,7 @@ from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.encoding import encode_parameters, extent, penalty
 from pymc_amortized.rows.evaluation import RowDensity
 from pymc_amortized.rows.fitting import fit_layout, fit_parameter
-from pymc_amortized.rows.prepared import Rows
+from pymc_amortized.rows.prepared import Rows, prepare, prepare_together, usable
 
 N = 40_000
 RNG = np.random.default_rng(1)
@@ -133,6 +133,26 @@ def test_numbers_that_add_up_have_no_density():
     with pytest.raises(ValueError, match="number 0 of a row follows from the others"):
         layout_of(["a"], [RNG.normal(size=N)], shares, (None,) * 3)
     assert len(layout_of(["a"], [RNG.normal(size=N)], shares[:2], (None,) * 2).columns) == 2
+
+
+def test_rows_that_share_their_parameters_have_the_loss_of_single_ones():
+    columns = (Column("real"), Column("categorical", levels=(0.0, 1.0)), Column("real", transform="log"))
+    network, _ = density(columns, parameters=2)
+    shared = RNG.normal(size=(2, 30)) * 0.5
+    rows = Rows(
+        np.repeat(shared, 8, axis=1),
+        np.stack([RNG.normal(size=240), RNG.integers(2, size=240).astype(float), RNG.gamma(2, size=240)]),
+    )
+    rows.values[2, 5] = -1.0  # has no logarithm
+    log_slope, encoded = prepare(network.layout, rows)
+    fine = usable(log_slope, encoded)
+    assert fine.sum() == 239
+    flat = {k: torch.from_numpy(v[fine]) for k, v in encoded.items()}
+    of_each = network.loss(torch.from_numpy(log_slope[fine]), flat)
+    for each in (8, 4):
+        z, grouped = prepare_together(network.layout, rows, each)
+        of_all = network.loss(torch.from_numpy(z), {k: torch.from_numpy(v) for k, v in grouped.items()})
+        torch.testing.assert_close(of_each, of_all)
 
 
 def test_places_differ_where_a_covariate_is_hidden():

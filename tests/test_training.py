@@ -1,6 +1,7 @@
 """The training loop, on small networks whose optimum is known."""
 
 import io
+import itertools
 import json
 import logging
 import math
@@ -470,6 +471,27 @@ def test_fewer_simulations_than_asked_for_are_used():
 
 
 # -- time ----------------------------------------------------------------------------------------
+
+
+def test_a_refill_is_gone_through_as_often_as_asked_for():
+    counted = itertools.count()
+
+    def simulate(n):
+        z = torch.tensor([float(next(counted)) for _ in range(n)])[:, None]
+        return z, {"y": 2 * z}
+
+    def batches():
+        source = FreshSimulations(simulate, 4, refill=12, passes=2)
+        return source, [source.next() for _ in range(12)]
+
+    source, given = batches()
+    assert source.simulations == 24
+    passes = [torch.cat([z for z, _ in given[i : i + 3]])[:, 0] for i in range(0, 12, 3)]
+    assert [sorted(p.tolist()) for p in passes] == [list(map(float, range(a, a + 12))) for a in (0, 0, 12, 12)]
+    assert passes[0].tolist() != passes[1].tolist()
+    assert all(torch.equal(encoded["y"], 2 * z) for z, encoded in given)
+    counted = itertools.count()
+    assert all(torch.equal(z, again) for (z, _), (again, _) in zip(given, batches()[1], strict=True))
 
 
 def test_max_time_is_respected_and_annealed():

@@ -33,7 +33,7 @@ from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulato
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
-from pymc_amortized.approximators.row_error import row_error
+from pymc_amortized.approximators.row_error import checked, row_error
 from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
@@ -398,7 +398,8 @@ class _JointFit(PosteriorFit):
             ),
             state=trained.state,
         )
-        error, remark = row_error(likelihood, self.simulated, self.read_from, pilot, self.compile_kwargs)
+        some = pilot.take(slice(checked(self.read_from.rows)))
+        error, remark = row_error(likelihood, self.simulated, self.read_from, some, self.compile_kwargs)
         logger.info("Likelihood: held-out loss %.3f a row. %s", trained.held_out_loss, remark)
         return replace(likelihood, error=error)
 

@@ -18,8 +18,10 @@ from pymc_amortized.approximators.likelihood_training import (
     LAGS,
     RATIO,
     RATIO_SIZE,
+    SHARED,
     LikelihoodFit,
     default_size,
+    rows_share,
 )
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
@@ -127,7 +129,6 @@ def fit_likelihood(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
-    options = _options(training, max_time, RATIO if kind == "ratio" else DEFAULT)
     if lags is not None:
         lags = whole("lags", lags)
     if num_simulations is not None:
@@ -144,6 +145,8 @@ def fit_likelihood(
     ours, theirs = distribution_of(spec, rows), distribution_of(simulated, read_from)
     if ours != theirs:
         raise ValueError(f"region: the distribution of its rows is {theirs}, that of the model's {ours}")
+    default = RATIO if kind == "ratio" else SHARED if rows_share(read_from) else DEFAULT
+    options = _options(training, max_time, default)
     fit = LikelihoodFit(
         spec, simulated, rows, read_from, sources, options, training_entropy(random_seed), compile_kwargs
     )

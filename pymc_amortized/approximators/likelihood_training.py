@@ -16,7 +16,7 @@ from pymc_amortized.approximators.fit import NOTABLE_DROPS
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.pace import available_cores, others, pace_of
 from pymc_amortized.approximators.provenance import Provenance
-from pymc_amortized.approximators.row_error import CHECKED, row_error
+from pymc_amortized.approximators.row_error import checked, row_error
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.parallel import Workers
@@ -30,7 +30,7 @@ from pymc_amortized.rows.alike import places_differ
 from pymc_amortized.rows.columns import Kind, Layout
 from pymc_amortized.rows.density import RowSize
 from pymc_amortized.rows.fitting import fit_layout
-from pymc_amortized.rows.prepared import Rows, inside, prepare, usable
+from pymc_amortized.rows.prepared import Rows, inside, prepare, prepare_together, usable
 from pymc_amortized.rows.ratio import prepare_pairs, without_bounds
 from pymc_amortized.training import (
     Batch,
@@ -50,6 +50,10 @@ DEFAULT_SECONDS = 240.0
 """Errors per row add up over a data set, and fall with the number of rows trained on: longer than for a posterior."""
 DEFAULT = Training(batch_size=4096, learning_rate=2e-3, weight_decay=0.0, evaluations=25)
 """Large batches, as rows are cheap; no decay, which would pull the linear part away from its regression."""
+PART = 8
+"""Rows of one simulation that a batch holds together where they share their parameters, for which the network is then
+evaluated once. The other rows of the simulation are in other batches: so the parameters in a batch are many."""
+SHARED = replace(DEFAULT, batch_size=PART * 1024)
 RATIO = replace(DEFAULT, batch_size=1024)
 """Each of these rows is evaluated at the parameters of sixteen others as well."""
 RATIO_SIZE = RowSize(hidden=64, depth=2)
@@ -67,8 +71,12 @@ PILOT_SHARE = 0.15
 HELD_OUT_ROWS = 20_000
 SIMULATING_SHARE = 0.5
 """Time that simulating a batch may take, in training steps: so many rows of each simulation are used."""
+MOST_PASSES = 8
+"""If simulating a batch takes more than a step even so, rows are used several times, so many at most."""
 SLOW = 3.0
-"""If simulating a batch takes more steps than this even so, simulations are made once and reused."""
+"""If it still takes more steps than this, simulations are made once and reused."""
+SIMULATING_BUDGET = 0.6
+"""Share of the time that these may take."""
 LAGS = 4
 """Rows before the present one that a series depends on, unless the user says otherwise."""
 
@@ -84,6 +92,8 @@ class LikelihoodFit:
     cores = 1
     cost = 0.0
     held_out_of_pilot = False
+    part = 1
+    """Rows of one simulation that are evaluated together."""
 
     def __init__(
         self,
@@ -119,6 +129,8 @@ class LikelihoodFit:
 
     def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
+        if self.kind == "density" and rows_share(self.read_from):
+            self.part = min(PART, self.read_from.rows)
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
         self._check_places(pilot)
@@ -137,6 +149,7 @@ class LikelihoodFit:
                 progress=self.progressbar,
                 device=self.device,
             )
+        trained = replace(trained, simulations=trained.simulations * self.part)
         network.to("cpu")
         likelihood = AmortizedLikelihood(
             spec=self.spec,
@@ -155,7 +168,7 @@ class LikelihoodFit:
         )
         error, remark = None, ""
         if self.kind == "density":
-            made = self.simulator(CHECKED, stage_seed(self.entropy, Stage.HELD_OUT, 1))
+            made = self.simulator(checked(self.read_from.rows), stage_seed(self.entropy, Stage.HELD_OUT, 1))
             error, remark = row_error(likelihood, self.simulated, self.read_from, made, self.compile_kwargs)
         doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0 or not trained.settled
         logger.log(logging.WARNING if doubtful else logging.INFO, f"{summary_line(trained)} {remark}".rstrip())
@@ -201,6 +214,16 @@ class LikelihoodFit:
         affordable = int(PILOT_SHARE * self._seconds() / max(self.cost, 1e-9))
         return max(min(wanted, affordable), FEWEST_PILOT)
 
+    @property
+    def _batch_size(self) -> int:
+        """In parts."""
+        return max(self.options.batch_size // self.part, 1)
+
+    def _parts(self, wanted: float) -> int:
+        """Rows to use of each simulation: at least so many, if there are, in whole parts."""
+        most = self.read_from.rows // self.part
+        return self.part * int(min(max(math.ceil(min(wanted, self.read_from.rows) / self.part), 1), most))
+
     def _rows(self, made: Simulations, most: int, stage: Stage, *path: int) -> Rows:
         """Rows of simulations, at most so many of each."""
         total = self.read_from.rows
@@ -214,9 +237,14 @@ class LikelihoodFit:
 
     def _prepared(self, layout: Layout, rows: Rows, *path: int) -> Batch:
         """What the network takes of the rows inside the region, in random order."""
-        rows = rows.take(np.flatnonzero(inside(layout, list(rows.parameters))))
-        log_slope, encoded = (prepare_pairs if self.kind == "ratio" else prepare)(layout, rows)
-        kept = np.flatnonzero(usable(log_slope, encoded))
+        fine = inside(layout, list(rows.parameters[:, :: self.part]))
+        rows = rows.take(np.flatnonzero(np.repeat(fine, self.part)))
+        if self.part > 1:
+            log_slope, encoded = prepare_together(layout, rows, self.part)
+            kept = np.flatnonzero(encoded["fine"].any(1))
+        else:
+            log_slope, encoded = (prepare_pairs if self.kind == "ratio" else prepare)(layout, rows)
+            kept = np.flatnonzero(usable(log_slope, encoded))
         kept = np.random.default_rng(stage_seed(self.entropy, Stage.TRAINING, *path, 2)).permutation(kept)
         return torch.from_numpy(log_slope[kept]), {k: torch.from_numpy(v[kept]) for k, v in encoded.items()}
 
@@ -227,69 +255,69 @@ class LikelihoodFit:
         else:
             n = min(len(pilot), max(HELD_OUT_ROWS // min(self.read_from.rows, 10), 1))
             made = self.simulator(n, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
-        most = max(HELD_OUT_ROWS // len(made), 1)
-        return self._prepared(layout, self._rows(made, most, Stage.HELD_OUT), 0)
+        return self._prepared(layout, self._rows(made, self._parts(HELD_OUT_ROWS / len(made)), Stage.HELD_OUT), 0)
 
     def _source(self, network: RowNetwork | RatioNetwork, layout: Layout, pilot: Simulations) -> Batches:
         """Where batches come from, and how many steps there will be."""
-        total, batch_size = self.read_from.rows, self.options.batch_size
-        trial = self._prepared(
-            layout, self._rows(pilot.take(slice(batch_size)), -(-batch_size // len(pilot)), Stage.TRAINING)
-        )
-        z, encoded = trial
-        z, encoded = z[:batch_size], {k: v[:batch_size] for k, v in encoded.items()}
+        batch_size = self.options.batch_size
+        some = self._rows(pilot.take(slice(batch_size)), self._parts(batch_size / len(pilot)), Stage.TRAINING)
+        z, encoded = self._prepared(layout, some)
+        z, encoded = z[: self._batch_size], {k: v[: self._batch_size] for k, v in encoded.items()}
         network.to(self.device)
 
         def timed(threads: int | None) -> tuple[float, int]:
             return fastest_step(network, z, encoded, threads)
 
-        step, _ = timed(self.options.threads)
+        step, _ = timed(self.options.threads or 1)  # the other cores simulate
         per_row = self.cost / self.cores * batch_size
-        each = int(np.clip(math.ceil(per_row / (SIMULATING_SHARE * step)), 1, total))
+        each = self._parts(per_row / (SIMULATING_SHARE * step))
         simulating = per_row / each
+        passes = min(max(math.ceil(simulating / step), 1), MOST_PASSES)
+        simulating /= passes
+        seconds = self._seconds()
         if self.num_simulations is None and simulating > SLOW * step:
-            budget = 0.6 * self._seconds()
+            budget = SIMULATING_BUDGET * seconds
             self.num_simulations = max(int(budget * self.cores / self.cost), len(pilot))
+            seconds -= budget
             logger.info(
                 "One simulation takes %.2g ms: training on a fixed set of %d.", 1e3 * self.cost, self.num_simulations
             )
-        if self.options.max_time is None:
-            self.options = replace(self.options, max_time=self._seconds())
+        self.options = replace(self.options, max_time=seconds)
         to_make = simulating * self.cores if self.num_simulations is None else 0.0
         pace = pace_of(timed, to_make, self.cores, self.options)
         self.options = replace(self.options.planned(pace.seconds), threads=pace.threads)
         if self.num_simulations is not None:
             return self._fixed(layout, pilot)
-        return self._fresh(layout, each, pace.ahead)
+        return self._fresh(layout, each, passes, pace.ahead)
 
     def _fixed(self, layout: Layout, pilot: Simulations) -> Batches:
         assert self.num_simulations is not None
         start, more = time.perf_counter(), self.num_simulations - len(pilot)
         rows = self._rows(
-            pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self.read_from.rows, Stage.TRAINING
+            pilot.take(slice(len(pilot) // 10, None)) if more <= 0 else pilot, self._parts(math.inf), Stage.TRAINING
         )
         parts = [self._prepared(layout, rows, 1)]
         if more > 0:
             made = self.simulator(more, stage_seed(self.entropy, Stage.TRAINING, 0), cores=self.cores)
-            parts.append(self._prepared(layout, self._rows(made, self.read_from.rows, Stage.TRAINING), 2))
+            parts.append(self._prepared(layout, self._rows(made, self._parts(math.inf), Stage.TRAINING), 2))
         z = torch.cat([part[0] for part in parts])
         encoded = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
         seed = stage_integer(self.entropy, Stage.TRAINING) % 2**63
         return FixedSimulations(
-            z, encoded, self.options.batch_size, seed=seed, device=self.device, seconds=time.perf_counter() - start
+            z, encoded, self._batch_size, seed=seed, device=self.device, seconds=time.perf_counter() - start
         )
 
-    def _fresh(self, layout: Layout, each: int, ahead: bool) -> Batches:
+    def _fresh(self, layout: Layout, each: int, passes: int, ahead: bool) -> Batches:
         source: FreshSimulations | None = None
         workers = Workers(self.simulator, others(self.cores)) if ahead else None
 
         def simulate(n: int) -> Batch:
             at = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, at)
-            made = self.simulator(-(-n // each), seed, cores=self.cores, workers=workers)
+            made = self.simulator(-(-n * self.part // each), seed, cores=self.cores, workers=workers)
             return self._prepared(layout, self._rows(made, each, Stage.TRAINING, at), at)
 
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
+        source = FreshSimulations(simulate, self._batch_size, device=self.device, workers=workers, passes=passes)
         return source
 
 

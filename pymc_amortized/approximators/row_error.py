@@ -14,8 +14,15 @@ from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.rows.arrays import NUMPY
 from pymc_amortized.rows.prepared import Rows, inside
 
-CHECKED = 100
-"""Simulations on which the learned density is compared with the exact one."""
+CHECKED_ROWS = 100_000
+"""On which the learned density is compared with the exact one."""
+FEWEST_CHECKED, MOST_CHECKED = 100, 1000
+"""Simulations that these are rows of: errors of the rows of one are much alike."""
+
+
+def checked(rows: int) -> int:
+    """How many simulations of so many rows :func:`row_error` wants."""
+    return min(max(CHECKED_ROWS // rows, FEWEST_CHECKED), MOST_CHECKED)
 
 
 def row_error(
@@ -35,7 +42,7 @@ def row_error(
     read_from : ObservedRows
         Its rows.
     made : Simulations
-        Of which some are looked at.
+        See :func:`checked`.
     compile_kwargs : mapping, optional
 
     Returns
@@ -48,7 +55,6 @@ def row_error(
     name = read_from.variable.name
     if simulated.sizes or not has_density(simulated.model, simulated.model[name]):
         return None, ""
-    made = made.take(slice(CHECKED))
     layout = likelihood.network.layout
     rows = read_from.of_simulations(made, layout.lags, None)
     fine = inside(layout, list(rows.parameters))

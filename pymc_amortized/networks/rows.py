@@ -87,12 +87,17 @@ class RowNetwork(nn.Module):
             (batch, 1), the logarithm of the derivative of what was done to a row, so that losses are those of the data.
         encoded : mapping
             From :func:`pymc_amortized.rows.prepared.prepare`: "parameters" (batch, inputs), and for the column at
-            position i "given i", "values i", each (batch, ...).
+            position i "given i", "values i", each (batch, ...). Where several rows share their parameters
+            (:func:`~pymc_amortized.rows.prepared.prepare_together`): "given i" and "values i" (batch, each, ...), and
+            "fine" (batch, each), which is 0 for those that do not count; `z` is then summed over rows.
         """
-        return -(self.log_density(encoded) + z[:, 0]).mean()
+        log_density, fine = self.log_density(encoded), encoded.get("fine")
+        if fine is None:
+            return -(log_density + z[:, 0]).mean()
+        return -((log_density * fine).sum() + z.sum()) / fine.sum().clamp_min(1.0)
 
     def log_density(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Log density (batch,) of prepared rows."""
+        """Log density (batch,), or (batch, each), of prepared rows."""
         f = encoded["parameters"].mT
         total: Tensor | float = 0.0
         for i, (column, weights) in enumerate(zip(self.columns, self.weights, strict=True)):
@@ -103,11 +108,18 @@ class RowNetwork(nn.Module):
     def _column(
         self, i: int, column: ColumnDensity, weights: dict[str, Any], f: Tensor, encoded: Mapping[str, Tensor]
     ) -> Tensor:
-        given = encoded[f"given {i}"].mT if column.given else None
-        heads = column.evaluate(TORCH, weights, f, given)
+        values = encoded[f"values {i}"].movedim(-1, 0)
+        given = encoded[f"given {i}"].movedim(-1, 0) if column.given else None
+        shape = values.shape[1:]
+        if len(shape) == 1:
+            heads = column.evaluate(TORCH, weights, f, given)
+        elif given is None:  # once for all rows that share their parameters
+            heads = [head[..., None] for head in column.evaluate(TORCH, weights, f, None)]
+        else:
+            of_rows = f[..., None].expand(-1, *shape).flatten(1)
+            heads = [h.unflatten(1, shape) for h in column.evaluate(TORCH, weights, of_rows, given.flatten(1))]
         switch = self.layout.switch(i)
-        head = chosen(heads, None if switch is None else encoded[f"values {switch}"].mT)
-        values = encoded[f"values {i}"].mT
+        head = chosen(heads, None if switch is None else encoded[f"values {switch}"].movedim(-1, 0))
         if column.column.kind == "categorical":
             return column.log_probability(TORCH, head, values)
         if column.column.kind == "count":

@@ -121,15 +121,21 @@ class ColumnDensity:
             h = h + xp.silu(weights[f"middle{i}"] @ h + weights[f"middle{i}_bias"][:, None])
         linear = weights["linear"] @ self.with_products(xp, f, g)
         raw = weights["leave"] @ h + weights["leave_bias"][:, None] + linear
-        return xp.split(raw, [self.numbers] * self.heads) if self.heads > 1 else [raw]
+        heads = xp.split(raw, [self.numbers] * self.heads) if self.heads > 1 else [raw]
+        return heads if self.column.kind == "categorical" else [self._bounded(xp, head) for head in heads]
+
+    def _bounded(self, xp: Arrays, head: Array) -> Array:
+        """A head with normalized log weights and bounded log scales: here, as rows that share parameters share it."""
+        k = self.size.components
+        location, log_scale, logits, locations, widths = xp.split(head, [1, 1, k, k, k])
+        log_scale, widths = (LARGEST_LOG_SCALE * xp.tanh(x / LARGEST_LOG_SCALE) for x in (log_scale, widths))
+        return xp.concatenate([location, log_scale, logits - xp.logsumexp(logits)[None], locations, widths])
 
     def mixture(self, xp: Arrays, head: Array) -> tuple[Array, ...]:
         """Location and log scale (rows,) of the units, and log weights, locations and log scales of components."""
         k = self.size.components
-        units, logits, locations, widths = xp.split(head, [2, k, k, k])
-        log_scale = LARGEST_LOG_SCALE * xp.tanh(units[1] / LARGEST_LOG_SCALE)
-        log_weights = logits - xp.logsumexp(logits)[None]
-        return units[0], log_scale, log_weights, locations, LARGEST_LOG_SCALE * xp.tanh(widths / LARGEST_LOG_SCALE)
+        units, log_weights, locations, widths = xp.split(head, [2, k, k, k])
+        return units[0], units[1], log_weights, locations, widths
 
     def log_density(self, xp: Arrays, head: Array, z: Array) -> Array:
         """Log density (rows,) of a real column's z."""

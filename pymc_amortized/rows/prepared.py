@@ -70,18 +70,25 @@ def given_numbers(
     return xp.stack(numbers) if numbers else None
 
 
-def prepare(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def prepare(layout: Layout, rows: Rows, each: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What training takes of rows, float32.
+
+    Parameters
+    ----------
+    layout : Layout
+    rows : Rows
+    each : int
+        So many rows in a row share their parameters, which are prepared once for them.
 
     Returns
     -------
     log_slope : ndarray (n, 1)
         The logarithm of the derivative of the transforms.
     encoded : dict of name to ndarray (n, ...)
-        "parameters", and for the column at position i "given i" and "values i".
+        "parameters" (n / each, inputs), and for the column at position i "given i" and "values i".
     """
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters))
+        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters[:, ::each]))
         past = [] if rows.past is None else [_as_past(row) for row in rows.past]
         encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
         for position, index in enumerate(layout.order):
@@ -102,6 +109,28 @@ def prepare(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarra
     return log_slope[:, None].astype("float32"), {
         name: np.ascontiguousarray(value.T, dtype="float32") for name, value in encoded.items()
     }
+
+
+def prepare_together(layout: Layout, rows: Rows, each: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The same for rows of which so many in a row share their parameters: these are put together.
+
+    Returns
+    -------
+    log_slope : ndarray (n, 1)
+        Summed over rows.
+    encoded : dict of name to ndarray
+        "parameters" (n, inputs); "given i" and "values i" (n, each, ...), 0 where a row is not usable, and "fine" (n,
+        each), which is 0 there.
+    """
+    log_slope, encoded = prepare(layout, rows, each)
+    f = encoded.pop("parameters")
+    fine = usable(log_slope, encoded) & np.repeat(np.isfinite(f).all(1), each)
+
+    def of_rows(values: np.ndarray) -> np.ndarray:
+        return np.where(fine[:, None], values, 0.0).astype("float32").reshape(-1, each, values.shape[1])
+
+    found = {name: of_rows(values) for name, values in encoded.items()}
+    return of_rows(log_slope).sum(1), found | {"parameters": f, "fine": fine.astype("float32").reshape(-1, each)}
 
 
 def usable(log_slope: np.ndarray, encoded: dict[str, np.ndarray]) -> np.ndarray:

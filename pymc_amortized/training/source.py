@@ -66,7 +66,7 @@ class Batches(Protocol):
 
 
 class FreshSimulations:
-    """Batches that are simulated as training goes, each seen once.
+    """Batches that are simulated as training goes, each simulation seen once, or a few times where they are slow.
 
     Parameters
     ----------
@@ -84,6 +84,8 @@ class FreshSimulations:
     workers : object with a method close, optional
         What ``simulate`` uses and leaves the interpreter's lock alone, other processes say. Then
         the next simulations are made in a thread while these are used.
+    passes : int
+        How often a refill is gone through, in another order each time, before the next one.
     """
 
     fixed = False
@@ -96,14 +98,15 @@ class FreshSimulations:
         device: torch.device | str = "cpu",
         refill: int | None = None,
         workers: Closeable | None = None,
+        passes: int = 1,
     ) -> None:
-        self.simulate = simulate
+        self.simulate, self.passes = simulate, passes
         self.batch_size, self.device = batch_size, torch.device(device)
         self.simulations, self.seconds = 0, 0.0
         self._growing = refill is None
         self._refill = batch_size if refill is None else max(refill, batch_size)
         self._held: Batch | None = None
-        self._used = self._size = 0
+        self._used = self._size = self._passed = 0
         self._workers = workers
         # PyTensor's functions are not to be called by two threads at once: this one waits for that one to end
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if workers else None
@@ -113,7 +116,11 @@ class FreshSimulations:
         """Return the next batch, simulating when the last refill is used up."""
         # A tail shorter than a batch is left: one batch size keeps compiled networks compiled.
         if self._held is None or self._used + min(self.batch_size, self._size) > self._size:
-            self._held = self._simulated()
+            if self._held is None or self._passed == self.passes:
+                self._held, self._passed = self._simulated(), 0
+            else:
+                self._held = self._shuffled(self._held)
+            self._passed += 1
             self._used, self._size = 0, len(self._held[0])
         z, encoded = self._held
         # every k-th: neighbours may have been simulated alike
@@ -122,6 +129,11 @@ class FreshSimulations:
         rows = slice(first, first + stride * (batch_size - 1) + 1, stride)
         self._used += self.batch_size
         return z[rows], {name: value[rows] for name, value in encoded.items()}
+
+    def _shuffled(self, batch: Batch) -> Batch:
+        z, encoded = batch
+        order = _permutation((self.simulations, self._passed), z)
+        return z[order], {name: value[order] for name, value in encoded.items()}
 
     def _simulated(self) -> Batch:
         start = time.perf_counter()
@@ -206,15 +218,10 @@ class FixedSimulations:
         """Return the next batch; less than a batch at an epoch's end waits for the next epoch."""
         epoch, position = divmod(self._drawn, len(self.z) // self.batch_size)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
+            self._epoch, self._order = epoch, _permutation((self.seed, epoch), self.z)
         rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
         self._drawn += 1
         return self.z[rows], {name: value[rows] for name, value in self.encoded.items()}
-
-    def _shuffled(self, epoch: int) -> Tensor:
-        (seed,) = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed))
-        return torch.randperm(len(self.z), generator=generator).to(self.z.device)
 
     def close(self) -> None:
         """Nothing works in the background."""
@@ -226,6 +233,12 @@ class FixedSimulations:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on after that number of batches."""
         self._drawn = int(state["drawn"])
+
+
+def _permutation(seed: tuple[int, int], z: Tensor) -> Tensor:
+    """An order of the rows of z that only depends on the seed."""
+    (state,) = np.random.SeedSequence(seed).generate_state(1)
+    return torch.randperm(len(z), generator=torch.Generator().manual_seed(int(state))).to(z.device)
 
 
 def moved(batch: tuple[Tensor, Mapping[str, Tensor]], device: torch.device) -> Batch:
