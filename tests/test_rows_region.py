@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pymc_amortized.approximators.likelihood_training import rows_together
 from pymc_amortized.networks.rows import RowNetwork
 from pymc_amortized.rows.alike import places_differ
 from pymc_amortized.rows.arrays import NUMPY
@@ -153,6 +154,11 @@ def test_rows_that_share_their_parameters_have_the_loss_of_single_ones():
         z, grouped = prepare_together(network.layout, rows, each)
         of_all = network.loss(torch.from_numpy(z), {k: torch.from_numpy(v) for k, v in grouped.items()})
         torch.testing.assert_close(of_each, of_all)
+
+
+@pytest.mark.parametrize(("total", "part"), [(1, 1), (5, 5), (8, 8), (11, 5), (12, 6), (15, 5), (100, 8), (1000, 8)])
+def test_few_rows_are_left_over_where_they_are_evaluated_together(total, part):
+    assert rows_together(total) == part
 
 
 def test_places_differ_where_a_covariate_is_hidden():

@@ -45,6 +45,9 @@ type Entry = pm.Model | AmortizedPosterior
 BATCH = 1024
 """Fewest simulations in a batch: labels are noise. At equal time batches of 256 left 1.3 times the error in log odds of
 a regression, and 4 times that of group effects."""
+AVERAGING = 0.3
+"""Smallest share of the steps that weights are averaged over, for the same reason. With that of posteriors, 0.03, the
+errors in log odds of regressions of 30 and 100 rows were 0.049 and 0.045, with this 0.036 and 0.027."""
 
 
 def fit_comparison(
@@ -89,7 +92,8 @@ def fit_comparison(
         step, unless simulating is slow.
     training : Training, optional
         Steps, batch size, learning rate and the like, of the classifier and of each posterior. The classifier's batches
-        have at least 1,024 simulations: labels tell less than parameters do.
+        have at least 1,024 simulations, and its weights are averaged over at least 0.3 of the steps: labels tell less
+        than parameters do.
     max_time : float, optional
         Seconds that each of these trainings may take.
     cores, device, random_seed, progressbar, compile_kwargs
@@ -117,7 +121,7 @@ def fit_comparison(
         raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
     weights = prior_weights(prior, list(models))
     options = training_options(training, max_time)
-    options = replace(options, batch_size=max(options.batch_size, BATCH))
+    options = replace(options, batch_size=max(options.batch_size, BATCH), averaging=max(options.averaging, AVERAGING))
     place = choose_device(device)
     if num_simulations is not None:
         num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)

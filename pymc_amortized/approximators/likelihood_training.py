@@ -130,7 +130,7 @@ class LikelihoodFit:
     def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
         if self.kind == "density" and rows_share(self.read_from):
-            self.part = min(PART, self.read_from.rows)
+            self.part = rows_together(self.read_from.rows)
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
         self._check_places(pilot)
@@ -324,6 +324,13 @@ class LikelihoodFit:
 def default_size(rows: ObservedRows) -> RowSize:
     """Size of the networks of a density, unless the user says otherwise."""
     return SHARED_SIZE if rows_share(rows) else RowSize()
+
+
+def rows_together(total: int) -> int:
+    """How many of so many rows are evaluated together: about `PART`, with few left over."""
+    if total <= PART:
+        return total
+    return max(range(PART // 2, PART + 1), key=lambda part: total // part * part + 0.2 * total * part / PART)
 
 
 def rows_share(rows: ObservedRows) -> bool:
