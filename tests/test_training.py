@@ -470,9 +470,6 @@ def test_fewer_simulations_than_asked_for_are_used():
         source.next()
 
 
-# -- time ----------------------------------------------------------------------------------------
-
-
 def test_a_refill_is_gone_through_as_often_as_asked_for():
     counted = itertools.count()
 
@@ -492,6 +489,9 @@ def test_a_refill_is_gone_through_as_often_as_asked_for():
     assert all(torch.equal(encoded["y"], 2 * z) for z, encoded in given)
     counted = itertools.count()
     assert all(torch.equal(z, again) for (z, _), (again, _) in zip(given, batches()[1], strict=True))
+
+
+# -- time ----------------------------------------------------------------------------------------
 
 
 def test_max_time_is_respected_and_annealed():

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,6 @@ class LikelihoodFit:
     cores = 1
     cost = 0.0
     held_out_of_pilot = False
-    part = 1
-    """Rows of one simulation that are evaluated together."""
 
     def __init__(
         self,
@@ -129,8 +128,6 @@ class LikelihoodFit:
 
     def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
-        if self.kind == "density" and rows_share(self.read_from):
-            self.part = rows_together(self.read_from.rows)
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
         self._check_places(pilot)
@@ -213,6 +210,12 @@ class LikelihoodFit:
         wanted = max(MOST_PILOT, PILOT_ROWS // self.read_from.rows)
         affordable = int(PILOT_SHARE * self._seconds() / max(self.cost, 1e-9))
         return max(min(wanted, affordable), FEWEST_PILOT)
+
+    @cached_property
+    def part(self) -> int:
+        """Rows of one simulation that are evaluated together."""
+        together = self.kind == "density" and rows_share(self.read_from)
+        return rows_together(self.read_from.rows) if together else 1
 
     @property
     def _batch_size(self) -> int:
