@@ -9,7 +9,8 @@ from scipy import stats
 
 import pymc_amortized as pma
 from pymc_amortized.graph.datasets import of_simulations
-from pymc_amortized.networks.layout import AxisLayout
+from pymc_amortized.networks.classifier import ClassifierNetwork
+from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.linear_models import LinearModels
 from pymc_amortized.networks.summary.moments import SHRINKAGE
 from pymc_amortized.networks.summary.rows import EncodedArray, Join, Whole
@@ -135,3 +136,24 @@ def test_nested_regressions_are_told_apart_at_every_size():
         off = (log_p[:, 0] - log_p[:, 1] - exact)[np.abs(exact) < 5]
         assert np.sqrt(np.square(off).mean()) < 0.25
         assert np.quantile(np.abs(off), 0.99) < 0.8
+
+
+def test_terms_that_are_known_need_not_be_computed_again():
+    rng = np.random.default_rng(0)
+    arrays = (ArrayLayout("y", (ROWS,), "real", ("row",)), ArrayLayout("x", (ROWS,), "real", ("row",), given=True))
+    layout = DataLayout(arrays, (AxisLayout("row", ROWS, "set", True),))
+    label = rng.integers(2, size=400)
+    x = rng.normal(size=(400, ROWS))
+    data = {"x": x, "y": label[:, None] * x + rng.normal(size=x.shape)}
+    sizes = {"row": rng.integers(3, ROWS + 1, size=400)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theta = rng.normal(size=(400, 1))
+        network = ClassifierNetwork.build(layout, label, data, theta=theta, among=label >= 0, sizes=sizes)
+    z, encoded = network.prepare(label, data, sizes=sizes)
+    measured = network.measured(encoded)
+    reduced = network.condensed(measured)
+    assert not set(reduced) & set(encoded)
+    with torch.no_grad():
+        losses = [float(network.loss(z, known)) for known in (encoded, measured, reduced, network.condensed(encoded))]
+    assert_allclose(losses, losses[0], rtol=1e-5)

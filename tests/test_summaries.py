@@ -264,6 +264,23 @@ def test_description_round_trip(name: str) -> None:
     assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 
+@pytest.mark.parametrize("name", GAPS)
+def test_what_is_known_of_data_need_not_be_computed_again(name: str) -> None:
+    network, data, sizes = built(GAPS[name])
+    z, encoded = network.prepare(np.random.default_rng(0).normal(size=(6, 2)), data, sizes=sizes)
+    loss = network.loss(z, encoded)
+    measured = network.measured(encoded)
+    torch.testing.assert_close(network.loss(z, measured), loss, rtol=1e-5, atol=1e-5)
+    for known in (encoded, measured):
+        reduced = network.condensed(known)
+        assert all(not value.requires_grad for value in reduced.values()) and not set(reduced) & set(encoded)
+        again = network.loss(z, reduced)
+        torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+    again.backward()
+    branches = {id(p) for p in network.summary.branches.parameters()}
+    assert all((p.grad is None) is (id(p) in branches) for p in network.summary.parameters())
+
+
 def test_groups_by_other_names_are_the_same_when_pooled() -> None:
     case = SIZED["grouped by an index"]
     network, data, sizes = built(case)
@@ -273,7 +290,7 @@ def test_groups_by_other_names_are_the_same_when_pooled() -> None:
     def pooled(values: dict) -> tuple[Tensor, Tensor, Tensor]:
         _, encoded = network.prepare(np.zeros((6, 2)), values, sizes=sizes)
         with torch.no_grad():
-            t, p = branch(encoded)
+            t, p = branch.raw_statistics(encoded), branch(encoded)
         return t[:, : branch.pooled_statistics], p[:, : branch.pooled_features], t[:, branch.pooled_statistics :]
 
     for before, after in zip(pooled(data)[:2], pooled(other)[:2], strict=True):

@@ -15,9 +15,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pymc_amortized.training import (
+    Condensing,
     FixedSimulations,
     FreshSimulations,
     History,
+    Shared,
     Status,
     Trained,
     Training,
@@ -31,6 +33,7 @@ from pymc_amortized.training import (
 from pymc_amortized.training.progress import ProgressBar
 from pymc_amortized.training.schedule import scheduled
 from pymc_amortized.training.settling import Evaluation, is_settled, last_gain, rise
+from pymc_amortized.training.source import Memory
 from pymc_amortized.training.weights import FlatWeights
 
 NOISE = 0.5
@@ -470,25 +473,152 @@ def test_fewer_simulations_than_asked_for_are_used():
         source.next()
 
 
-def test_a_refill_is_gone_through_as_often_as_asked_for():
-    counted = itertools.count()
+def counted():
+    """A simulator whose parameters are 0, 1, 2, ..."""
+    numbers = itertools.count()
 
     def simulate(n):
-        z = torch.tensor([float(next(counted)) for _ in range(n)])[:, None]
+        z = torch.tensor([float(next(numbers)) for _ in range(n)])[:, None]
         return z, {"y": 2 * z}
 
+    return simulate
+
+
+def test_simulations_are_kept_and_used_as_often_as_asked_for():
     def batches():
-        source = FreshSimulations(simulate, 4, refill=12, passes=2)
-        return source, [source.next() for _ in range(12)]
+        source = FreshSimulations(counted(), 4, refill=12, passes=3)
+        return source, [source.next() for _ in range(90)]
 
     source, given = batches()
-    assert source.simulations == 24
-    passes = [torch.cat([z for z, _ in given[i : i + 3]])[:, 0] for i in range(0, 12, 3)]
-    assert [sorted(p.tolist()) for p in passes] == [list(map(float, range(a, a + 12))) for a in (0, 0, 12, 12)]
-    assert passes[0].tolist() != passes[1].tolist()
+    assert source.simulations == 90 * 4 / 3
+    assert all(len(z) == len(set(z[:, 0].tolist())) == 4 for z, _ in given)
     assert all(torch.equal(encoded["y"], 2 * z) for z, encoded in given)
-    counted = itertools.count()
+    # those made first are still drawn at the end, and the last ones already
+    last = torch.cat([z for z, _ in given[-9:]])
+    assert last.min() < 40 and last.max() >= 108
     assert all(torch.equal(z, again) for (z, _), (again, _) in zip(given, batches()[1], strict=True))
+
+
+def test_what_is_kept_has_a_limit():
+    memory = Memory(50 * 8)  # z and y, of 4 bytes each
+    simulate = counted()
+    for n in (20, 20, 20, 20):
+        memory.add(simulate(n), seed=n)
+    seen = torch.cat([memory.next(10)[0] for _ in range(5)])[:, 0]
+    assert sorted(seen.tolist()) == list(map(float, range(30, 80)))
+    memory.add(simulate(70), seed=1)  # more than there is room for
+    assert float(memory.next(40)[0].min()) >= 80
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_sources_give_out_what_simulations_are_reduced_to(passes):
+    source = FreshSimulations(counted(), 4, refill=8, passes=passes)
+    before = source.next()
+    source.condense(lambda encoded: {"half": encoded["y"] / 4})
+    after = [source.next() for _ in range(12)]
+    assert list(before[1]) == ["y"] and all(list(encoded) == ["half"] for _, encoded in after)
+    assert all(torch.equal(encoded["half"], z / 2) for z, encoded in after)
+    z = torch.arange(10.0)[:, None]
+    held = FixedSimulations(z, {"y": z}, 5)
+    held.condense(lambda encoded: {"half": encoded["y"] / 2})
+    z, encoded = held.next()
+    assert torch.equal(encoded["half"], z / 2) and list(encoded) == ["half"]
+    with pytest.raises(TypeError, match="share cannot be reduced"):
+        Shared(held).view(lambda batch, number: batch).condense(dict)
+
+
+# -- the last layers alone -----------------------------------------------------------------------
+
+
+class TwoStages(nn.Module):
+    """A first layer, whose output can be known already, and a density."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), Gaussian(width=8, features=4)
+
+    def loss(self, z, encoded):
+        hidden = encoded["hidden"] if "hidden" in encoded else torch.tanh(self.first(encoded["x"]))
+        return self.last.loss(z, {"x": hidden})
+
+    def reduce(self, encoded):
+        return {"hidden": torch.tanh(self.first(encoded["x"]))}
+
+
+def two_stages(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TwoStages()
+
+
+@pytest.mark.parametrize("fresh_ones", [True, False])
+def test_first_layers_stay_once_the_last_ones_go_on_alone(fresh_ones):
+    network, seen = two_stages(), []
+    start = {name: p.clone() for name, p in network.named_parameters()}
+
+    def reduce(encoded):
+        seen.append(network.first.weight.clone())
+        return network.reduce(encoded)
+
+    source = FreshSimulations(simulator(1), 32, passes=2) if fresh_ones else fixed(2_000)
+    options = Training(num_steps=400, batch_size=32, learning_rate=0.02, evaluations=20)
+    trained = train(network, source, HELD_OUT, options, device="cpu", condensing=Condensing(reduce, 0.25, 0.25))
+    assert not torch.equal(network.first.weight, start["first.weight"])
+    assert len(seen) > 1 and all(torch.equal(network.first.weight, weight) for weight in seen)
+    loss = trained.history.held_out_loss
+    assert trained.held_out_loss == loss.min() < loss[:6].min() - 0.01
+    # the losses of reduced simulations are those of simulations
+    with torch.no_grad():
+        assert float(network.loss(*HELD_OUT)) == pytest.approx(trained.held_out_loss, abs=1e-5)
+
+
+def test_an_interrupted_training_goes_on_with_the_last_layers_alone():
+    options = Training(num_steps=200, batch_size=32, learning_rate=0.02, evaluations=20)
+
+    def condensing(network):
+        return Condensing(network.reduce, 0.25, 0.25)
+
+    whole = two_stages()
+    train(whole, fixed(), HELD_OUT, options, device="cpu", condensing=condensing(whole))
+    network = two_stages()
+    source = Interrupting(fixed(), 120)
+    first = train(network, source, HELD_OUT, options, device="cpu", condensing=condensing(network))
+    assert first.stopped == "interrupt"
+    again = two_stages(5)
+    second = train(
+        again,
+        fixed(),
+        HELD_OUT,
+        options,
+        resume=saved_and_loaded(first.state),
+        device="cpu",
+        condensing=condensing(again),
+    )
+    assert second.stopped == "steps"
+    torch.testing.assert_close(weights_of(again), weights_of(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_time_is_shared_between_all_layers_and_the_last_ones():
+    condensing = Condensing(dict, after=0.25, time=0.6)
+    assert [condensing.fraction(t) for t in (0.0, 0.3, 0.6, 0.8, 1.0)] == pytest.approx([0.0, 0.125, 0.25, 0.625, 1.0])
+
+
+def test_weights_that_a_loss_does_not_involve_stay():
+    network = two_stages()
+    weights = FlatWeights(network)
+    with weights.flattened():
+        optimizer = torch.optim.AdamW([weights.vector], lr=0.1, weight_decay=0.1)
+        z, encoded = HELD_OUT
+        for reduced in (False, True):
+            before = weights.copy()
+            batch = {k: v.detach() for k, v in network.reduce(encoded).items()} if reduced else encoded
+            weights.vector.grad = weights.gradient(network.loss(z, batch))
+            with weights.held():
+                optimizer.step()
+            first = network.first.weight.numel() + network.first.bias.numel()
+            assert weights.idle == ([slice(0, first)] if reduced else [])
+            assert torch.equal(before[:first], weights.copy()[:first]) is reduced
+            assert (before[first:] != weights.copy()[first:]).all()
 
 
 # -- time ----------------------------------------------------------------------------------------

@@ -159,8 +159,8 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
         return seconds[threads or 2], threads or 2
 
     assert pace_of(timed, 0.020, 1, Training()).ahead  # 50 ms instead of 60
-    assert pace_of(timed, 0.004, 1, Training()) == Pace(0.044, 2, False)
-    assert pace_of(timed, 0.0, 1, Training()) == Pace(0.040, 2, False)
+    assert pace_of(timed, 0.004, 1, Training()) == Pace(0.044, 2, False, 0.040)
+    assert pace_of(timed, 0.0, 1, Training()) == Pace(0.040, 2, False, 0.040)
     assert pace_of(timed, 0.020, 1, Training(threads=2)).threads == 2
 
 

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,14 @@ from pymc_amortized.approximators.fit import (
 )
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import extents, learn_reference
-from pymc_amortized.approximators.pace import available_cores
+from pymc_amortized.approximators.pace import available_cores, others
+from pymc_amortized.approximators.planning import plan_training
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
 from pymc_amortized.graph.common import Common, common_structure
 from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.pool import Pool, labelled
 from pymc_amortized.graph.simulator import Simulations, describe_dropped
 from pymc_amortized.graph.spec import ModelSpec
@@ -49,7 +50,6 @@ from pymc_amortized.training import (
     FreshSimulations,
     Trained,
     Training,
-    fastest_step,
     torch_threads,
     train,
 )
@@ -240,7 +240,8 @@ class ComparisonFit:
 
     def _prepared(self, network: ClassifierNetwork, structure: Structure, made: Simulations) -> Batch:
         given = network_data(self.spec, structure, of_simulations(made))
-        return network.prepare(made.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        z, encoded = network.prepare(made.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        return z, network.measured(encoded)
 
     def _train(
         self,
@@ -252,23 +253,27 @@ class ComparisonFit:
     ) -> Trained:
         some = np.random.default_rng(stage_seed(self.entropy, Stage.TRAINING, 0)).permutation(len(everything))
         network.to(self.device)
-        batch = self._prepared(network, structure, everything.take(some[: self.options.batch_size]))
-        step, threads = fastest_step(network, *batch, self.options.threads)
-        if training_set is None:
-            step += self.cost * self.options.batch_size / self.cores
-        self.options = replace(self.options.planned(step), threads=threads)
-        with torch_threads(threads):
+        batch = everything.take(some[: self.options.batch_size])
+        simulating = self.cost * self.options.batch_size if training_set is None else 0.0
+        plan = plan_training(
+            network, lambda: self._prepared(network, structure, batch), simulating, self.cores, self.options
+        )
+        self.options = plan.options
+        with torch_threads(self.options.threads or torch.get_num_threads()):
             return train(
                 network,
-                self._source(network, structure, training_set),
+                self._source(network, structure, training_set, plan.ahead),
                 self._prepared(network, structure, held_out),
                 self.options,
                 seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
                 progress=self.progressbar,
                 device=self.device,
+                condensing=plan.condensing,
             )
 
-    def _source(self, network: ClassifierNetwork, structure: Structure, training_set: Simulations | None) -> Batches:
+    def _source(
+        self, network: ClassifierNetwork, structure: Structure, training_set: Simulations | None, ahead: bool
+    ) -> Batches:
         if training_set is not None:
             return FixedSimulations(
                 *self._prepared(network, structure, training_set),
@@ -278,13 +283,20 @@ class ComparisonFit:
                 seconds=time.perf_counter() - self.seconds,
             )
         source: FreshSimulations | None = None
+        workers = Workers(self.pool, others(self.cores)) if ahead else None
 
         def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0
             seed = stage_seed(self.entropy, Stage.TRAINING, 1, made)
-            return self._prepared(network, structure, self.pool(n, seed, cores=self.cores))
+            return self._prepared(network, structure, self.pool(n, seed, cores=self.cores, workers=workers))
 
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device)
+        source = FreshSimulations(
+            simulate,
+            self.options.batch_size,
+            device=self.device,
+            workers=workers,
+            passes=self.options.passes or 1,
+        )
         return source
 
     def _calibration(self, network: ClassifierNetwork, structure: Structure, rest: Simulations) -> Calibration:

@@ -19,7 +19,8 @@ from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import learn_reference
-from pymc_amortized.approximators.pace import Pace, Timed, available_cores, others, pace_of
+from pymc_amortized.approximators.pace import available_cores, others
+from pymc_amortized.approximators.planning import plan_training
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -47,13 +48,13 @@ from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, Sum
 from pymc_amortized.training import (
     Batch,
     Batches,
+    Condensing,
     FixedSimulations,
     FreshSimulations,
     Trained,
     Training,
     TrainingState,
     choose_device,
-    fastest_step,
     report,
     torch_threads,
     train,
@@ -224,6 +225,7 @@ class PosteriorFit:
         self.seconds = 0.0
         self.cost = 0.0
         self.ahead = False
+        self.condensing: Condensing | None = None
 
     def use(self, simulations: Simulations) -> None:
         """Train on the user's simulations."""
@@ -272,8 +274,7 @@ class PosteriorFit:
         statistics, held_out = self._parts(pilot)
         some = statistics.take(slice(PILOT))
         network = self._built(structure, some, summary, density)
-        batch = statistics.take(slice(self.options.batch_size))
-        self._plan_steps(network, *self._prepared(network, structure, batch))
+        self._plan_steps(network, structure, statistics)
         source = self._source(network, structure, statistics)
         gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
         return self._train(network, structure, gaps, source, held_out, pilot, some, None)
@@ -299,8 +300,7 @@ class PosteriorFit:
         structure = posterior.structure
         statistics, held_out = self._parts(pilot)
         network = copied(posterior.network)
-        batch = statistics.take(slice(self.options.batch_size))
-        self._plan_steps(network, *self._prepared(network, structure, batch))
+        self._plan_steps(network, structure, statistics)
         source = self._source(network, structure, statistics)
         some = statistics.take(slice(PILOT))
         return self._train(network, structure, posterior.gaps, source, held_out, pilot, some, posterior.state)
@@ -355,18 +355,22 @@ class PosteriorFit:
         self, network: PosteriorNetwork, structure: Structure, simulations: Simulations
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         given = network_data(self.spec, structure, of_simulations(simulations))
-        return network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        return z, network.measured(encoded)
 
-    def _plan_steps(self, network: PosteriorNetwork, z: torch.Tensor, encoded: dict[str, torch.Tensor]) -> None:
+    def _plan_steps(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> None:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
-        pace = self.pace(lambda threads: fastest_step(network, z, encoded, threads))
-        self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
+        batch = statistics.take(slice(self.options.batch_size))
+        plan = plan_training(
+            network, lambda: self._prepared(network, structure, batch), self.simulating, self.cores, self.options
+        )
+        self.ahead, self.options, self.condensing = plan.ahead, plan.options, plan.condensing
 
-    def pace(self, timed: Timed) -> Pace:
-        """How fast steps will be, simulating included."""
-        simulating = 0.0 if self.num_simulations is not None else self.cost * self.options.batch_size
-        return pace_of(timed, simulating, self.cores, self.options)
+    @property
+    def simulating(self) -> float:
+        """Seconds that one process takes for the simulations of a batch; 0 for a fixed set."""
+        return 0.0 if self.num_simulations is not None else self.cost * self.options.batch_size
 
     def _source(self, network: PosteriorNetwork, structure: Structure, statistics: Simulations) -> Batches:
         return self._batches(
@@ -401,7 +405,13 @@ class PosteriorFit:
             # groups of one size are mixed by the batches, which take every k-th simulation
             return fresh(self.simulator(n, seed, cores=self.cores, mixed=False, workers=workers), before)
 
-        source = FreshSimulations(simulate, self.options.batch_size, device=self.device, workers=workers)
+        source = FreshSimulations(
+            simulate,
+            self.options.batch_size,
+            device=self.device,
+            workers=workers,
+            passes=self.options.passes or 1,
+        )
         return source
 
     def _train(
@@ -425,6 +435,7 @@ class PosteriorFit:
                 resume=state,
                 progress=self.progressbar,
                 device=self.device,
+                condensing=self.condensing,
             )
         return self._finished(network, structure, gaps, trained, held_out, pilot, learned)
 

@@ -31,6 +31,7 @@ from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
+from pymc_amortized.approximators.pace import pace_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import checked, row_error
@@ -303,9 +304,9 @@ class _JointFit(PosteriorFit):
         statistics: Simulations,
     ) -> None:
         """Decide how many steps to make, by what one of each takes."""
+        network.to(self.device), row_network.to(self.device)
         some = statistics.take(slice(self.options.batch_size))
         batch = self._both(network, structure, layout, some, self.each, Stage.TIMING)
-        network.to(self.device), row_network.to(self.device)
         if self.options.max_time is None and self.options.num_steps is None:
             self.options = replace(self.options, max_time=DEFAULT_SECONDS)
 
@@ -313,7 +314,7 @@ class _JointFit(PosteriorFit):
             first, threads = fastest_step(network, *of_datasets(batch), threads)
             return first + fastest_step(row_network, *of_rows(batch), threads)[0], threads
 
-        pace = self.pace(timed)
+        pace = pace_of(timed, self.simulating, self.cores, self.options)
         self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
 
     def _joint_source(

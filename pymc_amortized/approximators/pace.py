@@ -29,11 +29,14 @@ class Pace:
         That torch computes with.
     ahead : bool
         Whether other processes simulate while this one trains.
+    step : float
+        Seconds without simulating.
     """
 
     seconds: float
     threads: int
     ahead: bool
+    step: float
 
 
 def pace_of(timed: Timed, simulating: float, cores: int, options: Training) -> Pace:
@@ -55,7 +58,7 @@ def pace_of(timed: Timed, simulating: float, cores: int, options: Training) -> P
     for step, threads in (timed(number) for number in tried):
         ahead = worth_workers(step, simulating / cores, threads, options)
         seconds = max(step, simulating / others(cores)) if ahead else step + simulating / cores
-        paces.append(Pace(seconds, threads, ahead))
+        paces.append(Pace(seconds, threads, ahead, step))
     return min(paces)
 
 

@@ -130,9 +130,10 @@ class _Refinement:
         network, local = self._start(posterior.network, *parts, torch_seed)
         if not local:
             options = replace(options, learning_rate=options.learning_rate * RESTART_RATE)
+        network.to(self.device)
         training = self._prepared(network, parts[0])
         batch = training[0][: options.batch_size], {k: v[: options.batch_size] for k, v in training[1].items()}
-        step, threads = fastest_step(network.to(self.device), *batch, options.threads)
+        step, threads = fastest_step(network, *batch, options.threads)
         options = replace(options.planned(step), threads=threads)
         source = FixedSimulations(*training, options.batch_size, seed=torch_seed % 2**63, device=self.device)
         with torch_threads(threads):
@@ -236,7 +237,8 @@ class _Refinement:
         self, network: PosteriorNetwork, simulations: Simulations
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         given = network_data(self.spec, self.structure, of_simulations(simulations))
-        return network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        return z, network.measured(encoded)
 
     def _described(
         self, posterior: AmortizedPosterior, trained: Trained, options: Training, simulations: Simulations

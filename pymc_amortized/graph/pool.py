@@ -14,7 +14,7 @@ import numpy as np
 
 from pymc_amortized.graph.common import Common
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
-from pymc_amortized.graph.parallel import run_tasks
+from pymc_amortized.graph.parallel import Workers, run_tasks
 from pymc_amortized.graph.simulator import SimulationError, Simulations, Simulator, concatenate
 from pymc_amortized.graph.sizes import SIZES, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
@@ -68,9 +68,18 @@ class Pool:
         return len(self.simulators)
 
     def __call__(
-        self, n: int, seed: np.random.SeedSequence, *, cores: int = 1, lengths: Mapping[str, int] | None = None
+        self,
+        n: int,
+        seed: np.random.SeedSequence,
+        *,
+        cores: int = 1,
+        lengths: Mapping[str, int] | None = None,
+        workers: Workers | None = None,
     ) -> Simulations:
-        """Simulate `n` data sets, in any order; all of one size where lengths are given."""
+        """Simulate `n` data sets, in any order; all of one size where lengths are given.
+
+        The result does not depend on `cores`, or on whether `workers` make them.
+        """
         self.check_ends()
         chunk_seed, mixing = seed.spawn(2)
         if lengths is not None:
@@ -78,7 +87,10 @@ class Pool:
         else:
             sizes = self._chunk_sizes(n)
             tasks = list(zip(sizes, chunk_seed.spawn(len(sizes)), strict=True))
-            made = concatenate(run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks])
+            if workers is not None:
+                made = concatenate(workers.run(tasks))
+            else:
+                made = concatenate(run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks])
         return made.take(np.random.default_rng(mixing).permutation(len(made))[:n])
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:

@@ -34,9 +34,9 @@ from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import encoded_in_blocks, tensors_of
 from pymc_amortized.networks.standardizer import ParameterStandardizer
-from pymc_amortized.networks.summary import Options, SummaryNetwork
+from pymc_amortized.networks.summary import STATISTICS, Options, SummaryNetwork
 from pymc_amortized.networks.summary.layers import Residual
-from pymc_amortized.networks.terms import Terms
+from pymc_amortized.networks.terms import TERMS, Terms
 
 __all__ = ["ClassifierNetwork"]
 
@@ -157,6 +157,20 @@ class ClassifierNetwork(nn.Module):
         place = device or self.device
         z = torch.as_tensor(label, dtype=torch.float32).reshape(-1, 1)
         return z.to(place), encoded_in_blocks(self.encoder, data, sizes, place)
+
+    def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add to prepared data what no training changes: statistics and terms of a built-in summary."""
+        if not isinstance(self.summary, SummaryNetwork) or not isinstance(self.head, Terms):
+            return encoded
+        known = self.summary.measured(encoded)
+        return known | {TERMS: self.head.measured(self.summary.standardize(known[STATISTICS]), known)}
+
+    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Reduce prepared data to what a built-in summary's last layers see; for as long as the others stay."""
+        if not isinstance(self.summary, SummaryNetwork):
+            return encoded
+        known = encoded if TERMS in encoded else self.measured(encoded)
+        return {TERMS: known[TERMS], **self.summary.condensed(known)}
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of labels z (batch, 1), given prepared data; a scalar."""

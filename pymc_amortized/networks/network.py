@@ -186,6 +186,14 @@ class PosteriorNetwork(nn.Module):
         """From arrays, what :meth:`loss` takes: z (n, dim) and encoded data, float32."""
         return _prepare(self.standardizer, self.encoder, theta, data, sizes, device or self.device)
 
+    def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add to prepared data what no training changes: the statistics of a built-in summary."""
+        return self.summary.measured(encoded) if isinstance(self.summary, SummaryNetwork) else encoded
+
+    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Reduce prepared data to what a built-in summary's last layers see; for as long as the others stay."""
+        return self.summary.condensed(encoded) if isinstance(self.summary, SummaryNetwork) else encoded
+
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
         return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]

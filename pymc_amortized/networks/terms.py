@@ -23,7 +23,9 @@ from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.layers import Standardize
 from pymc_amortized.networks.summary.sets import SetBranch, SetTransformerBranch
 
-__all__ = ["Terms"]
+__all__ = ["TERMS", "Terms"]
+
+TERMS = "classifier:terms"  # name under which encoded data may hold their terms
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties of the regression that the network starts at, per simulation
 ITERATIONS = 100  # of that regression; it need not converge
@@ -65,8 +67,13 @@ class Terms(nn.Module):
 
     def forward(self, t: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Statistics (batch, statistics) and the data they are of -> logits (batch, classes)."""
+        return self.linear(encoded[TERMS] if TERMS in encoded else self.measured(t, encoded))
+
+    @torch.no_grad()
+    def measured(self, t: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+        """All terms (batch, width) in the coordinates of the weights."""
         x = self._terms(t, encoded)
-        return self.linear((x - self.center) @ self.turn.mT if self.turned else x)
+        return (x - self.center) @ self.turn.mT if self.turned else x
 
     @torch.no_grad()
     def start(self, t: Tensor, encoded: dict[str, Tensor], label: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from pymc_amortized.training.device import available_devices, choose_device, torch_threads
 from pymc_amortized.training.history import History
-from pymc_amortized.training.loop import Task, train, train_together
+from pymc_amortized.training.loop import Condensing, Task, train, train_together
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
 from pymc_amortized.training.shared import Shared
@@ -20,6 +20,7 @@ from pymc_amortized.training.trained import Trained, report, summary_line
 __all__ = [
     "Batch",
     "Batches",
+    "Condensing",
     "FixedSimulations",
     "FreshSimulations",
     "History",

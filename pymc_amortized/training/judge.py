@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.training.settling import Evaluation
-from pymc_amortized.training.source import Batch
+from pymc_amortized.training.source import Batch, Reduce
 from pymc_amortized.training.state import group, prefixed
 from pymc_amortized.training.weights import FlatWeights, scalar_loss
 
@@ -58,6 +58,11 @@ class Judge:
             return False
         self.keep(vector, evaluation.loss)
         return True
+
+    @torch.no_grad()
+    def condense(self, reduce: Reduce) -> None:
+        """Reduce the held-out simulations to what is still needed of them."""
+        self.chunks = [(z, reduce(encoded)) for z, encoded in self.chunks]
 
     def keep(self, vector: Tensor, loss: float) -> None:
         """Keep these weights and the present buffers as the best."""

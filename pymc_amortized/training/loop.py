@@ -30,7 +30,7 @@ from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
 from pymc_amortized.training.schedule import scheduled
 from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise
-from pymc_amortized.training.source import Batches, moved
+from pymc_amortized.training.source import Batches, Reduce, moved
 from pymc_amortized.training.state import (
     Standing,
     TrainingState,
@@ -57,6 +57,34 @@ class Trainable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Condensing:
+    """Training only the last layers of a network, from some point on.
+
+    The others then stay at their best weights so far, and what they make of each simulation is computed once: steps
+    become faster by as much as the others cost.
+
+    Attributes
+    ----------
+    reduce : callable
+        Encoded data -> what the last layers see of them: the network's loss takes either.
+    after : float
+        Share of the steps, in (0, 1), made before.
+    time : float
+        Share of the time that these are expected to take.
+    """
+
+    reduce: Reduce
+    after: float
+    time: float
+
+    def fraction(self, time: float) -> float:
+        """Return the share of the steps that are expected by a share of the time."""
+        if time < self.time:
+            return self.after * time / self.time
+        return self.after + (1 - self.after) * (time - self.time) / (1 - self.time)
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A network to train, with what :func:`train` takes for it.
@@ -70,6 +98,7 @@ class Task:
     options: Training
     resume: TrainingState | None = None
     term: Callable[[], Tensor] | None = None
+    condensing: Condensing | None = None
 
 
 def train(
@@ -82,6 +111,7 @@ def train(
     resume: TrainingState | None = None,
     progress: bool | Callback = False,
     device: str | torch.device | None = None,
+    condensing: Condensing | None = None,
 ) -> Trained:
     """Train a network.
 
@@ -105,6 +135,8 @@ def train(
         True shows a progress bar. A callable is given a ``Status`` at most ten times a second.
     device : str, torch.device or None
         See ``choose_device``.
+    condensing : Condensing, optional
+        From when on only the last layers are trained.
 
     Returns
     -------
@@ -114,7 +146,7 @@ def train(
     -----
     ``KeyboardInterrupt`` is not raised: it ends training, and the best weights so far are kept.
     """
-    task = Task(network, source, held_out, options, resume)
+    task = Task(network, source, held_out, options, resume, condensing=condensing)
     return train_together([task], seed=seed, progress=progress, device=device)[0]
 
 
@@ -192,6 +224,7 @@ class _Run:
 
     def __init__(self, task: Task, weights: FlatWeights, judge: Judge) -> None:
         self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
+        self.condensing = task.condensing
         self.weights, self.judge = weights, judge
         self.at, self.device = Standing(), weights.vector.device
         self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
@@ -211,6 +244,11 @@ class _Run:
         fraction = self.fraction()
         if fraction >= 1:
             return "steps" if self.at.cycle_step >= self.options.steps else "time"
+        if self.condensing is not None and not self.at.condensed and fraction >= self.condensing.after:
+            self.evaluate()
+            self.judge.use_best()
+            self.average.copy_(self.judge.best)
+            self.condense(self.condensing)
         if fraction >= self.at.next_evaluation:
             self.evaluate()
             if reason := self.reason_to_stop():
@@ -228,7 +266,8 @@ class _Run:
         scale = torch.where(finite, (self.options.clip_norm / norm).clamp(max=1.0), 0.0)
         self.weights.vector.grad = gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(scale)
         self.optimizer.param_groups[0]["lr"] = self.rate(fraction)
-        self.optimizer.step()
+        with self.weights.held():
+            self.optimizer.step()
         self.at.step += 1
         self.at.cycle_step += 1
         # An average over the latest share of all steps: the more steps, the longer it looks back.
@@ -241,7 +280,14 @@ class _Run:
         by_steps = self.at.cycle_step / self.options.steps
         if self.options.max_time is None:
             return by_steps
-        return max(by_steps, (self.at.cycle_seconds + self.elapsed()) / self.options.max_time)
+        time = (self.at.cycle_seconds + self.elapsed()) / self.options.max_time
+        return max(by_steps, time if self.condensing is None else self.condensing.fraction(time))
+
+    def condense(self, condensing: Condensing) -> None:
+        """From now on train only what sees reduced simulations."""
+        self.source.condense(condensing.reduce)
+        self.judge.condense(condensing.reduce)
+        self.at.condensed = True
 
     def elapsed(self) -> float:
         """Return the seconds since this call of ``train``."""
@@ -395,6 +441,8 @@ class _Run:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
         set_random_state(self.device, group(state.tensors, "random"))
+        if self.at.condensed and self.condensing is not None:
+            self.condense(self.condensing)
 
 
 def _adamw(vector: nn.Parameter, options: Training) -> torch.optim.AdamW:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pymc_amortized.training.source import Batch, Batches
+from pymc_amortized.training.source import Batch, Batches, Reduce
 
 Split = Callable[[Batch, int], Batch]
 """A network's part of a batch, given that batch's number."""
@@ -54,6 +54,10 @@ class View:
         """Return this network's part of a batch it has not seen."""
         batch, self._seen = self._shared.after(self._seen)
         return self._split(batch, self._seen)
+
+    def condense(self, reduce: Reduce) -> None:
+        """Refuse: the other networks need what simulations are made of."""
+        raise TypeError("Simulations that several networks share cannot be reduced for one of them.")
 
     def state(self) -> dict[str, Any]:
         """Return the state of the source."""

@@ -1,5 +1,7 @@
 """Where training batches come from: simulations made afresh, or a fixed set of them.
 
+Once parts of a network stay as they are, simulations are reduced to what these make of them, and kept.
+
 A batch is what the network's ``loss`` takes: standardized parameters ``z`` (batch, dim) and the
 encoded data, named tensors (batch, ...). It is prepared in large portions, never in the training
 step.
@@ -16,10 +18,14 @@ from torch import Tensor
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Simulate = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
+Reduce = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Encoded data -> what is still needed of them."""
 
 # Large enough for the simulator's overhead per call to vanish, small enough for any memory.
 REFILL_BATCHES = 64
 REFILL_BYTES = 64 * 2**20
+# Of simulations that are kept to be used again: a million of them, once they are reduced to features.
+MEMORY_BYTES = 2**29
 
 
 class Closeable(Protocol):
@@ -52,6 +58,10 @@ class Batches(Protocol):
         """Return the next batch."""
         ...
 
+    def condense(self, reduce: Reduce) -> None:
+        """From now on give out what simulations are reduced to."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on from here, as JSON-able values."""
         ...
@@ -67,6 +77,9 @@ class Batches(Protocol):
 
 class FreshSimulations:
     """Batches that are simulated as training goes, each simulation seen once, or a few times where they are slow.
+
+    Then those of a while are kept, and batches are drawn from all of them: the same few time and again would be learned
+    by heart.
 
     Parameters
     ----------
@@ -85,7 +98,7 @@ class FreshSimulations:
         What ``simulate`` uses and leaves the interpreter's lock alone, other processes say. Then
         the next simulations are made in a thread while these are used.
     passes : int
-        How often a refill is gone through, in another order each time, before the next one.
+        How often a simulation is used, on average.
     """
 
     fixed = False
@@ -106,21 +119,21 @@ class FreshSimulations:
         self._growing = refill is None
         self._refill = batch_size if refill is None else max(refill, batch_size)
         self._held: Batch | None = None
-        self._used = self._size = self._passed = 0
+        self._used = self._size = 0
         self._workers = workers
         # PyTensor's functions are not to be called by two threads at once: this one waits for that one to end
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if workers else None
         self._coming: Future[Batch] | None = None
+        self._reduce: Reduce | None = None
+        self._memory = Memory(MEMORY_BYTES) if passes > 1 else None
 
     def next(self) -> Batch:
         """Return the next batch, simulating when the last refill is used up."""
+        if self._memory is not None:
+            return self._remembered(self._memory)
         # A tail shorter than a batch is left: one batch size keeps compiled networks compiled.
         if self._held is None or self._used + min(self.batch_size, self._size) > self._size:
-            if self._held is None or self._passed == self.passes:
-                self._held, self._passed = self._simulated(), 0
-            else:
-                self._held = self._shuffled(self._held)
-            self._passed += 1
+            self._held = self._simulated()
             self._used, self._size = 0, len(self._held[0])
         z, encoded = self._held
         # every k-th: neighbours may have been simulated alike
@@ -130,14 +143,27 @@ class FreshSimulations:
         self._used += self.batch_size
         return z[rows], {name: value[rows] for name, value in encoded.items()}
 
-    def _shuffled(self, batch: Batch) -> Batch:
-        z, encoded = batch
-        order = _permutation((self.simulations, self._passed), z)
-        return z[order], {name: value[order] for name, value in encoded.items()}
+    def condense(self, reduce: Reduce) -> None:
+        """From now on give out what further simulations are reduced to."""
+        self._reduce, self._held = reduce, None
+        self._memory = Memory(MEMORY_BYTES) if self.passes > 1 else None
+        self._used = self._size = 0
+        if self._thread is not None and self._coming is not None:
+            coming = self._coming  # the only thread has made it by the time it comes to the next task
+            self._coming = self._thread.submit(lambda: _reduced(coming.result(), reduce))
+
+    def _remembered(self, memory: "Memory") -> Batch:
+        """Return a batch of what is kept, simulating whenever the latest ones have been used often enough."""
+        if self._used >= self.passes * self._size:
+            batch = self._simulated()
+            memory.add(batch, seed=self.simulations)
+            self._used, self._size = 0, len(batch[0])
+        self._used += self.batch_size
+        return memory.next(self.batch_size)
 
     def _simulated(self) -> Batch:
         start = time.perf_counter()
-        batch = self._made(self._refill) if self._coming is None else self._coming.result()
+        batch = self._made(self._refill, self._reduce) if self._coming is None else self._coming.result()
         z, encoded = batch
         self.simulations += len(z)
         self.seconds += time.perf_counter() - start
@@ -147,15 +173,15 @@ class FreshSimulations:
             batches = min(2 * (self._refill // self.batch_size), REFILL_BATCHES, affordable)
             self._refill = max(batches, 1) * self.batch_size
         if self._thread is not None:
-            self._coming = self._thread.submit(self._made, self._refill)
+            self._coming = self._thread.submit(self._made, self._refill, self._reduce)
         return batch
 
     @torch.no_grad()
-    def _made(self, n: int) -> Batch:
+    def _made(self, n: int, reduce: Reduce | None) -> Batch:
         z, encoded = self.simulate(n)
         if len(z) == 0:
             raise RuntimeError(f"The simulator returned none of the {n} simulations asked for.")
-        return moved((z, encoded), self.device)
+        return _reduced(moved((z, encoded), self.device), reduce)
 
     def close(self) -> None:
         """End the workers, and wait for the thread."""
@@ -223,6 +249,10 @@ class FixedSimulations:
         self._drawn += 1
         return self.z[rows], {name: value[rows] for name, value in self.encoded.items()}
 
+    def condense(self, reduce: Reduce) -> None:
+        """From now on give out what the simulations are reduced to."""
+        _, self.encoded = _reduced((self.z, self.encoded), reduce)
+
     def close(self) -> None:
         """Nothing works in the background."""
 
@@ -235,10 +265,64 @@ class FixedSimulations:
         self._drawn = int(state["drawn"])
 
 
+class Memory:
+    """Simulations that are kept, up to a size; then the oldest make room.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size, self._end, self._drawn = limit, 0, 0, 0
+        self._names: list[str] = []
+        self._tensors: list[Tensor] = []  # z, and one for each name; rows beyond the size are still free
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def add(self, batch: Batch, *, seed: int) -> None:
+        """Keep these too, and begin a new random order of all, which only depends on the seed."""
+        z, encoded = batch
+        self._names, values = list(encoded), [z, *encoded.values()]
+        self._make_room(values)
+        capacity = len(self._tensors[0])
+        places = (self._end + torch.arange(len(z), device=z.device)) % capacity
+        for kept, new in zip(self._tensors, values, strict=True):
+            kept[places] = new
+        self._end, self._size = (self._end + len(z)) % capacity, min(self._size + len(z), capacity)
+        self._order, self._drawn = _permutation((seed, 0), self._tensors[0][: self._size]), 0
+
+    def _make_room(self, values: list[Tensor]) -> None:
+        """Double the capacity where there is not enough, as long as that is allowed."""
+        n, capacity = len(values[0]), len(self._tensors[0]) if self._tensors else 0
+        each = sum(v[:1].numel() * v.element_size() for v in values)
+        largest = max(self._limit // max(each, 1), n)
+        if self._size + n <= capacity or capacity >= largest:
+            return
+        wanted = min(max(2 * capacity, self._size + n), largest)
+        old = self._tensors or [v[:0] for v in values]
+        self._tensors = [torch.cat([o[: self._size], o.new_empty(wanted - self._size, *o.shape[1:])]) for o in old]
+        self._end = self._size % wanted
+
+    def next(self, batch_size: int) -> Batch:
+        """Return the next batch in that order, which begins again where it ends."""
+        if self._drawn + batch_size > self._size:
+            self._drawn = 0
+        rows = self._order[self._drawn : self._drawn + batch_size]
+        self._drawn += batch_size
+        z, *encoded = (kept[rows] for kept in self._tensors)
+        return z, dict(zip(self._names, encoded, strict=True))
+
+
 def _permutation(seed: tuple[int, int], z: Tensor) -> Tensor:
     """An order of the rows of z that only depends on the seed."""
     (state,) = np.random.SeedSequence(seed).generate_state(1)
     return torch.randperm(len(z), generator=torch.Generator().manual_seed(int(state))).to(z.device)
+
+
+@torch.no_grad()
+def _reduced(batch: Batch, reduce: Reduce | None) -> Batch:
+    return batch if reduce is None else (batch[0], reduce(batch[1]))
 
 
 def moved(batch: tuple[Tensor, Mapping[str, Tensor]], device: torch.device) -> Batch:

@@ -24,6 +24,12 @@ class FlatWeights:
 
     While ``flattened()`` is entered the network's parameters are views of ``vector``; afterwards
     they are tensors of their own again, with the values that the vector had at the end.
+
+    Attributes
+    ----------
+    vector : Parameter
+    idle : list of slice
+        The weights that the latest loss did not involve.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -38,6 +44,7 @@ class FlatWeights:
             raise TypeError(f"The network's parameters must share one dtype and one device, found {found}.")
         self.buffers = {name: b for name, b in network.named_buffers() if b is not None}
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
+        self.idle: list[slice] = []
 
     @contextmanager
     def flattened(self) -> Iterator[None]:
@@ -55,12 +62,34 @@ class FlatWeights:
     def gradient(self, loss: Tensor) -> Tensor:
         """Return the gradient of ``loss`` as one vector; zero where the loss involves no weight."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        self.idle = self._slices([g is None for g in gradients])
         return torch.cat(
             [
                 torch.zeros_like(p).view(-1) if g is None else g.reshape(-1)
                 for p, g in zip(self.parameters, gradients, strict=True)
             ]
         )
+
+    def _slices(self, chosen: list[bool]) -> list[slice]:
+        """Where the chosen parameters are, those next to each other together."""
+        found: list[slice] = []
+        at = 0
+        for p, wanted in zip(self.parameters, chosen, strict=True):
+            start, at = at, at + p.numel()
+            if wanted and found and found[-1].stop == start:
+                found[-1] = slice(found[-1].start, at)
+            elif wanted:
+                found.append(slice(start, at))
+        return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the weights that the latest loss did not involve as they are, whatever an optimizer does."""
+        vector = self.vector.detach()
+        kept = [(part, vector[part].clone()) for part in self.idle]
+        yield
+        for part, values in kept:
+            vector[part] = values
 
     @torch.no_grad()
     def set(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Summary networks: options, and the network that they describe."""
 
-from pymc_amortized.networks.summary.network import SummaryNetwork
+from pymc_amortized.networks.summary.network import LEARNED, STATISTICS, SummaryNetwork
 from pymc_amortized.networks.summary.options import (
     Auto,
     Flat,
@@ -15,6 +15,8 @@ from pymc_amortized.networks.summary.options import (
 from pymc_amortized.networks.summary.rows import EncodedArray
 
 __all__ = [
+    "LEARNED",
+    "STATISTICS",
     "Auto",
     "EncodedArray",
     "Flat",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.networks.summary.moments import Moments, moments
 from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["Branch", "Values"]
@@ -14,6 +15,8 @@ __all__ = ["Branch", "Values"]
 
 class Branch(nn.Module):
     """Statistics t and learned features p of joined arrays.
+
+    Statistics have no weights: what they are of a data set never changes.
 
     Parameters
     ----------
@@ -29,26 +32,30 @@ class Branch(nn.Module):
         super().__init__()
         self.join, self.statistics, self.pooled = join, statistics, pooled
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Fixed statistics (batch, statistics), and rows standardized within their data set."""
+    def moments(self, rows: Rows) -> Moments:
+        """Moments of each data set, and rows standardized by them."""
+        return moments(rows.values, rows.weights)
+
+    def measure(self, rows: Rows, found: Moments) -> Tensor:
+        """Fixed statistics (batch, statistics)."""
         raise NotImplementedError
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
-        """Learned features (batch, pooled)."""
+        """Learned features (batch, pooled), given also standardized rows."""
         raise NotImplementedError
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn what the statistics need from simulated data and parameters z (n, dim)."""
 
     def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
-        """The fixed statistics alone."""
-        return self.measure(self.join(encoded))[0]
-
-    def forward(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Statistics (batch, statistics) and features (batch, pooled) of encoded arrays."""
+        """Fixed statistics (batch, statistics) of encoded arrays."""
         rows = self.join(encoded)
-        statistics, normal = self.measure(rows)
-        return statistics, self.learn(rows, normal)
+        return self.measure(rows, self.moments(rows))
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        """Learned features (batch, pooled) of encoded arrays."""
+        rows = self.join(encoded)
+        return self.learn(rows, self.moments(rows).normal)
 
 
 class Values(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.networks.summary.branch import Branch, Values
-from pymc_amortized.networks.summary.rows import Join, Rows
+from pymc_amortized.networks.summary.rows import Join
 
 __all__ = ["FlatBranch"]
 
@@ -19,14 +19,14 @@ class FlatBranch(Branch):
         super().__init__(join, values.statistics + join.present, 0)
         self.values = values
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         """The values, their energies, and what is present."""
-        parts = [self.values(rows.values)] + ([] if rows.present is None else [rows.present])
-        return torch.cat(parts, -1), rows.values
+        rows = self.join(encoded)
+        return torch.cat([self.values(rows.values)] + ([] if rows.present is None else [rows.present]), -1)
 
-    def learn(self, rows: Rows, normal: Tensor) -> Tensor:
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Nothing: the residual network of the summary sees all values."""
-        return rows.values[:, :0]
+        return self.join(encoded).values[:, :0]
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn the subspace that moves with the parameters."""

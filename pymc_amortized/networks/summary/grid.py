@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch, Values
 from pymc_amortized.networks.summary.layers import LIMIT
-from pymc_amortized.networks.summary.moments import log_count, moments
+from pymc_amortized.networks.summary.moments import Moments, log_count, moments
 from pymc_amortized.networks.summary.options import Grid
 from pymc_amortized.networks.summary.rows import Join, Rows
 
@@ -37,12 +39,15 @@ class GridBranch(Branch):
         strides += [1] * options.row_depth
         self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, stride, padding=1) for stride in strides)
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Means, log variances, neighbours' correlations, moments of place, centre and spread of mass."""
-        shape = rows.values.shape
+    def moments(self, rows: Rows) -> Moments:
+        """Moments over both axes."""
         weights = None if rows.weights is None else rows.weights.flatten(1, 2)
         found = moments(rows.values.flatten(1, 2), weights)
-        normal = found.normal.reshape(shape)
+        return replace(found, normal=found.normal.reshape(rows.values.shape))
+
+    def measure(self, rows: Rows, found: Moments) -> Tensor:
+        """Means, log variances, neighbours' correlations, moments of place, centre and spread of mass."""
+        normal = found.normal
         weight = torch.ones_like(normal[..., :1]) if rows.weights is None else rows.weights
         t = [found.mean, 2 * torch.log(found.scale)]
         t += [_neighbours(normal, weight, axis) for axis in (1, 2)]
@@ -57,7 +62,7 @@ class GridBranch(Branch):
             t += [log_count(share), share / rows.counts.clamp_min(1.0)]
         if self.values is not None:
             t.append(self.values(rows.values.flatten(1)))
-        return torch.cat(t, -1), normal
+        return torch.cat(t, -1)
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn the subspace of the values that moves with the parameters."""

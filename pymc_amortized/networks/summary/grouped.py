@@ -102,16 +102,15 @@ class GroupedBranch(Branch):
             sizes.append(1)
         return sizes
 
-    def forward(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Statistics (batch, statistics) and features (batch, pooled) of encoded arrays."""
-        rows, table = self.join(encoded), self._table(encoded)
-        found = _Groups(rows, table)
-        return self._measure(rows, table, found), self._learn(rows, table, found)
-
     def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
-        """The fixed statistics alone."""
+        """Fixed statistics (batch, statistics) of encoded arrays."""
         rows, table = self.join(encoded), self._table(encoded)
-        return self._measure(rows, table, _Groups(rows, table))
+        return self._measure(rows, _Groups(rows, table))
+
+    def forward(self, encoded: dict[str, Tensor]) -> Tensor:
+        """Learned features (batch, pooled) of encoded arrays."""
+        rows, table = self.join(encoded), self._table(encoded)
+        return self._learn(rows, table, _Groups(rows, table))
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn the subspace of the values that moves with the parameters."""
@@ -122,7 +121,7 @@ class GroupedBranch(Branch):
         number = None if self.index is None else encoded[self.index][..., 0].long()
         return _Table(number, self.groups, self.inner)
 
-    def _measure(self, rows: Rows, table: _Table, found: _Groups) -> Tensor:
+    def _measure(self, rows: Rows, found: _Groups) -> Tensor:
         across = moments(found.mean, found.some)
         t = [across.mean, 2 * torch.log(across.scale), log_count(found.exist.sum(1)), log_count(rows.counts)]
         if rows.present is not None:

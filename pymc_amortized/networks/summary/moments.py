@@ -114,9 +114,8 @@ class RowStatistics:
             self.width += channels * (channels - 1) // 2 + channels + (1 + shrunk) * channels * (channels - 1)
             self.width += (1 + 2 * channels) * self.missing
 
-    def __call__(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Statistics (batch, width), and rows standardized within their data set."""
-        found = moments(rows.values, rows.weights)
+    def __call__(self, rows: Rows, found: Moments) -> Tensor:
+        """Statistics (batch, width) of rows with these moments."""
         t = [found.mean, 2 * torch.log(found.scale), log_count(rows.counts)]
         if self.varies:
             t += [found.mean * found.count / (found.count + k) for k in SHRINKAGE]
@@ -125,7 +124,7 @@ class RowStatistics:
             t += [log_count(present), present / rows.counts.clamp_min(1.0)]
         if self.pairs:
             t += self._pairs(rows, found)
-        return torch.cat(t, -1), found.normal
+        return torch.cat(t, -1)
 
     def _pairs(self, rows: Rows, found: Moments) -> list[Tensor]:
         extra = []

@@ -9,7 +9,8 @@ summarized by
 
 The linear path :math:`W` starts at the regression of the parameters on the statistics :math:`t`,
 standardized by simulations; the residual network :math:`f` learns the rest, and :math:`p` is what the
-branches learn from single rows. The statistics are those that carry the posterior of the commonest
+branches learn from single rows. Statistics have no weights, and are computed once for each simulation; once the
+branches stay as they are, so are learned features. The statistics are those that carry the posterior of the commonest
 models exactly or nearly so: values and residual sums of squares, moments, regressions, autocorrelations.
 """
 
@@ -29,7 +30,11 @@ from pymc_amortized.networks.summary.layers import Residual, Standardize
 from pymc_amortized.networks.summary.options import Options
 from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
 
-__all__ = ["SummaryNetwork"]
+__all__ = ["LEARNED", "STATISTICS", "SummaryNetwork"]
+
+# Names under which encoded data may hold what is known of them already
+STATISTICS = "summary:statistics"
+LEARNED = "summary:learned"
 
 LONG = 64  # rows, from which on padding costs more than a loop over pieces of a batch
 LONG_IN_PAIRS = 24  # the same where rows are compared with each other
@@ -76,11 +81,27 @@ class SummaryNetwork(nn.Module):
 
     def _raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         parts = []
-        for start in range(0, len(next(iter(encoded.values()))), CHUNK):
+        for start in range(0, max(len(next(iter(encoded.values()))), 1), CHUNK):
             piece = trimmed({k: v[start : start + CHUNK] for k, v in encoded.items()}, self.arrays, self.layout)
             found = [branch.raw_statistics(piece) for branch in self._branches()]
             parts.append(torch.cat([*found, self.whole(piece)], -1))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the statistics to encoded data, so that they need not be computed again."""
+        return encoded | {STATISTICS: self._raw_statistics(encoded)}
+
+    @torch.no_grad()
+    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put the statistics and the learned features in the place of encoded data: all that is seen of these.
+
+        It holds as long as the branches stay as they are.
+        """
+        known = encoded if STATISTICS in encoded else self.measured(encoded)
+        n = len(known[STATISTICS])
+        pieces = ({k: v[start : start + CHUNK] for k, v in encoded.items()} for start in range(0, n, CHUNK))
+        return {STATISTICS: known[STATISTICS], LEARNED: torch.cat([self._learned(piece) for piece in pieces])}
 
     @torch.no_grad()
     def statistics(self, encoded: dict[str, Tensor]) -> Tensor:
@@ -111,18 +132,17 @@ class SummaryNetwork(nn.Module):
 
     def with_statistics(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Encoded arrays -> features (batch, features) and standardized statistics (batch, statistics)."""
-        pieces, back = self._by_length(encoded)
-        found = [self._found(trimmed(piece, self.arrays, self.layout)) for piece in pieces]
-        raw, pooled = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
-        if back is not None:
-            raw, pooled = raw[back], pooled[back]
+        raw = encoded[STATISTICS] if STATISTICS in encoded else self._raw_statistics(encoded)
+        learned = encoded[LEARNED] if LEARNED in encoded else self._learned(encoded)
         t = self.standardize(raw)
-        return self.linear(t) + self.residual(torch.cat([t, pooled], -1)), t
+        return self.linear(t) + self.residual(torch.cat([t, learned], -1)), t
 
-    def _found(self, encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the branches measure and learn: (batch, statistics) and (batch, pooled)."""
-        found = [branch(encoded) for branch in self.branches]
-        return torch.cat([*(t for t, _ in found), self.whole(encoded)], -1), torch.cat([p for _, p in found], -1)
+    def _learned(self, encoded: dict[str, Tensor]) -> Tensor:
+        """What the branches learn: (batch, pooled)."""
+        pieces, back = self._by_length(encoded)
+        trims = [trimmed(piece, self.arrays, self.layout) for piece in pieces]
+        learned = torch.cat([torch.cat([branch(piece) for branch in self.branches], -1) for piece in trims])
+        return learned if back is None else learned[back]
 
     def _by_length(self, encoded: dict[str, Tensor]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
         """Cut a batch into pieces of similar lengths, which need less padding; and the order that undoes it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pymc_amortized.networks.summary.branch import Branch, Values
 from pymc_amortized.networks.summary.lags import LagStatistics, last_step
 from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, masked_mean
-from pymc_amortized.networks.summary.moments import RowStatistics
+from pymc_amortized.networks.summary.moments import Moments, RowStatistics
 from pymc_amortized.networks.summary.options import Sequence, Transformer
 from pymc_amortized.networks.summary.rows import Join, Rows
 
@@ -30,21 +30,20 @@ class _SeriesBranch(Branch):
     """Moments over time, lags, and the values themselves where they are few and always there."""
 
     def __init__(self, join: Join, pooled: int, dim: int) -> None:
-        moments, lags = RowStatistics(join), LagStatistics(join)
+        fixed, lags = RowStatistics(join), LagStatistics(join)
         numbers = join.lengths[0] * join.channels
-        fixed = not join.varies and numbers <= VALUES_UP_TO
-        values = Values([numbers], dim) if fixed else None
-        statistics = moments.width + lags.width + (values.statistics if values else 0)
+        few = not join.varies and numbers <= VALUES_UP_TO
+        values = Values([numbers], dim) if few else None
+        statistics = fixed.width + lags.width + (values.statistics if values else 0)
         super().__init__(join, statistics, pooled)
-        self.moments, self.lags, self.values = moments, lags, values
+        self.fixed, self.lags, self.values = fixed, lags, values
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def measure(self, rows: Rows, found: Moments) -> Tensor:
         """Moments, lags and values."""
-        t, normal = self.moments(rows)
-        parts = [t, self.lags(rows, normal)]
+        parts = [self.fixed(rows, found), self.lags(rows, found.normal)]
         if self.values is not None:
             parts.append(self.values(rows.values.flatten(1)))
-        return torch.cat(parts, -1), normal
+        return torch.cat(parts, -1)
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn the subspace of the values that moves with the parameters."""

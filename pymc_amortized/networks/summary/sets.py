@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.coupled import CoupledStatistics, wants_pairs
 from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean, row_depth
-from pymc_amortized.networks.summary.moments import RowStatistics
+from pymc_amortized.networks.summary.moments import Moments, RowStatistics
 from pymc_amortized.networks.summary.options import Set, SetTransformer
 from pymc_amortized.networks.summary.rows import Join, Rows
 
@@ -33,10 +33,10 @@ class SetBranch(Branch):
         if self.coupled is not None:
             self.coupled.fit(self.join(encoded))
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def measure(self, rows: Rows, found: Moments) -> Tensor:
         """Moments, regressions, and statistics of pairs of rows."""
-        t, normal = self.fixed(rows)
-        return t if self.coupled is None else torch.cat([t, self.coupled(rows)], -1), normal
+        t = self.fixed(rows, found)
+        return t if self.coupled is None else torch.cat([t, self.coupled(rows)], -1)
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Mean over rows."""
@@ -64,9 +64,9 @@ class SetTransformerBranch(Branch):
         )
         self.pool = AttentionBlock(width, options.heads)
 
-    def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def measure(self, rows: Rows, found: Moments) -> Tensor:
         """Moments and pair statistics."""
-        return self.fixed(rows)
+        return self.fixed(rows, found)
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """What the seeds see of rows that have seen each other."""
