@@ -11,11 +11,13 @@ import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
 from pymc_amortized.approximators.pace import Pace, others, pace_of, worth_workers
+from pymc_amortized.approximators.planning import plan_training
 from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
+from pymc_amortized.training.options import WHOLE
 
 MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
 
@@ -186,3 +188,52 @@ def test_closing_ends_what_waits():
 def test_chunks_come_in_order(workers):
     tasks = [(i, np.random.SeedSequence(i)) for i in range(1, 12)]
     assert [len(made) for made in workers.run(tasks)] == [n for n, _ in tasks]
+
+
+class Staged(torch.nn.Module):
+    """A network whose first layers may be done with."""
+
+    def __init__(self, reduces=True):
+        super().__init__()
+        self.weight, self.reduces = torch.nn.Parameter(torch.ones(())), reduces
+
+    def loss(self, z, encoded):
+        return (self.weight * z).square().mean()
+
+    def condensed(self, encoded):
+        return {"less": encoded["x"]} if self.reduces else encoded
+
+
+BATCH = (torch.ones(8, 1), {"x": torch.ones(8, 1)})
+
+
+def planned(monkeypatch, first, later, simulating, options=None, reduces=True, ahead=False):
+    def fastest(network, z, encoded, threads=None):
+        return later if "less" in encoded else first, threads or 1
+
+    monkeypatch.setattr("pymc_amortized.approximators.planning.fastest_step", fastest)
+    monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_: ahead)
+    return plan_training(Staged(reduces), lambda: BATCH, simulating, 1, options or Training())
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_slow_simulations_are_used_more_than_once(monkeypatch, ahead):
+    first, later = 0.10, 0.02
+    step = WHOLE * first + (1 - WHOLE) * later  # 40 ms
+    passes = [planned(monkeypatch, first, later, s, ahead=ahead).options.passes for s in (0.001, 0.09, 10.0)]
+    assert passes == [1, 5, 8]
+    plan = planned(monkeypatch, first, later, 0.09, ahead=ahead)
+    seconds = step if ahead else step + 0.09 / 5
+    assert plan.ahead is ahead and plan.options.num_steps == pytest.approx(180 / seconds, rel=0.02)
+    assert (plan.condensing.after, plan.condensing.time) == (WHOLE, pytest.approx(WHOLE * first / step))
+    # what is repeated by its number of steps does not hang on the clock
+    assert planned(monkeypatch, first, later, 0.1, Training(num_steps=9), ahead=ahead).options.passes == 1
+    assert planned(monkeypatch, first, later, 0.1, Training(num_steps=9, passes=2), ahead=ahead).options.passes == 2
+
+
+def test_all_of_a_network_of_ones_own_is_trained_to_the_end(monkeypatch):
+    plan = planned(monkeypatch, 0.10, 0.02, 0.001, reduces=False)
+    assert plan.condensing is None
+    assert plan.options.num_steps == pytest.approx(180 / 0.101, rel=0.02)
+    fixed = planned(monkeypatch, 0.10, 0.02, 0.0)
+    assert fixed.options.passes == 1 and fixed.options.num_steps == pytest.approx(180 / 0.04, rel=0.02)

@@ -13,8 +13,8 @@ from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import Batch, Condensing, Training, fastest_step
 from pymc_amortized.training.options import MOST_PASSES, WHOLE
 
-TAKING_TURNS = 0.5
-"""Share of a step that simulating may take where one process does both in turn."""
+MAKING = 0.5
+"""Share of a step that making its simulations may take, in turn with it or beside it, where it slows the step down."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def plan_training(
     making /= others(cores) if pace.ahead else cores
     passes = options.passes or 1
     if options.passes is None and options.num_steps is None:
-        # what is made meanwhile may take as long as a step; what is made in between, half of it
-        passes = min(max(math.ceil(making / (step if pace.ahead else TAKING_TURNS * step)), 1), MOST_PASSES)
+        passes = min(max(math.ceil(making / (MAKING * step)), 1), MOST_PASSES)
     seconds = max(step, making / passes) if pace.ahead else step + making / passes
     options = replace(options.planned(seconds), threads=pace.threads, passes=passes)
     condensing = None if reduced is encoded else Condensing(network.condensed, share, share * first / step)

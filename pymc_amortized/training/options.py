@@ -64,7 +64,7 @@ class Training:
 
     passes : int or None
         How often a simulation is used, on average, unless there is a fixed set of them. None: once if ``num_steps`` is
-        given, else as often as making one takes longer than a step with it, 8 times at most.
+        given, else as often as making one takes longer than half a step with it, 8 times at most.
     threads : int or None
         Threads of the processor that torch computes with. None: one, or all that torch may use,
         whichever is faster.
