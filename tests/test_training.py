@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from pymc_amortized.training import (
 )
 from pymc_amortized.training.progress import ProgressBar
 from pymc_amortized.training.schedule import scheduled
-from pymc_amortized.training.settling import Evaluation, is_settled, last_gain, rise
+from pymc_amortized.training.settling import Evaluation, is_settled, last_gain, rise, stalled
 from pymc_amortized.training.source import Memory
 from pymc_amortized.training.weights import FlatWeights
 
@@ -562,7 +563,7 @@ def test_first_layers_stay_once_the_last_ones_go_on_alone(fresh_ones):
 
     source = FreshSimulations(simulator(1), 32, passes=2) if fresh_ones else fixed(2_000)
     options = Training(num_steps=400, batch_size=32, learning_rate=0.02, evaluations=20)
-    trained = train(network, source, HELD_OUT, options, device="cpu", condensing=Condensing(reduce, 0.25, 0.25))
+    trained = train(network, source, HELD_OUT, options, device="cpu", condensing=Condensing(lambda: reduce, 0.25, 0.25))
     assert not torch.equal(network.first.weight, start["first.weight"])
     assert len(seen) > 1 and all(torch.equal(network.first.weight, weight) for weight in seen)
     loss = trained.history.held_out_loss
@@ -576,7 +577,7 @@ def test_an_interrupted_training_goes_on_with_the_last_layers_alone():
     options = Training(num_steps=200, batch_size=32, learning_rate=0.02, evaluations=20)
 
     def condensing(network):
-        return Condensing(network.reduce, 0.25, 0.25)
+        return Condensing(lambda: network.reduce, 0.25, 0.25)
 
     whole = two_stages()
     train(whole, fixed(), HELD_OUT, options, device="cpu", condensing=condensing(whole))
@@ -598,8 +599,32 @@ def test_an_interrupted_training_goes_on_with_the_last_layers_alone():
     torch.testing.assert_close(weights_of(again), weights_of(whole), rtol=1e-5, atol=1e-6)
 
 
+def test_the_best_weights_before_the_last_layers_go_on_alone_are_not_lost():
+    options = Training(num_steps=120, batch_size=32, learning_rate=0.02, evaluations=20)
+    network = two_stages()
+    train(network, fresh(), HELD_OUT, options, device="cpu")
+    best = weights_of(network)
+    # what follows is of no use: the rate is far too high
+    options = replace(options, learning_rate=100.0, warmup=0.0)
+    condensing = Condensing(lambda: network.reduce, 0.25, 0.25)
+    trained = train(network, fresh(), HELD_OUT, options, device="cpu", condensing=condensing)
+    assert trained.history.held_out_loss[-1] > trained.history.held_out_loss[0] == trained.held_out_loss
+    assert torch.equal(weights_of(network), best)
+
+
+def test_last_layers_cannot_settle_what_the_others_had_still_to_learn():
+    def evaluations(losses):
+        return [Evaluation(i / 8, np.full(8, loss) + 0.01 * np.arange(8), np.ones(8)) for i, loss in enumerate(losses)]
+
+    learning = evaluations([3.0, 2.5, 2.0, 1.99, 1.98, 1.98, 1.98, 1.98, 1.98])
+    assert stalled(learning, 0.25)
+    assert not stalled(evaluations([3.0, 2.5, 2.0, 1.7, 1.5, 1.4, 1.39, 1.38, 1.38]), 0.25)
+    assert not stalled(evaluations([3.0, 2.03, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]), 0.25)
+    assert not stalled(learning[:1], 0.25)
+
+
 def test_time_is_shared_between_all_layers_and_the_last_ones():
-    condensing = Condensing(dict, after=0.25, time=0.6)
+    condensing = Condensing(lambda: dict, after=0.25, time=0.6)
     assert [condensing.fraction(t) for t in (0.0, 0.3, 0.6, 0.8, 1.0)] == pytest.approx([0.0, 0.125, 0.25, 0.625, 1.0])
 
 

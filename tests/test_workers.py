@@ -10,14 +10,16 @@ import pytest
 import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from pymc_amortized.approximators.pace import Pace, others, pace_of, worth_workers
-from pymc_amortized.approximators.planning import plan_training
+from pymc_amortized.approximators.pace import Making, Pace, others, pace_of, worth_workers
+from pymc_amortized.approximators.planning import plan_classifier, plan_posterior
+from pymc_amortized.graph.common import common_data
 from pymc_amortized.graph.parallel import Workers
+from pymc_amortized.graph.pool import Pool
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
-from pymc_amortized.training.options import WHOLE
+from pymc_amortized.training.options import FEWEST_STEPS, WHOLE
 
 MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
 
@@ -160,10 +162,10 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
     def timed(threads):
         return seconds[threads or 2], threads or 2
 
-    assert pace_of(timed, 0.020, 1, Training()).ahead  # 50 ms instead of 60
-    assert pace_of(timed, 0.004, 1, Training()) == Pace(0.044, 2, False, 0.040)
-    assert pace_of(timed, 0.0, 1, Training()) == Pace(0.040, 2, False, 0.040)
-    assert pace_of(timed, 0.020, 1, Training(threads=2)).threads == 2
+    assert pace_of(timed, Making(0.020), 1, Training()).ahead  # 50 ms instead of 60
+    assert pace_of(timed, Making(0.004), 1, Training()) == Pace(0.044, 2, False, 0.040)
+    assert pace_of(timed, Making(0.0), 1, Training()) == Pace(0.040, 2, False, 0.040)
+    assert pace_of(timed, Making(0.020), 1, Training(threads=2)).threads == 2
 
 
 class Slow:
@@ -207,13 +209,13 @@ class Staged(torch.nn.Module):
 BATCH = (torch.ones(8, 1), {"x": torch.ones(8, 1)})
 
 
-def planned(monkeypatch, first, later, simulating, options=None, reduces=True, ahead=False):
+def planned(monkeypatch, first, later, simulating, options=None, reduces=True, ahead=False, plan=plan_posterior):
     def fastest(network, z, encoded, threads=None):
         return later if "less" in encoded else first, threads or 1
 
     monkeypatch.setattr("pymc_amortized.approximators.planning.fastest_step", fastest)
     monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_: ahead)
-    return plan_training(Staged(reduces), lambda: BATCH, simulating, 1, options or Training())
+    return plan(Staged(reduces), lambda: BATCH, simulating, 1, options or Training())
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -225,15 +227,60 @@ def test_slow_simulations_are_used_more_than_once(monkeypatch, ahead):
     plan = planned(monkeypatch, first, later, 0.09, ahead=ahead)
     seconds = step if ahead else step + 0.09 / 5
     assert plan.ahead is ahead and plan.options.num_steps == pytest.approx(180 / seconds, rel=0.02)
-    assert (plan.condensing.after, plan.condensing.time) == (WHOLE, pytest.approx(WHOLE * first / step))
-    # what is repeated by its number of steps does not hang on the clock
-    assert planned(monkeypatch, first, later, 0.1, Training(num_steps=9), ahead=ahead).options.passes == 1
-    assert planned(monkeypatch, first, later, 0.1, Training(num_steps=9, passes=2), ahead=ahead).options.passes == 2
+    time = WHOLE * first if ahead else WHOLE * (first + 0.09 / 5)
+    assert (plan.condensing.after, plan.condensing.time) == (WHOLE, pytest.approx(time / seconds, rel=0.02))
+    # neither part of the training can lend its time to the other
+    slow = planned(monkeypatch, first, 0.001, 0.32, ahead=True)
+    assert slow.options.num_steps == pytest.approx(180 / (WHOLE * first + (1 - WHOLE) * 0.04), rel=0.02)
+
+
+def test_what_is_repeated_by_its_number_of_steps_does_not_hang_on_the_clock(monkeypatch):
+    plan = planned(monkeypatch, 0.10, 0.02, 0.1, Training(num_steps=9))
+    assert plan.condensing is None and (plan.options.passes, plan.options.whole) == (1, 1.0)
+    before = planned(monkeypatch, 0.10, 0.02, 0.1).options
+    again = planned(monkeypatch, 0.30, 0.29, 0.9, before)
+    assert again.condensing.after == WHOLE and again.options == before
+
+
+def test_last_layers_go_on_alone_only_where_that_is_faster(monkeypatch):
+    for options, later, whole in (
+        (Training(), 0.09, 1.0),
+        (Training(whole=0.5), 0.09, 0.5),
+        (Training(whole=1), 0.01, 1.0),
+        (Training(whole=0.5, num_steps=9), 0.01, 0.5),
+    ):
+        plan = planned(monkeypatch, 0.10, later, 0.001, options)
+        assert plan.options.whole == whole and (plan.condensing is None) is (whole == 1)
+
+
+def test_classifiers_use_simulations_once(monkeypatch):
+    plan = planned(monkeypatch, 0.10, 0.02, 0.9, ahead=True, plan=plan_classifier)
+    assert plan.condensing is None and plan.options.passes is None and plan.ahead
+    assert plan.options.num_steps == FEWEST_STEPS
 
 
 def test_all_of_a_network_of_ones_own_is_trained_to_the_end(monkeypatch):
     plan = planned(monkeypatch, 0.10, 0.02, 0.001, reduces=False)
-    assert plan.condensing is None
+    assert plan.condensing is None and plan.options.whole == 1
     assert plan.options.num_steps == pytest.approx(180 / 0.101, rel=0.02)
     fixed = planned(monkeypatch, 0.10, 0.02, 0.0)
     assert fixed.options.passes == 1 and fixed.options.num_steps == pytest.approx(180 / 0.04, rel=0.02)
+
+
+def test_a_pool_of_models_simulates_in_other_processes():
+    def model(spread):
+        with pm.Model(coords={"obs": range(4)}) as made:
+            pm.Normal("y", pm.Normal("mu", 0, spread), 1, observed=np.zeros(4), dims="obs")
+        return made
+
+    specs = {name: ModelSpec.from_model(model(s)) for name, s in (("narrow", 1), ("wide", 5))}
+    pool = Pool(common_data(specs), specs, {}, {})
+    others_ = Workers(pool, 1)
+    try:
+        while not others_._ready.done():
+            time.sleep(0.1)
+        here, there = (pool(3000, np.random.SeedSequence(7), workers=w) for w in (None, others_))
+    finally:
+        others_.close()
+    np.testing.assert_array_equal(here.unconstrained, there.unconstrained)
+    np.testing.assert_array_equal(here.data["y"], there.data["y"])

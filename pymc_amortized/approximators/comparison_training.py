@@ -27,7 +27,7 @@ from pymc_amortized.approximators.fit import (
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import extents, learn_reference
 from pymc_amortized.approximators.pace import available_cores, others
-from pymc_amortized.approximators.planning import plan_training
+from pymc_amortized.approximators.planning import plan_classifier
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
@@ -255,7 +255,7 @@ class ComparisonFit:
         network.to(self.device)
         batch = everything.take(some[: self.options.batch_size])
         simulating = self.cost * self.options.batch_size if training_set is None else 0.0
-        plan = plan_training(
+        plan = plan_classifier(
             network, lambda: self._prepared(network, structure, batch), simulating, self.cores, self.options
         )
         self.options = plan.options
@@ -268,7 +268,6 @@ class ComparisonFit:
                 seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
                 progress=self.progressbar,
                 device=self.device,
-                condensing=plan.condensing,
             )
 
     def _source(

@@ -20,7 +20,7 @@ from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.novelty import learn_reference
 from pymc_amortized.approximators.pace import available_cores, others
-from pymc_amortized.approximators.planning import plan_training
+from pymc_amortized.approximators.planning import plan_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
@@ -362,7 +362,7 @@ class PosteriorFit:
         """Decide how many steps to make, by what one takes."""
         network.to(self.device)
         batch = statistics.take(slice(self.options.batch_size))
-        plan = plan_training(
+        plan = plan_posterior(
             network, lambda: self._prepared(network, structure, batch), self.simulating, self.cores, self.options
         )
         self.ahead, self.options, self.condensing = plan.ahead, plan.options, plan.condensing

@@ -15,7 +15,7 @@ import torch
 
 from pymc_amortized.approximators.fit import NOTABLE_DROPS
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, LikelihoodKind
-from pymc_amortized.approximators.pace import available_cores, others, pace_of
+from pymc_amortized.approximators.pace import Making, available_cores, others, pace_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_error import checked, row_error
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
@@ -275,7 +275,9 @@ class LikelihoodFit:
         per_row = self.cost / self.cores * batch_size
         each = self._parts(per_row / (SIMULATING_SHARE * step))
         simulating = per_row / each
-        passes = min(max(math.ceil(simulating / step), 1), MOST_PASSES)
+        passes = self.options.passes or 1
+        if self.options.passes is None and self.options.num_steps is None:
+            passes = min(max(math.ceil(simulating / step), 1), MOST_PASSES)
         simulating /= passes
         seconds = self._seconds()
         if self.num_simulations is None and simulating > SLOW * step:
@@ -285,13 +287,13 @@ class LikelihoodFit:
             logger.info(
                 "One simulation takes %.2g ms: training on a fixed set of %d.", 1e3 * self.cost, self.num_simulations
             )
-        self.options = replace(self.options, max_time=seconds)
-        to_make = simulating * self.cores if self.num_simulations is None else 0.0
-        pace = pace_of(timed, to_make, self.cores, self.options)
+        self.options = replace(self.options, max_time=seconds, passes=passes)
+        making = Making(simulating * self.cores if self.num_simulations is None else 0.0)
+        pace = pace_of(timed, making, self.cores, self.options)
         self.options = replace(self.options.planned(pace.seconds), threads=pace.threads)
         if self.num_simulations is not None:
             return self._fixed(layout, pilot)
-        return self._fresh(layout, each, passes, pace.ahead)
+        return self._fresh(layout, each, pace.ahead)
 
     def _fixed(self, layout: Layout, pilot: Simulations) -> Batches:
         assert self.num_simulations is not None
@@ -310,7 +312,7 @@ class LikelihoodFit:
             z, encoded, self._batch_size, seed=seed, device=self.device, seconds=time.perf_counter() - start
         )
 
-    def _fresh(self, layout: Layout, each: int, passes: int, ahead: bool) -> Batches:
+    def _fresh(self, layout: Layout, each: int, ahead: bool) -> Batches:
         source: FreshSimulations | None = None
         workers = Workers(self.simulator, others(self.cores)) if ahead else None
 
@@ -320,6 +322,7 @@ class LikelihoodFit:
             made = self.simulator(-(-n * self.part // each), seed, cores=self.cores, workers=workers)
             return self._prepared(layout, self._rows(made, each, Stage.TRAINING, at), at)
 
+        passes = self.options.passes or 1
         source = FreshSimulations(simulate, self._batch_size, device=self.device, workers=workers, passes=passes)
         return source
 

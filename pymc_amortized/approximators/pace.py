@@ -39,7 +39,32 @@ class Pace:
     step: float
 
 
-def pace_of(timed: Timed, simulating: float, cores: int, options: Training) -> Pace:
+@dataclass(frozen=True)
+class Making:
+    """What making the simulations of a step takes.
+
+    Attributes
+    ----------
+    simulating : float
+        Seconds in one process, of several; 0 if there are none to make.
+    preparing : float
+        Seconds in this process.
+    """
+
+    simulating: float
+    preparing: float = 0.0
+
+    def seconds(self, cores: int, ahead: bool) -> float:
+        """By so many processes, beside training or in turn with it."""
+        return self.simulating / (others(cores) if ahead else cores) + self.preparing
+
+
+def with_step(step: float, making: float, ahead: bool) -> float:
+    """Seconds of a step with its simulations."""
+    return max(step, making) if ahead else step + making
+
+
+def pace_of(timed: Timed, making: Making, cores: int, options: Training) -> Pace:
     """Return the fastest way to make steps.
 
     Torch on all cores leaves none to others; on one, others may simulate meanwhile.
@@ -47,18 +72,16 @@ def pace_of(timed: Timed, simulating: float, cores: int, options: Training) -> P
     Parameters
     ----------
     timed : callable
-    simulating : float
-        Seconds that one process takes for the simulations of a step; 0 if there are none to make.
+    making : Making
     cores : int
         Processes that may simulate.
     options : Training
     """
-    tried = [options.threads] if options.threads or not simulating else [None, 1]
+    tried = [options.threads] if options.threads or not making.simulating else [None, 1]
     paces = []
     for step, threads in (timed(number) for number in tried):
-        ahead = worth_workers(step, simulating / cores, threads, options)
-        seconds = max(step, simulating / others(cores)) if ahead else step + simulating / cores
-        paces.append(Pace(seconds, threads, ahead, step))
+        ahead = worth_workers(step, making.seconds(cores, ahead=False), threads, options)
+        paces.append(Pace(with_step(step, making.seconds(cores, ahead), ahead), threads, ahead, step))
     return min(paces)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pymc_amortized.approximators.pace import others, pace_of
+from torch import Tensor
+
+from pymc_amortized.approximators.pace import Making, Pace, pace_of, with_step
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.network import PosteriorNetwork
-from pymc_amortized.training import Batch, Condensing, Training, fastest_step
+from pymc_amortized.training import Batch, Condensing, Reduce, Training, fastest_step, torch_threads
 from pymc_amortized.training.options import MOST_PASSES, WHOLE
 
+WORTH = 0.7
+"""Of a step of all of the network, what one of its last layers takes at most where these go on alone."""
 MAKING = 0.5
 """Share of a step that making its simulations may take, in turn with it or beside it, where it slows the step down."""
 
@@ -36,18 +41,14 @@ class Plan:
     condensing: Condensing | None
 
 
-def plan_training(
-    network: PosteriorNetwork | ClassifierNetwork,
-    prepare: Callable[[], Batch],
-    simulating: float,
-    cores: int,
-    options: Training,
+def plan_posterior(
+    network: PosteriorNetwork, prepare: Callable[[], Batch], simulating: float, cores: int, options: Training
 ) -> Plan:
     """Decide by what a step takes, and what its simulations take.
 
     Parameters
     ----------
-    network : PosteriorNetwork or ClassifierNetwork
+    network : PosteriorNetwork
         On its device.
     prepare : callable
         Prepares the simulations of one batch.
@@ -57,25 +58,62 @@ def plan_training(
         Processes that may simulate.
     options : Training
     """
-    prepare()  # what is done once is not counted
-    preparing, (z, encoded) = _clocked(prepare)
-    making = simulating + preparing if simulating else 0.0
+    making, (z, encoded) = _made(prepare, simulating)
     pace = pace_of(lambda threads: fastest_step(network, z, encoded, threads), making, cores, options)
-    first, (reducing, reduced) = pace.step, _clocked(lambda: network.condensed(encoded))
-    if reduced is encoded:
-        later, share = first, 1.0
-    else:
-        (later, _), share = fastest_step(network, z, reduced, pace.threads), WHOLE
-        making += (1 - share) * reducing if simulating else 0.0
-    step = share * first + (1 - share) * later
-    making /= others(cores) if pace.ahead else cores
+    whole, later, reducing = _last_layers(network, z, encoded, pace, options)
+    step = whole * pace.step + (1 - whole) * later
+    made = making.seconds(cores, pace.ahead)
+    reducing = reducing if making.simulating else 0.0  # of a fixed set, once
     passes = options.passes or 1
     if options.passes is None and options.num_steps is None:
-        passes = min(max(math.ceil(making / (MAKING * step)), 1), MOST_PASSES)
-    seconds = max(step, making / passes) if pace.ahead else step + making / passes
-    options = replace(options.planned(seconds), threads=pace.threads, passes=passes)
-    condensing = None if reduced is encoded else Condensing(network.condensed, share, share * first / step)
-    return Plan(options, pace.ahead, condensing)
+        passes = min(max(math.ceil((made + (1 - whole) * reducing) / (MAKING * step)), 1), MOST_PASSES)
+    first = with_step(pace.step, made / passes, pace.ahead)
+    later = with_step(later, (made + reducing) / passes, pace.ahead)
+    seconds = whole * first + (1 - whole) * later
+    options = replace(options.planned(seconds), threads=pace.threads, passes=passes, whole=whole)
+    if whole == 1:
+        return Plan(options, pace.ahead, None)
+
+    def freeze() -> Reduce:
+        return copy.deepcopy(network).eval().condensed
+
+    return Plan(options, pace.ahead, Condensing(freeze, whole, whole * first / seconds))
+
+
+def _last_layers(
+    network: PosteriorNetwork, z: Tensor, encoded: dict[str, Tensor], pace: Pace, options: Training
+) -> tuple[float, float, float]:
+    """After what share of the steps the last layers go on alone, and seconds of a step and of reducing its batch."""
+    whole = options.whole or (WHOLE if options.num_steps is None else 1.0)
+    with torch_threads(pace.threads):
+        reduced = network.condensed(encoded)
+        if whole == 1 or reduced is encoded:
+            return 1.0, pace.step, 0.0
+        reducing, _ = _clocked(lambda: float(sum(v.sum() for v in network.condensed(encoded).values())))
+    later, _ = fastest_step(network, z, reduced, pace.threads)
+    if options.whole is None and later > WORTH * pace.step:
+        return 1.0, pace.step, 0.0
+    return whole, later, reducing
+
+
+def plan_classifier(
+    network: ClassifierNetwork, prepare: Callable[[], Batch], simulating: float, cores: int, options: Training
+) -> Plan:
+    """Decide the same for a classifier, all of which is trained to the end, on simulations that are used once.
+
+    Labels are noise: how many simulations they are of decides, not how many steps (a pair of regressions, 180 s: log
+    Bayes factors are off by 0.058 after 2,200 steps on 2.3 million simulations, by 0.116 after 5,000 on 1.1 million).
+    """
+    making, (z, encoded) = _made(prepare, simulating)
+    pace = pace_of(lambda threads: fastest_step(network, z, encoded, threads), making, cores, options)
+    return Plan(replace(options.planned(pace.seconds), threads=pace.threads), pace.ahead, None)
+
+
+def _made(prepare: Callable[[], Batch], simulating: float) -> tuple[Making, Batch]:
+    """What making the simulations of a batch takes, and the batch."""
+    prepare()  # what is done once is not counted
+    preparing, batch = _clocked(prepare)
+    return Making(simulating, preparing if simulating else 0.0), batch
 
 
 def _clocked[T](function: Callable[[], T]) -> tuple[float, T]:

@@ -165,13 +165,6 @@ class ClassifierNetwork(nn.Module):
         known = self.summary.measured(encoded)
         return known | {TERMS: self.head.measured(self.summary.standardize(known[STATISTICS]), known)}
 
-    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Reduce prepared data to what a built-in summary's last layers see; for as long as the others stay."""
-        if not isinstance(self.summary, SummaryNetwork):
-            return encoded
-        known = encoded if TERMS in encoded else self.measured(encoded)
-        return {TERMS: known[TERMS], **self.summary.condensed(known)}
-
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of labels z (batch, 1), given prepared data; a scalar."""
         return nn.functional.cross_entropy(self(encoded), z[:, 0].long())

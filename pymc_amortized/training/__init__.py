@@ -11,6 +11,7 @@ from pymc_amortized.training.source import (
     Batches,
     FixedSimulations,
     FreshSimulations,
+    Reduce,
     split,
 )
 from pymc_amortized.training.state import TrainingState
@@ -23,6 +24,7 @@ __all__ = [
     "Condensing",
     "FixedSimulations",
     "FreshSimulations",
+    "Reduce",
     "History",
     "Shared",
     "Status",

@@ -29,7 +29,7 @@ from pymc_amortized.training.judge import Judge
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
 from pymc_amortized.training.schedule import scheduled
-from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise
+from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise, stalled
 from pymc_amortized.training.source import Batches, Reduce, moved
 from pymc_amortized.training.state import (
     Standing,
@@ -61,20 +61,21 @@ class Trainable(Protocol):
 class Condensing:
     """Training only the last layers of a network, from some point on.
 
-    The others then stay at their best weights so far, and what they make of each simulation is computed once: steps
-    become faster by as much as the others cost.
+    The others then stay as they are, and what they make of each simulation is computed once: steps become faster by as
+    much as the others cost.
 
     Attributes
     ----------
-    reduce : callable
-        Encoded data -> what the last layers see of them: the network's loss takes either.
+    freeze : callable
+        Returns a function of its own weights, those of now: encoded data -> what the last layers see of them. The
+        network's loss takes either.
     after : float
         Share of the steps, in (0, 1), made before.
     time : float
-        Share of the time that these are expected to take.
+        Share of the time that these are expected to take, their simulations included.
     """
 
-    reduce: Reduce
+    freeze: Callable[[], Reduce]
     after: float
     time: float
 
@@ -225,6 +226,7 @@ class _Run:
     def __init__(self, task: Task, weights: FlatWeights, judge: Judge) -> None:
         self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
         self.condensing = task.condensing
+        self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
         self.weights, self.judge = weights, judge
         self.at, self.device = Standing(), weights.vector.device
         self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
@@ -246,9 +248,9 @@ class _Run:
             return "steps" if self.at.cycle_step >= self.options.steps else "time"
         if self.condensing is not None and not self.at.condensed and fraction >= self.condensing.after:
             self.evaluate()
-            self.judge.use_best()
-            self.average.copy_(self.judge.best)
-            self.condense(self.condensing)
+            if reason := self.reason_to_stop():
+                return reason
+            self.freeze(self.condensing)
         if fraction >= self.at.next_evaluation:
             self.evaluate()
             if reason := self.reason_to_stop():
@@ -283,11 +285,25 @@ class _Run:
         time = (self.at.cycle_seconds + self.elapsed()) / self.options.max_time
         return max(by_steps, time if self.condensing is None else self.condensing.fraction(time))
 
+    def freeze(self, condensing: Condensing) -> None:
+        """From the averaged weights, train only the last layers on; the best so far remain to be beaten at the end."""
+        loss = self.judge.evaluations[-1].loss
+        if not math.isfinite(loss):
+            self.judge.use_best()
+            self.average.copy_(self.judge.best)
+            loss = self.judge.best_loss
+        self.earlier = self.judge.best.clone(), self.judge.best_loss
+        self.weights.set(self.average)
+        self.judge.keep(self.average, loss)
+        self.optimizer = _adamw(self.weights.vector, self.options)  # the moments of what stays would move it
+        self.at.fruitless, self.at.condensed = 0, True
+        self.condense(condensing)
+
     def condense(self, condensing: Condensing) -> None:
-        """From now on train only what sees reduced simulations."""
-        self.source.condense(condensing.reduce)
-        self.judge.condense(condensing.reduce)
-        self.at.condensed = True
+        """Reduce simulations to what the last layers see."""
+        reduce = condensing.freeze()
+        self.source.condense(reduce)
+        self.judge.condense(reduce)
 
     def elapsed(self) -> float:
         """Return the seconds since this call of ``train``."""
@@ -344,12 +360,16 @@ class _Run:
             stopped = "interrupt"
         if not math.isfinite(self.judge.best_loss):
             self.judge.keep(self.average, math.inf)
+        if self.earlier is not None and self.earlier[1] < self.judge.best_loss:
+            self.judge.keep(*self.earlier)
         if state is None:
             state = self.state(finished=stopped != "interrupt")
         self.judge.use_best()
         self.network.eval()
         gain, error = last_gain(self.judge.evaluations)
         judged = enough_to_judge(self.at.cycle_step, len(self.judge.evaluations))
+        if self.at.condensed and self.condensing is not None:
+            judged = judged and not stalled(self.judge.evaluations, self.condensing.after, self.judge.parameters)
         overfit = rise(self.judge.evaluations) if self.source.fixed else 0.0
         simulating = self.source.seconds - self.simulated_before
         return Trained(

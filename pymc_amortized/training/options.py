@@ -62,6 +62,10 @@ class Training:
         Seconds after which training ends, simulating included. The learning rate still decays to
         zero. None: no limit.
 
+    whole : float or None
+        Share of the steps, in (0, 1], in which all of a built-in summary network is trained; then its last layers, and
+        the density, go on alone, several times as fast. 1: to the end. None: a quarter where that makes steps faster; 1
+        if ``num_steps`` is given. Networks of your own, and classifiers, are trained to the end.
     passes : int or None
         How often a simulation is used, on average, unless there is a fixed set of them. None: once if ``num_steps`` is
         given, else as often as making one takes longer than half a step with it, 8 times at most.
@@ -86,6 +90,7 @@ class Training:
     held_out: float = 0.1
     patience: int = 20
     max_time: float | None = None
+    whole: float | None = None
     passes: int | None = None
     threads: int | None = None
 
@@ -99,6 +104,8 @@ class Training:
         self._real("clip_norm", "a number > 0, inf for no clipping", lambda value: value > 0)
         self._real("averaging", "a number in [0, 1)", lambda value: 0 <= value < 1)
         self._real("held_out", "a number in (0, 1)", lambda value: 0 < value < 1)
+        if self.whole is not None:
+            self._real("whole", "a number in (0, 1], or None", lambda value: 0 < value <= 1)
         if self.max_time is not None:
             allowed = "a number of seconds > 0, or None for no limit"
             self._real("max_time", allowed, lambda value: 0 < value < math.inf)

@@ -62,6 +62,29 @@ def last_gain(evaluations: list[Evaluation], share: float = SETTLED_SHARE) -> tu
     return difference(before[-1], last)
 
 
+def stalled(evaluations: list[Evaluation], after: float, parameters: int = 1) -> bool:
+    """Tell whether all of a network was still learning when its last layers went on alone.
+
+    Its second half brought more then than the last layers did in all the time that followed: they made up for what the
+    others had not learned yet where they could.
+
+    Parameters
+    ----------
+    evaluations : list of Evaluation
+    after : float
+        Share of the training after which the last layers went on alone.
+    parameters : int
+        How many the network infers.
+    """
+    whole = [e for e in evaluations if e.fraction < after]
+    whole += [e for e in evaluations if e.fraction >= after][:1]
+    gain, error = last_gain(whole)
+    if not math.isfinite(gain):
+        return False
+    followed, _ = difference(whole[-1], evaluations[-1])
+    return gain - STANDARD_ERRORS * (error if math.isfinite(error) else 0.0) > max(followed, SETTLED_NATS * parameters)
+
+
 def rise(evaluations: list[Evaluation]) -> float:
     """Return how far the last held-out loss is above the best, 0 if within the noise."""
     if len(evaluations) < 2:

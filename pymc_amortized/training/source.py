@@ -26,6 +26,8 @@ REFILL_BATCHES = 64
 REFILL_BYTES = 64 * 2**20
 # Of simulations that are kept to be used again: a million of them, once they are reduced to features.
 MEMORY_BYTES = 2**29
+# Refills of them that are reduced when the time comes: training waits for that, and yet shall not begin with a handful.
+CARRIED = 2
 
 
 class Closeable(Protocol):
@@ -146,8 +148,12 @@ class FreshSimulations:
     def condense(self, reduce: Reduce) -> None:
         """From now on give out what further simulations are reduced to."""
         self._reduce, self._held = reduce, None
-        self._memory = Memory(MEMORY_BYTES) if self.passes > 1 else None
         self._used = self._size = 0
+        if self._memory is not None:
+            latest = self._memory.latest(CARRIED * self._refill)
+            self._memory = Memory(MEMORY_BYTES)
+            if latest is not None:
+                self._memory.add(_reduced(latest, reduce), seed=self.simulations)
         if self._thread is not None and self._coming is not None:
             coming = self._coming  # the only thread has made it by the time it comes to the next task
             self._coming = self._thread.submit(lambda: _reduced(coming.result(), reduce))
@@ -291,6 +297,16 @@ class Memory:
             kept[places] = new
         self._end, self._size = (self._end + len(z)) % capacity, min(self._size + len(z), capacity)
         self._order, self._drawn = _permutation((seed, 0), self._tensors[0][: self._size]), 0
+
+    def latest(self, n: int) -> Batch | None:
+        """Return those that were added last, so many if there are; None without any."""
+        if self._size == 0:
+            return None
+        places = (self._end - 1 - torch.arange(min(n, self._size), device=self._tensors[0].device)) % len(
+            self._tensors[0]
+        )
+        z, *encoded = (kept[places] for kept in self._tensors)
+        return z, dict(zip(self._names, encoded, strict=True))
 
     def _make_room(self, values: list[Tensor]) -> None:
         """Double the capacity where there is not enough, as long as that is allowed."""

@@ -28,7 +28,8 @@ class Trained:
         What ended training: "steps", "time", "patience", "interrupt" or "diverged".
     settled : bool
         Whether more steps would bring little: training came to its end, its second half lowered the
-        held-out loss by at most 0.05 nats beyond two standard errors, and it does not overfit.
+        held-out loss by at most 0.05 nats beyond two standard errors, and it does not overfit. Where
+        the last layers went on alone, they brought more than the second half of what came before.
     gain : float
         Nats by which the last fifth of training lowered the held-out loss. NaN if that is not
         known.

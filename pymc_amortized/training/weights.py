@@ -87,9 +87,11 @@ class FlatWeights:
         """Keep the weights that the latest loss did not involve as they are, whatever an optimizer does."""
         vector = self.vector.detach()
         kept = [(part, vector[part].clone()) for part in self.idle]
-        yield
-        for part, values in kept:
-            vector[part] = values
+        try:
+            yield
+        finally:
+            for part, values in kept:
+                vector[part] = values
 
     @torch.no_grad()
     def set(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from pymc_amortized.networks.summary.smoothing import MEMORIES, smoothing_errors
 __all__ = ["LagStatistics"]
 
 LAGS = 4
+SMALLEST = 1e-6  # residual variance, beside one of standardized values
 
 
 def last_step(mask: Tensor) -> Tensor:
@@ -66,13 +69,13 @@ class LagStatistics:
         xx, xy, yy = ((a * b * both).sum(1) for a, b in ((before, before), (before, now), (now, now)))
         slope = xy / (xx + self._ridge(pairs))
         residual = (yy - 2 * slope * xy + slope.square() * xx).clamp_min(0.0) / pairs.clamp_min(1.0)
-        return squash(slope, LIMIT), torch.log(residual + 1e-6), pairs
+        return squash(slope, LIMIT), torch.log(residual + SMALLEST), pairs
 
     def _two_steps(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slopes of x_t on x_t-1 and x_t-2, and log residual variance; (batch, channels)."""
         if x.shape[1] < 3:
             zero = x.new_zeros(x.shape[0], x.shape[2])
-            return zero, zero, zero
+            return zero, zero, torch.full_like(zero, math.log(SMALLEST))
         all_three = weights[:, 2:] * weights[:, 1:-1] * weights[:, :-2]
         y, a, b = (_centered(part, all_three) for part in (x[:, 2:], x[:, 1:-1], x[:, :-2]))
         count = all_three.sum(1)
@@ -83,7 +86,7 @@ class LagStatistics:
         determinant = (aa * bb - ab.square()).clamp_min(1e-6)
         first, second = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
         residual = (yy - first * ay - second * by).clamp_min(0.0) / count.clamp_min(1.0)
-        return squash(first, LIMIT), squash(second, LIMIT), torch.log(residual + 1e-6)
+        return squash(first, LIMIT), squash(second, LIMIT), torch.log(residual + SMALLEST)
 
     def _ridge(self, count: Tensor) -> Tensor:
         return RIDGE * count + (FEW if self.varies else RIDGE)
