@@ -499,3 +499,16 @@ def test_kriging_fits_are_those_of_a_normal_distribution() -> None:
             assert zero == pytest.approx(math.log(x @ inverse @ x / n), abs=1e-3)
             assert about == pytest.approx(math.log((x - best) @ inverse @ (x - best) / n), abs=1e-3)
             assert determinant == pytest.approx(np.linalg.slogdet(r)[1] / n, abs=1e-3)
+
+
+def test_short_series_are_the_same_alone_and_beside_longer_ones() -> None:
+    layout = DataLayout((ArrayLayout("y", (12,), "real", ("time",)),), (AxisLayout("time", 12, "sequence", True),))
+    rng = np.random.default_rng(0)
+    data, sizes = {"y": rng.normal(size=(300, 12))}, {"time": rng.integers(1, 13, size=300)}
+    network = PosteriorNetwork.build(layout, rng.normal(size=(300, 2)), data, sizes=sizes)
+    for n in (1, 2, 3):
+        one = {"y": np.concatenate([data["y"][:1, :n], np.zeros((1, 12 - n))], 1)}
+        both = {"y": np.concatenate([one["y"], data["y"][1:2]])}
+        alone = network.summary.statistics(network.encode(one, {"time": np.array([n])}))
+        beside = network.summary.statistics(network.encode(both, {"time": np.array([n, 12])}))
+        torch.testing.assert_close(alone[0], beside[0], atol=1e-4, rtol=1e-4)
