@@ -259,11 +259,12 @@ class ComparisonFit:
             network, lambda: self._prepared(network, structure, batch), simulating, self.cores, self.options
         )
         self.options = plan.options
+        held = self._prepared(network, structure, held_out)
         with torch_threads(self.options.threads or torch.get_num_threads()):
             return train(
                 network,
                 self._source(network, structure, training_set, plan.ahead),
-                self._prepared(network, structure, held_out),
+                held,
                 self.options,
                 seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
                 progress=self.progressbar,

@@ -275,8 +275,8 @@ class PosteriorFit:
         some = statistics.take(slice(PILOT))
         network = self._built(structure, some, summary, density)
         self._plan_steps(network, structure, statistics)
-        source = self._source(network, structure, statistics)
         gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
+        source = self._source(network, structure, statistics)
         return self._train(network, structure, gaps, source, held_out, pilot, some, None)
 
     def _built(

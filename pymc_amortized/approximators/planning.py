@@ -85,9 +85,11 @@ def _last_layers(
 ) -> tuple[float, float, float]:
     """After what share of the steps the last layers go on alone, and seconds of a step and of reducing its batch."""
     whole = options.whole or (WHOLE if options.num_steps is None else 1.0)
+    if whole == 1:
+        return 1.0, pace.step, 0.0
     with torch_threads(pace.threads):
         reduced = network.condensed(encoded)
-        if whole == 1 or reduced is encoded:
+        if reduced is encoded:
             return 1.0, pace.step, 0.0
         reducing, _ = _clocked(lambda: float(sum(v.sum() for v in network.condensed(encoded).values())))
     later, _ = fastest_step(network, z, reduced, pace.threads)
