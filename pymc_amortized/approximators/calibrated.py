@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.calibration import describe, holm, p_text, pit, uniformity
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.simulator import Simulations
@@ -47,7 +46,7 @@ def warn_if_off(posterior: AmortizedPosterior, held_out: Simulations, seed: np.r
     generator = torch.Generator(device=posterior.network.device)
     generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
     with torch.inference_mode(), torch_threads(1):
-        given = network_data(spec, posterior.structure, of_simulations(known))
+        given = posterior.inputs(of_simulations(known))
         theta, _ = posterior.network.sample_within(DRAWS, generator=generator, **given)
     values = pit(theta.numpy(), known.unconstrained, np.random.default_rng(own_seed))
     results = [uniformity(column) for column in values.T]

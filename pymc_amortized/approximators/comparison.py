@@ -22,7 +22,7 @@ from pymc_amortized.approximators.comparison_table import (
     warn_of_no_table,
 )
 from pymc_amortized.approximators.doubt import warn_of_extrapolation, warn_of_many_gaps
-from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import extents
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
@@ -292,7 +292,7 @@ class AmortizedComparison:
         ----------
         datasets : DataSets
         """
-        logits = self.network.logits(**network_data(self.common.spec, self.structure, datasets))
+        logits = self.network.logits(**Inputs(self.common.spec, self.structure)(datasets))
         return self.calibration(logits, extents(self.common.spec, datasets))
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
@@ -302,7 +302,7 @@ class AmortizedComparison:
         ----------
         datasets : DataSets
         """
-        features = NoveltyFeatures(self.network)(**network_data(self.common.spec, self.structure, datasets))
+        features = NoveltyFeatures(self.network)(**Inputs(self.common.spec, self.structure)(datasets))
         at = extents(self.common.spec, datasets)
         return np.stack([self.references[name].pvalues(features, at) for name in self.names], axis=1)
 
@@ -440,7 +440,7 @@ class AmortizedComparison:
         """Say what the classifier extrapolates to."""
         spec = self.common.spec
         encoder = self.network.encoder
-        given = network_data(spec, self.structure, datasets)
+        given = Inputs(spec, self.structure)(datasets)
         warn_of_extrapolation(encoder.outside(**given), [c.name for c in spec.context], encoder.ranges())
         if self.missing is not None:
             warn_of_many_gaps(spec, datasets, self.missing)

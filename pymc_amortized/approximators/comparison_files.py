@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison_evidence import Kept
-from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.graph.common import common_data
@@ -130,7 +130,7 @@ def read(
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
     with files.damage(path):
         structure = files.read_structure(common.spec, description["structure"])
-        network = _network(file, description["network"], data_layout(common.spec, structure), len(specs), summary)
+        network = _network(file, description["network"], Inputs(common.spec, structure).layout, len(specs), summary)
         width, extents = sum(NoveltyFeatures(network).blocks, 0), number_of_extents(common.spec)
         off = description["error"]
         return AmortizedComparison(

@@ -24,7 +24,7 @@ from pymc_amortized.approximators.fit import (
     TIMED_SECONDS,
     structure_of,
 )
-from pymc_amortized.approximators.inputs import data_layout, network_data
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import extents, learn_reference
 from pymc_amortized.approximators.pace import available_cores, others
 from pymc_amortized.approximators.planning import plan_classifier
@@ -133,10 +133,9 @@ class ComparisonFit:
         training_set, held_out, rest = self._parts()
         trained = self._train(network, structure, everything, training_set, held_out)
         calibration = self._calibration(network, structure, rest)
+        inputs, labels = Inputs(self.spec, structure), rest.unconstrained[:, 0]
         references = {
-            name: learn_reference(
-                self.spec, structure, network, made, rest.take(rest.unconstrained[:, 0] == k).take(slice(RANKED))
-            )
+            name: learn_reference(inputs, network, made, rest.take(labels == k).take(slice(RANKED)))
             for k, (name, made) in enumerate(pilot.items())
         }
         comparison = AmortizedComparison(
@@ -210,12 +209,13 @@ class ComparisonFit:
         names = list(pilot)
         largest = max(names, key=lambda name: pilot[name].unconstrained.shape[1])
         label = everything.unconstrained[:, 0].astype(int)
+        inputs = Inputs(self.spec, structure)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage_integer(self.entropy, Stage.NETWORK))
             return ClassifierNetwork.build(
-                data_layout(self.spec, structure),
+                inputs.layout,
                 label,
-                **network_data(self.spec, structure, of_simulations(everything)),
+                **inputs(of_simulations(everything)),
                 theta=pilot[largest].unconstrained,
                 among=label == names.index(largest),
                 summary=summary,
@@ -239,7 +239,7 @@ class ComparisonFit:
         )
 
     def _prepared(self, network: ClassifierNetwork, structure: Structure, made: Simulations) -> Batch:
-        given = network_data(self.spec, structure, of_simulations(made))
+        given = Inputs(self.spec, structure)(of_simulations(made))
         z, encoded = network.prepare(made.unconstrained, given["data"], self.device, sizes=given["sizes"])
         return z, network.measured(encoded)
 
@@ -301,7 +301,7 @@ class ComparisonFit:
 
     def _calibration(self, network: ClassifierNetwork, structure: Structure, rest: Simulations) -> Calibration:
         datasets = of_simulations(rest)
-        logits = network.logits(**network_data(self.spec, structure, datasets))
+        logits = network.logits(**Inputs(self.spec, structure)(datasets))
         rng = np.random.default_rng(stage_seed(self.entropy, Stage.LOOP, 1))
         labels = rest.unconstrained[:, 0].astype(int)
         return Calibration.fit(logits, labels, extents(self.spec, datasets), rng)

@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.density import Constrain, LogPrior
 from pymc_amortized.graph.rows import ObservedRows, hidden_name
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.rows import TORCH, RowNetwork
@@ -81,13 +80,13 @@ class SelfConsistency:
         self,
         spec: ModelSpec,
         rows: ObservedRows,
-        structure: Structure,
+        inputs: Inputs,
         networks: tuple[PosteriorNetwork, RowNetwork],
         simulations: Simulations,
         seed: np.random.SeedSequence,
         compile_kwargs: CompileKwargs | None,
     ) -> None:
-        self._spec, self._rows, self._structure, self._simulations = spec, rows, structure, simulations
+        self._spec, self._rows, self._inputs, self._simulations = spec, rows, inputs, simulations
         self._posterior, self._likelihood = networks
         self._rng = np.random.default_rng(seed)
         self._generator = torch.Generator(device=self._posterior.device)
@@ -114,7 +113,7 @@ class SelfConsistency:
         """Choose data sets, draw from their posteriors, and evaluate what are numbers."""
         chosen = self._rng.choice(len(self._simulations), min(DATASETS, len(self._simulations)), replace=False)
         made = self._simulations.take(chosen)
-        self._data = network_data(self._spec, self._structure, of_simulations(made))
+        self._data = self._inputs(of_simulations(made))
         with torch.no_grad():
             theta, _ = self._posterior.sample(DRAWS, generator=self._generator, **self._data)
         self._theta = theta

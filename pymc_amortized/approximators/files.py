@@ -32,15 +32,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators.comparison import AmortizedComparison
-from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_seed
+from pymc_amortized.approximators.sketch import Sketch
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensityByVariable
+from pymc_amortized.graph.each import WIDEST, EachLogDensity
 from pymc_amortized.graph.missing import Rule
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range, cut
@@ -56,9 +58,10 @@ from pymc_amortized.training import History, Training, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
 
-FORMAT = 6
+FORMAT = 7
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
+SKETCH = "sketch."
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
 SAME = 1e-6
@@ -96,6 +99,9 @@ def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, T
     tensors |= {f"state.{k}": v for k, v in posterior.state.tensors.items()}
     tensors |= {f"points.{k}": v for k, v in points.items()}
     tensors |= {f"{REFERENCE}{k}": v for k, v in reference_tensors(posterior.reference).items()}
+    sketch = posterior.sketch
+    if sketch is not None:
+        tensors |= {f"{SKETCH}{k}": v for k, v in sketch.start.state_dict().items()}
     description = {
         "format": FORMAT,
         "versions": versions(),
@@ -103,6 +109,7 @@ def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, T
         "gaps": dict(posterior.gaps),
         "structure": asdict(posterior.structure),
         "network": posterior.network.description(),
+        "sketch": None if sketch is None else {"network": sketch.start.description(), "band": sketch.density.band},
         "history": posterior.history.description(),
         "state": posterior.state.values,
         "provenance": {
@@ -217,7 +224,11 @@ def read_posterior(
         structure = read_structure(spec, description["structure"])
     refuse_other_modules(description.get("network"), path, summary=summary, density=density)
     with damage(path):
-        network = _network(file, description["network"], data_layout(spec, structure), summary, density)
+        gaps = _gaps(spec, description["gaps"])
+        inputs = Inputs(spec, structure)
+        sketch = _sketch(file, description["sketch"], inputs, gaps, compile_kwargs)
+        layout = replace(inputs, sketch=sketch).layout
+        network = _network(file, description["network"], layout, summary, density)
         posterior = AmortizedPosterior(
             spec=spec,
             network=network,
@@ -227,8 +238,9 @@ def read_posterior(
             state=TrainingState(state_tensors(file, network), description["state"]),
             context=None,
             missing=None,
-            gaps=_gaps(spec, description["gaps"]),
+            gaps=gaps,
             reference=_reference(file, spec, network),
+            sketch=sketch,
             compile_kwargs=compile_kwargs,
         )
         points = _stored_points(file, spec, "points.")
@@ -311,6 +323,19 @@ def _gaps(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Rule | Non
     if set(described) != wanted or not set(described.values()) <= {*get_args(Rule), None}:
         raise KeyError(f"the gaps of {sorted(wanted)}")
     return dict(described)
+
+
+def _sketch(
+    file: Any, described: Any, inputs: Inputs, gaps: Mapping[str, Rule | None], compile_kwargs: CompileKwargs | None
+) -> Sketch | None:
+    """Read what posteriors are sketched from."""
+    if described is None:
+        return None
+    band = described["band"]
+    if band is not None and not (isinstance(band, int) and 0 <= band <= WIDEST):
+        raise ValueError(f"the band of missing values is {band!r}")
+    start = _network(file, described["network"], inputs.layout, None, None, SKETCH)
+    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, band, compile_kwargs))
 
 
 def _reference(file: Any, spec: ModelSpec, network: PosteriorNetwork) -> Reference | None:
@@ -468,7 +493,12 @@ def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[flo
 
 
 def _network(
-    file: Any, description: Mapping[str, Any], expected: DataLayout, summary: nn.Module | None, density: Any
+    file: Any,
+    description: Mapping[str, Any],
+    expected: DataLayout,
+    summary: nn.Module | None,
+    density: Any,
+    prefix: str = "network.",
 ) -> PosteriorNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
     refuse_large_options(description, len(file.keys()))
@@ -476,7 +506,7 @@ def _network(
         empty = PosteriorNetwork.from_description(description, summary=on_meta(summary), density=on_meta(density))
     refuse_other_layout(empty.encoder.layout, expected)
     wanted = empty.state_dict()
-    stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
+    stored = {k.removeprefix(prefix): k for k in file.keys() if k.startswith(prefix)}
     refuse_other_names(stored, wanted)
     for name, tensor in wanted.items():
         if is_lazy(tensor):  # takes its shape from the file

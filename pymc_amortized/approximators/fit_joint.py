@@ -39,12 +39,10 @@ from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.learned import refuse_followers, with_learned_density
-from pymc_amortized.graph.missing import find_rules
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
 from pymc_amortized.graph.simulator import Simulations, Simulator
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.choices import check_choices
@@ -231,15 +229,16 @@ class _JointFit(PosteriorFit):
         statistics, held_out = self._parts(pilot)
         layout, row_network = self._row_network(statistics, size, kinds)
         structure = self._structure(pilot, given, self._start_density(row_network))
+        gaps = self._gaps(pilot)
+        statistics = self._see(statistics, structure, gaps, summary)
         some = statistics.take(slice(PILOT))
-        network = self._built(structure, some, summary, density)
+        network = self._built(some, summary, density)
         self.each = min(-(-DEFAULT.batch_size // self.options.batch_size), self.read_from.rows)
-        self._plan_joint_steps(network, structure, row_network, layout, statistics)
-        terms = self._terms(network, structure, row_network, statistics)
-        source = self._joint_source(network, structure, layout, statistics)
-        trained = self._train_both(network, structure, row_network, layout, source, held_out, terms)
-        gaps = find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
-        posterior = self._finished(network, structure, gaps, trained[0], held_out, pilot, some)
+        self._plan_joint_steps(network, row_network, layout, statistics)
+        terms = self._terms(network, row_network, statistics)
+        source = self._joint_source(network, layout, statistics)
+        trained = self._train_both(network, row_network, layout, source, held_out, terms)
+        posterior = self._finished(network, gaps, trained[0], held_out, pilot, some)
         likelihood = self._likelihood(row_network.to("cpu"), trained[1], pilot)
         if self.spec.density_obstacle:
             posterior = learned_posterior(posterior, likelihood)
@@ -282,7 +281,6 @@ class _JointFit(PosteriorFit):
     def _both(
         self,
         network: PosteriorNetwork,
-        structure: Structure,
         layout: Layout,
         made: Simulations,
         each: int,
@@ -290,7 +288,7 @@ class _JointFit(PosteriorFit):
         *path: int,
     ) -> Batch:
         """What the two networks take of simulations."""
-        z, encoded = self._prepared(network, structure, made)
+        z, encoded = self._prepared(network, made)
         rng = np.random.default_rng(stage_seed(self.entropy, stage, *path, 3))
         rows = row_tensors(layout, some_rows(self.read_from, made, each, self.lags, rng), len(made))
         return z, encoded | {name: value.to(z.device) for name, value in rows.items()}
@@ -298,7 +296,6 @@ class _JointFit(PosteriorFit):
     def _plan_joint_steps(
         self,
         network: PosteriorNetwork,
-        structure: Structure,
         row_network: RowNetwork,
         layout: Layout,
         statistics: Simulations,
@@ -306,7 +303,7 @@ class _JointFit(PosteriorFit):
         """Decide how many steps to make, by what one of each takes."""
         network.to(self.device), row_network.to(self.device)
         some = statistics.take(slice(self.options.batch_size))
-        batch = self._both(network, structure, layout, some, self.each, Stage.TIMING)
+        batch = self._both(network, layout, some, self.each, Stage.TIMING)
         if self.options.max_time is None and self.options.num_steps is None:
             self.options = replace(self.options, max_time=DEFAULT_SECONDS)
 
@@ -318,38 +315,31 @@ class _JointFit(PosteriorFit):
         pace = pace_of(timed, making, self.cores, self.options)
         self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
 
-    def _joint_source(
-        self, network: PosteriorNetwork, structure: Structure, layout: Layout, statistics: Simulations
-    ) -> Batches:
+    def _joint_source(self, network: PosteriorNetwork, layout: Layout, statistics: Simulations) -> Batches:
         def whole() -> Batch:
             width = sum(v.inputs for v in layout.parameters) + 4 * len(layout.columns) + layout.lag_size
             kept = max(min(self.read_from.rows, LARGEST_SET // (len(statistics) * width)), self.each)
-            return self._both(network, structure, layout, statistics, kept, Stage.TRAINING)
+            return self._both(network, layout, statistics, kept, Stage.TRAINING)
 
         return self._batches(
             whole,
-            lambda simulations, before: self._both(
-                network, structure, layout, simulations, self.each, Stage.TRAINING, before
-            ),
+            lambda simulations, before: self._both(network, layout, simulations, self.each, Stage.TRAINING, before),
         )
 
-    def _terms(
-        self, network: PosteriorNetwork, structure: Structure, row_network: RowNetwork, statistics: Simulations
-    ) -> tuple[Term, Term]:
+    def _terms(self, network: PosteriorNetwork, row_network: RowNetwork, statistics: Simulations) -> tuple[Term, Term]:
         """What is added to the losses of the two networks."""
         if not self.consistent:
             return None, None
         seed = stage_seed(self.entropy, Stage.LOOP, 3)
         networks = (network, row_network)
         term = SelfConsistency(
-            self.simulated, self.read_from, structure, networks, statistics, seed, self.compile_kwargs
+            self.simulated, self.read_from, self.inputs, networks, statistics, seed, self.compile_kwargs
         )
         return term.of_posterior, term.of_likelihood
 
     def _train_both(
         self,
         network: PosteriorNetwork,
-        structure: Structure,
         row_network: RowNetwork,
         layout: Layout,
         source: Batches,
@@ -357,7 +347,7 @@ class _JointFit(PosteriorFit):
         terms: tuple[Term, Term],
     ) -> list[Trained]:
         judged = max(min(HELD_OUT_ROWS // len(held_out), self.read_from.rows), 1)
-        held = self._both(network, structure, layout, held_out, judged, Stage.HELD_OUT)
+        held = self._both(network, layout, held_out, judged, Stage.HELD_OUT)
         shared = Shared(source)
         rate = SLOWER * self.options.learning_rate
         of_likelihood = replace(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,35 +13,70 @@ from pymc_amortized.graph.structure import Axis, Structure
 from pymc_amortized.networks import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.layout import AxisKind
 
+if TYPE_CHECKING:
+    from pymc_amortized.approximators.sketch import Sketch
+
 KINDS: dict[str, AxisKind] = {"exchangeable": "set", "sequence": "sequence", "grouped": "groups"}
 
 
-def data_layout(spec: ModelSpec, structure: Structure) -> DataLayout:
-    """Describe to the networks the arrays that :func:`network_data` makes."""
-    axes = _named_axes(spec, structure)
-    largest = spec.largest
-    arrays = tuple(
-        ArrayLayout(v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), v.missing, given=v.role != "observed")
-        for v in (*spec.data, *_companions(spec, structure))
-    )
-    used = {name for array in arrays for name in array.axes}
-    return DataLayout(arrays, tuple(_axis_layout(spec, a) for a in axes if a.name in used))
+SKETCH = "posterior sketch"
+"""Name of the array that :class:`Sketch` gives; no variable has it."""
 
 
-def network_data(spec: ModelSpec, structure: Structure, datasets: DataSets) -> dict[str, Any]:
-    """Return what varies between data sets, and arrays of the model that belong to rows.
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """From data sets to the arrays that networks are given.
 
-    Returns
-    -------
-    dict
-        ``data``: name -> (n, *shape), NaN where a value is missing. ``sizes``: name of an axis -> (n,).
+    Attributes
+    ----------
+    spec : ModelSpec
+    structure : Structure
+    sketch : Sketch, optional
+        What the model's density tells of each posterior.
     """
-    n = len(datasets)
-    data = {v.name: _with_gaps(v, datasets) for v in spec.data}
-    for v in _companions(spec, structure):
-        held = spec.held[v.name]
-        data[v.name] = np.broadcast_to(held, (n, *held.shape))
-    return {"data": data, "sizes": datasets.lengths}
+
+    spec: ModelSpec
+    structure: Structure
+    sketch: Sketch | None = None
+
+    @property
+    def layout(self) -> DataLayout:
+        """Describes the arrays to the networks."""
+        spec, axes = self.spec, _named_axes(self.spec, self.structure)
+        largest = spec.largest
+        arrays = [
+            ArrayLayout(
+                v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), v.missing, given=v.role != "observed"
+            )
+            for v in (*spec.data, *_companions(spec, self.structure))
+        ]
+        used = {name for array in arrays for name in array.axes}
+        if self.sketch is not None:
+            arrays.append(ArrayLayout(SKETCH, (self.sketch.width,), "real", statistic=True))
+        return DataLayout(tuple(arrays), tuple(_axis_layout(spec, a) for a in axes if a.name in used))
+
+    def __call__(self, datasets: DataSets) -> dict[str, Any]:
+        """Return what varies between data sets, and arrays of the model that belong to rows.
+
+        Returns
+        -------
+        dict
+            ``data``: name -> (n, *shape), NaN where a value is missing. ``sizes``: name of an axis -> (n,).
+        """
+        n, datasets = len(datasets), self.sketched(datasets)
+        data = {v.name: _with_gaps(v, datasets) for v in self.spec.data}
+        for v in _companions(self.spec, self.structure):
+            held = self.spec.held[v.name]
+            data[v.name] = np.broadcast_to(held, (n, *held.shape))
+        if datasets.sketch is not None:
+            data[SKETCH] = datasets.sketch
+        return {"data": data, "sizes": datasets.lengths}
+
+    def sketched(self, datasets: DataSets) -> DataSets:
+        """Return data sets with their sketch, where there is one: so that it is computed once."""
+        if self.sketch is None or datasets.sketch is not None:
+            return datasets
+        return replace(datasets, sketch=self.sketch(datasets))
 
 
 def _with_gaps(variable: DataVariable, datasets: DataSets) -> np.ndarray:

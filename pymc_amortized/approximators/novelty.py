@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.graph.structure import Structure
 from pymc_amortized.networks.novelty import NoveltyFeatures, Summarizing
 from pymc_amortized.novelty import Reference, Score, Whitening
 
@@ -21,9 +20,9 @@ SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening"
 WHITENING = tuple(field.name for field in fields(Whitening))
 
 
-def features_of(spec: ModelSpec, structure: Structure, network: Summarizing, datasets: DataSets) -> np.ndarray:
+def features_of(inputs: Inputs, network: Summarizing, datasets: DataSets) -> np.ndarray:
     """Features (n, width) of data sets."""
-    return NoveltyFeatures(network)(**network_data(spec, structure, datasets))
+    return NoveltyFeatures(network)(**inputs(datasets))
 
 
 def extents(spec: ModelSpec, datasets: DataSets) -> np.ndarray:
@@ -46,9 +45,7 @@ def _scalars(spec: ModelSpec) -> list[str]:
     return [c.name for c in spec.context if not c.shape and c.kind != "categorical"]
 
 
-def learn_reference(
-    spec: ModelSpec, structure: Structure, network: Summarizing, learned: Simulations, ranked: Simulations
-) -> Reference:
+def learn_reference(inputs: Inputs, network: Summarizing, learned: Simulations, ranked: Simulations) -> Reference:
     """Learn the score from some simulations, and score others.
 
     Parameters
@@ -58,9 +55,9 @@ def learn_reference(
     """
     blocks = NoveltyFeatures(network).blocks
     seen, fresh = of_simulations(learned), of_simulations(ranked)
-    score = Score.fit(features_of(spec, structure, network, seen), extents(spec, seen), blocks)
-    at = extents(spec, fresh)
-    return Reference(score, score(features_of(spec, structure, network, fresh), at), at)
+    score = Score.fit(features_of(inputs, network, seen), extents(inputs.spec, seen), blocks)
+    at = extents(inputs.spec, fresh)
+    return Reference(score, score(features_of(inputs, network, fresh), at), at)
 
 
 def reference_tensors(reference: Reference | None) -> dict[str, Tensor]:

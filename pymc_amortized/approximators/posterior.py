@@ -41,13 +41,14 @@ from pymc_amortized.approximators.evidence import (
     warn_of_no_evidence,
     warn_of_truncation,
 )
-from pymc_amortized.approximators.inputs import network_data
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import extents, features_of
 from pymc_amortized.approximators.predictive import Kind
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.sampling import FEWEST_PROPOSALS, sample_stats
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.simulations import sources_again
+from pymc_amortized.approximators.sketch import Sketch
 from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
@@ -87,6 +88,8 @@ class AmortizedPosterior:
         they cannot be.
     reference : Reference or None
         Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
+    sketch : Sketch or None
+        What the model's density tells the network of each posterior.
     local_to : DataSets or None
         The one data set that it was refined for (:meth:`refine`); None for an amortized posterior.
     learned : ModelSpec or None
@@ -104,6 +107,7 @@ class AmortizedPosterior:
     missing: Mapping[str, Any] | None
     gaps: Mapping[str, Rule | None]
     reference: Reference | None = None
+    sketch: Sketch | None = None
     compile_kwargs: CompileKwargs | None = None
     local_to: DataSets | None = None
     learned: ModelSpec | None = None
@@ -182,10 +186,10 @@ class AmortizedPosterior:
         correct = corrected(self.weighed_by, correction)
         datasets = self._read(observed, batched)
         allowed = budget(max_nuts, max_time)
-        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
+        datasets = self.inputs.sketched(datasets)
         context = [c.name for c in self.spec.context]
         encoder = self.network.encoder
-        warn_of_extrapolation(encoder.outside(**self._network_data(datasets)), context, encoder.ranges())
+        warn_of_extrapolation(encoder.outside(**self.inputs(datasets)), context, encoder.ranges())
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
         ood = self.ood_pvalues(datasets)
         warn_of_novelty(ood, datasets.labels)
@@ -236,7 +240,7 @@ class AmortizedPosterior:
         if len(theta) == 0:
             return np.empty(lead)
         with torch.inference_mode():
-            values = self.network.log_prob(theta[:, None], **self._network_data(datasets))
+            values = self.network.log_prob(theta[:, None], **self.inputs(datasets))
         return values.numpy()[:, 0].reshape(lead)
 
     def log_marginal_likelihood(
@@ -276,7 +280,6 @@ class AmortizedPosterior:
         refuse_evidence(self.weighed_by)
         proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
-        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_evidence(found, datasets.labels)
         warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
@@ -592,7 +595,7 @@ class AmortizedPosterior:
         ----------
         datasets : DataSets
         """
-        return features_of(self.spec, self.structure, self.network, datasets)
+        return features_of(self.inputs, self.network, datasets)
 
     def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
         """Corrected unconstrained draws (n, dim) of one data set that has a density."""
@@ -621,16 +624,15 @@ class AmortizedPosterior:
 
     def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
         """Read data sets; a refined posterior knows its own only."""
-        if self.local_to is None:
-            return read_datasets(self.spec, observed, batched=batched)
-        if observed is None and not batched:
+        if self.local_to is not None and observed is None and not batched:
             return self.local_to
         datasets = read_datasets(self.spec, observed, batched=batched)
-        if len(datasets) > 1 or not datasets.equals(self.local_to):
+        if self.local_to is not None and (len(datasets) > 1 or not datasets.equals(self.local_to)):
             raise ValueError(
                 "this posterior was refined for one data set and is no longer amortized: for other data, sample the "
                 "posterior it was refined from, or refine that anew"
             )
+        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         return datasets
 
     @property
@@ -641,6 +643,11 @@ class AmortizedPosterior:
     def _marks(self) -> dict[str, str]:
         """What results that rest on a learned density say so by."""
         return {"density": "learned"} if self.learned is not None else {}
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the network is given of data sets: arguments ``data`` and ``sizes``."""
+        return Inputs(self.spec, self.structure, self.sketch)
 
     @cached_property
     def compiled(self) -> Compiled:
@@ -658,16 +665,12 @@ class AmortizedPosterior:
         return Conditions(
             self.weighed_by,
             self.network,
-            datasets,
+            self.inputs.sketched(datasets),
             self.compiled.log_density,
             self.compiled.obstacles(datasets),
-            self._network_data,
+            self.inputs,
             self.compile_kwargs,
         )
-
-    def _network_data(self, datasets: DataSets) -> dict[str, Any]:
-        """Arguments ``data`` and ``sizes`` of the network."""
-        return network_data(self.spec, self.structure, datasets)
 
     def _with_groups(self, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]) -> xr.DataTree:
         """Add log densities, which read every free variable; then leave what was asked for."""

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from pymc_amortized.approximators.fit import PILOT, copied
-from pymc_amortized.approximators.inputs import data_layout, network_data
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.region import Region
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
@@ -101,8 +100,8 @@ class _Refinement:
     def __init__(
         self, posterior: AmortizedPosterior, datasets: DataSets, number: int, device: torch.device, progressbar: bool
     ) -> None:
-        self.spec, self.structure = posterior.spec, posterior.structure
-        self.datasets, self.number = datasets, number
+        self.spec, self.inputs = posterior.spec, posterior.inputs
+        self.datasets, self.number = self.inputs.sketched(datasets), number
         self.device, self.progressbar = device, progressbar
         kwargs = posterior.compile_kwargs
         self.simulator = LocalSimulator(self.spec, datasets, kwargs)
@@ -154,7 +153,7 @@ class _Refinement:
         torch_seed, draw_seed = seed.spawn(2)
         if posterior.weights_of(self.datasets, draw_seed):
             corrected = posterior.corrected_draws(self.datasets, draw_seed)
-        given = network_data(self.spec, self.structure, self.datasets)
+        given = self.inputs(self.datasets)
         with torch.inference_mode():
             context = posterior.network.context(given["data"], sizes=given["sizes"])
         generator = torch.Generator(device=posterior.network.device)
@@ -218,14 +217,14 @@ class _Refinement:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             local = PosteriorNetwork.build(
-                data_layout(self.spec, self.structure),
+                self.inputs.layout,
                 some.unconstrained,
-                **network_data(self.spec, self.structure, of_simulations(some)),
+                **self.inputs(of_simulations(some)),
                 summary=network.summary_options,
                 density=network.density_options,
             )
         local.eval()
-        given = network_data(self.spec, self.structure, of_simulations(held_out))
+        given = self.inputs(of_simulations(held_out))
         with torch.inference_mode():
             so_far, anew = (
                 float(n.log_prob(held_out.unconstrained, **given).mean().nan_to_num(-math.inf))
@@ -236,7 +235,7 @@ class _Refinement:
     def _prepared(
         self, network: PosteriorNetwork, simulations: Simulations
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        given = network_data(self.spec, self.structure, of_simulations(simulations))
+        given = self.inputs(of_simulations(simulations))
         z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
         return z, network.measured(encoded)
 

@@ -21,7 +21,6 @@ import torch
 import xarray as xr
 
 from pymc_amortized.approximators.arguments import Correction, chosen_names, corrected, whole
-from pymc_amortized.approximators.inputs import network_data
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check, refuse_varying
@@ -157,7 +156,7 @@ def _predicted(x: np.ndarray, z: np.ndarray, x_here: np.ndarray) -> tuple[np.nda
 def _features(posterior: AmortizedPosterior, datasets: DataSets) -> np.ndarray:
     """The network's features, values or moments of every variable, and lengths: (data sets, features)."""
     with torch.inference_mode():
-        learned = posterior.network.context(**network_data(posterior.spec, posterior.structure, datasets))
+        learned = posterior.network.context(**posterior.inputs(datasets))
     n = len(datasets)
     parts = [learned.cpu().double().numpy().reshape(n, -1)]
     for variable in posterior.spec.data:

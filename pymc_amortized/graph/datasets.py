@@ -35,6 +35,8 @@ class DataSets:
         Coordinate of the ``dataset`` dimension.
     batched : bool
         Whether results carry the ``dataset`` dimension.
+    sketch : ndarray (n, width) or None
+        What is known of each posterior, where that was computed already.
     """
 
     values: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class DataSets:
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
+    sketch: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +56,14 @@ class DataSets:
         def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: values[index] for name, values in arrays.items()}
 
-        return DataSets(taken(self.values), self.labels[index], self.batched, taken(self.lengths), taken(self.missing))
+        return DataSets(
+            taken(self.values),
+            self.labels[index],
+            self.batched,
+            taken(self.lengths),
+            taken(self.missing),
+            sketch=None if self.sketch is None else self.sketch[index],
+        )
 
     def equals(self, other: DataSets) -> bool:
         """Whether they are the same data: values where there are any, sizes and gaps."""
@@ -100,8 +110,14 @@ def _may_be_nan(array: np.ndarray) -> bool:
 
 def of_simulations(simulations: Simulations) -> DataSets:
     """Regard simulations as data sets."""
-    n = len(simulations)
-    return DataSets(dict(simulations.data), np.arange(n), True, dict(simulations.lengths), dict(simulations.missing))
+    return DataSets(
+        dict(simulations.data),
+        np.arange(len(simulations)),
+        True,
+        dict(simulations.lengths),
+        dict(simulations.missing),
+        sketch=simulations.sketch,
+    )
 
 
 def gaps_of(name: str) -> str:

@@ -8,8 +8,9 @@ an ordering transform), and such draws are not draws of the model. They are drop
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -56,6 +57,8 @@ class Simulations:
         Lengths of the dimensions that differ between data sets.
     missing : dict of name to bool ndarray (n, *shape)
         Where values of observed variables count as missing.
+    sketch : ndarray (n, width) or None
+        What is known of each posterior, where that was asked for.
     attempted : int
         Simulations made, including those that were dropped.
     dropped : dict of str to int
@@ -69,6 +72,7 @@ class Simulations:
     dropped: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
+    sketch: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.unconstrained)
@@ -86,6 +90,7 @@ class Simulations:
             data=taken(self.data),
             lengths=taken(self.lengths),
             missing=taken(self.missing),
+            sketch=None if self.sketch is None else self.sketch[index],
         )
 
     def one(self, index: int, spec: ModelSpec) -> dict[str, Any]:
@@ -104,6 +109,8 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         dicts = [getattr(part, field) for part in parts]
         return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
 
+    sketches = [part.sketch for part in parts if part.sketch is not None]
+
     return Simulations(
         np.concatenate([p.unconstrained for p in parts]),
         joined("variables"),
@@ -112,6 +119,7 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         dict(dropped),
         joined("lengths"),
         joined("missing"),
+        np.concatenate(sketches) if len(sketches) == len(parts) else None,
     )
 
 
@@ -143,6 +151,13 @@ class Simulator:
         self._deterministics = tuple(named) if named is not None else spec.deterministics if deterministics else ()
         self._compile_kwargs = compile_kwargs
         self._ends_checked = False
+        self._sketch: Callable[[Simulations], np.ndarray] | None = None
+
+    def sketching(self, sketch: Callable[[Simulations], np.ndarray]) -> Simulator:
+        """Return the same, whose simulations come with a sketch of their posteriors: (n, width)."""
+        simulator = copy.copy(self)
+        simulator._sketch = sketch
+        return simulator
 
     def __call__(
         self,
@@ -238,6 +253,10 @@ class Simulator:
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Attempt `n` simulations of one size in one call of the compiled function."""
+        made = self._attempted(n, seed)
+        return made if self._sketch is None else replace(made, sketch=self._sketch(made))
+
+    def _attempted(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         context_seed, seed = seed.spawn(2)
         if not self.spec.sizes and not any(v.missing for v in self.spec.observed):
             return self._chunk(n, seed, self.context(n, context_seed), {})

@@ -70,9 +70,8 @@ class ArrayEncoder(HostModule):
         else:
             parts = [robust(column) for column in columns]
             statistics["center"], statistics["scale"] = (_stacked([p[i] for p in parts], layout) for i in (0, 1))
-            heavy = bool(
-                np.quantile(np.concatenate([_wide(c, *p) for c, p in zip(columns, parts, strict=True)]), 0.999) > HEAVY
-            )
+            wide = [_wide(c, *p) for c, p in zip(columns, parts, strict=True)]
+            heavy = not layout.statistic and bool(np.quantile(np.concatenate(wide), 0.999) > HEAVY)
         encoder = cls(layout, heavy, groups)
         encoder._set(statistics)
         if heavy:

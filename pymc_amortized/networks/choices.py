@@ -102,6 +102,7 @@ def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
             array.missing,
             layout.groups_of(array.name),
             array.given,
+            array.statistic,
         )
         for array in layout.arrays
     ]

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -132,6 +133,13 @@ class CouplingSpline(nn.Module):
     def start_at(self, residual_covariance: Tensor, spread: bool = False) -> None:
         """Begin at a normal distribution: see :meth:`GaussianHead.start_at`."""
         self.head.start_at(residual_covariance, self.order, spread)
+
+    def normal(self, context: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (batch, dim) and covariance (batch, dim, dim) of where it begins, given context (batch, features)."""
+        mean, factor, _, _ = (part.cpu().double() for part in self.head(context))
+        root = torch.linalg.inv(factor if factor.ndim == 3 else torch.diag_embed(factor))
+        back = self.back.cpu()
+        return mean.numpy(), (root @ root.mT)[:, back][:, :, back].numpy()
 
     def _given(self, reverse: bool = False) -> list[Level]:
         """What lower levels say of higher ones; from the lowest, or from the highest."""

@@ -104,13 +104,15 @@ class DataEncoder(HostModule):
     def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, float]:
         """Worst distance per variable beyond the simulated range, in its widths; 0 is inside.
 
-        What is missing or beyond a data set's size does not count.
+        What is missing or beyond a data set's size does not count, nor do statistics.
         """
         layout = self.layout
         masks = _masks(layout, {name: np.shape(values) for name, values in data.items()}, sizes)
         distances = {}
         for encoder in self._encoders():
             array = encoder.layout
+            if array.statistic:
+                continue
             present = _present(array, masks)
             ignore = array.missing or any(axis in layout.sized for axis in array.axes)
             seen = None if present is None else present.numpy()

@@ -78,6 +78,8 @@ class ArrayLayout:
         Number of levels, ``0 .. categories - 1``, of a categorical array; 0 takes it from the simulations.
     given : bool
         True for covariates and other context, False for what is observed.
+    statistic : bool
+        True for what is known of the other arrays already: it is not joined with them.
     """
 
     name: str
@@ -87,6 +89,7 @@ class ArrayLayout:
     missing: bool = False
     categories: int = 0
     given: bool = False
+    statistic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))

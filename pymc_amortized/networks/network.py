@@ -78,6 +78,7 @@ class PosteriorNetwork(nn.Module):
         )
         self.features = features
         self.summary_options, self.density_options = summary_options, density_options
+        self.is_regression = False
 
     @classmethod
     def build(
@@ -154,6 +155,7 @@ class PosteriorNetwork(nn.Module):
             t = summary.statistics(encoded)
         if t.shape[1] > REGRESSION_UP_TO or len(z) < 50 or summary.features < z.shape[1]:
             return
+        self.is_regression = True
         start = regression_start(t.double(), z.double().clamp(-8.0, 8.0))
         summary.start_at(start.weight.float(), start.bias.float())
         if isinstance(density, CouplingSpline):
@@ -210,6 +212,18 @@ class PosteriorNetwork(nn.Module):
     def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
         """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
         return self.summarize(self.encode(data, sizes))
+
+    @torch.inference_mode()
+    def normal(
+        self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (batch, dim) and covariance (batch, dim, dim) of z by regression on the statistics.
+
+        Only of a network with built-in parts, before any training: this is where it begins.
+        """
+        summary, density = self.summary, self.density
+        assert isinstance(summary, SummaryNetwork) and isinstance(density, CouplingSpline)
+        return density.normal(summary.linear(summary.statistics(self.encode(data, sizes))))
 
     def log_prob(
         self,

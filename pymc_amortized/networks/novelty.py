@@ -48,7 +48,8 @@ class NoveltyFeatures:
 
     def __init__(self, network: Summarizing) -> None:
         self.network = network
-        self._shape = ShapeStatistics(encoded_arrays(network.encoder), network.encoder.layout)
+        arrays = [array for array in encoded_arrays(network.encoder) if not array.statistic]
+        self._shape = ShapeStatistics(arrays, network.encoder.layout)
 
     @property
     def blocks(self) -> tuple[int, int]:

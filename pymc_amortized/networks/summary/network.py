@@ -28,7 +28,7 @@ from pymc_amortized.networks.summary.branches import make_branches
 from pymc_amortized.networks.summary.coupled import CoupledStatistics
 from pymc_amortized.networks.summary.layers import Residual, Standardize
 from pymc_amortized.networks.summary.options import Options
-from pymc_amortized.networks.summary.rows import EncodedArray, trimmed
+from pymc_amortized.networks.summary.rows import EncodedArray, Whole, trimmed
 
 __all__ = ["LEARNED", "STATISTICS", "SummaryNetwork"]
 
@@ -48,7 +48,7 @@ class SummaryNetwork(nn.Module):
     Parameters
     ----------
     arrays : sequence of EncodedArray
-        The encoded arrays.
+        The encoded arrays, statistics among them.
     layout : DataLayout
         Their axes.
     options : Options
@@ -64,9 +64,10 @@ class SummaryNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.arrays, self.layout, self.features = tuple(arrays), layout, features
-        branches, self.whole = make_branches(arrays, layout, options, dim)
+        branches, self.whole = make_branches([a for a in arrays if not a.statistic], layout, options, dim)
         self.branches = nn.ModuleList(branches)
-        statistics = sum(branch.statistics for branch in branches) + self.whole.width
+        self.known = Whole([a for a in arrays if a.statistic], ())
+        statistics = sum(branch.statistics for branch in branches) + self.whole.width + self.known.width
         pooled = sum(branch.pooled for branch in branches)
         pairs = any(isinstance(module, CoupledStatistics) for module in self.modules())
         self.long = LONG_IN_PAIRS if pairs else LONG
@@ -84,7 +85,7 @@ class SummaryNetwork(nn.Module):
         for start in range(0, max(len(next(iter(encoded.values()))), 1), CHUNK):
             piece = trimmed({k: v[start : start + CHUNK] for k, v in encoded.items()}, self.arrays, self.layout)
             found = [branch.raw_statistics(piece) for branch in self._branches()]
-            parts.append(torch.cat([*found, self.whole(piece)], -1))
+            parts.append(torch.cat([*found, self.whole(piece), self.known(piece)], -1))
         return torch.cat(parts)
 
     @torch.no_grad()

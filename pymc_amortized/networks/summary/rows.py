@@ -28,6 +28,7 @@ class EncodedArray:
     missing: bool = False
     groups: int = 0  # of an index
     given: bool = False  # a covariate
+    statistic: bool = False  # of the others
 
     def width(self, along: Sequence[str] = ()) -> int:
         """Values per entry of the axes it is seen along."""

@@ -1,0 +1,200 @@
+"""Moments of many posteriors at once, each by a few hundred evaluations of its density.
+
+Adaptive multiple importance sampling (Cornuet, Marin, Mira & Robert 2012, arXiv 0907.1254) with quasi-random points and
+tempered weights: the first stage draws from a normal distribution that is given, every other from one with the moments
+found so far, and all points of all stages are weighted by the mixture of the normals that they come from. As long as
+the weights rest on a few points only, the density is flattened. The result is a deterministic function of the density.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.stats import norm, qmc
+
+LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m)."""
+
+FEWEST = 6.0
+"""Effective points that moments rest on at least; the density is flattened until they do."""
+ENOUGH = 24.0
+"""Effective points at which a target is done."""
+WIDER = 1.2
+"""How much wider than what was found a stage draws: what lies beyond light tails would not be seen."""
+HALVINGS = 12
+"""Of the interval in which the temperature is sought."""
+SMALLEST = 1e-6
+"""Scale that is added to every stage's: points must not fall together."""
+TINY = 1e-300
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+IMPOSSIBLE = -1e100
+"""Stands for the log density where there is none."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of each of n targets.
+
+    Attributes
+    ----------
+    mean : ndarray (n, dim)
+    covariance : ndarray (n, dim, dim)
+    third : ndarray (n, dim)
+        Skewness of each parameter.
+    log_evidence : ndarray (n,)
+        Log integral of the density.
+    ess : ndarray (n,)
+        Effective points behind the moments.
+    inverse_temperature : ndarray (n,)
+        Power of the density whose moments these are; 1 where enough points carry weight.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    third: np.ndarray
+    log_evidence: np.ndarray
+    ess: np.ndarray
+    inverse_temperature: np.ndarray
+
+
+@lru_cache
+def quasi_normal(stages: int, points: int, dim: int) -> np.ndarray:
+    """Standard normal points (stages, points, dim) that fill the space evenly, each stage by itself.
+
+    Those of a stage have mean 0 and covariance 1, and so are exact for a normal density that is met.
+    """
+    sobol = qmc.Sobol(dim, scramble=False)
+    shift = np.random.default_rng(0).random(dim)
+    normal = norm.ppf((np.stack([sobol.random(points) for _ in range(stages)]) + shift) % 1.0)
+    normal -= normal.mean(axis=1, keepdims=True)
+    factor = np.linalg.cholesky(normal.swapaxes(1, 2) @ normal / points)
+    return normal @ np.linalg.inv(factor).swapaxes(1, 2)
+
+
+def adapt(log_density: LogDensities, mean: np.ndarray, covariance: np.ndarray, points: np.ndarray) -> Found:
+    """Find the moments of n targets.
+
+    Parameters
+    ----------
+    log_density : callable
+        Need not be normalized; what is not finite counts as impossible.
+    mean : ndarray (n, dim)
+        Of the normal distributions that the first stage draws from, a little more widely.
+    covariance : ndarray (n, dim, dim)
+        The same; positive definite.
+    points : ndarray (stages, m, dim)
+        From :func:`quasi_normal`.
+    """
+    n, dim = mean.shape
+    found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, dim), n, n, n)))
+    active, mixture = np.arange(n), _Mixture(n, dim)
+    for stage, normal in enumerate(points):
+        ess = found.ess[active] if stage else np.full(n, np.inf)
+        theta = mixture.extend(found.mean[active], _proposed(found.covariance[active], ess), normal)
+        log_p = log_density(theta, active)
+        mixture.log_p = np.concatenate([mixture.log_p, np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)], axis=1)
+        for name, values in vars(mixture.moments()).items():
+            getattr(found, name)[active] = values
+        unfinished = found.ess[active] < ENOUGH
+        active = active[unfinished]
+        if len(active) == 0:
+            break
+        mixture.keep(unfinished)
+    return found
+
+
+def _proposed(covariance: np.ndarray, ess: np.ndarray) -> np.ndarray:
+    """Widen covariances (n, dim, dim), and trust correlations as far as the effective points bear them out."""
+    eye = np.eye(covariance.shape[-1])
+    doubt = (len(eye) / (ess + len(eye)))[:, None, None]
+    return WIDER**2 * (covariance - doubt * covariance * (1 - eye)) + SMALLEST**2 * eye
+
+
+class _Mixture:
+    """Points of all stages, their log densities, and the normal distributions that they come from.
+
+    Attributes
+    ----------
+    theta : ndarray (n, m, dim)
+    log_p : ndarray (n, m)
+    log_q : ndarray (n, m)
+        Log of the sum of the normals' densities.
+    """
+
+    def __init__(self, n: int, dim: int) -> None:
+        self.theta = np.empty((n, 0, dim))
+        self.log_p, self.log_q = np.empty((n, 0)), np.empty((n, 0))
+        self._means, self._inverses, self._log_scales = (
+            np.empty((n, 0, dim)),
+            np.empty((n, 0, dim, dim)),
+            np.empty((n, 0)),
+        )
+
+    def extend(self, mean: np.ndarray, covariance: np.ndarray, normal: np.ndarray) -> np.ndarray:
+        """Draw from another normal distribution by standard points (m, dim); returns the points (n, m, dim)."""
+        factor = np.linalg.cholesky(covariance)
+        inverse = np.linalg.inv(factor)
+        log_scale = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1) + len(normal[0]) * HALF_LOG_2PI
+        new = mean[:, None] + normal @ factor.swapaxes(1, 2)
+        own = -0.5 * np.square(normal).sum(axis=1) - log_scale[:, None]
+        others = _log_normal(new[:, None], self._means, self._inverses, self._log_scales)
+        at_new = np.logaddexp.reduce(np.concatenate([others, own[:, None]], axis=1), axis=1)
+        here = (part[:, None] for part in (mean, inverse, log_scale))
+        at_old = np.logaddexp(self.log_q, _log_normal(self.theta[:, None], *here)[:, 0])
+        self.theta = np.concatenate([self.theta, new], axis=1)
+        self.log_q = np.concatenate([at_old, at_new], axis=1)
+        self._means = np.concatenate([self._means, mean[:, None]], axis=1)
+        self._inverses = np.concatenate([self._inverses, inverse[:, None]], axis=1)
+        self._log_scales = np.concatenate([self._log_scales, log_scale[:, None]], axis=1)
+        return new
+
+    def keep(self, some: np.ndarray) -> None:
+        """Go on with some of the targets."""
+        for name, values in vars(self).items():
+            setattr(self, name, values[some])
+
+    def moments(self) -> Found:
+        """Moments of the weighted points."""
+        log_weight = self.log_p - self.log_q
+        largest = log_weight.max(axis=1, keepdims=True)
+        relative = log_weight - largest
+        power = _flattened(relative)
+        weight = np.exp(power[:, None] * relative)
+        total = weight.sum(axis=1, keepdims=True)
+        stages, points = self._means.shape[1], self.log_p.shape[1]
+        log_evidence = largest[:, 0] + np.log(np.exp(relative).sum(axis=1) * stages / points)
+        weight /= total
+        mean = (weight[:, None] @ self.theta)[:, 0]
+        away = self.theta - mean[:, None]
+        covariance = (weight[:, :, None] * away).swapaxes(1, 2) @ away
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) + TINY
+        third = (weight[:, None] @ away**3)[:, 0] / sd**3
+        return Found(mean, covariance, third, log_evidence, 1 / np.square(weight).sum(axis=1), power)
+
+
+def _log_normal(theta: np.ndarray, mean: np.ndarray, inverse: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
+    """Log densities (n, k, m) of k normals at points (n, 1, m, dim), by the inverse of their Cholesky factor."""
+    z = (theta - mean[:, :, None]) @ inverse.swapaxes(2, 3)
+    return -0.5 * np.square(z).sum(axis=3) - log_scale[:, :, None]
+
+
+def _flattened(relative: np.ndarray) -> np.ndarray:
+    """Largest power (n,), at most 1, to which weights can be raised so that few enough carry all; by bisection."""
+    power = np.ones(len(relative))
+    (poor,) = np.nonzero(_effective(relative) < FEWEST)
+    low, high = np.zeros(len(poor)), np.ones(len(poor))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        fine = _effective(middle[:, None] * relative[poor]) >= FEWEST
+        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+    power[poor] = low
+    return power
+
+
+def _effective(relative: np.ndarray) -> np.ndarray:
+    weight = np.exp(relative)
+    return np.square(weight.sum(axis=1)) / np.square(weight).sum(axis=1)

@@ -1,0 +1,166 @@
+"""What a model's density tells of the posterior of a data set, as numbers that a network is given beside the data.
+
+A regression on fixed statistics of the data says roughly where the posterior lies. From there adaptive importance
+sampling, by about a hundred evaluations of the density, finds its moments. They are rough, and need not be more: they
+are statistics like others, and what they lack is learned from simulations.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import torch
+
+from pymc_amortized.amis import Found, adapt, quasi_normal
+from pymc_amortized.approximators.inputs import Inputs
+from pymc_amortized.graph.datasets import DataSets, of_simulations
+from pymc_amortized.graph.each import EachLogDensity, find_band
+from pymc_amortized.graph.missing import Rules
+from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.structure import Structure
+from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.networks.density import Spline
+from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.summary import Auto
+from pymc_amortized.training import torch_threads
+
+STAGES, POINTS = 6, 32
+"""Evaluations: most data sets are done after two or three stages."""
+MOST_PARAMETERS = 12
+"""Of more, so few points find no moments."""
+BLOCK = 1024
+"""Data sets that are sketched at once."""
+SLOWEST = 0.02
+"""Seconds for one data set that are too many."""
+TIMED = 64
+"""Data sets that tell how long one takes."""
+FARTHEST = 20.0
+"""Standard scales from the middle of the prior, beyond which a mean is not told from others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Moments of the posteriors of data sets.
+
+    Attributes
+    ----------
+    inputs : Inputs
+        What the regression sees of them.
+    start : PosteriorNetwork
+        As it is built, before any training: a regression.
+    density : EachLogDensity
+    """
+
+    inputs: Inputs
+    start: PosteriorNetwork
+    density: EachLogDensity
+
+    @property
+    def width(self) -> int:
+        """How many numbers there are for each data set."""
+        dim = self.start.dim
+        return 3 * dim + dim * (dim - 1) // 2 + 3
+
+    def __call__(self, datasets: DataSets) -> np.ndarray:
+        """Return the numbers (n, width)."""
+        starts = range(0, len(datasets), BLOCK)
+        parts = [self._of(datasets.take(slice(start, start + BLOCK))) for start in starts]
+        return np.concatenate(parts) if parts else np.empty((0, self.width))
+
+    def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
+        """The same of simulations, in several processes where these are many."""
+        datasets = of_simulations(simulations)
+        if cores == 1 or len(datasets) <= BLOCK:
+            return self(datasets)
+        starts = range(0, len(datasets), BLOCK)
+        jobs = (joblib.delayed(self)(datasets.take(slice(start, start + BLOCK))) for start in starts)
+        return np.concatenate(joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs))
+
+    def _of(self, datasets: DataSets) -> np.ndarray:
+        densities, standardizer = self.density.of(datasets), self.start.standardizer
+
+        def log_density(z: np.ndarray, index: np.ndarray) -> np.ndarray:
+            theta, log_det = standardizer.inverse(torch.as_tensor(z))
+            return densities(theta.numpy(), index) - log_det.numpy()
+
+        with torch_threads(1):
+            mean, covariance = self.start.normal(**self.inputs(datasets))
+        return _numbers(adapt(log_density, mean, covariance, quasi_normal(STAGES, POINTS, self.start.dim)))
+
+
+def _numbers(found: Found) -> np.ndarray:
+    variance = np.diagonal(found.covariance, axis1=1, axis2=2) + 1e-30
+    sd = np.sqrt(variance)
+    first, second = np.triu_indices(variance.shape[1], 1)
+    parts = [
+        np.clip(found.mean, -FARTHEST, FARTHEST),
+        np.log(sd),
+        found.covariance[:, first, second] / (sd[:, first] * sd[:, second]),
+        np.clip(found.third, -5.0, 5.0),
+        np.log(found.ess)[:, None],
+        found.inverse_temperature[:, None] ** 0.25,
+        (np.sign(found.log_evidence) * np.log1p(np.abs(found.log_evidence)))[:, None],
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def sketch_obstacle(spec: ModelSpec, gaps: Rules) -> str | None:
+    """Why the posteriors of a model cannot be sketched; None where they can."""
+    if spec.density_obstacle is not None:
+        return spec.density_obstacle
+    if spec.nuisance:
+        return "some parameters are marginalized"
+    if spec.dim > MOST_PARAMETERS:
+        return f"{spec.dim} parameters are more than {MOST_PARAMETERS}"
+    unknown = [name for name, rule in gaps.items() if rule is None]
+    return f"missing values of {unknown} cannot be integrated out" if unknown else None
+
+
+def make_sketch(
+    spec: ModelSpec, structure: Structure, gaps: Rules, pilot: Simulations, compile_kwargs: CompileKwargs | None
+) -> tuple[Sketch, float] | str:
+    """Make a sketch, and time it; or say why there is none.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    structure : Structure
+    gaps : mapping of name to rule
+        From :func:`find_rules`.
+    pilot : Simulations
+        What the regression learns from.
+
+    Returns
+    -------
+    tuple of Sketch and float, or str
+        Seconds are those of one data set.
+    """
+    obstacle = sketch_obstacle(spec, gaps)
+    if obstacle is not None:
+        return obstacle
+    inputs, datasets = Inputs(spec, structure), of_simulations(pilot)
+    density = EachLogDensity(spec, gaps, compile_kwargs=compile_kwargs)
+    if density.integrated:
+        density.band = find_band(density, datasets, pilot.unconstrained)
+        if density.band is None:
+            return "missing values interact over long distances"
+    start = PosteriorNetwork.build(
+        inputs.layout,
+        pilot.unconstrained,
+        **inputs(datasets),
+        summary=Auto(width=1, depth=0, features=2 * spec.dim),
+        density=Spline(layers=0),
+    )
+    if not start.is_regression:
+        return "there are too many statistics"
+    sketch = Sketch(inputs, start.eval(), density)
+    some = datasets.take(slice(TIMED))
+    sketch(some.take(slice(2)))  # compiles
+    before = time.perf_counter()
+    sketch(some)
+    seconds = (time.perf_counter() - before) / len(some)
+    return (sketch, seconds) if seconds <= SLOWEST else f"it would take {1e3 * seconds:.0f} ms for each data set"
