@@ -19,14 +19,16 @@ from scipy.stats import norm, qmc
 LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m)."""
 
-FEWEST = 6.0
+FEWEST = 8.0
 """Effective points that moments rest on at least; the density is flattened until they do."""
 ENOUGH = 24.0
 """Effective points at which a target is done."""
 WIDER = 1.2
 """How much wider than what was found a stage draws: what lies beyond light tails would not be seen."""
-HALVINGS = 12
-"""Of the interval in which the temperature is sought."""
+LOWEST, HALVINGS = -40.0, 14
+"""Log of the power to which densities are flattened at most, and steps in which it is sought."""
+DOUBT = 16.0
+"""Effective points for each parameter, times this, at which half of a correlation is believed."""
 SMALLEST = 1e-6
 """Scale that is added to every stage's: points must not fall together."""
 TINY = 1e-300
@@ -108,9 +110,9 @@ def adapt(log_density: LogDensities, mean: np.ndarray, covariance: np.ndarray, p
 
 
 def _proposed(covariance: np.ndarray, ess: np.ndarray) -> np.ndarray:
-    """Widen covariances (n, dim, dim), and trust correlations as far as the effective points bear them out."""
+    """Widen covariances (n, dim, dim), and trust correlations a little less where few effective points say so."""
     eye = np.eye(covariance.shape[-1])
-    doubt = (len(eye) / (ess + len(eye)))[:, None, None]
+    doubt = (len(eye) / (DOUBT * ess + len(eye)))[:, None, None]
     return WIDER**2 * (covariance - doubt * covariance * (1 - eye)) + SMALLEST**2 * eye
 
 
@@ -186,12 +188,12 @@ def _flattened(relative: np.ndarray) -> np.ndarray:
     """Largest power (n,), at most 1, to which weights can be raised so that few enough carry all; by bisection."""
     power = np.ones(len(relative))
     (poor,) = np.nonzero(_effective(relative) < FEWEST)
-    low, high = np.zeros(len(poor)), np.ones(len(poor))
+    low, high = np.full(len(poor), LOWEST), np.zeros(len(poor))  # of its logarithm
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fine = _effective(middle[:, None] * relative[poor]) >= FEWEST
+        fine = _effective(np.exp(middle)[:, None] * relative[poor]) >= FEWEST
         low, high = np.where(fine, middle, low), np.where(fine, high, middle)
-    power[poor] = low
+    power[poor] = np.exp(low)
     return power
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 import torch
 
@@ -19,6 +18,7 @@ from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.each import EachLogDensity, find_band
 from pymc_amortized.graph.missing import Rules
+from pymc_amortized.graph.parallel import run_tasks
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure
@@ -76,9 +76,8 @@ class Sketch:
         datasets = of_simulations(simulations)
         if cores == 1 or len(datasets) <= BLOCK:
             return self(datasets)
-        starts = range(0, len(datasets), BLOCK)
-        jobs = (joblib.delayed(self)(datasets.take(slice(start, start + BLOCK))) for start in starts)
-        return np.concatenate(joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs))
+        tasks = [(datasets.take(slice(start, start + BLOCK)),) for start in range(0, len(datasets), BLOCK)]
+        return np.concatenate(run_tasks(self, "__call__", tasks, cores))
 
     def _of(self, datasets: DataSets) -> np.ndarray:
         densities, standardizer = self.density.of(datasets), self.start.standardizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -36,10 +37,10 @@ _pickled: WeakKeyDictionary[Any, tuple[str, bytes]] = WeakKeyDictionary()
 _received: dict[str, Any] = {}
 
 
-def run_tasks(simulator: Chunked, tasks: list[tuple[int, np.random.SeedSequence]], cores: int) -> list[Simulations]:
-    """Run `simulator.chunk` on every (size, seed), in order, in `cores` processes."""
-    key, payload = _sent(simulator)
-    jobs = (joblib.delayed(_work)(key, payload, *task) for task in tasks)
+def run_tasks(worker: Any, method: str, tasks: Iterable[tuple[Any, ...]], cores: int) -> list[Any]:
+    """Call a method on every tuple of arguments, in order, in `cores` processes that receive the object once."""
+    key, payload = _sent(worker)
+    jobs = (joblib.delayed(_work)(key, payload, method, *task) for task in tasks)
     return joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs)
 
 
@@ -60,7 +61,9 @@ class Workers:
         self._pool = ProcessPoolExecutor(max_workers=processes)
         self._at_once = 2 * processes  # no more than the executor hands on at once: closing it fails for what waits
         self._closed = False
-        self._ready: Future[Any] | None = self._pool.submit(_work, *_sent(simulator), 1, np.random.SeedSequence(0))
+        self._ready: Future[Any] | None = self._pool.submit(
+            _work, *_sent(simulator), "chunk", 1, np.random.SeedSequence(0)
+        )
 
     def run(self, tasks: list[tuple[int, np.random.SeedSequence]]) -> list[Simulations]:
         """Make a chunk for every (size, seed), in order."""
@@ -80,7 +83,7 @@ class Workers:
         for task in tasks:
             if len(waiting) == self._at_once:
                 made.append(waiting.popleft().result())
-            waiting.append(self._pool.submit(_work, *_sent(self._simulator), *task))
+            waiting.append(self._pool.submit(_work, *_sent(self._simulator), "chunk", *task))
         return made + [future.result() for future in waiting]
 
     def close(self) -> None:
@@ -89,15 +92,15 @@ class Workers:
         self._pool.shutdown(wait=False, kill_workers=True)
 
 
-def _sent(simulator: Chunked) -> tuple[str, bytes]:
-    """A simulator as other processes get it."""
-    if simulator not in _pickled:
-        _pickled[simulator] = (uuid.uuid4().hex, cloudpickle.dumps(simulator))
-    return _pickled[simulator]
+def _sent(worker: Any) -> tuple[str, bytes]:
+    """An object as other processes get it."""
+    if worker not in _pickled:
+        _pickled[worker] = (uuid.uuid4().hex, cloudpickle.dumps(worker))
+    return _pickled[worker]
 
 
-def _work(key: str, payload: bytes, n: int, seed: np.random.SeedSequence) -> Simulations:
+def _work(key: str, payload: bytes, method: str, *task: Any) -> Any:
     if key not in _received:
-        _received.clear()  # one simulator at a time is enough, and compiled functions are large
+        _received.clear()  # one at a time is enough, and compiled functions are large
         _received[key] = cloudpickle.loads(payload)
-    return _received[key].chunk(n, seed)
+    return getattr(_received[key], method)(*task)

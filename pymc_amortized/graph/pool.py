@@ -90,7 +90,9 @@ class Pool:
             if workers is not None:
                 made = concatenate(workers.run(tasks))
             else:
-                made = concatenate(run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks])
+                made = concatenate(
+                    run_tasks(self, "chunk", tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
+                )
         return made.take(np.random.default_rng(mixing).permutation(len(made))[:n])
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:

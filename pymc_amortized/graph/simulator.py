@@ -189,7 +189,7 @@ class Simulator:
             if workers is not None:
                 parts += workers.run(tasks)
             else:
-                parts += run_tasks(self, tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
+                parts += run_tasks(self, "chunk", tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
             usable = sum(len(p) for p in parts)
             attempted = sum(p.attempted for p in parts)
             if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
