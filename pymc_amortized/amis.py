@@ -31,7 +31,6 @@ DOUBT = 16.0
 """Effective points for each parameter, times this, at which half of a correlation is believed."""
 SMALLEST = 1e-6
 """Scale that is added to every stage's: points must not fall together."""
-TINY = 1e-300
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 IMPOSSIBLE = -1e100
 """Stands for the log density where there is none."""
@@ -173,8 +172,8 @@ class _Mixture:
         mean = (weight[:, None] @ self.theta)[:, 0]
         away = self.theta - mean[:, None]
         covariance = (weight[:, :, None] * away).swapaxes(1, 2) @ away
-        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) + TINY
-        third = (weight[:, None] @ away**3)[:, 0] / sd**3
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) + SMALLEST
+        third = (weight[:, None] @ (away / sd[:, None]) ** 3)[:, 0]
         return Found(mean, covariance, third, log_evidence, 1 / np.square(weight).sum(axis=1), power)
 
 

@@ -69,6 +69,15 @@ def test_an_impossible_data_set_keeps_what_it_began_with(nothing):
     assert_allclose(found.mean, MEAN, atol=1e-6)
 
 
+def test_a_density_at_one_point_alone_gives_numbers():
+    points = quasi_normal(2, 32, DIM)
+
+    def spike(theta, index):
+        return np.where(np.arange(theta.shape[1]) == 3, 0.0, -1e90)[None].repeat(len(index), axis=0)
+
+    assert all(np.isfinite(values).all() for values in vars(adapt(spike, MEAN, COVARIANCE, points)).values())
+
+
 def test_a_boundary_is_found():
     """An exponential density on the half line, of which the normal at the start lies half outside."""
     found = adapt(

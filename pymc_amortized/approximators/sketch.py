@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pymc_amortized.amis import Found, adapt, quasi_normal
+from pymc_amortized.amis import SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.each import EachLogDensity, find_band
@@ -92,7 +92,7 @@ class Sketch:
 
 
 def _numbers(found: Found) -> np.ndarray:
-    variance = np.diagonal(found.covariance, axis1=1, axis2=2) + 1e-30
+    variance = np.diagonal(found.covariance, axis1=1, axis2=2) + SMALLEST**2
     sd = np.sqrt(variance)
     first, second = np.triu_indices(variance.shape[1], 1)
     parts = [
