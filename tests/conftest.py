@@ -27,8 +27,8 @@ def briefly(model: pm.Model, *, num_steps: int = 400, **kwargs: Any) -> pma.Amor
 
 def interpreted(model: pm.Model, *, num_simulations: int = 4000, **kwargs: Any) -> pma.AmortizedPosterior:
     """Train on a few thousand simulations of PyTensor's interpreter: what compiling would take longer than."""
-    compile_kwargs = {"mode": "FAST_COMPILE"}
-    return briefly(model, num_simulations=num_simulations, cores=1, compile_kwargs=compile_kwargs, **kwargs)
+    options = {"cores": 1, "compile_kwargs": {"mode": "FAST_COMPILE"}, "sketch": False}
+    return briefly(model, num_simulations=num_simulations, **options, **kwargs)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_models import brief_fit, line
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.inputs import SKETCH, Inputs
+from pymc_amortized.approximators.inputs import FRAME, SKETCH, Inputs
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.sketch import MOST_PARAMETERS, sketch_obstacle
 from pymc_amortized.graph.context import ContextSampler
@@ -44,7 +44,7 @@ def regression():
 def vectors():
     """Rows of which some values are missing."""
     b = pm.Normal("b", 0, 1)
-    pm.MvNormal("y", b * np.ones(3), 0.4 + 0.6 * np.eye(3), observed=np.zeros((8, 3)), dims=("obs", None))
+    pm.MvNormal("y", b * np.ones(3), 0.4 + 0.6 * np.eye(3), observed=np.zeros((8, 3)), dims=("obs", "item"))
     return {"context": {"obs": LENGTHS}, "missing": {"y": 0.3}}
 
 
@@ -70,7 +70,7 @@ def direction():
 
 
 def read(write):
-    with pm.Model(coords={"obs": range(8)}) as model:
+    with pm.Model(coords={"obs": range(8), "item": range(3)}) as model:
         given = write()
     spec, sources, gaps = read_model(model, None, None, given["context"], given["missing"])
     made = Simulator(spec, context=ContextSampler(spec, sources, gaps))(N, 1)
@@ -159,7 +159,8 @@ def test_a_sketch_is_computed_once_and_travels_with_its_data_sets(conjugate_sket
     sketched = conjugate_sketched.inputs.sketched(datasets)
     assert conjugate_sketched.inputs.sketched(sketched) is sketched
     assert_array_equal(sketched.take(np.array([1])).sketch, sketched.sketch[1:])
-    assert_array_equal(conjugate_sketched.inputs(sketched)["data"][SKETCH], sketched.sketch)
+    data = conjugate_sketched.inputs(sketched)["data"]
+    assert_array_equal(np.concatenate([data[SKETCH], data[FRAME]], axis=1), sketched.sketch)
 
 
 def test_simulations_come_with_the_sketch_that_they_have_afterwards(conjugate_sketched):
@@ -191,7 +192,7 @@ def test_a_sketch_helps_where_statistics_do_not_tell():
     """The location of a Cauchy distribution, of which no moment of the data tells."""
     with pm.Model(coords={"obs": range(30)}) as model:
         pm.Cauchy("y", pm.Normal("mu", 0, 3), 1.0, observed=np.zeros(30), dims="obs")
-    with_sketch, without = (briefly(model, num_steps=200, sketch=sketch) for sketch in (True, False))
+    with_sketch, without = (briefly(model, num_steps=200, sketch=sketch) for sketch in (None, False))
     assert without.sketch is None
     assert with_sketch.provenance.held_out_loss < without.provenance.held_out_loss - 0.1
     tree = with_sketch.sample({"y": np.r_[np.full(15, 1.0), np.full(15, 2.0)]}, random_seed=1)
@@ -273,12 +274,16 @@ def test_networks_of_the_users_own_are_given_the_data_alone():
 
 
 def test_a_sketch_is_wanted_or_not():
-    with pytest.raises(TypeError, match="sketch must be True or False, got 'yes'"):
+    with pytest.raises(TypeError, match="sketch must be True, False or None, got 'yes'"):
         pma.fit_posterior(line(), sketch="yes")
+    with pytest.raises(ValueError, match="a summary network of your own is given the data alone"):
+        pma.fit_posterior(line(), sketch=True, summary=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="sketch=True: the posterior cannot be sketched.*marginalized"):
+        brief_fit(line(), parameters=["slope"], sketch=True)
 
 
 def test_inputs_without_a_sketch_have_no_array_for_it(conjugate_sketched):
     plain = replace(conjugate_sketched.inputs, sketch=None)
     assert isinstance(plain, Inputs)
     assert [array.name for array in plain.layout.arrays] == ["y"]
-    assert [array.name for array in conjugate_sketched.inputs.layout.arrays] == ["y", SKETCH]
+    assert [array.name for array in conjugate_sketched.inputs.layout.arrays] == ["y", SKETCH, FRAME]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 KINDS: dict[str, AxisKind] = {"exchangeable": "set", "sequence": "sequence", "grouped": "groups"}
 
 
-SKETCH = "posterior sketch"
-"""Name of the array that :class:`Sketch` gives; no variable has it."""
+SKETCH, FRAME = "posterior sketch", "posterior frame"
+"""Names of the arrays that :class:`Sketch` gives; no variable has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,9 @@ class Inputs:
         ]
         used = {name for array in arrays for name in array.axes}
         if self.sketch is not None:
-            arrays.append(ArrayLayout(SKETCH, (self.sketch.width,), "real", statistic=True))
+            statistics, frame = self.sketch.widths
+            arrays.append(ArrayLayout(SKETCH, (statistics,), "real", statistic=True))
+            arrays.append(ArrayLayout(FRAME, (frame,), "real", frame=True))
         return DataLayout(tuple(arrays), tuple(_axis_layout(spec, a) for a in axes if a.name in used))
 
     def __call__(self, datasets: DataSets) -> dict[str, Any]:
@@ -68,8 +70,8 @@ class Inputs:
         for v in _companions(self.spec, self.structure):
             held = self.spec.held[v.name]
             data[v.name] = np.broadcast_to(held, (n, *held.shape))
-        if datasets.sketch is not None:
-            data[SKETCH] = datasets.sketch
+        if self.sketch is not None and datasets.sketch is not None:
+            data[SKETCH], data[FRAME] = np.split(datasets.sketch, self.sketch.widths[:1], axis=1)
         return {"data": data, "sizes": datasets.lengths}
 
     def sketched(self, datasets: DataSets) -> DataSets:

@@ -222,6 +222,7 @@ class _Refinement:
                 **self.inputs(of_simulations(some)),
                 summary=network.summary_options,
                 density=network.density_options,
+                standardizer=None if self.inputs.sketch is None else self.inputs.sketch.start.standardizer,
             )
         local.eval()
         given = self.inputs(of_simulations(held_out))

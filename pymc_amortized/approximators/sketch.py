@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pymc_amortized.amis import SMALLEST, Found, adapt, quasi_normal
+from pymc_amortized.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.each import EachLogDensity, find_band
@@ -35,9 +35,11 @@ MOST_PARAMETERS = 12
 BLOCK = 1024
 """Data sets that are sketched at once."""
 SLOWEST = 0.02
-"""Seconds for one data set that are too many."""
+"""Seconds for one data set that are too many, unless the user says otherwise."""
 TIMED = 64
 """Data sets that tell how long one takes."""
+NARROWEST = 1e-4
+"""Standard scales that a frame is wide at least: narrower ones could not be told in single precision."""
 FARTHEST = 20.0
 """Standard scales from the middle of the prior, beyond which a mean is not told from others."""
 
@@ -60,16 +62,15 @@ class Sketch:
     density: EachLogDensity
 
     @property
-    def width(self) -> int:
-        """How many numbers there are for each data set."""
+    def widths(self) -> tuple[int, int]:
+        """How many statistics there are for each data set, and how many numbers its frame has."""
         dim = self.start.dim
-        return 3 * dim + dim * (dim - 1) // 2 + 3
+        return 3 * dim + dim * (dim - 1) // 2 + 3, dim + dim**2
 
     def __call__(self, datasets: DataSets) -> np.ndarray:
-        """Return the numbers (n, width)."""
-        starts = range(0, len(datasets), BLOCK)
-        parts = [self._of(datasets.take(slice(start, start + BLOCK))) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, self.width))
+        """Return statistics and frames (n, width)."""
+        starts = range(0, max(len(datasets), 1), BLOCK)
+        return np.concatenate([self._of(datasets.take(slice(start, start + BLOCK))) for start in starts])
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
         """The same of simulations, in several processes where these are many."""
@@ -88,7 +89,19 @@ class Sketch:
 
         with torch_threads(1):
             mean, covariance = self.start.normal(**self.inputs(datasets))
-        return _numbers(adapt(log_density, mean, covariance, quasi_normal(STAGES, POINTS, self.start.dim)))
+        found = adapt(log_density, mean, covariance, quasi_normal(STAGES, POINTS, self.start.dim))
+        done = found.ess >= ENOUGH  # elsewhere moments may be far off: the regression is not
+        frame = _frame(
+            np.where(done[:, None], found.mean, mean), np.where(done[:, None, None], found.covariance, covariance)
+        )
+        return np.concatenate([_numbers(found), frame], axis=1)
+
+
+def _frame(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Means and whitening matrices (n, dim + dim * dim)."""
+    dim = mean.shape[1]
+    root = np.linalg.cholesky(covariance + NARROWEST**2 * np.eye(dim))
+    return np.concatenate([mean, np.linalg.inv(root).reshape(len(mean), dim**2)], axis=1)
 
 
 def _numbers(found: Found) -> np.ndarray:
@@ -162,4 +175,4 @@ def make_sketch(
     before = time.perf_counter()
     sketch(some)
     seconds = (time.perf_counter() - before) / len(some)
-    return (sketch, seconds) if seconds <= SLOWEST else f"it would take {1e3 * seconds:.0f} ms for each data set"
+    return sketch, seconds

@@ -48,7 +48,7 @@ class ArrayEncoder(HostModule):
     def fit(cls, layout: ArrayLayout, groups: int, raw: np.ndarray, present: np.ndarray | None) -> ArrayEncoder:
         """Learn the statistics of raw (n, *shape) where present, to be broadcast against it."""
         values, gaps = _by_feature(layout, raw, present)
-        if values.size == 0 or (gaps is not None and gaps.all()):
+        if layout.frame or values.size == 0 or (gaps is not None and gaps.all()):
             return cls(replace(layout, categories=max(layout.categories, layout.kind == "categorical")), False, groups)
         if layout.kind == "categorical" and not layout.categories:
             layout = replace(layout, categories=max(int(np.clip(np.nanmax(values), 0, 10_000)) + 1, 1))
@@ -117,7 +117,9 @@ class ArrayEncoder(HostModule):
         )
 
     def forward(self, raw: Tensor, present: Tensor | None) -> Tensor:
-        """Encode, given which entries exist (batch, *shape), None if all do."""
+        """Encode, given which entries exist (batch, *shape), None if all do; a frame stays as it is."""
+        if self.layout.frame:
+            return raw.float()
         x = raw.to(device="cpu", dtype=torch.float64)
         if self.layout.missing:
             observed = ~x.isnan()

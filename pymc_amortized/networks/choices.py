@@ -91,7 +91,7 @@ def check_choices(summary: Any, density: Any) -> None:
 
 
 def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
-    """What summaries have to know of each array that the encoder gives."""
+    """What summaries have to know of each array that the encoder gives them."""
     layout = encoder.layout
     return [
         EncodedArray(
@@ -105,6 +105,7 @@ def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
             array.statistic,
         )
         for array in layout.arrays
+        if not array.frame
     ]
 
 

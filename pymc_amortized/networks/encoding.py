@@ -111,7 +111,7 @@ class DataEncoder(HostModule):
         distances = {}
         for encoder in self._encoders():
             array = encoder.layout
-            if array.statistic:
+            if array.statistic or array.frame:
                 continue
             present = _present(array, masks)
             ignore = array.missing or any(axis in layout.sized for axis in array.axes)

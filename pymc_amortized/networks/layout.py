@@ -80,6 +80,8 @@ class ArrayLayout:
         True for covariates and other context, False for what is observed.
     statistic : bool
         True for what is known of the other arrays already: it is not joined with them.
+    frame : bool
+        True for a mean and a whitening matrix, flat, by which parameters are standardized once more in each data set.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ArrayLayout:
     categories: int = 0
     given: bool = False
     statistic: bool = False
+    frame: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))

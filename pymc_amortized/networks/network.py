@@ -79,6 +79,7 @@ class PosteriorNetwork(nn.Module):
         self.features = features
         self.summary_options, self.density_options = summary_options, density_options
         self.is_regression = False
+        self.frame = next((array.name for array in encoder.layout.arrays if array.frame), None)
 
     @classmethod
     def build(
@@ -91,6 +92,7 @@ class PosteriorNetwork(nn.Module):
         summary: SummaryChoice = "auto",
         density: DensityChoice = "spline",
         levels: tuple[int, ...] | None = None,
+        standardizer: ParameterStandardizer | None = None,
     ) -> PosteriorNetwork:
         """Choose and start the networks.
 
@@ -118,8 +120,10 @@ class PosteriorNetwork(nn.Module):
             of parameters and features that makes one.
         levels : tuple of int, optional
             Level of each parameter in the model's hierarchy, for the built-in density; by default all are of one.
+        standardizer : ParameterStandardizer, optional
+            The one that frames are in units of; by default it is learned.
         """
-        standardizer = ParameterStandardizer.fit(theta)
+        standardizer = ParameterStandardizer.fit(theta) if standardizer is None else copy.deepcopy(standardizer)
         encoder = DataEncoder.fit(layout, data, sizes)
         options = summary_options(summary, encoder.layout, standardizer.dim)
         z, encoded = _prepare(standardizer, encoder, theta, data, sizes, None)
@@ -140,6 +144,7 @@ class PosteriorNetwork(nn.Module):
             summary_options=options,
             density_options=spline,
         )
+        z = network._framed(z, encoded)[0]
         if spline is None:
             dry_run_density(network.density.float(), z.float(), features)
         if options is not None:
@@ -194,11 +199,18 @@ class PosteriorNetwork(nn.Module):
 
     def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Reduce prepared data to what a built-in summary's last layers see; for as long as the others stay."""
-        return self.summary.condensed(encoded) if isinstance(self.summary, SummaryNetwork) else encoded
+        if not isinstance(self.summary, SummaryNetwork):
+            return encoded
+        return self.summary.condensed(encoded) | ({} if self.frame is None else {self.frame: encoded[self.frame]})
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
-        return -self.density.log_prob(z, self.summary(encoded)).mean()  # type: ignore[operator]
+        u, log_det = self._framed(z, encoded)
+        return -(self.density.log_prob(u, self.summary(encoded)) + log_det).mean()  # type: ignore[operator]
+
+    def _framed(self, z: Tensor, encoded: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """Standardize z (batch, dim) by what the frame says of each data set; with log |du / dz| (batch,)."""
+        return (z, 0.0) if self.frame is None else _whitened(z, encoded[self.frame])
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
@@ -210,8 +222,10 @@ class PosteriorNetwork(nn.Module):
         return self.summary({k: v.to(device) for k, v in encoded.items()})
 
     def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
-        """Raw data (batch, *shape) -> features (batch, features) on the network's device."""
-        return self.summarize(self.encode(data, sizes))
+        """Raw data (batch, *shape) -> features (batch, features), and the frame, on the network's device."""
+        encoded = self.encode(data, sizes)
+        features = self.summarize(encoded)
+        return features if self.frame is None else torch.cat([features, encoded[self.frame].to(features.device)], -1)
 
     @torch.inference_mode()
     def normal(
@@ -236,9 +250,13 @@ class PosteriorNetwork(nn.Module):
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Tensor) -> Tensor:
-        """The same, given :meth:`context` (batch, features)."""
+        """The same, given :meth:`context`."""
         z, log_det = self.standardizer(_tensor(theta))
-        log_prob = self.density.log_prob(z.to(context.device), context)  # type: ignore[operator]
+        u, features = z.to(context.device), context[:, : self.features]
+        if self.frame is None:
+            return self.density.log_prob(u, features).cpu().double() + log_det  # type: ignore[operator]
+        u, frame_log_det = _whitened(u, context[:, self.features :])
+        log_prob = self.density.log_prob(u, features) + frame_log_det  # type: ignore[operator]
         return log_prob.cpu().double() + log_det
 
     def sample(
@@ -274,8 +292,11 @@ class PosteriorNetwork(nn.Module):
     def sample_given(
         self, draws: int, context: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same, given :meth:`context` (batch, features)."""
-        z, log_prob = self.density.sample(draws, context, generator)  # type: ignore[operator]
+        """The same, given :meth:`context`."""
+        z, log_prob = self.density.sample(draws, context[:, : self.features], generator)  # type: ignore[operator]
+        if self.frame is not None:
+            z, log_det = _colored(z, context[:, self.features :])
+            log_prob = log_prob + log_det
         theta, log_det = self.standardizer.inverse(z)
         return theta, log_prob.cpu().double() + log_det
 
@@ -400,3 +421,19 @@ def encoded_in_blocks(
         some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
         parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+
+
+def _whitened(z: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardize z (..., batch, dim) by frames (batch, dim + dim * dim); with log |du / dz| (batch,)."""
+    dim = z.shape[-1]
+    whitening = frame[:, dim:].unflatten(-1, (dim, dim))
+    u = torch.einsum("bij,...bj->...bi", whitening, z - frame[:, :dim])
+    return u, whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _colored(u: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo :func:`_whitened`, of u (draws, batch, dim)."""
+    dim = u.shape[-1]
+    whitening = frame[:, dim:].unflatten(-1, (dim, dim))
+    z = torch.linalg.solve_triangular(whitening, u.permute(1, 2, 0), upper=False).permute(2, 0, 1)
+    return z + frame[:, :dim], whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
