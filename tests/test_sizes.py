@@ -12,7 +12,7 @@ from conftest import briefly, interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.inputs import data_layout
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.context import ContextSampler, split_context
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
@@ -277,7 +277,7 @@ def test_rows_that_a_matrix_tells_apart_keep_their_places():
     seed = np.random.SeedSequence(1)
     structure = find_structure(spec, simulations, LogDensity(spec, INTERPRETED), seed)
     assert structure.kinds_of("y") == ("exchangeable",)
-    assert [array.axes for array in data_layout(spec, structure).arrays if array.name == "y"] == [(None,)]
+    assert [array.axes for array in Inputs(spec, structure).layout.arrays if array.name == "y"] == [(None,)]
 
 
 def test_structure_is_looked_for_at_the_largest_size(caplog):

@@ -226,7 +226,7 @@ def test_slow_simulations_are_used_more_than_once(monkeypatch, ahead):
     assert passes == [1, 5, 8]
     plan = planned(monkeypatch, first, later, 0.09, ahead=ahead)
     seconds = step if ahead else step + 0.09 / 5
-    assert plan.ahead is ahead and plan.options.num_steps == pytest.approx(180 / seconds, rel=0.02)
+    assert (plan.workers > 0) is ahead and plan.options.num_steps == pytest.approx(180 / seconds, rel=0.02)
     time = WHOLE * first if ahead else WHOLE * (first + 0.09 / 5)
     assert (plan.condensing.after, plan.condensing.time) == (WHOLE, pytest.approx(time / seconds, rel=0.02))
     # neither part of the training can lend its time to the other
@@ -255,7 +255,7 @@ def test_last_layers_go_on_alone_only_where_that_is_faster(monkeypatch):
 
 def test_classifiers_use_simulations_once(monkeypatch):
     plan = planned(monkeypatch, 0.10, 0.02, 0.9, ahead=True, plan=plan_classifier)
-    assert plan.condensing is None and plan.options.passes is None and plan.ahead
+    assert plan.condensing is None and plan.options.passes is None and plan.workers == 1
     assert plan.options.num_steps == FEWEST_STEPS
 
 

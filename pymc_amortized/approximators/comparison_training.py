@@ -26,7 +26,7 @@ from pymc_amortized.approximators.fit import (
 )
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import extents, learn_reference
-from pymc_amortized.approximators.pace import available_cores, others
+from pymc_amortized.approximators.pace import available_cores
 from pymc_amortized.approximators.planning import plan_classifier
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
@@ -263,7 +263,7 @@ class ComparisonFit:
         with torch_threads(self.options.threads or torch.get_num_threads()):
             return train(
                 network,
-                self._source(network, structure, training_set, plan.ahead),
+                self._source(network, structure, training_set, plan.workers),
                 held,
                 self.options,
                 seed=stage_integer(self.entropy, Stage.LOOP) % 2**63,
@@ -272,7 +272,7 @@ class ComparisonFit:
             )
 
     def _source(
-        self, network: ClassifierNetwork, structure: Structure, training_set: Simulations | None, ahead: bool
+        self, network: ClassifierNetwork, structure: Structure, training_set: Simulations | None, processes: int
     ) -> Batches:
         if training_set is not None:
             return FixedSimulations(
@@ -283,7 +283,7 @@ class ComparisonFit:
                 seconds=time.perf_counter() - self.seconds,
             )
         source: FreshSimulations | None = None
-        workers = Workers(self.pool, others(self.cores)) if ahead else None
+        workers = Workers(self.pool, processes) if processes else None
 
         def simulate(n: int) -> Batch:
             made = source.simulations if source is not None else 0

@@ -19,7 +19,7 @@ from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import learn_reference
-from pymc_amortized.approximators.pace import available_cores, others
+from pymc_amortized.approximators.pace import available_cores
 from pymc_amortized.approximators.planning import plan_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
@@ -234,11 +234,11 @@ class PosteriorFit:
         sampler = ContextSampler(spec, context, missing)
         self.simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=compile_kwargs)
         self.num_simulations: int | None = None
-        self.cores = 1
+        self.cores, self.fixed_cores = 1, False
         self.given: Simulations | None = None
         self.seconds = 0.0
         self.cost = 0.0
-        self.ahead = False
+        self.workers = 0
         self.condensing: Condensing | None = None
         self.sketched: bool | None = None
         self.inputs: Inputs
@@ -250,15 +250,13 @@ class PosteriorFit:
     def plan(self, num_simulations: int | None, cores: int | None) -> None:
         """Decide how many simulations to make, and in how many processes, by the simulator's speed."""
         self.num_simulations = num_simulations
-        self.cores = cores or 1
+        self.cores, self.fixed_cores = cores or 1, cores is not None
         if num_simulations is not None and cores is not None:
             return
         self.cost = cost = self._seconds_per_simulation()
         batch_cost = cost * self.options.batch_size
         budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
-        expected = cost * num_simulations if num_simulations else min(batch_cost * self.options.steps, budget)
-        if cores is None and expected > SECONDS_WORTH_PROCESSES:
-            self.cores = available_cores()
+        self._choose_cores()
         if num_simulations is None and batch_cost / self.cores > SLOW_BATCH:
             self.num_simulations = max(int(budget * self.cores / cost), FEWEST)
             logger.info(
@@ -267,6 +265,13 @@ class PosteriorFit:
                 self.num_simulations,
                 self.num_simulations,
             )
+
+    def _choose_cores(self) -> None:
+        """Take several processes where what simulations cost is worth their start, unless the user has chosen."""
+        budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
+        number = self.num_simulations or self.options.batch_size * self.options.steps
+        if not self.fixed_cores and min(self.cost * number, budget) > SECONDS_WORTH_PROCESSES:
+            self.cores = available_cores()
 
     def _seconds_per_simulation(self) -> float:
         """Time the simulator, with as many simulations as it takes to see beyond the cost of a call."""
@@ -324,6 +329,7 @@ class PosteriorFit:
             return pilot
         logger.info("Posteriors are sketched by the density, in %.2g ms for each data set.", 1e3 * seconds)
         self.cost += seconds
+        self._choose_cores()
         if self.options.passes is None and self.options.num_steps is not None:
             self.options = replace(self.options, passes=SKETCHED_PASSES)
         return self._sketch_by(sketch, pilot)
@@ -419,7 +425,7 @@ class PosteriorFit:
         plan = plan_posterior(
             network, lambda: self._prepared(network, batch), self.simulating, self.cores, self.options
         )
-        self.ahead, self.options, self.condensing = plan.ahead, plan.options, plan.condensing
+        self.workers, self.options, self.condensing = plan.workers, plan.options, plan.condensing
 
     @property
     def simulating(self) -> float:
@@ -451,7 +457,7 @@ class PosteriorFit:
                 seconds=self.seconds,
             )
         source: FreshSimulations | None = None
-        workers = Workers(self.simulator, others(self.cores)) if self.ahead else None
+        workers = Workers(self.simulator, self.workers) if self.workers else None
 
         def simulate(n: int) -> Batch:
             before = source.simulations if source is not None else 0

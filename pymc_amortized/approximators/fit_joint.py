@@ -31,7 +31,7 @@ from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
-from pymc_amortized.approximators.pace import Making, pace_of
+from pymc_amortized.approximators.pace import Making, others, pace_of
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import checked, row_error
@@ -313,7 +313,8 @@ class _JointFit(PosteriorFit):
 
         making = Making(self.simulating / (self.options.passes or 1))
         pace = pace_of(timed, making, self.cores, self.options)
-        self.ahead, self.options = pace.ahead, replace(self.options.planned(pace.seconds), threads=pace.threads)
+        self.workers = others(self.cores) if pace.ahead else 0
+        self.options = replace(self.options.planned(pace.seconds), threads=pace.threads)
 
     def _joint_source(self, network: PosteriorNetwork, layout: Layout, statistics: Simulations) -> Batches:
         def whole() -> Batch:

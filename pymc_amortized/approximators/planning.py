@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pymc_amortized.approximators.pace import Making, Pace, pace_of, with_step
+from pymc_amortized.approximators.pace import Making, Pace, others, pace_of, with_step
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import Batch, Condensing, Reduce, Training, fastest_step, torch_threads
@@ -20,6 +20,8 @@ WORTH = 0.7
 """Of a step of all of the network, what one of its last layers takes at most where these go on alone."""
 MAKING = 0.5
 """Share of a step that making its simulations may take, in turn with it or beside it, where it slows the step down."""
+WAITING = 1.0
+"""How much longer than a step its simulations may take, used as often as they may be, before no core is left to it."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Plan:
     ----------
     options : Training
         With the number of steps.
-    ahead : bool
-        Whether other processes simulate while this one trains.
+    workers : int
+        Processes that simulate while this one trains; 0 where it simulates by itself.
     condensing : Condensing or None
         None where all of the network is trained to the end.
     """
 
     options: Training
-    ahead: bool
+    workers: int
     condensing: Condensing | None
 
 
@@ -62,7 +64,10 @@ def plan_posterior(
     pace = pace_of(lambda threads: fastest_step(network, z, encoded, threads), making, cores, options)
     whole, later, reducing = _last_layers(network, z, encoded, pace, options)
     step = whole * pace.step + (1 - whole) * later
-    made = making.seconds(cores, pace.ahead)
+    workers = others(cores) if pace.ahead else 0
+    if pace.ahead and making.simulating / workers > WAITING * MOST_PASSES * step:  # this process would mostly wait
+        workers = cores
+    made = making.simulating / (workers or cores) + making.preparing
     reducing = reducing if making.simulating else 0.0  # of a fixed set, once
     passes = options.passes or 1
     if options.passes is None and options.num_steps is None:
@@ -72,12 +77,12 @@ def plan_posterior(
     seconds = whole * first + (1 - whole) * later
     options = replace(options.planned(seconds), threads=pace.threads, passes=passes, whole=whole)
     if whole == 1:
-        return Plan(options, pace.ahead, None)
+        return Plan(options, workers, None)
 
     def freeze() -> Reduce:
         return copy.deepcopy(network).eval().condensed
 
-    return Plan(options, pace.ahead, Condensing(freeze, whole, whole * first / seconds))
+    return Plan(options, workers, Condensing(freeze, whole, whole * first / seconds))
 
 
 def _last_layers(
@@ -108,7 +113,7 @@ def plan_classifier(
     """
     making, (z, encoded) = _made(prepare, simulating)
     pace = pace_of(lambda threads: fastest_step(network, z, encoded, threads), making, cores, options)
-    return Plan(replace(options.planned(pace.seconds), threads=pace.threads), pace.ahead, None)
+    return Plan(replace(options.planned(pace.seconds), threads=pace.threads), others(cores) if pace.ahead else 0, None)
 
 
 def _made(prepare: Callable[[], Batch], simulating: float) -> tuple[Making, Batch]:
