@@ -7,7 +7,10 @@ same posterior, with what is missing as parameters of its own. The worst paramet
 With --many 60, so many data sets of each size instead, with parameters near the middle of the prior: the network's own
 draws beside the corrected ones, as quantiles over data sets of the worst parameter's difference.
 
-Run: python benchmarks/sizes.py [models ...] [--max-time 60] [--steps 3000] [--many 60]
+With --alone 200, another network for each size alone, trained as long: the median importance efficiency of both for so
+many data sets from the prior.
+
+Run: python benchmarks/sizes.py [models ...] [--max-time 60] [--steps 3000] [--many 60] [--alone 200]
 """
 
 from __future__ import annotations
@@ -204,12 +207,20 @@ def compared(found, reference) -> tuple[float, float, float, float]:
     return shift.max(), ratio.min(), ratio.max(), (np.hypot(found[2], reference[2]) / reference[1]).max()
 
 
-def fitted(name: str, case: Case, model: pm.Model, max_time: float | None, steps: int | None) -> pma.AmortizedPosterior:
+def fitted(
+    name: str,
+    case: Case,
+    model: pm.Model,
+    max_time: float | None,
+    steps: int | None,
+    sizes: tuple[int, int] | None = None,
+    rate: float = 0.2,
+) -> pma.AmortizedPosterior:
     start = time.perf_counter()
     posterior = pma.fit_posterior(
         model,
-        context={"obs": case.sizes, **case.sources},
-        missing=dict.fromkeys(case.gaps, 0.2),
+        context={"obs": sizes or case.sizes, **case.sources},
+        missing=dict.fromkeys(case.gaps, rate) if rate else {},
         max_time=max_time,
         training=pma.Training(num_steps=steps),
         random_seed=1,
@@ -262,20 +273,39 @@ def beside_corrected(case: Case, model: pm.Model, posterior: pma.AmortizedPoster
         )
 
 
+def beside_alone(name: str, case: Case, model: pm.Model, count: int, max_time: float | None, steps: int | None) -> None:
+    """Networks for all sizes and for one, without gaps."""
+    every = fitted(name, case, model, max_time, steps, rate=0.0)
+    for n in dict.fromkeys(n for n, _ in settings(case)):
+        alone = fitted(f"{name}, {n} alone", case, model, max_time, steps, (n, n), rate=0.0)
+        tree = pma.simulate(model, count, context={"obs": (n, n), **case.sources}, random_seed=n)
+        data = {k: tree.prior_predictive[k].values[0] for k in case.gaps}
+        data |= {k: tree.prior_context[k].values[0] for k in case.sources}
+        efficiency = [
+            np.median(raw.sample_stats["importance_ess"]) / raw.sample_stats["proposal_log_weight"][0].size
+            for raw in (p.sample(data, batched=True, correction=None, random_seed=1) for p in (every, alone))
+        ]
+        print(f"{'':20s} {n:4d}   all sizes {efficiency[0]:.1%}, alone {efficiency[1]:.1%}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", choices=[[], *CASES])
     parser.add_argument("--max-time", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--many", type=int)
+    parser.add_argument("--alone", type=int)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     for name in ("pymc", "pymc.sampling"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if not arguments.many:
+    if not arguments.many and not arguments.alone:
         print(HEADER)
     for name in arguments.models or CASES:
         case, model = CASES[name], amortizable(CASES[name])
+        if arguments.alone:
+            beside_alone(name, case, model, arguments.alone, arguments.max_time, arguments.steps)
+            continue
         posterior = fitted(name, case, model, arguments.max_time, arguments.steps)
         if arguments.many:
             beside_corrected(case, model, posterior, arguments.many)

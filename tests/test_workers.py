@@ -209,13 +209,22 @@ class Staged(torch.nn.Module):
 BATCH = (torch.ones(8, 1), {"x": torch.ones(8, 1)})
 
 
-def planned(monkeypatch, first, later, simulating, options=None, reduces=True, ahead=False, plan=plan_posterior):
+def planned(
+    monkeypatch, first, later, simulating, options=None, *, reduces=True, ahead=False, plan=plan_posterior, cores=1
+):
     def fastest(network, z, encoded, threads=None):
         return later if "less" in encoded else first, threads or 1
 
     monkeypatch.setattr("pymc_amortized.approximators.planning.fastest_step", fastest)
     monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_: ahead)
-    return plan(Staged(reduces), lambda: BATCH, simulating, 1, options or Training())
+    return plan(Staged(reduces), lambda: BATCH, simulating, cores, options or Training())
+
+
+def test_no_core_is_left_to_a_process_that_would_mostly_wait(monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.planning.others", lambda cores: 1)
+    short, long = (planned(monkeypatch, 0.1, 0.02, s, ahead=True, cores=2) for s in (0.3, 2.0))
+    assert (short.workers, long.workers) == (1, 2)
+    assert long.options.num_steps == pytest.approx(180 / (2.0 / 2 / 8), rel=0.02)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
