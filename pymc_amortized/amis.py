@@ -188,7 +188,7 @@ def _flattened(relative: np.ndarray) -> np.ndarray:
     power = np.ones(len(relative))
     (poor,) = np.nonzero(_effective(relative) < FEWEST)
     low, high = np.full(len(poor), LOWEST), np.zeros(len(poor))  # of its logarithm
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS if len(poor) else 0):
         middle = (low + high) / 2
         fine = _effective(np.exp(middle)[:, None] * relative[poor]) >= FEWEST
         low, high = np.where(fine, middle, low), np.where(fine, high, middle)
