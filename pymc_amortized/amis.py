@@ -49,7 +49,7 @@ class Found:
     log_evidence : ndarray (n,)
         Log integral of the density.
     ess : ndarray (n,)
-        Effective points behind the moments.
+        Effective points behind the moments; 0 where all are impossible.
     inverse_temperature : ndarray (n,)
         Power of the density whose moments these are; 1 where enough points carry weight.
     """
@@ -174,7 +174,8 @@ class _Mixture:
         covariance = (weight[:, :, None] * away).swapaxes(1, 2) @ away
         sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) + SMALLEST
         third = (weight[:, None] @ (away / sd[:, None]) ** 3)[:, 0]
-        return Found(mean, covariance, third, log_evidence, 1 / np.square(weight).sum(axis=1), power)
+        possible = self.log_p.max(axis=1) > IMPOSSIBLE
+        return Found(mean, covariance, third, log_evidence, possible / np.square(weight).sum(axis=1), power)
 
 
 def _log_normal(theta: np.ndarray, mean: np.ndarray, inverse: np.ndarray, log_scale: np.ndarray) -> np.ndarray:

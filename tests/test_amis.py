@@ -67,6 +67,20 @@ def test_an_impossible_data_set_keeps_what_it_began_with(nothing):
     found = adapt(lambda theta, index: np.full(theta.shape[:2], nothing), MEAN, COVARIANCE, quasi_normal(3, 32, DIM))
     assert all(np.isfinite(values).all() for values in vars(found).values())
     assert_allclose(found.mean, MEAN, atol=1e-6)
+    assert (found.ess < ENOUGH).all()
+
+
+def test_points_that_are_all_impossible_settle_nothing():
+    """A truncated density, beside which the start lies: later stages reach it."""
+    found = adapt(
+        lambda theta, index: np.where(theta[..., 0] > 1, -0.5 * ((theta[..., 0] - 1) / 0.3) ** 2, -np.inf),
+        np.zeros((1, 1)),
+        np.full((1, 1, 1), 0.3**2),
+        quasi_normal(6, 32, 1),
+    )
+    assert found.mean[0, 0] > 1.1
+    nowhere = adapt(lambda theta, index: np.full(theta.shape[:2], -np.inf), MEAN, COVARIANCE, quasi_normal(2, 32, DIM))
+    assert (nowhere.ess == 0).all()
 
 
 def test_a_density_at_one_point_alone_gives_numbers():

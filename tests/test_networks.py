@@ -254,11 +254,11 @@ def test_set_network_sees_a_set() -> None:
     order = np.random.default_rng(0).permutation(12)
     rows = ["y", "x", "group"]
     with torch.no_grad():
-        context = network.context(some)
-        shuffled = network.context({k: v[:, order] if k in rows else v for k, v in some.items()})
-        apart = network.context({k: v[:, order] if k == "y" else v for k, v in some.items()})
-        twice = network.context({k: np.concatenate([v, v], 1) if k in rows else v for k, v in some.items()})
-        other = network.context(some | {"total": some["total"] + 5})
+        context = network.context(some).features
+        shuffled = network.context({k: v[:, order] if k in rows else v for k, v in some.items()}).features
+        apart = network.context({k: v[:, order] if k == "y" else v for k, v in some.items()}).features
+        twice = network.context({k: np.concatenate([v, v], 1) if k in rows else v for k, v in some.items()}).features
+        other = network.context(some | {"total": some["total"] + 5}).features
     torch.testing.assert_close(shuffled, context, atol=1e-2, rtol=0)  # one-hot: collinear
     assert (apart - context).abs().max() > 0.01  # which y belongs to which x matters
     assert (twice - context).abs().max() > 0.01
@@ -282,9 +282,9 @@ def test_arrays_of_any_layout() -> None:
     turned = {name: values[::-1].copy()[::-1] for name, values in data.items()}
     frozen = {name: np.broadcast_to(values, values.shape) for name, values in data.items()}
     with torch.no_grad():
-        expected = network.context(data)
-        assert torch.equal(network.context(turned), expected)
-        assert torch.equal(network.context(frozen), expected)
+        expected = network.context(data).features
+        assert torch.equal(network.context(turned).features, expected)
+        assert torch.equal(network.context(frozen).features, expected)
 
 
 def test_one_row_and_one_channel() -> None:

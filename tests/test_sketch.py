@@ -205,6 +205,29 @@ def test_a_sketch_helps_where_statistics_do_not_tell():
     assert float(tree.sample_stats.importance_ess) / tree.sample_stats.proposal_log_weight.size > 0.8
 
 
+def test_narrow_posteriors_far_from_the_middle_keep_their_digits():
+    """A millionth of the prior's width: whitened in double precision."""
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1000), 1e-3, observed=np.zeros(10))
+    posterior = brief_fit(model)
+    y = 1200.0 + 1e-3 * np.random.default_rng(1).normal(size=10)
+    tree = posterior.sample({"y": y}, random_seed=1, correction=None)
+    assert len(np.unique(tree.posterior.mu)) > 3990
+    draws = tree.posterior.mu.values.ravel()
+    assert_allclose(posterior.logp({"mu": draws}, {"y": y}), tree.sample_stats.log_q.values.ravel(), atol=1e-2)
+    grid = y.mean() + 1e-3 * np.linspace(-3, 3, 4001)
+    assert_allclose(np.trapezoid(np.exp(posterior.logp({"mu": grid}, {"y": y})), grid), 1.0, atol=0.02)
+
+
+def test_an_index_that_is_not_there_is_no_error():
+    with pm.Model() as model:
+        a = pm.Normal("a", 0, 1)
+        table = pt.as_tensor(np.linspace(-3, 3, 10))
+        pm.Normal("y", table[pt.cast(pt.floor(a) + 5, "int64")], 1, observed=np.zeros(5))
+    posterior = brief_fit(model)
+    assert np.isfinite(posterior.sample({"y": np.full(5, 6.0)}, random_seed=1, max_nuts=0).posterior.a).all()
+
+
 def test_training_goes_on_with_the_same_sketch(conjugate_sketched):
     further = conjugate_sketched.continue_training(20, progressbar=False)
     assert further.sketch is conjugate_sketched.sketch
@@ -272,7 +295,7 @@ def test_models_without_a_sketch_say_why(make, reason):
 def test_networks_of_the_users_own_are_given_the_data_alone():
     class Mean(torch.nn.Module):
         def forward(self, encoded):
-            assert set(encoded) == {"y", "x"}
+            assert set(encoded) == {"y", "x", "constant 0"}
             return encoded["y"].mean((1, 2))[:, None]
 
     posterior = brief_fit(line(), context={"x": pm.Normal.dist(0, 1)}, summary=Mean())

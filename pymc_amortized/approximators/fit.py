@@ -87,7 +87,7 @@ DOUBTFUL_SHARE = 0.1
 RANKED = 8192
 """Fresh simulations that data sets are ranked among for novelty; beside those of training they cost nothing."""
 SKETCHED_PASSES = 4
-"""How often a simulation is used that takes longer for its sketch, where the number of steps is given."""
+"""How often a simulation is used that comes with a sketch, where the number of steps is given."""
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""
 

@@ -231,6 +231,8 @@ class _JointFit(PosteriorFit):
         structure = self._structure(pilot, given, self._start_density(row_network))
         gaps = self._gaps(pilot)
         statistics = self._see(statistics, structure, gaps, summary)
+        if self.inputs.sketch is not None:
+            held_out = replace(held_out, sketch=self.inputs.sketch.of_simulations(held_out, self.cores))
         some = statistics.take(slice(PILOT))
         network = self._built(some, summary, density)
         self.each = min(-(-DEFAULT.batch_size // self.options.batch_size), self.read_from.rows)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.network import Context, PosteriorNetwork
 
 OUTSIDE = 1e-4
 """Posterior mass that may lie outside the region, as in the paper."""
@@ -59,12 +58,12 @@ class Region:
     """
 
     network: PosteriorNetwork
-    context: Tensor
+    context: Context
     threshold: float
 
     @classmethod
     def around(
-        cls, network: PosteriorNetwork, context: Tensor, corrected: np.ndarray | None, generator: torch.Generator
+        cls, network: PosteriorNetwork, context: Context, corrected: np.ndarray | None, generator: torch.Generator
     ) -> Region:
         """Find the region; `corrected` draws (n, dim) lie inside."""
         with torch.inference_mode():

@@ -38,8 +38,8 @@ SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
 TIMED = 64
 """Data sets that tell how long one takes."""
-NARROWEST = 1e-4
-"""Standard scales that a frame is wide at least: narrower ones could not be told in single precision."""
+NARROWEST = 1e-6
+"""Standard scales that a frame is wide at least."""
 FARTHEST = 20.0
 """Standard scales from the middle of the prior, beyond which a mean is not told from others."""
 
@@ -113,7 +113,7 @@ def _numbers(found: Found) -> np.ndarray:
         np.log(sd),
         found.covariance[:, first, second] / (sd[:, first] * sd[:, second]),
         np.clip(found.third, -5.0, 5.0),
-        np.log(found.ess)[:, None],
+        np.log1p(found.ess)[:, None],
         found.inverse_temperature[:, None] ** 0.25,
         (np.sign(found.log_evidence) * np.log1p(np.abs(found.log_evidence)))[:, None],
     ]

@@ -156,7 +156,7 @@ def _predicted(x: np.ndarray, z: np.ndarray, x_here: np.ndarray) -> tuple[np.nda
 def _features(posterior: AmortizedPosterior, datasets: DataSets) -> np.ndarray:
     """The network's features, values or moments of every variable, and lengths: (data sets, features)."""
     with torch.inference_mode():
-        learned = posterior.network.context(**posterior.inputs(datasets))
+        learned = posterior.network.context(**posterior.inputs(datasets)).features
     n = len(datasets)
     parts = [learned.cpu().double().numpy().reshape(n, -1)]
     for variable in posterior.spec.data:

@@ -80,11 +80,11 @@ class _DrawFunctions:
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
         """Call the compiled function; NaN for draws at which compiled code raises.
 
-        It does not say which draw raised (a division by zero, a factorization that fails): halve until it stands alone.
+        It does not say which draw raised (a division by zero, an index that is not there): halve until it stands alone.
         """
         try:
             return self._function(theta, *[data[name] for name in self._input_names])
-        except (ArithmeticError, np.linalg.LinAlgError):
+        except (ArithmeticError, IndexError, np.linalg.LinAlgError):
             if len(theta) == 1:
                 return [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
             half = len(theta) // 2

@@ -124,7 +124,7 @@ class EachLogDensity(LogDensityWithGaps):
         function, rows = (self._values, index) if row is None else (self._slopes, row)
         try:
             return function(index, rows, theta, *[arrays[name] for name in self._input_names])
-        except (ArithmeticError, np.linalg.LinAlgError):
+        except (ArithmeticError, IndexError, np.linalg.LinAlgError):
             half = len(theta) // 2
             if half == 0:
                 width = sum(arrays[v.name][0].size for v in self.integrated)

@@ -119,7 +119,7 @@ class ArrayEncoder(HostModule):
     def forward(self, raw: Tensor, present: Tensor | None) -> Tensor:
         """Encode, given which entries exist (batch, *shape), None if all do; a frame stays as it is."""
         if self.layout.frame:
-            return raw.float()
+            return raw.double()
         x = raw.to(device="cpu", dtype=torch.float64)
         if self.layout.missing:
             observed = ~x.isnan()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,22 @@ ENCODED_AT_ONCE = 2**17  # values, float64: 1 MiB, so that the steps of encoding
 REDRAWS = 5  # of a share of perhaps a thousandth, each time
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a density is conditioned on.
+
+    Attributes
+    ----------
+    features : Tensor
+        (batch, features), on the network's device.
+    frame : Tensor or None
+        (batch, dim + dim * dim), float64 on the CPU: mean and whitening matrix of standardized parameters.
+    """
+
+    features: Tensor
+    frame: Tensor | None
+
+
 class PosteriorNetwork(nn.Module):
     """Standardizer, encoder, summary network and density.
 
@@ -79,7 +96,7 @@ class PosteriorNetwork(nn.Module):
         self.features = features
         self.summary_options, self.density_options = summary_options, density_options
         self.is_regression = False
-        self.frame = next((array.name for array in encoder.layout.arrays if array.frame), None)
+        self.frame = next(iter(_frames(encoder)), None)
 
     @classmethod
     def build(
@@ -144,7 +161,6 @@ class PosteriorNetwork(nn.Module):
             summary_options=options,
             density_options=spline,
         )
-        z = network._framed(z, encoded)[0]
         if spline is None:
             dry_run_density(network.density.float(), z.float(), features)
         if options is not None:
@@ -190,7 +206,10 @@ class PosteriorNetwork(nn.Module):
         *,
         sizes: Sizes | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From arrays, what :meth:`loss` takes: z (n, dim) and encoded data, float32."""
+        """From arrays, what :meth:`loss` takes: z (n, dim) and encoded data, float32.
+
+        Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,).
+        """
         return _prepare(self.standardizer, self.encoder, theta, data, sizes, device or self.device)
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -205,12 +224,8 @@ class PosteriorNetwork(nn.Module):
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
-        u, log_det = self._framed(z, encoded)
-        return -(self.density.log_prob(u, self.summary(encoded)) + log_det).mean()  # type: ignore[operator]
-
-    def _framed(self, z: Tensor, encoded: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """Standardize z (batch, dim) by what the frame says of each data set; with log |du / dz| (batch,)."""
-        return (z, 0.0) if self.frame is None else _whitened(z, encoded[self.frame])
+        log_prob = self.density.log_prob(z, self.summary(encoded))  # type: ignore[operator]
+        return -(log_prob if self.frame is None else log_prob + encoded[self.frame]).mean()
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
@@ -219,13 +234,12 @@ class PosteriorNetwork(nn.Module):
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) on the network's device."""
         device = self.device
-        return self.summary({k: v.to(device) for k, v in encoded.items()})
+        return self.summary({k: v.float().to(device) for k, v in encoded.items()})
 
-    def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Tensor:
-        """Raw data (batch, *shape) -> features (batch, features), and the frame, on the network's device."""
+    def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Context:
+        """Raw data (batch, *shape) -> what the density is conditioned on."""
         encoded = self.encode(data, sizes)
-        features = self.summarize(encoded)
-        return features if self.frame is None else torch.cat([features, encoded[self.frame].to(features.device)], -1)
+        return Context(self.summarize(encoded), None if self.frame is None else encoded[self.frame])
 
     @torch.inference_mode()
     def normal(
@@ -249,15 +263,14 @@ class PosteriorNetwork(nn.Module):
         """Log density (..., batch) of theta (..., batch, dim), float64 on the CPU."""
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
-    def log_prob_given(self, theta: np.ndarray | Tensor, context: Tensor) -> Tensor:
+    def log_prob_given(self, theta: np.ndarray | Tensor, context: Context) -> Tensor:
         """The same, given :meth:`context`."""
-        z, log_det = self.standardizer(_tensor(theta))
-        u, features = z.to(context.device), context[:, : self.features]
-        if self.frame is None:
-            return self.density.log_prob(u, features).cpu().double() + log_det  # type: ignore[operator]
-        u, frame_log_det = _whitened(u, context[:, self.features :])
-        log_prob = self.density.log_prob(u, features) + frame_log_det  # type: ignore[operator]
-        return log_prob.cpu().double() + log_det
+        z, log_det = self.standardizer.exact(_tensor(theta))
+        if context.frame is not None:
+            z, frame_log_det = _whitened(z, context.frame)
+            log_det = log_det + frame_log_det
+        z = z.float().to(context.features.device)
+        return self.density.log_prob(z, context.features).cpu().double() + log_det  # type: ignore[operator]
 
     def sample(
         self,
@@ -290,15 +303,16 @@ class PosteriorNetwork(nn.Module):
         return self.sample_given(draws, self.context(data, sizes=sizes), generator)
 
     def sample_given(
-        self, draws: int, context: Tensor, generator: torch.Generator | None = None
+        self, draws: int, context: Context, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, given :meth:`context`."""
-        z, log_prob = self.density.sample(draws, context[:, : self.features], generator)  # type: ignore[operator]
-        if self.frame is not None:
-            z, log_det = _colored(z, context[:, self.features :])
-            log_prob = log_prob + log_det
+        z, log_prob = self.density.sample(draws, context.features, generator)  # type: ignore[operator]
+        log_prob = log_prob.cpu().double()
+        if context.frame is not None:
+            z, frame_log_det = _colored(z.cpu().double(), context.frame)
+            log_prob = log_prob + frame_log_det
         theta, log_det = self.standardizer.inverse(z)
-        return theta, log_prob.cpu().double() + log_det
+        return theta, log_prob + log_det
 
     def sample_within(
         self,
@@ -404,8 +418,16 @@ def _prepare(
     device: torch.device | str | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        z, _ = standardizer(_tensor(theta))
-        return z.to(device), encoded_in_blocks(encoder, data, sizes, device)
+        z, _ = standardizer.exact(_tensor(theta))
+        encoded = encoded_in_blocks(encoder, data, sizes, None)
+        for name in _frames(encoder):
+            z, encoded[name] = _whitened(z, encoded[name])
+        return z.float().to(device), {name: values.float().to(device) for name, values in encoded.items()}
+
+
+def _frames(encoder: DataEncoder) -> list[str]:
+    """Name of the frame, if there is one."""
+    return [array.name for array in encoder.layout.arrays if array.frame]
 
 
 @torch.no_grad()

@@ -107,10 +107,15 @@ class ParameterStandardizer(HostModule):
         log_det : Tensor
             (...), float64: log |dz / dtheta|.
         """
+        z, log_det = self.exact(theta)
+        return z.float(), log_det
+
+    def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with z in float64."""
         w = standardize(theta.to(device="cpu", dtype=torch.float64), self.center, self.scale)
         z = torch.where(self.heavy, (torch.asinh(w) - self.tail_center) / self.tail_scale, w)
         # Squares of what is cast to float32 may overflow to a density of zero, never to NaN.
-        return z.clamp(-1e30, 1e30).float(), self._log_slope(w)
+        return z.clamp(-1e30, 1e30), self._log_slope(w)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`: theta (..., dim) float64 and log |dz / dtheta| there (...)."""

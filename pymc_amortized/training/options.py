@@ -67,8 +67,9 @@ class Training:
         the density, go on alone, several times as fast. 1: to the end. None: a quarter where that makes steps faster; 1
         if ``num_steps`` is given. Networks of your own, and classifiers, are trained to the end.
     passes : int or None
-        How often a simulation is used, on average, unless there is a fixed set of them. None: once if ``num_steps`` is
-        given, else as often as making one takes longer than half a step with it, 8 times at most.
+        How often a simulation is used, on average, unless there is a fixed set of them. None: if ``num_steps`` is
+        given once, or four times where posteriors are sketched; else as often as making one takes longer than half a
+        step with it, 8 times at most.
     threads : int or None
         Threads of the processor that torch computes with. None: one, or all that torch may use,
         whichever is faster.
