@@ -16,7 +16,9 @@ from arviz_stats.base import array_stats
 FEWEST_FOR_TAIL = 25
 """Fewer finite weights than this do not make a tail that a Pareto distribution can be fitted to."""
 HARMLESS_WEIGHT = 2.0
-"""Largest weight, in units of the mean, of weights that are as good as constant."""
+"""Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant."""
+FEWEST_POSITIVE = 0.1
+"""Share of the proposals that at least have to have weight then."""
 
 
 def k_threshold(proposals: int) -> float:
@@ -44,9 +46,10 @@ class Weights:
 
     @property
     def harmless(self) -> bool:
-        """Whether all weights are about as good as constant."""
-        most = self.weights.max() * self.weights.shape[1]
-        return bool(most <= HARMLESS_WEIGHT and self.pareto_k < np.inf)
+        """Whether all weights are about as good as constant, but for those that are zero."""
+        proposals = self.weights.shape[1]
+        positive = max(np.count_nonzero(self.weights) / len(self.weights), FEWEST_POSITIVE * proposals)
+        return bool(self.weights.max() * positive <= HARMLESS_WEIGHT and self.pareto_k < np.inf)
 
     @property
     def reliable(self) -> bool:

@@ -65,6 +65,7 @@ def rough(model: pm.Model, **kwargs: object) -> pma.AmortizedPosterior:
     """Train too briefly for a narrow posterior."""
     training = pma.Training(num_steps=100, batch_size=128, evaluations=5, threads=1)
     options = {"training": training, "num_simulations": 2000, "cores": 1, "compile_kwargs": INTERPRETED, **SMALL}
+    options |= {"sketch": False}
     return pma.fit_posterior(model, random_seed=1, progressbar=False, **options | kwargs)
 
 

@@ -69,8 +69,9 @@ class Sketch:
 
     def __call__(self, datasets: DataSets) -> np.ndarray:
         """Return statistics and frames (n, width)."""
-        starts = range(0, max(len(datasets), 1), BLOCK)
-        return np.concatenate([self._of(datasets.take(slice(start, start + BLOCK))) for start in starts])
+        parts = [np.empty((0, sum(self.widths)))]
+        parts += [self._of(datasets.take(slice(start, start + BLOCK))) for start in range(0, len(datasets), BLOCK)]
+        return np.concatenate(parts)
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
         """The same of simulations, in several processes where these are many."""
