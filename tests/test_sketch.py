@@ -26,6 +26,7 @@ from pymc_amortized.graph.simulator import Simulator
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
+    pytest.mark.filterwarnings("ignore:Calling a RandomVariable without an explicit rng"),
 ]
 INTERPRETED = {"mode": "FAST_COMPILE"}
 N = 12

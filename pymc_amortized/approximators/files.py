@@ -239,7 +239,7 @@ def read_posterior(
             context=None,
             missing=None,
             gaps=gaps,
-            reference=_reference(file, spec, network),
+            reference=_reference(file, spec, network if sketch is None else sketch.start),
             sketch=sketch,
             compile_kwargs=compile_kwargs,
         )

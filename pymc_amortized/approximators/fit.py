@@ -526,7 +526,7 @@ class PosteriorFit:
             context=self.context,
             missing=self.missing,
             gaps=gaps,
-            reference=learn_reference(self.inputs, network, learned, self._ranked(held_out)),
+            reference=learn_reference(*self.inputs.summarized_by(network), learned, self._ranked(held_out)),
             sketch=self.inputs.sketch,
             compile_kwargs=self.compile_kwargs,
         )

@@ -15,6 +15,7 @@ from pymc_amortized.networks.layout import AxisKind
 
 if TYPE_CHECKING:
     from pymc_amortized.approximators.sketch import Sketch
+    from pymc_amortized.networks.network import PosteriorNetwork
 
 KINDS: dict[str, AxisKind] = {"exchangeable": "set", "sequence": "sequence", "grouped": "groups"}
 
@@ -73,6 +74,10 @@ class Inputs:
         if self.sketch is not None and datasets.sketch is not None:
             data[SKETCH], data[FRAME] = np.split(datasets.sketch, self.sketch.widths[:1], axis=1)
         return {"data": data, "sizes": datasets.lengths}
+
+    def summarized_by(self, network: PosteriorNetwork) -> tuple[Inputs, PosteriorNetwork]:
+        """What novelty is judged by: a network whose summary tells where the posterior lies, not what is left of it."""
+        return (self, network) if self.sketch is None else (self.sketch.inputs, self.sketch.start)
 
     def sketched(self, datasets: DataSets) -> DataSets:
         """Return data sets with their sketch, where there is one: so that it is computed once."""

@@ -595,7 +595,7 @@ class AmortizedPosterior:
         ----------
         datasets : DataSets
         """
-        return features_of(self.inputs, self.network, datasets)
+        return features_of(*self.inputs.summarized_by(self.network), datasets)
 
     def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
         """Corrected unconstrained draws (n, dim) of one data set that has a density."""

@@ -36,6 +36,8 @@ BLOCK = 1024
 """Data sets that are sketched at once."""
 SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
+PROJECTIONS = 16
+"""Of the statistics, at random, beside the regression: by both together novelty is judged."""
 TIMED = 64
 """Data sets that tell how long one takes."""
 NARROWEST = 1e-6
@@ -163,7 +165,7 @@ def make_sketch(
         inputs.layout,
         pilot.unconstrained,
         **inputs(datasets),
-        summary=Auto(width=1, depth=0, features=2 * spec.dim),
+        summary=Auto(width=1, depth=0, features=2 * spec.dim + PROJECTIONS),
         density=Spline(layers=0),
     )
     if not start.is_regression:

@@ -135,7 +135,7 @@ class _Compared:
 def _compare(
     posterior: AmortizedPosterior, datasets: DataSets, num_simulations: int, seed: np.random.SeedSequence
 ) -> _Compared:
-    shape = NoveltyFeatures(posterior.network)
+    shape = NoveltyFeatures(posterior.inputs.summarized_by(posterior.network)[1])
     given = posterior.features_of(datasets)
     half = num_simulations // 2
     observed, simulated = [], []

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pymc_amortized.networks.choices import encoded_arrays
 from pymc_amortized.networks.encoding import DataEncoder, Sizes
-from pymc_amortized.networks.summary.rows import Whole
 from pymc_amortized.networks.summary.shape import ShapeStatistics
 
 __all__ = ["NoveltyFeatures"]
@@ -49,14 +48,12 @@ class NoveltyFeatures:
 
     def __init__(self, network: Summarizing) -> None:
         self.network = network
-        arrays = encoded_arrays(network.encoder)
-        self._known = Whole([array for array in arrays if array.statistic], ())
-        self._shape = ShapeStatistics([array for array in arrays if not array.statistic], network.encoder.layout)
+        self._shape = ShapeStatistics(encoded_arrays(network.encoder), network.encoder.layout)
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """Width of the summary with statistics that are known, and number of statistics of shape."""
-        return self.network.features + self._known.width, len(self.names)
+        """Width of the summary, and number of statistics of shape."""
+        return self.network.features, len(self.names)
 
     @property
     def names(self) -> list[str]:
@@ -72,5 +69,5 @@ class NoveltyFeatures:
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.network.encode({name: values[rows] for name, values in data.items()}, some)
             summary = self.network.summarize(encoded).double().cpu()
-            parts.append(torch.cat([summary, self._known(encoded), self._shape(encoded)], 1).numpy())
+            parts.append(torch.cat([summary, self._shape(encoded)], 1).numpy())
         return np.nan_to_num(np.concatenate(parts), posinf=1e30, neginf=-1e30)
