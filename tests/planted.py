@@ -11,6 +11,7 @@ import torch
 from small_models import brief_fit
 
 import pymc_amortized as pma
+from pymc_amortized.networks.network import Context
 
 PRIOR_SD, ROWS = 2.0, 5
 Moments = tuple[torch.Tensor, torch.Tensor]
@@ -53,8 +54,8 @@ class Known:
     def __init__(self, plant: Plant, correlation: float = 0.0) -> None:
         self.plant, self.correlation = plant, correlation
 
-    def context(self, data: dict[str, np.ndarray], *, sizes: Any = None) -> torch.Tensor:
-        return torch.as_tensor(data["y"]).mean(-1)
+    def context(self, data: dict[str, np.ndarray], *, sizes: Any = None) -> Context:
+        return Context(torch.as_tensor(data["y"]).mean(-1), None)
 
     def sample(self, draws: int, data: Any, generator: torch.Generator, *, sizes: Any = None) -> Any:
         y = torch.as_tensor(data["y"], dtype=torch.float64)

@@ -140,7 +140,7 @@ def built(case: Case) -> tuple[PosteriorNetwork, dict, dict]:
 
 def context(network: PosteriorNetwork, data: dict, sizes: dict | None = None) -> Tensor:
     with torch.no_grad():
-        out = network.context(data, sizes=sizes)
+        out = network.context(data, sizes=sizes).features
     assert torch.isfinite(out).all()
     return out
 
