@@ -28,7 +28,7 @@ WIDER = 1.2
 LOWEST, HALVINGS = -40.0, 14
 """Log of the power to which densities are flattened at most, and steps in which it is sought."""
 DOUBT = 16.0
-"""Effective points for each parameter, times this, at which half of a correlation is believed."""
+"""A correlation is believed by half where this many times the effective points are as many as the parameters."""
 SMALLEST = 1e-6
 """Scale that is added to every stage's: points must not fall together."""
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
