@@ -16,8 +16,10 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import norm, qmc
 
-LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m)."""
+Evaluated = tuple[np.ndarray, np.ndarray, np.ndarray]
+LogDensities = Callable[[np.ndarray, np.ndarray], Evaluated]
+"""Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m), and the mean (k, m, rest) and
+covariance (k, m, rest, rest) that further parameters have at each point, over which these densities are integrated."""
 
 FEWEST = 8.0
 """Effective points that moments rest on at least; the density is flattened until they do."""
@@ -42,9 +44,10 @@ class Found:
 
     Attributes
     ----------
-    mean : ndarray (n, dim)
-    covariance : ndarray (n, dim, dim)
-    third : ndarray (n, dim)
+    mean : ndarray (n, dim + rest)
+        Of the parameters that are sampled, then of those that are integrated out.
+    covariance : ndarray (n, dim + rest, dim + rest)
+    third : ndarray (n, dim + rest)
         Skewness of each parameter.
     log_evidence : ndarray (n,)
         Log integral of the density.
@@ -68,6 +71,8 @@ def quasi_normal(stages: int, points: int, dim: int) -> np.ndarray:
 
     Those of a stage have mean 0 and covariance 1, and so are exact for a normal density that is met.
     """
+    if dim == 0:
+        return np.empty((stages, points, 0))
     sobol = qmc.Sobol(dim, scramble=False)
     shift = np.random.default_rng(0).random(dim)
     normal = norm.ppf((np.stack([sobol.random(points) for _ in range(stages)]) + shift) % 1.0)
@@ -83,21 +88,24 @@ def adapt(log_density: LogDensities, mean: np.ndarray, covariance: np.ndarray, p
     ----------
     log_density : callable
         Need not be normalized; what is not finite counts as impossible.
-    mean : ndarray (n, dim)
+    mean : ndarray (n, dim + rest)
         Of the normal distributions that the first stage draws from, a little more widely.
-    covariance : ndarray (n, dim, dim)
+    covariance : ndarray (n, dim + rest, dim + rest)
         The same; positive definite.
     points : ndarray (stages, m, dim)
         From :func:`quasi_normal`.
     """
-    n, dim = mean.shape
-    found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, dim), n, n, n)))
-    active, mixture = np.arange(n), _Mixture(n, dim)
+    n, number = mean.shape
+    dim = points.shape[2]
+    if dim == 0:
+        return _exact(log_density, n)
+    found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, number), n, n, n)))
+    active, mixture = np.arange(n), _Mixture(n, dim, number - dim)
     for stage, normal in enumerate(points):
         ess = found.ess[active] if stage else np.full(n, np.inf)
-        theta = mixture.extend(found.mean[active], _proposed(found.covariance[active], ess), normal)
-        log_p = log_density(theta, active)
-        mixture.log_p = np.concatenate([mixture.log_p, np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)], axis=1)
+        proposed = _proposed(found.covariance[active, :dim, :dim], ess)
+        theta = mixture.extend(found.mean[active, :dim], proposed, normal)
+        mixture.weigh(*log_density(theta, active))
         for name, values in vars(mixture.moments()).items():
             getattr(found, name)[active] = values
         unfinished = found.ess[active] < ENOUGH
@@ -106,6 +114,14 @@ def adapt(log_density: LogDensities, mean: np.ndarray, covariance: np.ndarray, p
             break
         mixture.keep(unfinished)
     return found
+
+
+def _exact(log_density: LogDensities, n: int) -> Found:
+    """Moments of targets all of whose parameters are integrated out: of normal distributions."""
+    log_p, mean, covariance = (part[:, 0] for part in log_density(np.empty((n, 1, 0)), np.arange(n)))
+    possible = np.isfinite(log_p)
+    log_evidence = np.where(possible, log_p, IMPOSSIBLE)
+    return Found(mean, covariance, np.zeros_like(mean), log_evidence, ENOUGH * possible, np.ones(n))
 
 
 def _proposed(covariance: np.ndarray, ess: np.ndarray) -> np.ndarray:
@@ -121,13 +137,17 @@ class _Mixture:
     Attributes
     ----------
     theta : ndarray (n, m, dim)
+    rest : ndarray (n, m, rest)
+        Mean of the further parameters at each point.
+    within : ndarray (n, m, rest, rest)
+        Their covariance.
     log_p : ndarray (n, m)
     log_q : ndarray (n, m)
         Log of the sum of the normals' densities.
     """
 
-    def __init__(self, n: int, dim: int) -> None:
-        self.theta = np.empty((n, 0, dim))
+    def __init__(self, n: int, dim: int, rest: int) -> None:
+        self.theta, self.rest, self.within = (np.empty((n, 0, *shape)) for shape in ((dim,), (rest,), (rest, rest)))
         self.log_p, self.log_q = np.empty((n, 0)), np.empty((n, 0))
         self._means, self._inverses, self._log_scales = (
             np.empty((n, 0, dim)),
@@ -153,6 +173,12 @@ class _Mixture:
         self._log_scales = np.concatenate([self._log_scales, log_scale[:, None]], axis=1)
         return new
 
+    def weigh(self, log_p: np.ndarray, rest: np.ndarray, within: np.ndarray) -> None:
+        """Take what the densities are at the latest points."""
+        log_p = np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)
+        for name, values in (("log_p", log_p), ("rest", rest), ("within", within)):
+            setattr(self, name, np.concatenate([getattr(self, name), values], axis=1))
+
     def keep(self, some: np.ndarray) -> None:
         """Go on with some of the targets."""
         for name, values in vars(self).items():
@@ -169,11 +195,16 @@ class _Mixture:
         stages, points = self._means.shape[1], self.log_p.shape[1]
         log_evidence = largest[:, 0] + np.log(np.exp(relative).sum(axis=1) * stages / points)
         weight /= total
-        mean = (weight[:, None] @ self.theta)[:, 0]
-        away = self.theta - mean[:, None]
+        theta, dim = np.concatenate([self.theta, self.rest], axis=2), self.theta.shape[2]
+        mean = (weight[:, None] @ theta)[:, 0]
+        away = theta - mean[:, None]
         covariance = (weight[:, :, None] * away).swapaxes(1, 2) @ away
+        covariance[:, dim:, dim:] += np.einsum("nm,nmij->nij", weight, self.within)
         sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)) + SMALLEST
-        third = (weight[:, None] @ (away / sd[:, None]) ** 3)[:, 0]
+        away /= sd[:, None]
+        cubes = away**3
+        cubes[:, :, dim:] += 3 * away[:, :, dim:] * np.diagonal(self.within, axis1=2, axis2=3) / sd[:, None, dim:] ** 2
+        third = (weight[:, None] @ cubes)[:, 0]
         possible = self.log_p.max(axis=1) > IMPOSSIBLE
         return Found(mean, covariance, third, log_evidence, possible / np.square(weight).sum(axis=1), power)
 

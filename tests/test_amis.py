@@ -23,6 +23,17 @@ def targets():
 MEAN, COVARIANCE, LEVEL = targets()
 
 
+def plain(write):
+    """A density none of whose parameters are integrated out."""
+
+    def evaluated(theta, index):
+        log_p = write(theta, index)
+        return log_p, np.empty((*log_p.shape, 0)), np.empty((*log_p.shape, 0, 0))
+
+    return evaluated
+
+
+@plain
 def log_density(theta, index):
     away = theta - MEAN[index][:, None]
     precision = np.linalg.inv(COVARIANCE[index])
@@ -64,7 +75,8 @@ def test_a_target_far_away_is_flattened_until_some_points_carry_weight():
 
 @pytest.mark.parametrize("nothing", [np.nan, -np.inf])
 def test_an_impossible_data_set_keeps_what_it_began_with(nothing):
-    found = adapt(lambda theta, index: np.full(theta.shape[:2], nothing), MEAN, COVARIANCE, quasi_normal(3, 32, DIM))
+    impossible = plain(lambda theta, index: np.full(theta.shape[:2], nothing))
+    found = adapt(impossible, MEAN, COVARIANCE, quasi_normal(3, 32, DIM))
     assert all(np.isfinite(values).all() for values in vars(found).values())
     assert_allclose(found.mean, MEAN, atol=1e-6)
     assert (found.ess < ENOUGH).all()
@@ -73,19 +85,22 @@ def test_an_impossible_data_set_keeps_what_it_began_with(nothing):
 def test_points_that_are_all_impossible_settle_nothing():
     """A truncated density, beside which the start lies: later stages reach it."""
     found = adapt(
-        lambda theta, index: np.where(theta[..., 0] > 1, -0.5 * ((theta[..., 0] - 1) / 0.3) ** 2, -np.inf),
+        plain(lambda theta, index: np.where(theta[..., 0] > 1, -0.5 * ((theta[..., 0] - 1) / 0.3) ** 2, -np.inf)),
         np.zeros((1, 1)),
         np.full((1, 1, 1), 0.3**2),
         quasi_normal(6, 32, 1),
     )
     assert found.mean[0, 0] > 1.1
-    nowhere = adapt(lambda theta, index: np.full(theta.shape[:2], -np.inf), MEAN, COVARIANCE, quasi_normal(2, 32, DIM))
+    nowhere = adapt(
+        plain(lambda theta, index: np.full(theta.shape[:2], -np.inf)), MEAN, COVARIANCE, quasi_normal(2, 32, DIM)
+    )
     assert (nowhere.ess == 0).all()
 
 
 def test_a_density_at_one_point_alone_gives_numbers():
     points = quasi_normal(2, 32, DIM)
 
+    @plain
     def spike(theta, index):
         return np.where(np.arange(theta.shape[1]) == 3, 0.0, -1e90)[None].repeat(len(index), axis=0)
 
@@ -95,7 +110,7 @@ def test_a_density_at_one_point_alone_gives_numbers():
 def test_a_boundary_is_found():
     """An exponential density on the half line, of which the normal at the start lies half outside."""
     found = adapt(
-        lambda theta, index: np.where(theta[..., 0] > 0, -theta[..., 0], -np.inf),
+        plain(lambda theta, index: np.where(theta[..., 0] > 0, -theta[..., 0], -np.inf)),
         np.zeros((1, 1)),
         np.ones((1, 1, 1)),
         quasi_normal(6, 32, 1),

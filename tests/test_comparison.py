@@ -23,7 +23,7 @@ ROWS = 12
 SPREADS = {"narrow": 0.3, "wide": 1.2}
 BRIEF = pma.Training(num_steps=60, batch_size=256, evaluations=5, threads=1)
 QUICK = {"training": BRIEF, "random_seed": 1, "progressbar": False}
-INTERPRETED = QUICK | {"num_simulations": 6000, "cores": 1, "compile_kwargs": {"mode": "FAST_COMPILE"}}
+INTERPRETED = QUICK | {"num_simulations": 6000, "cores": 1, "compile_kwargs": {"mode": "FAST_COMPILE"}, "sketch": False}
 """Where compiling would take longer than simulating."""
 LONGEST = 20
 X = np.linspace(-1, 1, LONGEST)

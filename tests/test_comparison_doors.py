@@ -29,7 +29,7 @@ COMPILED = {
     "random_seed": 1,
     "progressbar": False,
 }
-QUICK = COMPILED | {"compile_kwargs": {"mode": "FAST_COMPILE"}}
+QUICK = COMPILED | {"compile_kwargs": {"mode": "FAST_COMPILE"}, "sketch": False}
 """Where compiling would take longer than simulating."""
 
 

@@ -16,7 +16,7 @@ from small_models import brief_fit, line
 import pymc_amortized as pma
 from pymc_amortized.approximators.inputs import FRAME, SKETCH, Inputs
 from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.approximators.sketch import MOST_PARAMETERS, sketch_obstacle
+from pymc_amortized.approximators.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import of_simulations, read_datasets
 from pymc_amortized.graph.each import EachLogDensity, find_band
@@ -262,6 +262,16 @@ def many_parameters():
     return with_gaps(model)
 
 
+def test_many_parameters_that_cannot_be_integrated_are_not_sketched(caplog):
+    with pm.Model() as model:
+        b = pm.Normal("b", 0, 1, shape=MOST_SAMPLED + 1)
+        pm.Poisson("y", pm.math.exp(b), observed=np.zeros(MOST_SAMPLED + 1, int))
+    with caplog.at_level(logging.INFO):
+        posterior = briefly(model, num_steps=2)
+    assert posterior.sketch is None
+    assert "13 parameters that cannot be integrated out are more than 12" in caplog.text
+
+
 def counts_of_counts():
     with pm.Model() as model:
         y = pm.Poisson("y", pm.HalfNormal("rate", 1), observed=np.zeros(5, int))
@@ -284,7 +294,7 @@ def simulator_only():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (many_parameters, "13 parameters are more than 12"),
+        (many_parameters, "25 parameters are more than 24"),
         (counts_of_counts, r"missing values of \['y'\] cannot be integrated out"),
         (marginal, "the marginal posterior without sigma has no closed density"),
         (simulator_only, "'y'"),

@@ -137,7 +137,7 @@ def estimated(
         posterior = posteriors[name]
         own = data_of(posterior.spec, datasets)
         found = posterior.evidence_of(own, proposals, child)
-        found = [e if fits else OUT_OF_TYPE for e, fits in zip(found, _fitting(own, datasets), strict=True)]
+        found = [e if fit else OUT_OF_TYPE for e, fit in zip(found, fits(own, datasets), strict=True)]
         kept_at = [kept[name]] * len(datasets)
         if kept[name].share < 1 and (posterior.spec.sizes or posterior.spec.context):
             kept_at = _kept_at(posterior.spec, simulators[name], kept[name], own, child)
@@ -179,7 +179,7 @@ def _kept_at(
     return found
 
 
-def _fitting(own: DataSets, datasets: DataSets) -> np.ndarray:
+def fits(own: DataSets, datasets: DataSets) -> np.ndarray:
     """Which data sets (n,) a model's types of numbers can hold: not 300 where its data are bytes."""
     same = np.ones(len(datasets), dtype=bool)
     for name, values in own.values.items():

@@ -78,8 +78,10 @@ def warn_of_resolution(calibration: Calibration) -> None:
         )
 
 
-def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> None:
+def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> bool:
     """Log where one model gives values of a continuous variable positive probability, and another never does.
+
+    Returns whether there are any.
 
     Parameters
     ----------
@@ -87,14 +89,17 @@ def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> None:
         Of the data of all models.
     pilot : mapping of name to Simulations
     """
+    said = False
     for v in spec.observed:
         if np.dtype(v.dtype).kind == "f":
             if _warn_of_values(v, {name: _values(v, made)[:LOOKED_AT] for name, made in pilot.items()}):
+                said = True
                 continue
             for what in [c.name for c in spec.context if c.shape in ((), v.shape)]:
                 equal = {name: _equal_to(v, made, what) for name, made in pilot.items()}
-                _warn_of_kind(v, f"the value of {what!r}", equal)
-            _warn_of_kind(v, "one value several times", {name: _ties(v, made) for name, made in pilot.items()})
+                said |= _warn_of_kind(v, f"the value of {what!r}", equal)
+            said |= _warn_of_kind(v, "one value several times", {name: _ties(v, made) for name, made in pilot.items()})
+    return said
 
 
 def _warn_of_values(v: DataVariable, values: Mapping[str, np.ndarray]) -> bool:
@@ -111,12 +116,15 @@ def _warn_of_values(v: DataVariable, values: Mapping[str, np.ndarray]) -> bool:
     return said
 
 
-def _warn_of_kind(v: DataVariable, what: str, shares: Mapping[str, float]) -> None:
-    """Log a kind of value that has a share of one model's entries and none of another's."""
+def _warn_of_kind(v: DataVariable, what: str, shares: Mapping[str, float]) -> bool:
+    """Log a kind of value that has a share of one model's entries and none of another's; return whether there is."""
+    said = False
     for name, share in shares.items():
         without = [other for other in shares if shares[other] == 0]
         if share > RARE and without:
             _say_atom(v, what, name, share, without[0])
+            said = True
+    return said
 
 
 def _say_atom(v: DataVariable, what: str, name: str, share: float, other: str) -> None:

@@ -54,11 +54,12 @@ from pymc_amortized.networks.layout import DataLayout
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Reference
+from pymc_amortized.quadratic import Quadratic
 from pymc_amortized.training import History, Training, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
 
-FORMAT = 7
+FORMAT = 8
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
 SKETCH = "sketch."
@@ -109,7 +110,13 @@ def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, T
         "gaps": dict(posterior.gaps),
         "structure": asdict(posterior.structure),
         "network": posterior.network.description(),
-        "sketch": None if sketch is None else {"network": sketch.start.description(), "band": sketch.density.band},
+        "sketch": None
+        if sketch is None
+        else {
+            "network": sketch.start.description(),
+            "band": sketch.density.band,
+            "quadratic": sketch.quadratic.description(),
+        },
         "history": posterior.history.description(),
         "state": posterior.state.values,
         "provenance": {
@@ -335,7 +342,8 @@ def _sketch(
     if band is not None and not (isinstance(band, int) and 0 <= band <= WIDEST):
         raise ValueError(f"the band of missing values is {band!r}")
     start = _network(file, described["network"], inputs.layout, None, None, SKETCH)
-    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, band, compile_kwargs))
+    quadratic = Quadratic.from_description(described["quadratic"], start.dim)
+    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, band, compile_kwargs), quadratic)
 
 
 def _reference(file: Any, spec: ModelSpec, network: PosteriorNetwork) -> Reference | None:

@@ -31,7 +31,7 @@ from pymc_amortized.approximators.seeds import (
     stage_seed,
 )
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations, sources_again
-from pymc_amortized.approximators.sketch import SLOWEST, Sketch, make_sketch
+from pymc_amortized.approximators.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
 from pymc_amortized.graph.atoms import refuse_prior_atoms
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.datasets import of_simulations
@@ -156,9 +156,10 @@ def fit_posterior(
         ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.
     sketch : bool, optional
         Whether the built-in summary is also given rough moments of the posterior of each data set, found by some
-        hundred evaluations of the model's density: by default where it has one, up to 12 parameters, missing values
-        can be integrated out, and that takes no more than 20 ms. Draws come much closer to the exact posterior; a data
-        set takes about a millisecond longer. True refuses models of which there is no sketch.
+        hundred evaluations of the model's density: by default where it has one, up to 24 parameters (of which 12 in
+        which its logarithm is not quadratic: the others are integrated out), missing values can be integrated out, and
+        that takes no more than 20 ms. Draws come much closer to the exact posterior; a data set takes about a
+        millisecond longer. True refuses models of which there is no sketch.
     training : Training, optional
         Steps, batch size, learning rate and the like.
     max_time : float, optional
@@ -197,14 +198,11 @@ def fit_posterior(
         cores = whole("cores", cores)
     context = mapping("context", context)
     check_choices(summary, density)
-    if sketch is not None and not isinstance(sketch, bool | np.bool_):
-        raise TypeError(f"sketch must be True, False or None, got {sketch!r}")
-    if sketch and isinstance(summary, torch.nn.Module):
-        raise ValueError("sketch=True: a summary network of your own is given the data alone")
+    sketch = sketch_option(sketch, summary)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
     entropy = training_entropy(random_seed)
     fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
-    fit.sketched = sketch if sketch is None else bool(sketch)
+    fit.sketched = sketch
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
@@ -319,7 +317,7 @@ class PosteriorFit:
                 raise ValueError(f"sketch=True: the posterior cannot be sketched by the density: {made}")
             logger.info("Posteriors are not sketched by the density: %s.", made)
             return pilot
-        sketch, seconds = made
+        sketch, seconds = made, seconds_for_each(made.of_simulations, pilot)
         if self.sketched is None and seconds > SLOWEST:
             logger.info(
                 "Posteriors are not sketched by the density, which would take %.0f ms for each data set (sketch=True "
@@ -618,6 +616,15 @@ def structure_of(
 def copied(network: PosteriorNetwork) -> PosteriorNetwork:
     """Copy a network, so that training the copy leaves the original as it is."""
     return copy.deepcopy(network)
+
+
+def sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:
+    """Check whether sketches are wanted."""
+    if sketch is not None and not isinstance(sketch, bool | np.bool_):
+        raise TypeError(f"sketch must be True, False or None, got {sketch!r}")
+    if sketch and isinstance(summary, torch.nn.Module):
+        raise ValueError("sketch=True: a summary network of your own is given the data alone")
+    return None if sketch is None else bool(sketch)
 
 
 def training_options(training: Training | None, max_time: float | None) -> Training:

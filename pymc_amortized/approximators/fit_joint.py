@@ -26,7 +26,7 @@ import torch
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.consistency import SelfConsistency, consistency_obstacle
-from pymc_amortized.approximators.fit import PosteriorFit, training_entropy
+from pymc_amortized.approximators.fit import PosteriorFit, sketch_option, training_entropy
 from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
@@ -91,6 +91,7 @@ def fit_joint(
     lags: int | None = None,
     summary: SummaryChoice = "auto",
     density: DensityChoice = "spline",
+    sketch: bool | None = None,
     network: RowSize | None = None,
     self_consistency: bool = False,
     num_simulations: int | None = None,
@@ -120,7 +121,7 @@ def fit_joint(
         As in :func:`fit_posterior` and :func:`fit_likelihood`.
     kinds, lags
         As in :func:`fit_likelihood`.
-    summary, density
+    summary, density, sketch
         As in :func:`fit_posterior`.
     network : RowSize, optional
         Size of the likelihood's networks.
@@ -180,6 +181,7 @@ def fit_joint(
         raise ValueError(f"self_consistency: {obstacle}")
     entropy = training_entropy(random_seed)
     fit = _JointFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
+    fit.sketched = sketch_option(sketch, summary)
     fit.simulate_rows(read_model(model, observed, None, context, missing)[0], alone, rows)
     fit.lags, fit.consistent = ((lags or LAGS) if rows.series else 0), self_consistency
     fit.plan(num_simulations, cores)

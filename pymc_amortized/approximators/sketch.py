@@ -8,7 +8,8 @@ are statistics like others, and what they lack is learned from simulations.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch
 from pymc_amortized.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.graph.datasets import DataSets, of_simulations
-from pymc_amortized.graph.each import EachLogDensity, find_band
+from pymc_amortized.graph.each import DensitiesOf, EachLogDensity, find_band
 from pymc_amortized.graph.missing import Rules
 from pymc_amortized.graph.parallel import run_tasks
 from pymc_amortized.graph.simulator import Simulations
@@ -25,20 +26,24 @@ from pymc_amortized.graph.structure import Structure
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.density import Spline
 from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.standardizer import ParameterStandardizer
 from pymc_amortized.networks.summary import Auto
+from pymc_amortized.quadratic import LogDensities, Quadratic, find_quadratic
 from pymc_amortized.training import torch_threads
 
-STAGES, POINTS = 6, 32
-"""Evaluations: most data sets are done after two or three stages."""
-MOST_PARAMETERS = 12
-"""Of more, so few points find no moments."""
-BLOCK = 1024
-"""Data sets that are sketched at once."""
+STAGES, POINTS = 12, 32
+"""Evaluations: most data sets are done after one to three stages; the narrowest posteriors take ten."""
+MOST_PARAMETERS, MOST_SAMPLED = 24, 12
+"""Moments of more are too many statistics; and of more that are not integrated out, so few points find none."""
+BLOCK, MOST_AT_ONCE = 1024, 2**20
+"""Data sets that are sketched at once, and evaluations of densities."""
+TRIED = 32
+"""Simulations that show in which parameters their densities are quadratic."""
 SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
 PROJECTIONS = 16
 """Of the statistics, at random, beside the regression: by both together novelty is judged."""
-TIMED = 64
+TIMED = 256
 """Data sets that tell how long one takes."""
 NARROWEST = 1e-6
 """Standard scales that a frame is wide at least."""
@@ -57,11 +62,14 @@ class Sketch:
     start : PosteriorNetwork
         As it is built, before any training: a regression.
     density : EachLogDensity
+    quadratic : Quadratic
+        Which parameters are integrated out.
     """
 
     inputs: Inputs
     start: PosteriorNetwork
     density: EachLogDensity
+    quadratic: Quadratic
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -71,33 +79,63 @@ class Sketch:
 
     def __call__(self, datasets: DataSets) -> np.ndarray:
         """Return statistics and frames (n, width)."""
-        parts = [np.empty((0, sum(self.widths)))]
-        parts += [self._of(datasets.take(slice(start, start + BLOCK))) for start in range(0, len(datasets), BLOCK)]
-        return np.concatenate(parts)
+        return np.concatenate([np.empty((0, sum(self.widths))), *map(self._of, self._blocks(datasets))])
+
+    def log_evidence(self, datasets: DataSets) -> np.ndarray:
+        """Return log marginal likelihoods (n,), NaN where too few points carry them."""
+        found = [self._found(block)[0] for block in self._blocks(datasets)]
+        return np.concatenate([np.empty(0), *(np.where(f.ess >= ENOUGH, f.log_evidence, np.nan) for f in found)])
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
         """The same of simulations, in several processes where these are many."""
         datasets = of_simulations(simulations)
         if cores == 1 or len(datasets) <= BLOCK:
             return self(datasets)
-        tasks = [(datasets.take(slice(start, start + BLOCK)),) for start in range(0, len(datasets), BLOCK)]
+        tasks = [(block,) for block in self._blocks(datasets)]
         return np.concatenate(run_tasks(self, "__call__", tasks, cores))
 
     def _of(self, datasets: DataSets) -> np.ndarray:
-        densities, standardizer = self.density.of(datasets), self.start.standardizer
-
-        def log_density(z: np.ndarray, index: np.ndarray) -> np.ndarray:
-            theta, log_det = standardizer.inverse(torch.as_tensor(z))
-            return densities(theta.numpy(), index) - log_det.numpy()
-
-        with torch_threads(1):
-            mean, covariance = self.start.normal(**self.inputs(datasets))
-        found = adapt(log_density, mean, covariance, quasi_normal(STAGES, POINTS, self.start.dim))
+        found, mean, covariance = self._found(datasets)
         done = found.ess >= ENOUGH  # elsewhere moments may be far off: the regression is not
         frame = _frame(
             np.where(done[:, None], found.mean, mean), np.where(done[:, None, None], found.covariance, covariance)
         )
         return np.concatenate([_numbers(found), frame], axis=1)
+
+    def _found(self, datasets: DataSets) -> tuple[Found, np.ndarray, np.ndarray]:
+        """What the density tells, and mean (n, dim) and covariance (n, dim, dim) by the regression."""
+        log_density = standardized(self.density.of(datasets), self.start.standardizer)
+        with torch_threads(1):
+            mean, covariance = self.start.normal(**self.inputs(datasets))
+        places = self.quadratic.places
+        scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, places])
+        of_sampled = self.quadratic.integrated(log_density, mean[:, places], np.maximum(scale, NARROWEST))
+        order = np.concatenate([self.quadratic.sampled, places])
+        points = quasi_normal(STAGES, POINTS, self.start.dim - len(places))
+        found = adapt(of_sampled, mean[:, order], covariance[:, order[:, None], order], points)
+        back = np.argsort(order)
+        found = replace(
+            found,
+            mean=found.mean[:, back],
+            covariance=found.covariance[:, back[:, None], back],
+            third=found.third[:, back],
+        )
+        return found, mean, covariance
+
+    def _blocks(self, datasets: DataSets) -> Iterator[DataSets]:
+        size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.probes)), 1, BLOCK))
+        for start in range(0, len(datasets), size):
+            yield datasets.take(slice(start, start + size))
+
+
+def standardized(densities: DensitiesOf, standardizer: ParameterStandardizer) -> LogDensities:
+    """Log densities of standardized parameters."""
+
+    def log_density(z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        theta, log_det = standardizer.inverse(torch.as_tensor(z))
+        return densities(theta.numpy(), index) - log_det.numpy()
+
+    return log_density
 
 
 def _frame(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -134,9 +172,13 @@ def sketch_obstacle(spec: ModelSpec, gaps: Rules) -> str | None:
 
 
 def make_sketch(
-    spec: ModelSpec, structure: Structure, gaps: Rules, pilot: Simulations, compile_kwargs: CompileKwargs | None
-) -> tuple[Sketch, float] | str:
-    """Make a sketch, and time it; or say why there is none.
+    spec: ModelSpec,
+    structure: Structure,
+    gaps: Rules,
+    pilot: Simulations,
+    compile_kwargs: CompileKwargs | None,
+) -> Sketch | str:
+    """Make a sketch, or say why there is none.
 
     Parameters
     ----------
@@ -146,11 +188,6 @@ def make_sketch(
         From :func:`find_rules`.
     pilot : Simulations
         What the regression learns from.
-
-    Returns
-    -------
-    tuple of Sketch and float, or str
-        Seconds are those of one data set.
     """
     obstacle = sketch_obstacle(spec, gaps)
     if obstacle is not None:
@@ -170,10 +207,25 @@ def make_sketch(
     )
     if not start.is_regression:
         return "there are too many statistics"
-    sketch = Sketch(inputs, start.eval(), density)
-    some = datasets.take(slice(TIMED))
-    sketch(some.take(slice(2)))  # compiles
+    quadratic = _quadratic(density, datasets, pilot.unconstrained, start.standardizer)
+    if (sampled := len(quadratic.sampled)) > MOST_SAMPLED:
+        return f"{sampled} parameters that cannot be integrated out are more than {MOST_SAMPLED}"
+    return Sketch(inputs, start.eval(), density, quadratic)
+
+
+def _quadratic(
+    density: EachLogDensity, datasets: DataSets, theta: np.ndarray, standardizer: ParameterStandardizer
+) -> Quadratic:
+    some = np.linspace(0, len(datasets) - 1, TRIED).astype(int)
+    log_density = standardized(density.of(datasets.take(some)), standardizer)
+    z, _ = standardizer.exact(torch.as_tensor(theta[some]))
+    return find_quadratic(log_density, z.numpy())
+
+
+def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simulations) -> float:
+    """Seconds that a sketch takes for each of some simulations."""
+    some = pilot.take(slice(TIMED))
+    sketched(some.take(slice(2)))  # compiles
     before = time.perf_counter()
-    sketch(some)
-    seconds = (time.perf_counter() - before) / len(some)
-    return sketch, seconds
+    sketched(some)
+    return (time.perf_counter() - before) / len(some)

@@ -6,7 +6,8 @@ at once, and each model makes up for what it drops at that size and context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,7 @@ class Pool:
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         self.spec, self.limits = common.spec, dict(common.limits)
+        self._sketch: Callable[[Simulations], np.ndarray] | None = None
         self.context = ContextSampler(common.spec, sources, gaps)
         self.simulators = {
             name: Simulator(
@@ -61,6 +63,12 @@ class Pool:
             )
             for name, spec in specs.items()
         }
+
+    def sketching(self, sketch: Callable[[Simulations], np.ndarray]) -> Pool:
+        """Return the same, whose simulations come with what a function tells of them: (n, width)."""
+        pool = copy.copy(self)
+        pool._sketch = sketch
+        return pool
 
     @property
     def number(self) -> int:
@@ -97,7 +105,8 @@ class Pool:
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Simulate `n` data sets of one size, or a few more, of all models in turn."""
-        return labelled(self.each(-(-n // self.number), seed))
+        made = labelled(self.each(-(-n // self.number), seed))
+        return made if self._sketch is None else replace(made, sketch=self._sketch(made))
 
     def each(
         self, n: int, seed: np.random.SeedSequence, lengths: Mapping[str, int] | None = None

@@ -147,15 +147,15 @@ class ClassifierNetwork(nn.Module):
 
     def prepare(
         self,
-        label: np.ndarray,
+        targets: np.ndarray,
         data: Mapping[str, np.ndarray],
         device: torch.device | str | None = None,
         *,
         sizes: Sizes | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From arrays, what :meth:`loss` takes: labels (n, 1) and encoded data, float32."""
+        """From arrays, what :meth:`loss` takes: probabilities of models (n, classes) and encoded data, float32."""
         place = device or self.device
-        z = torch.as_tensor(label, dtype=torch.float32).reshape(-1, 1)
+        z = torch.as_tensor(targets, dtype=torch.float32)
         return z.to(place), encoded_in_blocks(self.encoder, data, sizes, place)
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,8 +166,8 @@ class ClassifierNetwork(nn.Module):
         return known | {TERMS: self.head.measured(self.summary.standardize(known[STATISTICS]), known)}
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """Mean cross-entropy of labels z (batch, 1), given prepared data; a scalar."""
-        return nn.functional.cross_entropy(self(encoded), z[:, 0].long())
+        """Mean cross-entropy of probabilities z (batch, classes), given prepared data; a scalar."""
+        return nn.functional.cross_entropy(self(encoded), z)
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Logits (batch, classes) of prepared data."""

@@ -89,8 +89,9 @@ class ParameterStandardizer(HostModule):
 
     def _log_slope(self, w: Tensor) -> Tensor:
         """Sum over parameters of log |dz / dtheta|: (..., dim) -> (...)."""
-        tails = -torch.log(self.tail_scale) - torch.log(torch.hypot(torch.ones_like(w), w))
-        return (torch.where(self.heavy, tails, 0.0) - torch.log(self.scale)).sum(-1)
+        heavy = w[..., self.heavy]
+        tails = -torch.log(self.tail_scale[self.heavy]) - torch.log(torch.hypot(torch.ones_like(heavy), heavy))
+        return tails.sum(-1) - torch.log(self.scale).sum()
 
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Standardize.
@@ -113,14 +114,15 @@ class ParameterStandardizer(HostModule):
     def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The same with z in float64."""
         w = standardize(theta.to(device="cpu", dtype=torch.float64), self.center, self.scale)
-        z = torch.where(self.heavy, (torch.asinh(w) - self.tail_center) / self.tail_scale, w)
+        z, heavy = w.clone(), self.heavy
+        z[..., heavy] = (torch.asinh(w[..., heavy]) - self.tail_center[heavy]) / self.tail_scale[heavy]
         # Squares of what is cast to float32 may overflow to a density of zero, never to NaN.
         return z.clamp(-1e30, 1e30), self._log_slope(w)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`: theta (..., dim) float64 and log |dz / dtheta| there (...)."""
-        z = z.to(device="cpu", dtype=torch.float64)
+        w, heavy = z.to(device="cpu", dtype=torch.float64, copy=True), self.heavy
         # sinh overflows float64 beyond 710.
-        tails = torch.sinh((self.tail_center + self.tail_scale * z).clamp(-690.0, 690.0))
-        w = torch.where(self.heavy, tails, z)
+        stretched = self.tail_center[heavy] + self.tail_scale[heavy] * w[..., heavy]
+        w[..., heavy] = torch.sinh(stretched.clamp(-690.0, 690.0))
         return (self.center + self.scale * w).clamp(-LARGEST, LARGEST), self._log_slope(w)
