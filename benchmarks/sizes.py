@@ -5,7 +5,7 @@ smallest, a middle and the largest size, and for one of the middle size of which
 same posterior, with what is missing as parameters of its own. The worst parameter is shown.
 
 With --many 60, so many data sets of each size instead, with parameters near the middle of the prior: the network's own
-draws beside the corrected ones, as quantiles over data sets of the worst parameter's difference.
+draws beside the same, weighted by the exact density: quantiles over data sets of the worst parameter's difference.
 
 With --alone 200, another network for each size alone, trained as long: the median importance efficiency of both for so
 many data sets from the prior.
@@ -26,6 +26,7 @@ import arviz as az
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
+from scipy.special import softmax
 
 import pymc_amortized as pma
 
@@ -251,24 +252,26 @@ def beside_nuts(case: Case, model: pm.Model, posterior: pma.AmortizedPosterior) 
         )
 
 
-def beside_corrected(case: Case, model: pm.Model, posterior: pma.AmortizedPosterior, count: int) -> None:
+def beside_weighted(case: Case, model: pm.Model, posterior: pma.AmortizedPosterior, count: int) -> None:
+    """The network's draws beside the same, weighted by the exact density."""
     for n, gaps in settings(case):
         data = data_sets(case, model, n, gaps, 5 * count, count)
-        raw = posterior.sample(data, batched=True, correction=None, draws=2000, random_seed=1)
-        corrected = posterior.sample(data, batched=True, correction="psis", draws=2000, random_seed=2)
-        settled = np.asarray(corrected.sample_stats["stage"]) == "psis"
-        shifts, ratios = [], []
-        for name in raw.posterior.data_vars:
-            a, b = (tree.posterior[name].values.reshape(count, 2000, -1)[settled] for tree in (raw, corrected))
-            shifts.append(np.abs(a.mean(1) - b.mean(1)) / b.std(1))
-            ratios.append(a.std(1) / b.std(1))
-        shift, ratio = np.concatenate(shifts, 1).max(1), np.concatenate(ratios, 1)
-        q = np.quantile(shift, [0.5, 0.9, 1.0])
+        raw = posterior.sample(data, batched=True, correction=None, draws=1000, random_seed=1)
+        settled = raw.sample_stats["pareto_k"].values < 0.7
+        draws = np.concatenate([v.values.reshape(count, 4000, -1) for v in raw.posterior.data_vars.values()], axis=2)
+        weight = softmax((raw.sample_stats["lp"] - raw.sample_stats["log_q"]).values.reshape(count, 4000), axis=1)
+        draws, weight = draws[settled], weight[settled]
+        mean = np.einsum("ns,nsk->nk", weight, draws)
+        sd = np.sqrt(np.einsum("ns,nsk->nk", weight, (draws - mean[:, None]) ** 2))
+        shift, ratio = np.abs(draws.mean(1) - mean) / sd, draws.std(1) / sd
+        beyond = (shift > 0.25).any(1) | (ratio < 0.7).any(1) | (ratio > 1.3).any(1)
+        q = np.quantile(shift.max(1), [0.5, 0.9, 1.0])
         low, high = np.quantile(ratio.min(1), 0.1), np.quantile(ratio.max(1), 0.9)
+        efficiency = np.median(raw.sample_stats["importance_ess"].values) / 4000
         print(
-            f"{'':20s} {n:4d} {'20 %' if gaps else '':>8s}   {settled.sum()} of {count} settled; means off "
-            f"by {q[0]:.2f} (median), {q[1]:.2f} (nine tenths), {q[2]:.2f} sd; "
-            f"sds {low:.2f} to {high:.2f} for eight tenths",
+            f"{'':20s} {n:4d} {'20 %' if gaps else '':>8s}   {settled.sum()} of {count} with reliable weights; means "
+            f"off by {q[0]:.2f} (median), {q[1]:.2f} (nine tenths), {q[2]:.2f} sd; sds {low:.2f} to {high:.2f} for "
+            f"eight tenths; {beyond.sum()} beyond 0.25 sd or 30 %; efficiency {efficiency:.0%}",
             flush=True,
         )
 
@@ -308,6 +311,6 @@ if __name__ == "__main__":
             continue
         posterior = fitted(name, case, model, arguments.max_time, arguments.steps)
         if arguments.many:
-            beside_corrected(case, model, posterior, arguments.many)
+            beside_weighted(case, model, posterior, arguments.many)
         else:
             beside_nuts(case, model, posterior)
