@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import norm, qmc
+from scipy.stats import chi2, norm, qmc
 
 Evaluated = tuple[np.ndarray, np.ndarray, np.ndarray]
 LogDensities = Callable[[np.ndarray, np.ndarray], Evaluated]
@@ -33,6 +33,8 @@ DOUBT = 16.0
 """A correlation is believed by half where this many times the effective points are as many as the parameters."""
 SMALLEST = 1e-6
 """Scale that is added to every stage's: points must not fall together."""
+TAILS = 5.0
+"""Degrees of freedom of Student t distributions."""
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 IMPOSSIBLE = -1e100
 """Stands for the log density where there is none."""
@@ -55,6 +57,8 @@ class Found:
         Effective points behind the moments; 0 where all are impossible.
     inverse_temperature : ndarray (n,)
         Power of the density whose moments these are; 1 where enough points carry weight.
+    latest : ndarray (n,)
+        Effective points among those of the last stage: few where no normal distribution is like the density.
     """
 
     mean: np.ndarray
@@ -63,6 +67,7 @@ class Found:
     log_evidence: np.ndarray
     ess: np.ndarray
     inverse_temperature: np.ndarray
+    latest: np.ndarray
 
 
 @lru_cache
@@ -81,34 +86,49 @@ def quasi_normal(stages: int, points: int, dim: int) -> np.ndarray:
     return normal @ np.linalg.inv(factor).swapaxes(1, 2)
 
 
-def adapt(log_density: LogDensities, mean: np.ndarray, covariance: np.ndarray, points: np.ndarray) -> Found:
+def adapt(
+    log_density: LogDensities,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    points: np.ndarray,
+    *,
+    careful: bool = False,
+) -> Found:
     """Find the moments of n targets.
 
     Parameters
     ----------
     log_density : callable
-        Need not be normalized; what is not finite counts as impossible.
+        Need not be normalized. What is infinite counts as impossible; a target that has NaN has no effective points.
     mean : ndarray (n, dim + rest)
         Of the normal distributions that the first stage draws from, a little more widely.
     covariance : ndarray (n, dim + rest, dim + rest)
         The same; positive definite.
     points : ndarray (stages, m, dim)
         From :func:`quasi_normal`.
+    careful : bool
+        For integrals that have to be right: draws from Student t distributions, which see what lies in tails, and the
+        first stage from a standard one, which sees other modes, if they are not narrow.
     """
     n, number = mean.shape
     dim = points.shape[2]
     if dim == 0:
         return _exact(log_density, n)
-    found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, number), n, n, n)))
-    active, mixture = np.arange(n), _Mixture(n, dim, number - dim)
+    found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, number), n, n, n, n)))
+    active, mixture = np.arange(n), _Mixture(n, dim, number - dim, TAILS if careful else math.inf)
     for stage, normal in enumerate(points):
         ess = found.ess[active] if stage else np.full(n, np.inf)
-        proposed = _proposed(found.covariance[active, :dim, :dim], ess)
-        theta = mixture.extend(found.mean[active, :dim], proposed, normal)
+        center, proposed = found.mean[active, :dim], _proposed(found.covariance[active, :dim, :dim], ess)
+        if careful and stage == 0:
+            center, proposed = np.zeros_like(center), np.broadcast_to(np.eye(dim), proposed.shape)
+        theta = mixture.extend(center, proposed, normal)
         mixture.weigh(*log_density(theta, active))
+        if careful and stage == 0:  # the next one is from the normal distribution that is given
+            continue
         for name, values in vars(mixture.moments()).items():
             getattr(found, name)[active] = values
-        unfinished = found.ess[active] < ENOUGH
+        found.ess[active[mixture.broken]] = 0.0
+        unfinished = (found.ess[active] < ENOUGH) & ~mixture.broken
         active = active[unfinished]
         if len(active) == 0:
             break
@@ -121,7 +141,8 @@ def _exact(log_density: LogDensities, n: int) -> Found:
     log_p, mean, covariance = (part[:, 0] for part in log_density(np.empty((n, 1, 0)), np.arange(n)))
     possible = np.isfinite(log_p)
     log_evidence = np.where(possible, log_p, IMPOSSIBLE)
-    return Found(mean, covariance, np.zeros_like(mean), log_evidence, ENOUGH * possible, np.ones(n))
+    enough = ENOUGH * possible
+    return Found(mean, covariance, np.zeros_like(mean), log_evidence, enough, np.ones(n), enough)
 
 
 def _proposed(covariance: np.ndarray, ess: np.ndarray) -> np.ndarray:
@@ -144,11 +165,14 @@ class _Mixture:
     log_p : ndarray (n, m)
     log_q : ndarray (n, m)
         Log of the sum of the normals' densities.
+    broken : bool ndarray (n,)
+        Where a density was NaN.
     """
 
-    def __init__(self, n: int, dim: int, rest: int) -> None:
+    def __init__(self, n: int, dim: int, rest: int, freedom: float = math.inf) -> None:
+        self._freedom = freedom
         self.theta, self.rest, self.within = (np.empty((n, 0, *shape)) for shape in ((dim,), (rest,), (rest, rest)))
-        self.log_p, self.log_q = np.empty((n, 0)), np.empty((n, 0))
+        self.log_p, self.log_q, self.broken = np.empty((n, 0)), np.empty((n, 0)), np.zeros(n, dtype=bool)
         self._means, self._inverses, self._log_scales = (
             np.empty((n, 0, dim)),
             np.empty((n, 0, dim, dim)),
@@ -159,13 +183,14 @@ class _Mixture:
         """Draw from another normal distribution by standard points (m, dim); returns the points (n, m, dim)."""
         factor = np.linalg.cholesky(covariance)
         inverse = np.linalg.inv(factor)
-        log_scale = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1) + len(normal[0]) * HALF_LOG_2PI
-        new = mean[:, None] + normal @ factor.swapaxes(1, 2)
-        own = -0.5 * np.square(normal).sum(axis=1) - log_scale[:, None]
-        others = _log_normal(new[:, None], self._means, self._inverses, self._log_scales)
+        log_scale = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
+        points = normal * _radii(len(normal), self._freedom)[:, None]
+        new = mean[:, None] + points @ factor.swapaxes(1, 2)
+        own = _log_standard(np.square(points).sum(axis=1), len(normal[0]), self._freedom) - log_scale[:, None]
+        others = self._log_density(new[:, None], self._means, self._inverses, self._log_scales)
         at_new = np.logaddexp.reduce(np.concatenate([others, own[:, None]], axis=1), axis=1)
         here = (part[:, None] for part in (mean, inverse, log_scale))
-        at_old = np.logaddexp(self.log_q, _log_normal(self.theta[:, None], *here)[:, 0])
+        at_old = np.logaddexp(self.log_q, self._log_density(self.theta[:, None], *here)[:, 0])
         self.theta = np.concatenate([self.theta, new], axis=1)
         self.log_q = np.concatenate([at_old, at_new], axis=1)
         self._means = np.concatenate([self._means, mean[:, None]], axis=1)
@@ -175,14 +200,23 @@ class _Mixture:
 
     def weigh(self, log_p: np.ndarray, rest: np.ndarray, within: np.ndarray) -> None:
         """Take what the densities are at the latest points."""
+        self.broken = self.broken | np.isnan(log_p).any(axis=1)
         log_p = np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)
         for name, values in (("log_p", log_p), ("rest", rest), ("within", within)):
             setattr(self, name, np.concatenate([getattr(self, name), values], axis=1))
 
+    def _log_density(
+        self, theta: np.ndarray, mean: np.ndarray, inverse: np.ndarray, log_scale: np.ndarray
+    ) -> np.ndarray:
+        """Log densities (n, k, m) of k distributions at points (n, 1, m, dim), by the inverse of Cholesky factors."""
+        z = (theta - mean[:, :, None]) @ inverse.swapaxes(2, 3)
+        return _log_standard(np.square(z).sum(axis=3), theta.shape[-1], self._freedom) - log_scale[:, :, None]
+
     def keep(self, some: np.ndarray) -> None:
         """Go on with some of the targets."""
         for name, values in vars(self).items():
-            setattr(self, name, values[some])
+            if isinstance(values, np.ndarray):
+                setattr(self, name, values[some])
 
     def moments(self) -> Found:
         """Moments of the weighted points."""
@@ -206,13 +240,27 @@ class _Mixture:
         cubes[:, :, dim:] += 3 * away[:, :, dim:] * np.diagonal(self.within, axis1=2, axis2=3) / sd[:, None, dim:] ** 2
         third = (weight[:, None] @ cubes)[:, 0]
         possible = self.log_p.max(axis=1) > IMPOSSIBLE
-        return Found(mean, covariance, third, log_evidence, possible / np.square(weight).sum(axis=1), power)
+        last = weight[:, -(points // stages) :]
+        latest = np.square(last.sum(axis=1)) / np.maximum(np.square(last).sum(axis=1), 1e-300)
+        ess = possible / np.square(weight).sum(axis=1)
+        return Found(mean, covariance, third, log_evidence, ess, power, latest)
 
 
-def _log_normal(theta: np.ndarray, mean: np.ndarray, inverse: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
-    """Log densities (n, k, m) of k normals at points (n, 1, m, dim), by the inverse of their Cholesky factor."""
-    z = (theta - mean[:, :, None]) @ inverse.swapaxes(2, 3)
-    return -0.5 * np.square(z).sum(axis=3) - log_scale[:, :, None]
+@lru_cache
+def _radii(number: int, freedom: float) -> np.ndarray:
+    """By what normal points are multiplied, evenly, to become those of a Student t distribution."""
+    if math.isinf(freedom):
+        return np.ones(number)
+    levels = np.random.default_rng(1).permutation((np.arange(number) + 0.5) / number)
+    return np.sqrt(freedom / chi2.ppf(levels, freedom))
+
+
+def _log_standard(squared: np.ndarray, dim: int, freedom: float) -> np.ndarray:
+    """Log density of a standard normal or Student t distribution, given squared distances from its middle."""
+    if math.isinf(freedom):
+        return -0.5 * squared - dim * HALF_LOG_2PI
+    constant = math.lgamma((freedom + dim) / 2) - math.lgamma(freedom / 2) - 0.5 * dim * math.log(freedom * math.pi)
+    return constant - 0.5 * (freedom + dim) * np.log1p(squared / freedom)
 
 
 def _flattened(relative: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ NEGLIGIBLE, ROUNDING = 1e-6, 1e-11
 APART, DIGITS = 1e-3, 1e-11
 """Absolutely, and of its size, how far a log density may be from the quadratic function."""
 LOG_2PI = math.log(2 * math.pi)
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +71,11 @@ class Quadratic:
         """Points (probes, q) at which the quadratic function is evaluated, in units of a scale; the last one checks."""
         eye = np.eye(len(self.places))
         first, second = self.pairs.T
-        signs = (-1.0) ** np.arange(len(eye))
+        uneven = (-1.0) ** np.arange(len(eye)) * (0.5 + np.arange(1, len(eye) + 1) * GOLDEN % 0.5)
         zero = np.zeros((1, len(eye)))
         if len(eye) == 0:
             return zero
-        return np.concatenate([zero, eye, -eye, eye[first] + eye[second], 0.7 * signs[None]])
+        return np.concatenate([zero, eye, -eye, eye[first] + eye[second], uneven[None]])
 
     def integrated(
         self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
@@ -92,7 +93,8 @@ class Quadratic:
         -------
         callable
             Points (k, m, dim - q) and numbers of targets (k,) -> log integrals (k, m), and the conditional mean
-            (k, m, q) and covariance (k, m, q, q) of what was integrated; -inf, 0 and 0 where there is no integral.
+            (k, m, q) and covariance (k, m, q, q) of what was integrated. The integral is -inf where the density is 0
+            or cannot be evaluated, NaN where it is not quadratic after all.
         """
         probes, sampled = self.probes, self.sampled
 
@@ -102,6 +104,7 @@ class Quadratic:
             every[..., sampled] = points[:, :, None]
             every[..., self.places] = (center[index][:, None] + probes * scale[index][:, None])[:, None]
             values = log_density(every.reshape(k, m * len(probes), self.dim), index).reshape(k, m, len(probes))
+            values = np.where(np.isnan(values), -np.inf, values)
             if len(probes) == 1:
                 return values[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
             log_p, mean, covariance = self._normal(values)
@@ -115,7 +118,9 @@ class Quadratic:
     def _normal(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log integral, mean and covariance of quadratic functions of which values (k, m, probes) are known."""
         q, (first, second) = len(self.places), self.pairs.T
-        at_zero, up, down, both, check = np.split(values, np.cumsum([1, q, q, len(self.pairs)]), axis=-1)
+        finite = np.isfinite(values)
+        known = np.where(finite.all(axis=-1, keepdims=True), values, 0.0)
+        at_zero, up, down, both, check = np.split(known, np.cumsum([1, q, q, len(self.pairs)]), axis=-1)
         slope = (up - down) / 2
         precision = np.zeros((*values.shape[:2], q, q))
         precision[..., np.arange(q), np.arange(q)] = 2 * at_zero - up - down
@@ -123,9 +128,8 @@ class Quadratic:
         precision[..., first, second] = precision[..., second, first] = mixed
         away = self.probes[-1]
         expected = at_zero[..., 0] + slope @ away - 0.5 * (precision @ away) @ away
-        with np.errstate(invalid="ignore"):
-            allowed = APART + DIGITS * np.abs(values).max(axis=-1)
-            usable = np.isfinite(values).all(axis=-1) & (np.abs(check[..., 0] - expected) <= allowed)
+        allowed = APART + DIGITS * np.abs(known).max(axis=-1)
+        usable = finite.all(axis=-1) & (np.abs(check[..., 0] - expected) <= allowed)
         root, usable = _roots(precision, usable)
         inverse = np.linalg.inv(root)
         whitened = (inverse @ np.where(usable[..., None], slope, 0.0)[..., None])[..., 0]
@@ -133,7 +137,8 @@ class Quadratic:
         log_p = at_zero[..., 0] + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * q * LOG_2PI
         mean = (inverse.swapaxes(-2, -1) @ whitened[..., None])[..., 0]
         covariance = inverse.swapaxes(-2, -1) @ inverse * usable[..., None, None]
-        return np.where(usable, log_p, -np.inf), mean, covariance
+        possible = finite.any(axis=-1)  # somewhere: what is 0 in part is no quadratic function
+        return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, covariance
 
 
 def _roots(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

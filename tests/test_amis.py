@@ -6,6 +6,7 @@ import scipy.stats as st
 from numpy.testing import assert_allclose
 
 from pymc_amortized.amis import ENOUGH, FEWEST, adapt, quasi_normal
+from pymc_amortized.approximators.sketch import ALIKE
 from pymc_amortized.graph.bands import log_integral
 
 DIM = 3
@@ -150,3 +151,26 @@ def test_banded_integrals_are_those_of_dense_matrices(band):
 
 def test_what_has_no_maximum_has_no_integral():
     assert np.isnan(log_integral(np.ones((1, 1)), np.full((1, 1, 1), -1.0), np.array([1])))[0]
+
+
+def test_careful_integrals_see_tails_and_other_modes():
+    """An exponential tail, of which normal points see little, and a mode far from the start."""
+
+    @plain
+    def skewed(theta, index):
+        return (
+            theta[..., 0] - np.exp(2 * theta[..., 0]) / 2
+        )  # log of a half-normal scale, whose integral is sqrt(pi / 2)
+
+    @plain
+    def two(theta, index):
+        return np.logaddexp(*(st.norm.logpdf(theta[..., 0], m, 0.2) for m in (-1.0, 1.0)))
+
+    start = np.full((1, 1), 1.0), np.full((1, 1, 1), 0.04)
+    points = quasi_normal(12, 32, 1)
+    tail = adapt(skewed, np.zeros((1, 1)), np.ones((1, 1, 1)), points, careful=True)
+    assert_allclose(tail.log_evidence, 0.5 * np.log(np.pi / 2), atol=0.02)
+    assert adapt(two, *start, points).log_evidence[0] < 0.1  # one of two
+    both = adapt(two, *start, points, careful=True)
+    assert both.log_evidence[0] > 0.4
+    assert both.latest[0] < ALIKE  # roughly seen, and so not believed

@@ -80,20 +80,36 @@ def test_integrals_and_conditional_moments_are_those_of_normal_distributions():
 def test_what_is_not_quadratic_after_all_has_no_integral():
     """Found at other targets, an interaction too few or a direction without curvature: never a number that is wrong."""
     first = Quadratic(np.array([0, 1]), np.array([[0, 1]]), 2)
-    zero, one = np.zeros((1, 2)), np.ones((1, 2))
+    zero, one = np.zeros((1, 3)), np.ones((1, 3))
 
     def integral(quadratic, write):
-        log_p, mean, covariance = quadratic.integrated(lambda z, index: write(z), zero, one)(
-            np.empty((1, 1, 0)), np.zeros(1, int)
-        )
+        log_p, mean, covariance = quadratic.integrated(
+            lambda z, index: write(z), zero[:, : quadratic.dim], one[:, : quadratic.dim]
+        )(np.empty((1, 1, 0)), np.zeros(1, int))
         assert np.isfinite(mean).all() and np.isfinite(covariance).all()
         return log_p[0, 0]
 
     assert_allclose(integral(first, lambda z: -0.5 * (z**2).sum(-1)), np.log(2 * np.pi))
-    assert integral(first, lambda z: -0.5 * (z**2).sum(-1) - 0.1 * z[..., 0] ** 4) == -np.inf
-    assert integral(first, lambda z: 0.5 * (z**2).sum(-1)) == -np.inf
-    assert integral(first, lambda z: np.where(z[..., 0] > 0, np.nan, -0.5 * (z**2).sum(-1))) == -np.inf
-    assert integral(Quadratic(np.array([0, 1]), np.empty((0, 2), int), 2), lambda z: -0.5 * z.sum(-1) ** 2) == -np.inf
+    assert np.isnan(integral(first, lambda z: -0.5 * (z**2).sum(-1) - 0.1 * z[..., 0] ** 4))
+    assert np.isnan(integral(first, lambda z: 0.5 * (z**2).sum(-1)))
+    assert np.isnan(integral(first, lambda z: np.where(z[..., 0] > 0, np.nan, -0.5 * (z**2).sum(-1))))
+    assert integral(first, lambda z: np.full(z.shape[:-1], -np.inf)) == -np.inf
+    without = Quadratic(np.array([0, 1, 2]), np.empty((0, 2), int), 3)
+    assert np.isnan(integral(without, lambda z: -0.5 * (z**2).sum(-1) - 0.3 * z[..., 0] * (z[..., 1] + z[..., 2])))
+
+
+def test_a_target_that_is_not_quadratic_somewhere_is_not_found():
+    """Where the noise is large no misfit shows: points there alone would tell of another posterior."""
+    quadratic = Quadratic(np.array([0]), np.empty((0, 2), int), 2)
+
+    def log_density(z, index):
+        misfit = np.where(index[:, None] == 0, 0.5 * np.exp(z[..., 0]), z[..., 0])
+        return -0.5 * (misfit - 1) ** 2 * np.exp(-2 * z[..., 1]) - z[..., 1] - 0.5 * (z**2).sum(-1)
+
+    of_noise = quadratic.integrated(log_density, np.zeros((2, 1)), np.ones((2, 1)))
+    found = adapt(of_noise, np.zeros((2, 2)), np.tile(np.eye(2), (2, 1, 1)), quasi_normal(6, 32, 1))
+    assert found.ess[0] == 0 and found.ess[1] >= ENOUGH
+    assert all(np.isfinite(values).all() for values in vars(found).values())
 
 
 def test_moments_join_what_is_sampled_and_what_is_integrated():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import log_softmax
@@ -30,6 +31,10 @@ logger = logging.getLogger("pymc_amortized")
 
 MOST_DROPPED = 1e-3
 """Share of simulations that may be dropped: the evidence is that of the whole prior."""
+KNOWN = 0.5
+"""Share of simulations whose evidence has to be known: what is taught labels needs many more simulations."""
+SMALLEST = 1e-2
+"""Added to a variance, so that one label in many that are all but sure is no contradiction."""
 CLEAR = 4.0
 """Standard errors between evidence and numbers of models that are no chance."""
 
@@ -93,20 +98,43 @@ def find_evidence(
     return SketchedEvidence(sketches, np.array([log_orderings(spec) for spec in specs.values()]))
 
 
+def known_share(simulations: Simulations) -> float:
+    """Share of simulations of which the evidence of all models is known."""
+    return 0.0 if simulations.sketch is None else float(np.isfinite(simulations.sketch).all(axis=1).mean())
+
+
 def contradiction(simulations: Simulations) -> float:
     """By how many standard errors numbers of models differ from what their evidence lets expect.
 
-    In frequencies of the models, and in the log score, which is the direction of a common factor of all log odds.
+    In frequencies of the models, and in the log score, which is the direction of a common factor of all log odds; among
+    all simulations, among small and large ones, and among those with weak and with strong evidence.
     """
     assert simulations.sketch is not None
-    known = np.isfinite(simulations.sketch).all(axis=1)
-    log_p = _log_probabilities(simulations.sketch[known])
+    some = simulations.take(np.isfinite(simulations.sketch).all(axis=1))
+    assert some.sketch is not None
+    log_p = _log_probabilities(some.sketch)
     p, number = np.exp(log_p), log_p.shape[1]
-    labels = simulations.unconstrained[known, 0].astype(int)
+    labels = some.unconstrained[:, 0].astype(int)
     score = (p * log_p).sum(axis=1)
     off = np.column_stack([np.eye(number)[labels] - p, log_p[np.arange(len(p)), labels] - score])
     variance = np.column_stack([p * (1 - p), (p * log_p**2).sum(axis=1) - score**2])
-    return float((np.abs(off.sum(axis=0)) / np.sqrt(variance.sum(axis=0) + 1.0)).max())
+    largest = 0.0
+    for part in _parts(some, p.max(axis=1)):
+        if part.any():
+            z = np.abs(off[part].sum(axis=0)) / np.sqrt(variance[part].sum(axis=0) + SMALLEST)
+            largest = max(largest, float(z.max()))
+    return largest
+
+
+def _parts(simulations: Simulations, clearest: np.ndarray) -> list[np.ndarray]:
+    """Simulations among which labels are counted: all, by size, and by how clear the evidence is."""
+    ends = [0.0, 0.6, 0.8, 0.95, 1.01]
+    parts = [np.ones(len(simulations), dtype=bool)]
+    parts += [(clearest >= low) & (clearest < high) for low, high in pairwise(ends)]
+    for length in simulations.lengths.values():
+        low, high = np.quantile(length, [1 / 3, 2 / 3])
+        parts += [length <= low, (length > low) & (length <= high), length > high]
+    return parts
 
 
 def _log_probabilities(log_evidence: np.ndarray) -> np.ndarray:

@@ -17,9 +17,11 @@ from pymc_amortized.approximators.comparison_evidence import Kept
 from pymc_amortized.approximators.comparison_judgement import COMPARED, judged, warn_of_atoms, warn_of_resolution
 from pymc_amortized.approximators.comparison_targets import (
     CLEAR,
+    KNOWN,
     SketchedEvidence,
     contradiction,
     find_evidence,
+    known_share,
     targets,
 )
 from pymc_amortized.approximators.evidence import NOTABLE, kept_share
@@ -78,7 +80,7 @@ HELD_OUT = 4096
 """Simulations that judge the weights while training: a log score of 0.3 then has an error of 0.008."""
 CALIBRATED = 32_768
 """Simulations of all models that probabilities are calibrated on: they show probabilities down to 3e-5."""
-CONTRADICTED = 2048
+CONTRADICTED = 4096
 """Simulations of each model on which its density is held against its simulations."""
 RANKED = 8192
 """Of these, simulations of each model that data sets are ranked among, as for posteriors."""
@@ -263,19 +265,26 @@ class ComparisonFit:
         if isinstance(found, str):
             return found
         some = labelled({name: made.take(slice(CONTRADICTED)) for name, made in pilot.items()})
-        seconds = seconds_for_each(found, some.take(slice(None, None, len(some) // TIMED)))
+        seconds = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
         if seconds > SLOWEST and not self.sketched:
             return f"these would take {1e3 * seconds:.0f} ms for each data set"
-        off = contradiction(replace(some, sketch=found(some)))
+        some = replace(some, sketch=found(some))
+        share, off = known_share(some), contradiction(some)
+        if share < KNOWN:
+            return f"it is known of {share:.0%} of simulated data sets only"
         if off > CLEAR:
             logger.warning(
-                "Simulations of the models do not come from them as often as their densities say (%.1f standard "
-                "errors apart). Does each model's density belong to its simulator?",
+                "Simulated data sets do not come from the models as often as sketches of their evidence say (%.1f "
+                "standard errors apart): a model's density is not that of its simulator, or sketches miss part of a "
+                "posterior, a mode say. The classifier is taught by labels.",
                 off,
             )
             return "these disagree with simulations"
         logger.info(
-            "The classifier is taught the evidence of all models, sketched in %.2g ms for each data set.", 1e3 * seconds
+            "The classifier is taught the evidence of all models, sketched in %.2g ms for each data set and known of "
+            "%.0f%%; the others have labels.",
+            1e3 * seconds,
+            100 * share,
         )
         self.cost = seconds
         return found
@@ -312,11 +321,11 @@ class ComparisonFit:
             return None, held_out, rest
         made = self.teacher(self.num_simulations, stage_seed(self.entropy, Stage.HELD_OUT), cores=self.cores)
         size = min(max(round(self.options.held_out * len(made)), 1), HELD_OUT)
-        judged = min(2 * size, len(made) // 4)
+        calibrated = min(2 * size, len(made) // 4)
         return (
-            made.take(slice(size + judged, None)),
+            made.take(slice(size + calibrated, None)),
             made.take(slice(size)),
-            made.take(slice(size, size + judged)),
+            made.take(slice(size, size + calibrated)),
         )
 
     def _prepared(self, network: ClassifierNetwork, structure: Structure, made: Simulations) -> Batch:
@@ -389,8 +398,17 @@ class ComparisonFit:
         datasets = of_simulations(rest)
         logits = network.logits(**Inputs(self.spec, structure)(datasets))
         rng = np.random.default_rng(stage_seed(self.entropy, Stage.LOOP, 1))
-        labels = rest.unconstrained[:, 0].astype(int)
-        return Calibration.fit(logits, labels, extents(self.spec, datasets), rng)
+        labels, at = rest.unconstrained[:, 0].astype(int), extents(self.spec, datasets)
+        calibration = Calibration.fit(logits, labels, at, rng)
+        off = contradiction(replace(rest, sketch=calibration(logits, at)))
+        if off > CLEAR and self.teacher is not self.pool:
+            logger.warning(
+                "Simulated data sets do not come from the models as often as the classifier says (%.1f standard errors "
+                "apart): it needs longer training, or the sketched evidence that it was taught misses part of a "
+                "posterior, a mode say. Train longer, or by labels (sketch=False).",
+                off,
+            )
+        return calibration
 
     def _provenance(self, pilot: Simulations, trained: Trained) -> Provenance:
         return Provenance.of(

@@ -37,7 +37,9 @@ MOST_PARAMETERS, MOST_SAMPLED = 24, 12
 """Moments of more are too many statistics; and of more that are not integrated out, so few points find none."""
 BLOCK, MOST_AT_ONCE = 1024, 2**20
 """Data sets that are sketched at once, and evaluations of densities."""
-TRIED = 32
+ALIKE = 0.4 * POINTS
+"""Effective points of the last stage on which a marginal likelihood rests."""
+TRIED = 128
 """Simulations that show in which parameters their densities are quadratic."""
 SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
@@ -82,9 +84,14 @@ class Sketch:
         return np.concatenate([np.empty((0, sum(self.widths))), *map(self._of, self._blocks(datasets))])
 
     def log_evidence(self, datasets: DataSets) -> np.ndarray:
-        """Return log marginal likelihoods (n,), NaN where too few points carry them."""
-        found = [self._found(block)[0] for block in self._blocks(datasets)]
-        return np.concatenate([np.empty(0), *(np.where(f.ess >= ENOUGH, f.log_evidence, np.nan) for f in found)])
+        """Return log marginal likelihoods (n,).
+
+        NaN where too few points carry them, or where the posterior is not like the normal distribution that was drawn
+        from last: it may have modes that were not seen.
+        """
+        found = [self._found(block, careful=True)[0] for block in self._blocks(datasets)]
+        known = (np.where((f.ess >= ENOUGH) & (f.latest >= ALIKE), f.log_evidence, np.nan) for f in found)
+        return np.concatenate([np.empty(0), *known])
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
         """The same of simulations, in several processes where these are many."""
@@ -102,7 +109,7 @@ class Sketch:
         )
         return np.concatenate([_numbers(found), frame], axis=1)
 
-    def _found(self, datasets: DataSets) -> tuple[Found, np.ndarray, np.ndarray]:
+    def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray]:
         """What the density tells, and mean (n, dim) and covariance (n, dim, dim) by the regression."""
         log_density = standardized(self.density.of(datasets), self.start.standardizer)
         with torch_threads(1):
@@ -112,7 +119,7 @@ class Sketch:
         of_sampled = self.quadratic.integrated(log_density, mean[:, places], np.maximum(scale, NARROWEST))
         order = np.concatenate([self.quadratic.sampled, places])
         points = quasi_normal(STAGES, POINTS, self.start.dim - len(places))
-        found = adapt(of_sampled, mean[:, order], covariance[:, order[:, None], order], points)
+        found = adapt(of_sampled, mean[:, order], covariance[:, order[:, None], order], points, careful=careful)
         back = np.argsort(order)
         found = replace(
             found,

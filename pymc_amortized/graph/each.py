@@ -152,7 +152,9 @@ class DensitiesOf:
         missing = {gaps_of(name): mask for name, mask in datasets.missing.items()}
         lengths = {dim: np.asarray(n, dtype="int64") for dim, n in datasets.lengths.items()}
         held = {v.name: spec.held[v.name] for v in spec.unchanging}
-        self._arrays: dict[str, np.ndarray] = {**_filled(spec, datasets), **missing, **lengths, **held}
+        arrays = {**_filled(spec, datasets), **missing, **lengths, **held}
+        # another layout in memory would be compiled again
+        self._arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         self._gaps: _Gaps | None = None
         if density.integrated and density.band is not None:
             self._gaps = _Gaps(_joined(density.integrated, datasets.missing), density.band)
