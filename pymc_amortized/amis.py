@@ -117,7 +117,7 @@ def adapt(
     found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, number), n, n, n, n)))
     active, mixture = np.arange(n), _Mixture(n, dim, number - dim, TAILS if careful else math.inf)
     for stage, normal in enumerate(points):
-        ess = found.ess[active] if stage else np.full(n, np.inf)
+        ess = found.ess[active] if stage > careful else np.full(n, np.inf)  # what was given is not doubted
         center, proposed = found.mean[active, :dim], _proposed(found.covariance[active, :dim, :dim], ess)
         if careful and stage == 0:
             center, proposed = np.zeros_like(center), np.broadcast_to(np.eye(dim), proposed.shape)
