@@ -150,7 +150,7 @@ def test_terms_that_are_known_need_not_be_computed_again():
         torch.manual_seed(0)
         theta = rng.normal(size=(400, 1))
         network = ClassifierNetwork.build(layout, label, data, theta=theta, among=label >= 0, sizes=sizes)
-    z, encoded = network.prepare(label, data, sizes=sizes)
+    z, encoded = network.prepare(np.eye(2)[label], data, sizes=sizes)
     measured = network.measured(encoded)
     with torch.no_grad():
         losses = [float(network.loss(z, known)) for known in (encoded, measured)]

@@ -19,7 +19,7 @@ from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
-from pymc_amortized.training.options import FEWEST_STEPS, WHOLE
+from pymc_amortized.training.options import FEWEST_STEPS, MOST_PASSES, WHOLE
 
 MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
 
@@ -262,10 +262,13 @@ def test_last_layers_go_on_alone_only_where_that_is_faster(monkeypatch):
         assert plan.options.whole == whole and (plan.condensing is None) is (whole == 1)
 
 
-def test_classifiers_use_simulations_once(monkeypatch):
-    plan = planned(monkeypatch, 0.10, 0.02, 0.9, ahead=True, plan=plan_classifier)
-    assert plan.condensing is None and plan.options.passes is None and plan.workers == 1
-    assert plan.options.num_steps == FEWEST_STEPS
+def test_classifiers_use_simulations_once_where_they_have_labels(monkeypatch):
+    """Labels ask for that; evidence is used as often as making it takes longer than steps."""
+    labels = planned(monkeypatch, 0.10, 0.02, 0.9, Training(passes=1), ahead=True, plan=plan_classifier)
+    assert labels.condensing is None and labels.options.passes == 1 and labels.workers == 1
+    assert labels.options.num_steps == FEWEST_STEPS
+    evidence = planned(monkeypatch, 0.10, 0.02, 0.9, ahead=True, plan=plan_classifier)
+    assert evidence.options.passes == MOST_PASSES and evidence.options.num_steps > FEWEST_STEPS
 
 
 def test_all_of_a_network_of_ones_own_is_trained_to_the_end(monkeypatch):
