@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.comparison_evidence import Evidences, _fitting, data_of
+from pymc_amortized.approximators.comparison_evidence import Evidences, data_of, fits
 from pymc_amortized.approximators.comparison_judgement import warn_of_atoms, warn_of_resolution
 from pymc_amortized.approximators.comparison_table import ComparisonTable
 from pymc_amortized.approximators.fit_comparison import _checked_models, _read
@@ -336,7 +336,7 @@ def test_numbers_that_a_models_type_cannot_hold_are_impossible_there():
         )
     spec = ModelSpec.from_model(model)
     given = DataSets({"y": np.array([[0, 1, 1], [0, 1, 2]])}, np.arange(2), True)
-    assert list(_fitting(data_of(spec, given), given)) == [True, False]
+    assert list(fits(data_of(spec, given), given)) == [True, False]
 
 
 def test_atoms_at_a_limit_are_said(caplog):
