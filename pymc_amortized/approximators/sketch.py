@@ -1,7 +1,7 @@
 """What a model's density tells of the posterior of a data set, as numbers that a network is given beside the data.
 
 A regression on fixed statistics of the data says roughly where the posterior lies. From there adaptive importance
-sampling, by about a hundred evaluations of the density, finds its moments. They are rough, and need not be more: they
+sampling, by some hundred evaluations of the density, finds its moments. They are rough, and need not be more: they
 are statistics like others, and what they lack is learned from simulations.
 """
 
