@@ -15,8 +15,10 @@ from arviz_stats.base import array_stats
 
 FEWEST_FOR_TAIL = 25
 """Fewer finite weights than this do not make a tail that a Pareto distribution can be fitted to."""
-HARMLESS_WEIGHT = 2.0
-"""Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant."""
+HARMLESS_WEIGHT, HARMLESS_IF_DEFENDED = 2.0, 5.0
+"""Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant: k says what
+may lie where the proposal has next to nothing. Where a part of it has heavy tails there is less of that: a share of 2 %
+five standard deviations away gives weights of 10 and more, four or five of them among a thousand such proposals."""
 FEWEST_POSITIVE = 0.1
 """Share of the proposals that at least have to have weight then."""
 
@@ -38,18 +40,21 @@ class Weights:
         Shape of the tail, over all chains; infinite where hardly any weight is positive.
     ess : float
         Importance effective sample size, the sum over chains.
+    harmless_weight : float
+        Largest weight that is harmless.
     """
 
     weights: np.ndarray
     pareto_k: float
     ess: float
+    harmless_weight: float = HARMLESS_WEIGHT
 
     @property
     def harmless(self) -> bool:
         """Whether all weights are about as good as constant, but for those that are zero."""
         proposals = self.weights.shape[1]
         positive = max(np.count_nonzero(self.weights) / len(self.weights), FEWEST_POSITIVE * proposals)
-        return bool(self.weights.max() * positive <= HARMLESS_WEIGHT and self.pareto_k < np.inf)
+        return bool(self.weights.max() * positive <= self.harmless_weight and self.pareto_k < np.inf)
 
     @property
     def reliable(self) -> bool:
@@ -61,13 +66,15 @@ class Weights:
         return self.harmless or self.pareto_k <= k_threshold(int(np.count_nonzero(self.weights)))
 
 
-def smooth(log_ratios: np.ndarray) -> Weights:
+def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     """Pareto-smooth raw log weights.
 
     Parameters
     ----------
     log_ratios : ndarray (chains, proposals)
         Log of target over proposal density; -inf is a weight of zero.
+    defended : bool
+        Whether a good part of the proposals comes from a distribution with heavy tails.
 
     Returns
     -------
@@ -86,7 +93,7 @@ def smooth(log_ratios: np.ndarray) -> Weights:
     if empty.any():
         k = np.inf  # draws of that chain are not draws from the target
     ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
-    return Weights(weights, float(k), float(ess.sum()))
+    return Weights(weights, float(k), float(ess.sum()), HARMLESS_IF_DEFENDED if defended else HARMLESS_WEIGHT)
 
 
 def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,8 +1,8 @@
 """Parameters in which a log density is quadratic, given the others: coefficients, group means, latent processes.
 
 Their conditional distribution is normal, and a few values of the log density tell all of it (a second-order Taylor
-series is exact), so that they are integrated out and the others alone are left to be sampled (Rao-Blackwell; Casella &
-Robert 1996).
+series is exact), so that they are integrated out, and the others alone are left to be sampled (Rao-Blackwell; Casella &
+Robert 1996), or drawn exactly, given the others.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Quadratic:
             raise ValueError(f"pairs {pairs.tolist()} of {len(places)} integrated parameters")
         return cls(places, pairs, dim)
 
+    def first(self, number: int) -> Quadratic:
+        """The same with only the first so many parameters integrated out."""
+        return Quadratic(self.places[:number], self.pairs[(self.pairs < number).all(axis=1)], self.dim)
+
     @property
     def sampled(self) -> np.ndarray:
         """Places (dim - q,) of the others."""
@@ -96,6 +100,21 @@ class Quadratic:
             (k, m, q) and covariance (k, m, q, q) of what was integrated. The integral is -inf where the density is 0
             or cannot be evaluated, NaN where it is not quadratic after all.
         """
+        conditional = self.conditional(log_density, center, scale)
+
+        def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            log_p, mean, spread = conditional(points, index)
+            return log_p, mean, spread @ spread.swapaxes(-2, -1)
+
+        return of
+
+    def conditional(
+        self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
+    ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The same, with upper triangular roots of the conditional covariance, (k, m, q, q), in its place.
+
+        Where the integral is -inf or NaN, mean and root are the center and the scale that were given.
+        """
         probes, sampled = self.probes, self.sampled
 
         def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,16 +126,15 @@ class Quadratic:
             values = np.where(np.isnan(values), -np.inf, values)
             if len(probes) == 1:
                 return values[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
-            log_p, mean, covariance = self._normal(values)
+            log_p, mean, root = self._normal(values)
             width = scale[index][:, None]
             log_p += np.log(width).sum(axis=-1)
-            covariance *= width[..., :, None] * width[..., None, :]
-            return log_p, center[index][:, None] + width * mean, covariance
+            return log_p, center[index][:, None] + width * mean, width[..., None] * root
 
         return of
 
     def _normal(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log integral, mean and covariance of quadratic functions of which values (k, m, probes) are known."""
+        """Log integral, mean and root of the covariance of quadratic functions, from their values (k, m, probes)."""
         q, (first, second) = len(self.places), self.pairs.T
         finite = np.isfinite(values)
         known = np.where(finite.all(axis=-1, keepdims=True), values, 0.0)
@@ -135,10 +153,10 @@ class Quadratic:
         whitened = (inverse @ np.where(usable[..., None], slope, 0.0)[..., None])[..., 0]
         log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
         log_p = at_zero[..., 0] + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * q * LOG_2PI
-        mean = (inverse.swapaxes(-2, -1) @ whitened[..., None])[..., 0]
-        covariance = inverse.swapaxes(-2, -1) @ inverse * usable[..., None, None]
+        spread = inverse.swapaxes(-2, -1)
+        mean = (spread @ whitened[..., None])[..., 0]
         possible = finite.any(axis=-1)  # somewhere: what is 0 in part is no quadratic function
-        return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, covariance
+        return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, spread
 
 
 def _roots(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

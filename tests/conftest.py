@@ -38,6 +38,12 @@ def conjugate_posterior() -> pma.AmortizedPosterior:
 
 
 @pytest.fixture(scope="session")
+def plain_posterior() -> pma.AmortizedPosterior:
+    """Return the same without a sketch: nothing makes up for errors that are planted in its network."""
+    return briefly(CLOSED_FORMS["conjugate_normal"].build(), sketch=False)
+
+
+@pytest.fixture(scope="session")
 def regression_posterior() -> pma.AmortizedPosterior:
     """Return the posterior of a conjugate regression with dims, coords, data and a deterministic."""
     return briefly(CLOSED_FORMS["regression"].build())

@@ -104,7 +104,7 @@ def wrong_where_high(moments: Moments, means: torch.Tensor) -> Moments:
 @cache
 def base() -> pma.AmortizedPosterior:
     """Return a briefly trained posterior of `two_means`."""
-    return brief_fit(two_means())
+    return brief_fit(two_means(), sketch=False)
 
 
 def standing_in(plant: Plant = right, correlation: float = 0.0) -> pma.AmortizedPosterior:

@@ -177,28 +177,28 @@ def rescale(monkeypatch: pytest.MonkeyPatch, factor: float, shift: float = 0.0) 
 # A network that only draws too widely is left out: its mean is known better than the weights' effective sample size
 # says, because the weights are small where a draw is far from the mean.
 @pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (0.8, 0.3), (0.35, 0.0), (0.5, 1.5), (1.5, 2.0), (4.0, 3.0)])
-def test_arviz_sees_no_more_draws_than_the_weights_are_worth(conjugate_posterior, monkeypatch, factor, shift):
+def test_arviz_sees_no_more_draws_than_the_weights_are_worth(plain_posterior, monkeypatch, factor, shift):
     rescale(monkeypatch, factor, shift)
-    dt = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
+    dt = plain_posterior.sample(conjugate_data(), batched=True, random_seed=1)
     seen = ess_of(dt.posterior["mu"])
     worth = np.minimum(dt.sample_stats.importance_ess.to_numpy(), 4000)
     assert np.all(seen <= 1.2 * worth), (seen, worth)
 
 
-def test_poor_weights_show_in_rhat_and_ess(conjugate_posterior, monkeypatch):
+def test_poor_weights_show_in_rhat_and_ess(plain_posterior, monkeypatch):
     rescale(monkeypatch, 0.3, 3.0)
-    dt = conjugate_posterior.sample(correction="psis", random_seed=1)
+    dt = plain_posterior.sample(correction="psis", random_seed=1)
     assert not float(dt.sample_stats.pareto_k) < 0.7
     assert float(az.rhat(dt)["mu"]) > 1.01
     assert float(az.ess(dt)["mu"]) < 400
 
 
-def test_correction_repairs_a_network_that_is_visibly_off(conjugate_posterior, monkeypatch, caplog):
+def test_correction_repairs_a_network_that_is_visibly_off(plain_posterior, monkeypatch, caplog):
     exact = conjugate_moments(conjugate_data())
     rescale(monkeypatch, 1.5, 0.7)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        raw = conjugate_posterior.sample(conjugate_data(), batched=True, correction=None, random_seed=1)
-        corrected = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
+        raw = plain_posterior.sample(conjugate_data(), batched=True, correction=None, random_seed=1)
+        corrected = plain_posterior.sample(conjugate_data(), batched=True, random_seed=1)
     assert not caplog.records
     off = (raw.posterior["mu"].mean(("chain", "draw")) - exact["mu"][0]) / exact["mu"][1]
     assert np.all(off > 0.5)
@@ -207,10 +207,10 @@ def test_correction_repairs_a_network_that_is_visibly_off(conjugate_posterior, m
     assert_moments(corrected.posterior, exact, CORRECTED)
 
 
-def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_posterior, monkeypatch, caplog):
+def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(plain_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(correction="psis", random_seed=1)
+        dt = plain_posterior.sample(correction="psis", random_seed=1)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     message = record.getMessage()
@@ -220,33 +220,33 @@ def test_a_high_pareto_k_is_logged_with_its_number_and_what_to_do(conjugate_post
     assert "pm.sample" in message
 
 
-def test_among_many_data_sets_the_worst_is_named(conjugate_posterior, monkeypatch, caplog):
+def test_among_many_data_sets_the_worst_is_named(plain_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(conjugate_data(), batched=True, correction="psis", random_seed=1)
+        dt = plain_posterior.sample(conjugate_data(), batched=True, correction="psis", random_seed=1)
     k = dt.sample_stats.pareto_k
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"{int((k > 0.7).sum())} of 5 data sets" in message
     assert f"{float(k.max()):.2f} at data set {np.argmax(k.to_numpy())}" in message
 
 
-def test_raw_draws_do_not_warn_and_still_report_their_weights(conjugate_posterior, monkeypatch, caplog):
+def test_raw_draws_do_not_warn_and_still_report_their_weights(plain_posterior, monkeypatch, caplog):
     rescale(monkeypatch, 0.3, 2.0)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(correction=None, random_seed=1)
+        dt = plain_posterior.sample(correction=None, random_seed=1)
     assert not caplog.records
     assert float(dt.sample_stats.pareto_k) > 0.7
     assert dt.posterior.attrs["correction"] == "none"
 
 
-def test_a_good_network_does_not_warn(conjugate_posterior: AmortizedPosterior, caplog):
+def test_a_good_network_does_not_warn(plain_posterior: AmortizedPosterior, caplog):
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(conjugate_data(), batched=True, random_seed=1)
+        dt = plain_posterior.sample(conjugate_data(), batched=True, random_seed=1)
     assert not caplog.records
     assert np.all(dt.sample_stats.importance_ess > 0.8 * 4000)
 
 
-def test_weights_of_zero_density_are_not_drawn(conjugate_posterior, monkeypatch):
+def test_weights_of_zero_density_are_not_drawn(plain_posterior, monkeypatch):
     """Every second proposal is impossible: half of the weights are zero, no draw is impossible."""
     from pymc_amortized.graph.density import LogDensity
 
@@ -257,7 +257,7 @@ def test_weights_of_zero_density_are_not_drawn(conjugate_posterior, monkeypatch)
 
     monkeypatch.setattr(LogDensity, "__call__", halved)
     y = 1.0 + np.linspace(-4.0, 4.0, 12)  # its posterior mean is 1
-    dt = conjugate_posterior.sample({"y": y}, random_seed=1)
+    dt = plain_posterior.sample({"y": y}, random_seed=1)
     assert float(dt.posterior["mu"].min()) > 1.0
     share = np.isneginf(dt.sample_stats["proposal_log_weight"]).mean()
     assert_allclose(float(share), 0.5, atol=0.05)
@@ -266,7 +266,7 @@ def test_weights_of_zero_density_are_not_drawn(conjugate_posterior, monkeypatch)
     assert_allclose(float(dt.posterior["mu"].mean()), 1.0 + sd * np.sqrt(2 / np.pi), atol=0.1 * sd)
 
 
-def test_undefined_densities_are_counted_and_get_no_weight(conjugate_posterior, monkeypatch, caplog):
+def test_undefined_densities_are_counted_and_get_no_weight(plain_posterior, monkeypatch, caplog):
     from pymc_amortized.graph.density import LogDensity
 
     right = LogDensity.__call__
@@ -279,7 +279,7 @@ def test_undefined_densities_are_counted_and_get_no_weight(conjugate_posterior, 
 
     monkeypatch.setattr(LogDensity, "__call__", holed)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        dt = conjugate_posterior.sample(random_seed=1)
+        dt = plain_posterior.sample(random_seed=1)
     weights = dt.sample_stats["proposal_log_weight"]
     assert_allclose(float(np.isneginf(weights).mean()), 0.2, atol=0.01)
     assert not np.isnan(weights).any()

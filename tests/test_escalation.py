@@ -63,9 +63,9 @@ WRONG = {"over-confident": (0.3, 0.0), "too wide": (8.0, 0.0), "shifted": (0.5, 
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_adapted_proposals_settle_what_the_network_gets_wrong(conjugate_posterior, name, caplog):
+def test_adapted_proposals_settle_what_the_network_gets_wrong(plain_posterior, name, caplog):
     exact = conjugate_moments(conjugate_data())
-    wrong = planted(conjugate_posterior, *WRONG[name])
+    wrong = planted(plain_posterior, *WRONG[name])
     kwargs = {"batched": True, "random_seed": 1}
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
         dt = wrong.sample(conjugate_data(), max_nuts=0, **kwargs)
@@ -84,8 +84,8 @@ HOPELESS = (0.001, 500.0)
 """So far off that importance weights find nothing."""
 
 
-def test_what_weights_cannot_settle_goes_to_nuts(conjugate_posterior, caplog):
-    wrong = planted(conjugate_posterior, *HOPELESS)
+def test_what_weights_cannot_settle_goes_to_nuts(plain_posterior, caplog):
+    wrong = planted(plain_posterior, *HOPELESS)
     with caplog.at_level(logging.INFO, "pymc_amortized"):
         dt = wrong.sample(conjugate_data(), batched=True, random_seed=1, progressbar=False)
     assert np.all(dt.sample_stats["stage"] == "nuts")
@@ -97,16 +97,16 @@ def test_what_weights_cannot_settle_goes_to_nuts(conjugate_posterior, caplog):
     assert not [r for r in caplog.records if r.levelno > logging.INFO and "weights" in r.getMessage()]
 
 
-def test_nuts_for_every_data_set(conjugate_posterior):
+def test_nuts_for_every_data_set(plain_posterior):
     """More chains than that many are compared, and fewer draws than a run makes, are no matter."""
-    dt = conjugate_posterior.sample(
+    dt = plain_posterior.sample(
         conjugate_data(), batched=True, correction="nuts", random_seed=1, draws=300, chains=2, progressbar=False
     )
     assert np.all(dt.sample_stats["stage"] == "nuts")
     assert dict(dt.posterior.sizes) == {"dataset": 5, "chain": 2, "draw": 300}
     few = Tolerance(CORRECTED.mean, 0.2)  # four Monte Carlo errors of an sd from some 250 effective draws
     assert_moments(dt.posterior, conjugate_moments(conjugate_data()), few)
-    again = conjugate_posterior.sample(
+    again = plain_posterior.sample(
         conjugate_data(), batched=True, correction="nuts", random_seed=1, draws=300, chains=2, progressbar=False
     )
     assert_array_equal(dt.posterior["mu"], again.posterior["mu"])
@@ -133,9 +133,9 @@ class Fake:
 
 
 @pytest.fixture
-def fresh(conjugate_posterior):
+def fresh(plain_posterior):
     """A posterior that has not compiled a sampler."""
-    return replace(conjugate_posterior)
+    return replace(plain_posterior)
 
 
 def nuts(posterior, **kwargs):
@@ -248,11 +248,11 @@ def test_dims_and_coords_are_the_same_at_every_stage(regression_posterior, monke
             assert_array_equal(weighted[coord], sampled[coord])
 
 
-def test_density_and_network_at_the_draws_of_nuts_are_theirs(conjugate_posterior):
-    dt = conjugate_posterior.sample(correction="nuts", draws=20, random_seed=1, progressbar=False)
+def test_density_and_network_at_the_draws_of_nuts_are_theirs(plain_posterior):
+    dt = plain_posterior.sample(correction="nuts", draws=20, random_seed=1, progressbar=False)
     point = {"mu": dt.posterior["mu"].to_numpy()}
-    assert_allclose(dt.sample_stats["log_q"], conjugate_posterior.logp(point), rtol=1e-4, atol=1e-4)
-    logp = conjugate_posterior.to_model().compile_logp()
+    assert_allclose(dt.sample_stats["log_q"], plain_posterior.logp(point), rtol=1e-4, atol=1e-4)
+    logp = plain_posterior.to_model().compile_logp()
     assert_allclose(dt.sample_stats["lp"][0, 3], logp({"mu": point["mu"][0, 3]}))
 
 
@@ -266,9 +266,9 @@ def test_density_and_network_at_the_draws_of_nuts_are_theirs(conjugate_posterior
         ({"max_time": np.inf}, ValueError, "max_time"),
     ],
 )
-def test_budgets_that_are_none_are_refused(conjugate_posterior, kwargs, error, match):
+def test_budgets_that_are_none_are_refused(plain_posterior, kwargs, error, match):
     with pytest.raises(error, match=match):
-        conjugate_posterior.sample(**kwargs)
+        plain_posterior.sample(**kwargs)
 
 
 # Data sets of different lengths, with gaps

@@ -83,14 +83,14 @@ def test_evidence_is_that_of_the_closed_form(name, request):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_network_that_is_wrong_leaves_the_evidence_right(conjugate_posterior, name):
-    wrong = planted(conjugate_posterior, *WRONG[name])
+def test_a_network_that_is_wrong_leaves_the_evidence_right(plain_posterior, name):
+    wrong = planted(plain_posterior, *WRONG[name])
     found = wrong.log_marginal_likelihood(conjugate_data(), batched=True, random_seed=1)
     assert_allclose(found["log_marginal_likelihood"], conjugate_evidence(conjugate_data()), atol=TOLERANCE)
 
 
-def test_errors_are_what_estimates_scatter_by(conjugate_posterior):
-    wrong = planted(conjugate_posterior, 0.5, 3.0)
+def test_errors_are_what_estimates_scatter_by(plain_posterior):
+    wrong = planted(plain_posterior, 0.5, 3.0)
     data = {"y": np.repeat(conjugate_data()["y"][:1], 60, axis=0)}
     found = wrong.log_marginal_likelihood(data, batched=True, proposals=1000, random_seed=1)
     z = (found["log_marginal_likelihood"] - conjugate_evidence(data)) / found["mcse"]
@@ -98,8 +98,8 @@ def test_errors_are_what_estimates_scatter_by(conjugate_posterior):
     assert abs(float(z.mean())) < 4 / np.sqrt(60)
 
 
-def test_poor_weights_give_no_evidence(conjugate_posterior, caplog):
-    wrong = planted(conjugate_posterior, *HOPELESS)
+def test_poor_weights_give_no_evidence(plain_posterior, caplog):
+    wrong = planted(plain_posterior, *HOPELESS)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
         found = wrong.log_marginal_likelihood(conjugate_data(), batched=True, random_seed=1)
     assert np.isnan(found["log_marginal_likelihood"]).all()
@@ -108,7 +108,7 @@ def test_poor_weights_give_no_evidence(conjugate_posterior, caplog):
     assert "sample_smc" in caplog.text
 
 
-def test_undefined_densities_give_no_evidence(conjugate_posterior, monkeypatch, caplog):
+def test_undefined_densities_give_no_evidence(plain_posterior, monkeypatch, caplog):
     from pymc_amortized.graph.density import LogDensity
 
     right = LogDensity.__call__
@@ -120,16 +120,16 @@ def test_undefined_densities_give_no_evidence(conjugate_posterior, monkeypatch, 
 
     monkeypatch.setattr(LogDensity, "__call__", holed)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        found = conjugate_posterior.log_marginal_likelihood(random_seed=1)
+        found = plain_posterior.log_marginal_likelihood(random_seed=1)
     assert np.isnan(found["log_marginal_likelihood"])
     assert found["log_marginal_likelihood"].dims == ()
     assert "NaN or infinite" in caplog.text
 
 
-def test_one_undefined_density_costs_what_it_may_have_weighed(conjugate_posterior, monkeypatch):
+def test_one_undefined_density_costs_what_it_may_have_weighed(plain_posterior, monkeypatch):
     from pymc_amortized.graph.density import LogDensity
 
-    right, exact = LogDensity.__call__, conjugate_posterior.log_marginal_likelihood(random_seed=1)
+    right, exact = LogDensity.__call__, plain_posterior.log_marginal_likelihood(random_seed=1)
 
     def holed(self, theta, data):
         log_p = right(self, theta, data)
@@ -137,13 +137,13 @@ def test_one_undefined_density_costs_what_it_may_have_weighed(conjugate_posterio
         return log_p
 
     monkeypatch.setattr(LogDensity, "__call__", holed)
-    found = conjugate_posterior.log_marginal_likelihood(random_seed=1)
+    found = plain_posterior.log_marginal_likelihood(random_seed=1)
     off = abs(float(found["log_marginal_likelihood"] - exact["log_marginal_likelihood"]))
     assert 0 < off < 4 * float(found["mcse"]) < 0.04
     assert found["mcse"] > exact["mcse"]
 
 
-def test_zero_densities_count(conjugate_posterior, monkeypatch):
+def test_zero_densities_count(plain_posterior, monkeypatch):
     """Half of the prior cut away: what is left integrates to less."""
     from pymc_amortized.graph.density import LogDensity
 
@@ -152,19 +152,19 @@ def test_zero_densities_count(conjugate_posterior, monkeypatch):
         LogDensity, "__call__", lambda self, t, data: np.where(t[:, 0] > 1.0, right(self, t, data), -np.inf)
     )
     y = {"y": 1.0 + np.linspace(-4.0, 4.0, ROWS)}  # its posterior mean is 1
-    found = conjugate_posterior.log_marginal_likelihood(y, random_seed=1)
+    found = plain_posterior.log_marginal_likelihood(y, random_seed=1)
     expected = conjugate_evidence({"y": y["y"][None]}) - np.log(2)
     assert_allclose(found["log_marginal_likelihood"], expected, atol=TOLERANCE)
 
 
-def test_densities_that_are_not_normalized_are_refused(conjugate_posterior, schools_marginal):
+def test_densities_that_are_not_normalized_are_refused(plain_posterior, schools_marginal):
     with pm.Model() as model:
         mu = pm.Normal("mu", 0, 1)
         pm.Potential("p", -(mu**2))
         pm.Normal("y", mu, 1, observed=np.zeros(3))
     from pymc_amortized.graph.spec import ModelSpec
 
-    with_potential = replace(conjugate_posterior, spec=ModelSpec.from_model(model))
+    with_potential = replace(plain_posterior, spec=ModelSpec.from_model(model))
     with pytest.raises(ValueError, match="potentials \\['p'\\].*not normalized"):
         with_potential.log_marginal_likelihood()
     with pytest.raises(ValueError, match="needs the model's density"):
@@ -172,9 +172,9 @@ def test_densities_that_are_not_normalized_are_refused(conjugate_posterior, scho
 
 
 @pytest.mark.parametrize(("proposals", "error"), [(10, ValueError), (1e4, TypeError)])
-def test_proposals_are_enough(conjugate_posterior, proposals, error):
+def test_proposals_are_enough(plain_posterior, proposals, error):
     with pytest.raises(error, match="proposals"):
-        conjugate_posterior.log_marginal_likelihood(proposals=proposals)
+        plain_posterior.log_marginal_likelihood(proposals=proposals)
 
 
 def test_truncated_priors_are_said_with_the_number(caplog):

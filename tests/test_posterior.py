@@ -227,7 +227,7 @@ def test_ranks_of_a_regression_are_uniform(regression_posterior):
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.6])
-def test_over_and_underconfidence_is_caught_and_corrected(conjugate_posterior, conjugate_truth, monkeypatch, factor):
+def test_over_and_underconfidence_is_caught_and_corrected(plain_posterior, conjugate_truth, monkeypatch, factor):
     right = PosteriorNetwork.sample_given
 
     def scaled(self, *args, **kwargs):
@@ -236,9 +236,9 @@ def test_over_and_underconfidence_is_caught_and_corrected(conjugate_posterior, c
         return mean + factor * (theta - mean), log_q - np.log(factor)
 
     monkeypatch.setattr(PosteriorNetwork, "sample_given", scaled)
-    raw = calibration_draws(conjugate_posterior, {"y": conjugate_truth[1]}, correction=None)
+    raw = calibration_draws(plain_posterior, {"y": conjugate_truth[1]}, correction=None)
     assert max(conjugate_p_values(raw, conjugate_truth).values()) < CAUGHT
-    corrected = calibration_draws(conjugate_posterior, {"y": conjugate_truth[1]})
+    corrected = calibration_draws(plain_posterior, {"y": conjugate_truth[1]})
     p_values = conjugate_p_values(corrected, conjugate_truth)
     assert min(p_values.values()) > SIGNIFICANT / len(p_values), p_values
 

@@ -217,3 +217,18 @@ def test_integrated_parameters_are_saved():
     ]:
         with pytest.raises(ValueError, match=message):
             Quadratic.from_description(described, 3)
+
+
+def test_where_the_density_fails_the_conditional_distribution_is_the_given_one():
+    """Half of the points: what is proposed there has a density all the same, and weights see to the rest."""
+    quadratic = Quadratic(np.array([0]), np.empty((0, 2), int), 2)
+
+    def log_density(z, index):
+        return np.where(z[..., 1] > 0, -0.5 * (2 * z[..., 0] - z[..., 1]) ** 2, np.nan)
+
+    center, scale = np.full((1, 1), 3.0), np.full((1, 1), 0.2)
+    points = np.array([[[-1.0], [1.0]]])
+    log_p, mean, root = quadratic.conditional(log_density, center, scale)(points, np.zeros(1, int))
+    assert_allclose(log_p[0], [-np.inf, 0.5 * np.log(2 * np.pi) - np.log(2)])
+    assert_allclose(mean[0, :, 0], [3.0, 0.5])
+    assert_allclose(root[0, :, 0, 0], [0.2, 0.5])

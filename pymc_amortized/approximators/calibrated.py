@@ -12,7 +12,6 @@ from pymc_amortized.calibration import describe, holm, p_text, pit, uniformity
 from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import ModelSpec
-from pymc_amortized.training import torch_threads
 
 if TYPE_CHECKING:
     from pymc_amortized.approximators.posterior import AmortizedPosterior
@@ -45,10 +44,8 @@ def warn_if_off(posterior: AmortizedPosterior, held_out: Simulations, seed: np.r
     torch_seed, own_seed = seed.spawn(2)
     generator = torch.Generator(device=posterior.network.device)
     generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
-    with torch.inference_mode(), torch_threads(1):
-        given = posterior.inputs(of_simulations(known))
-        theta, _ = posterior.network.sample_within(DRAWS, generator=generator, **given)
-    values = pit(theta.numpy(), known.unconstrained, np.random.default_rng(own_seed))
+    theta, _ = posterior.approximation(of_simulations(known)).sample(DRAWS, generator, within=True)
+    values = pit(theta, known.unconstrained, np.random.default_rng(own_seed))
     results = [uniformity(column) for column in values.T]
     adjusted = holm(r.p_value for r in results)
     order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < LEVEL]

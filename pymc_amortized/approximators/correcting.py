@@ -47,7 +47,7 @@ def draw_corrected(
     progressbar : bool
     """
     results = draw_given(
-        conditions, draws=draws, chains=chains, mode=MODES[correction], seed=seed, bounded=correction is None
+        conditions, draws=draws, chains=chains, mode=MODES[correction], seed=seed, raw=correction is None
     )
     datasets = conditions.datasets
     explain_impossible(conditions.spec, datasets, results, conditions.compile_kwargs)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
+from pymc_amortized.approximators.approximation import Approximation
+from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.sampling import Draws, Mode, Source, draw
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.network import PosteriorNetwork
-from pymc_amortized.training import torch_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Conditions:
         The model's.
     obstacles : sequence of str or None
         Why the density of each data set cannot be evaluated.
-    network_data : callable
-        Arguments ``data`` and ``sizes`` of the network, for data sets.
+    inputs : Inputs
+        What the network is given of data sets.
     """
 
     spec: ModelSpec
@@ -40,7 +40,7 @@ class Conditions:
     datasets: DataSets
     log_density: LogDensity
     obstacles: Sequence[str | None]
-    network_data: Callable[[DataSets], dict[str, Any]]
+    inputs: Inputs
     compile_kwargs: CompileKwargs | None = None
     fixed: Mapping[str, np.ndarray] = field(init=False)
 
@@ -56,12 +56,13 @@ class Conditions:
         return self.log_density(theta, self.given(index))
 
     def log_q(self, theta: np.ndarray, indices: Any) -> np.ndarray:
-        """The network's log density (n, data sets) at theta (n, data sets, dim)."""
-        # one thread: many small operations, at which threads would only wait for each other
-        with torch.inference_mode(), torch_threads(1):
-            return self.network.log_prob(theta, **self.network_data(self.datasets.take(indices))).numpy()
+        """Log density (n, data sets) of what is proposed, at theta (n, data sets, dim)."""
+        return self._approximation(indices, defended=True).log_prob(theta)
 
-    def source(self, indices: np.ndarray, *, weighted: bool, bounded: bool) -> Source:
+    def _approximation(self, indices: Any, defended: bool) -> Approximation:
+        return Approximation(self.network, self.inputs, self.datasets.take(indices), defended=defended)
+
+    def source(self, indices: np.ndarray, *, weighted: bool, raw: bool) -> Source:
         """Return what draws for some of the data sets.
 
         Parameters
@@ -69,22 +70,19 @@ class Conditions:
         indices : ndarray of int
         weighted : bool
             Whether the model's density is there.
-        bounded : bool
-            Whether the network draws within the range of what was simulated.
+        raw : bool
+            Whether draws stay as they are: the network's alone, within the range of what was simulated.
         """
 
-        def propose(some: np.ndarray, n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-            with torch.inference_mode(), torch_threads(1):
-                sample = self.network.sample_within if bounded else self.network.sample
-                data = self.network_data(self.datasets.take(indices[some]))
-                theta, log_q = sample(n, generator=generator, **data)
-            return theta.numpy(), log_q.numpy()
+        def of(some: np.ndarray) -> Approximation:
+            return self._approximation(indices[some], defended=not raw)
 
         return Source(
-            propose,
-            lambda theta, some: self.log_q(theta, indices[some]),
+            lambda some, n, generator: of(some).sample(n, generator, within=raw),
+            lambda theta, some: of(some).log_prob(theta),
             (lambda theta, index: self.log_p(theta, int(indices[index]))) if weighted else None,
             self.network.device,
+            defended=not raw and self.inputs.sketch is not None,
         )
 
 
@@ -95,7 +93,7 @@ def draw_given(
     chains: int,
     mode: Mode,
     seed: np.random.SeedSequence,
-    bounded: bool = False,
+    raw: bool = False,
 ) -> list[Draws]:
     """Draw for all data sets; those without a density stay as the network draws them.
 
@@ -106,8 +104,8 @@ def draw_given(
     mode : Mode
         What is done about weights.
     seed : numpy.random.SeedSequence
-    bounded : bool
-        Whether draws lie within the range of what was simulated; without a density they do.
+    raw : bool
+        Whether draws stay as they are; without a density they do.
     """
     free = np.array([obstacle is None for obstacle in conditions.obstacles])
     results: dict[int, Draws] = {}
@@ -115,7 +113,7 @@ def draw_given(
         indices = np.flatnonzero(free == weighted)
         if len(indices) == 0:
             continue
-        source = conditions.source(indices, weighted=weighted, bounded=bounded or not weighted)
+        source = conditions.source(indices, weighted=weighted, raw=raw or not weighted)
         drawn = draw(source, len(indices), chains=chains, draws=draws, mode=mode if weighted else "raw", seed=child)
         results |= dict(zip(indices.tolist(), drawn, strict=True))
     return [results[i] for i in range(len(free))]

@@ -52,7 +52,7 @@ class Evidence:
     def of(cls, proposals: Proposals) -> Evidence:
         """Estimate from proposals of a fixed number; NaN where they do not carry an estimate."""
         log_weights = proposals.log_weights.ravel()
-        weights = smooth(log_weights[None])
+        weights = smooth(log_weights[None], defended=True)
         largest = log_weights.max()
         doubt = None
         relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
@@ -108,9 +108,11 @@ def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequenc
     free = np.array([i for i in range(len(conditions.datasets)) if i not in results], dtype=int)
     blocks = [free[start : start + AT_ONCE] for start in range(0, len(free), AT_ONCE)]
     for block, child in zip(blocks, seed.spawn(len(blocks)), strict=True):
-        source = conditions.source(block, weighted=True, bounded=False)
+        source = conditions.source(block, weighted=True, raw=False)
         pilot_seed, rounds_seed, final_seed, mixture_seed = child.spawn(4)
-        pilot = Rounds(source, {i: Proposals(1) for i in range(len(block))}, FEWEST_PROPOSALS, pilot_seed)
+        pilot = Rounds(
+            source, {i: Proposals(1, source.defended) for i in range(len(block))}, FEWEST_PROPOSALS, pilot_seed
+        )
         pilot.until_good(FEWEST_PROPOSALS, True, rounds_seed)
         half = proposals // 2
         final = Rounds(source, {i: p.successor() for i, p in pilot.sets.items()}, half, final_seed)

@@ -59,7 +59,7 @@ from pymc_amortized.training import History, Training, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
 
-FORMAT = 8
+FORMAT = 9
 KEY = "pymc_amortized"
 REFERENCE = "novelty."
 SKETCH = "sketch."
@@ -116,6 +116,7 @@ def contents(posterior: AmortizedPosterior) -> tuple[dict[str, Any], dict[str, T
             "network": sketch.start.description(),
             "band": sketch.density.band,
             "quadratic": sketch.quadratic.description(),
+            "number_drawn": sketch.number_drawn,
         },
         "history": posterior.history.description(),
         "state": posterior.state.values,
@@ -236,6 +237,8 @@ def read_posterior(
         sketch = _sketch(file, description["sketch"], inputs, gaps, compile_kwargs)
         layout = replace(inputs, sketch=sketch).layout
         network = _network(file, description["network"], layout, summary, density)
+        if network.places != (expected_places := None if sketch is None else sketch.learned):
+            raise ValueError(f"the network is one of the parameters at {network.places}, not {expected_places}")
         posterior = AmortizedPosterior(
             spec=spec,
             network=network,
@@ -342,8 +345,10 @@ def _sketch(
     if band is not None and not (isinstance(band, int) and 0 <= band <= WIDEST):
         raise ValueError(f"the band of missing values is {band!r}")
     start = _network(file, described["network"], inputs.layout, None, None, SKETCH)
-    quadratic = Quadratic.from_description(described["quadratic"], start.dim)
-    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, band, compile_kwargs), quadratic)
+    quadratic, number = Quadratic.from_description(described["quadratic"], start.dim), described["number_drawn"]
+    if not (isinstance(number, int) and 0 <= number <= len(quadratic.places)):
+        raise ValueError(f"{number!r} of {len(quadratic.places)} parameters are drawn exactly")
+    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, band, compile_kwargs), quadratic, number)
 
 
 def _reference(file: Any, spec: ModelSpec, network: PosteriorNetwork) -> Reference | None:

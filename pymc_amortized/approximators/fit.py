@@ -44,7 +44,7 @@ from pymc_amortized.graph.sizes import GROUP
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure, find_structure
 from pymc_amortized.graph.tensors import CompileKwargs
-from pymc_amortized.networks.choices import check_choices
+from pymc_amortized.networks.choices import check_choices, density_options
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training import (
     Batch,
@@ -153,13 +153,15 @@ def fit_posterior(
         whose length differs) to (batch, features).
     density : "spline", Spline, torch.nn.Module or callable
         Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
-        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one.
+        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one. The built-in one is not
+        trained for what can be drawn exactly, given the other parameters.
     sketch : bool, optional
         Whether the built-in summary is also given rough moments of the posterior of each data set, found by some
         hundred evaluations of the model's density: by default where it has one, up to 24 parameters (of which 12 in
-        which its logarithm is not quadratic: the others are integrated out), missing values can be integrated out, and
-        that takes no more than 20 ms. Draws come much closer to the exact posterior; a data set takes about a
-        millisecond longer. True refuses models of which there is no sketch.
+        which its logarithm is not quadratic: the others are integrated out, and drawn from their exact distribution,
+        given these), missing values can be integrated out, and that takes no more than 20 ms. Draws come much closer to
+        the exact posterior; a data set takes about a millisecond longer. True refuses models of which there is no
+        sketch.
     training : Training, optional
         Steps, batch size, learning rate and the like.
     max_time : float, optional
@@ -214,6 +216,9 @@ def fit_posterior(
 
 class PosteriorFit:
     """One training, from the model to the posterior."""
+
+    learns_all = False
+    """Whether the network is to learn what could be drawn exactly, too."""
 
     def __init__(
         self,
@@ -291,7 +296,7 @@ class PosteriorFit:
         pilot = self._pilot()
         structure = self._structure(pilot, given)
         gaps = self._gaps(pilot)
-        pilot = self._see(pilot, structure, gaps, summary)
+        pilot = self._see(pilot, structure, gaps, summary, density)
         statistics, held_out = self._parts(pilot)
         some = statistics.take(slice(PILOT))
         network = self._built(some, summary, density)
@@ -303,7 +308,12 @@ class PosteriorFit:
         return find_rules(self.spec, pilot, stage_seed(self.entropy, Stage.STRUCTURE, 1), self.compile_kwargs)
 
     def _see(
-        self, pilot: Simulations, structure: Structure, gaps: Mapping[str, Rule | None], summary: SummaryChoice
+        self,
+        pilot: Simulations,
+        structure: Structure,
+        gaps: Mapping[str, Rule | None],
+        summary: SummaryChoice,
+        density: DensityChoice,
     ) -> Simulations:
         """Decide what networks are given of the data; returns the simulations with that."""
         self.inputs = Inputs(self.spec, structure)
@@ -325,7 +335,13 @@ class PosteriorFit:
                 1e3 * seconds,
             )
             return pilot
-        logger.info("Posteriors are sketched by the density, in %.2g ms for each data set.", 1e3 * seconds)
+        if self.learns_all or density_options(density, self.spec.dim) is None:  # the user's is of all parameters
+            sketch = replace(sketch, number_drawn=0)
+        logger.info(
+            "Posteriors are sketched by the density, in %.2g ms for each data set%s.",
+            1e3 * seconds,
+            _exactly(self.spec, sketch),
+        )
         self.cost += seconds
         self._choose_cores()
         if self.options.passes is None and self.options.num_steps is not None:
@@ -349,6 +365,7 @@ class PosteriorFit:
                 density=density,
                 levels=hierarchy_levels(self.spec),
                 standardizer=None if self.inputs.sketch is None else self.inputs.sketch.start.standardizer,
+                places=None if self.inputs.sketch is None else self.inputs.sketch.learned,
             )
 
     def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
@@ -616,6 +633,18 @@ def structure_of(
 def copied(network: PosteriorNetwork) -> PosteriorNetwork:
     """Copy a network, so that training the copy leaves the original as it is."""
     return copy.deepcopy(network)
+
+
+def _exactly(spec: ModelSpec, sketch: Sketch) -> str:
+    """Say which parameters are drawn exactly."""
+    if not sketch.number_drawn:
+        return ""
+    names = np.array([p.name for p in spec.parameters for _ in range(p.size)])[sketch.drawn.places]
+    learned = spec.dim - sketch.number_drawn
+    return (
+        f"; given the other {learned}, {sketch.number_drawn} of {spec.dim} parameters are normal and drawn exactly "
+        f"({', '.join(dict.fromkeys(names))})"
+    )
 
 
 def sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:

@@ -192,6 +192,7 @@ def fit_joint(
 class _JointFit(PosteriorFit):
     """One training of both."""
 
+    learns_all = True  # the consistency of the two is seen at draws of the network alone
     lags = 0
     each = 1
     consistent = False
@@ -232,7 +233,7 @@ class _JointFit(PosteriorFit):
         layout, row_network = self._row_network(statistics, size, kinds)
         structure = self._structure(pilot, given, self._start_density(row_network))
         gaps = self._gaps(pilot)
-        statistics = self._see(statistics, structure, gaps, summary)
+        statistics = self._see(statistics, structure, gaps, summary, density)
         if self.inputs.sketch is not None:
             held_out = replace(held_out, sketch=self.inputs.sketch.of_simulations(held_out, self.cores))
         some = statistics.take(slice(PILOT))

@@ -53,7 +53,7 @@ class Inputs:
         ]
         used = {name for array in arrays for name in array.axes}
         if self.sketch is not None:
-            statistics, frame = self.sketch.widths
+            statistics, frame, _ = self.sketch.widths
             arrays.append(ArrayLayout(SKETCH, (statistics,), "real", statistic=True))
             arrays.append(ArrayLayout(FRAME, (frame,), "real", frame=True))
         return DataLayout(tuple(arrays), tuple(_axis_layout(spec, a) for a in axes if a.name in used))
@@ -72,7 +72,7 @@ class Inputs:
             held = self.spec.held[v.name]
             data[v.name] = np.broadcast_to(held, (n, *held.shape))
         if self.sketch is not None and datasets.sketch is not None:
-            data[SKETCH], data[FRAME] = np.split(datasets.sketch, self.sketch.widths[:1], axis=1)
+            data[SKETCH], data[FRAME], _ = np.split(datasets.sketch, np.cumsum(self.sketch.widths[:2]), axis=1)
         return {"data": data, "sizes": datasets.lengths}
 
     def summarized_by(self, network: PosteriorNetwork) -> tuple[Inputs, PosteriorNetwork]:

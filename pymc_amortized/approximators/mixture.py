@@ -35,6 +35,8 @@ class Proposals:
     Attributes
     ----------
     chains : int
+    defended : bool
+        Whether a good part of what the network proposes has heavy tails.
     undefined : int
         Proposals at which the model's log density was NaN or +inf.
     weights : Weights or None
@@ -44,6 +46,7 @@ class Proposals:
     """
 
     chains: int
+    defended: bool = False
     undefined: int = 0
     weights: Weights | None = None
     planned: _Component | None = None
@@ -63,7 +66,7 @@ class Proposals:
         undefined = np.isnan(log_p) | (log_p == np.inf)
         self.undefined += int(undefined.sum())
         self.add(theta, log_q, np.where(undefined, -np.inf, log_p))
-        self.weights = smooth(self.log_weights)
+        self.weights = smooth(self.log_weights, defended=self.defended or bool(self._components))
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Add a component to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
@@ -73,7 +76,7 @@ class Proposals:
 
     def successor(self) -> Proposals:
         """Return empty proposals, whose component is adapted to these."""
-        return Proposals(self.chains, planned=_Component.of(self.theta, self.log_weights))
+        return Proposals(self.chains, self.defended, planned=_Component.of(self.theta, self.log_weights))
 
     @property
     def theta(self) -> np.ndarray:

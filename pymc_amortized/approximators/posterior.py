@@ -15,6 +15,7 @@ import pytensor.tensor as pt
 import torch
 import xarray as xr
 
+from pymc_amortized.approximators.approximation import Approximation
 from pymc_amortized.approximators.arguments import (
     Correction,
     budget,
@@ -142,11 +143,11 @@ class AmortizedPosterior:
         batched : bool
             Whether `observed` holds many data sets; the result then has a leading ``dataset`` dim.
         correction : {"auto", "psis", "nuts", None}
-            "psis" resamples the network's draws by Pareto-smoothed importance weights of the model's exact log
-            density. "auto", where the model has one, goes further for each data set whose weights are poor: proposals
-            from a mixture of the network and what was found so far, then NUTS, compiled once for all data sets. "nuts"
-            runs NUTS for every data set, from amortized starts. None returns the network's own draws; weights are
-            reported all the same.
+            "psis" resamples proposals by Pareto-smoothed importance weights of the model's exact log density: draws of
+            the network and, where there is a sketch of the posterior, a quarter from around that. "auto", where the
+            model has a density, goes further for each data set whose weights are poor: proposals from a mixture of
+            these and what was found so far, then NUTS, compiled once for all data sets. "nuts" runs NUTS for every data
+            set, from amortized starts. None returns the network's own draws; weights are reported all the same.
         max_nuts : int, optional
             At most so many data sets go to NUTS; 0 leaves it at importance weights.
         max_time : float, optional
@@ -164,8 +165,9 @@ class AmortizedPosterior:
         -------
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
-            ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (the network's), for
-            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
+            ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (that of the proposals:
+            the network's own, equal to :meth:`logp`, with ``correction=None``), for each proposal
+            ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
             ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
             and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
             The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,
@@ -239,9 +241,7 @@ class AmortizedPosterior:
         datasets = self._read(observed)
         if len(theta) == 0:
             return np.empty(lead)
-        with torch.inference_mode():
-            values = self.network.log_prob(theta[:, None], **self.inputs(datasets))
-        return values.numpy()[:, 0].reshape(lead)
+        return self.approximation(datasets).log_prob(theta[:, None])[:, 0].reshape(lead)
 
     def log_marginal_likelihood(
         self,
@@ -552,6 +552,15 @@ class AmortizedPosterior:
                 "(posterior.sample().to_netcdf(path)), or the amortized posterior it came from"
             )
         save(self, path)
+
+    def approximation(self, datasets: DataSets) -> Approximation:
+        """What the network says of the posteriors of several data sets.
+
+        Parameters
+        ----------
+        datasets : DataSets
+        """
+        return Approximation(self.network, self.inputs, datasets)
 
     def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
         """Importance weights of the network's draws for several data sets; only for those that have a density.

@@ -153,12 +153,9 @@ class _Refinement:
         torch_seed, draw_seed = seed.spawn(2)
         if posterior.weights_of(self.datasets, draw_seed):
             corrected = posterior.corrected_draws(self.datasets, draw_seed)
-        given = self.inputs(self.datasets)
-        with torch.inference_mode():
-            context = posterior.network.context(given["data"], sizes=given["sizes"])
         generator = torch.Generator(device=posterior.network.device)
         generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
-        return Region.around(posterior.network, context, corrected, generator)
+        return Region.around(posterior.approximation(self.datasets), corrected, generator)
 
     def _simulate(
         self, posterior: AmortizedPosterior, region: Region, seed: np.random.SeedSequence
@@ -223,6 +220,7 @@ class _Refinement:
                 summary=network.summary_options,
                 density=network.density_options,
                 standardizer=None if self.inputs.sketch is None else self.inputs.sketch.start.standardizer,
+                places=network.places,
             )
         local.eval()
         given = self.inputs(of_simulations(held_out))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pymc_amortized.networks.network import Context, PosteriorNetwork
+from pymc_amortized.approximators.approximation import Approximation
 
 OUTSIDE = 1e-4
 """Posterior mass that may lie outside the region, as in the paper."""
@@ -50,37 +50,29 @@ class Region:
 
     Attributes
     ----------
-    network : PosteriorNetwork
-    context : Tensor (1, features)
-        The network's summary of the data set.
+    approximation : Approximation
+        That posterior.
     threshold : float
         Smallest log density inside.
     """
 
-    network: PosteriorNetwork
-    context: Context
+    approximation: Approximation
     threshold: float
 
     @classmethod
-    def around(
-        cls, network: PosteriorNetwork, context: Context, corrected: np.ndarray | None, generator: torch.Generator
-    ) -> Region:
+    def around(cls, approximation: Approximation, corrected: np.ndarray | None, generator: torch.Generator) -> Region:
         """Find the region; `corrected` draws (n, dim) lie inside."""
-        with torch.inference_mode():
-            _, log_q = network.sample_given(THRESHOLD_DRAWS, context, generator)
-        threshold = float(np.quantile(log_q.numpy(), OUTSIDE))
-        region = cls(network, context, threshold)
+        _, log_q = approximation.sample(THRESHOLD_DRAWS, generator)
+        threshold = float(np.quantile(log_q, OUTSIDE))
+        region = cls(approximation, threshold)
         if corrected is not None and len(corrected):
             threshold = min(threshold, float(region.log_q(corrected).min()))
-        return cls(network, context, threshold)
+        return cls(approximation, threshold)
 
     def log_q(self, theta: np.ndarray) -> np.ndarray:
         """Log density of the network (n,) at theta (n, dim)."""
-        with torch.inference_mode():
-            parts = [
-                self.network.log_prob_given(theta[start : start + BLOCK, None], self.context)[:, 0].numpy()
-                for start in range(0, len(theta), BLOCK)
-            ]
+        starts = range(0, len(theta), BLOCK)
+        parts = [self.approximation.log_prob(theta[start : start + BLOCK, None])[:, 0] for start in starts]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def holds(self, theta: np.ndarray) -> np.ndarray:
@@ -98,8 +90,7 @@ class Region:
             log_density[inside] = np.nan_to_num(log_prior(theta[inside]), nan=-np.inf)
             return log_density
 
-        with torch.inference_mode():
-            theta, log_q = (t.numpy()[:, 0] for t in self.network.sample_given(8 * CHAINS, self.context, generator))
+        theta, log_q = (part[:, 0] for part in self.approximation.sample(8 * CHAINS, generator))
         log_weights = target(theta) - log_q
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if np.isfinite(log_weights).sum() < 2 * theta.shape[1] + 2:

@@ -49,12 +49,15 @@ class Source:
         The model's: (theta (draws, dim), index of a data set) -> (draws,).
     device : torch.device
         Of the network.
+    defended : bool
+        Whether a good part of the draws comes from distributions with heavy tails.
     """
 
     propose: Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
     log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray]
     log_density: Callable[[np.ndarray, int], np.ndarray] | None
     device: torch.device
+    defended: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,7 @@ def draw(
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = np.arange(start, min(start + block, n_datasets))
         torch_seed, resampling_seed = child.spawn(2)
-        rounds = Rounds(source, {int(i): Proposals(chains) for i in indices}, first, torch_seed)
+        rounds = Rounds(source, {int(i): Proposals(chains, source.defended) for i in indices}, first, torch_seed)
         if source.log_density is None or mode in ("raw", "start"):
             rounds.network(1)
         else:

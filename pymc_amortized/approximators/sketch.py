@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from pymc_amortized.training import torch_threads
 
 STAGES, POINTS = 12, 32
 """Evaluations: most data sets are done after one to three stages; the narrowest posteriors take ten."""
+MOST_PROBES = 128
+"""Evaluations for one draw, above which parameters are not drawn exactly."""
 MOST_PARAMETERS, MOST_SAMPLED = 24, 12
 """Moments of more are too many statistics; and of more that are not integrated out, so few points find none."""
 BLOCK, MOST_AT_ONCE = 1024, 2**20
@@ -66,21 +69,34 @@ class Sketch:
     density : EachLogDensity
     quadratic : Quadratic
         Which parameters are integrated out.
+    number_drawn : int
+        How many of these, the first ones, are drawn exactly, given the others: no network learns them.
     """
 
     inputs: Inputs
     start: PosteriorNetwork
     density: EachLogDensity
     quadratic: Quadratic
+    number_drawn: int
+
+    @cached_property
+    def drawn(self) -> Quadratic:
+        """Which parameters are drawn exactly, given the others."""
+        return self.quadratic.first(self.number_drawn)
 
     @property
-    def widths(self) -> tuple[int, int]:
-        """How many statistics there are for each data set, and how many numbers its frame has."""
-        dim = self.start.dim
-        return 3 * dim + dim * (dim - 1) // 2 + 3, dim + dim**2
+    def learned(self) -> list[int] | None:
+        """Places of the parameters that a network learns, if not all."""
+        return self.drawn.sampled.tolist() if self.number_drawn else None
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Numbers for each data set: statistics, a frame, and where the parameters lie that are drawn exactly."""
+        dim = self.start.dim - self.number_drawn
+        return 3 * dim + dim * (dim - 1) // 2 + 3, dim + dim**2, 2 * self.number_drawn
 
     def __call__(self, datasets: DataSets) -> np.ndarray:
-        """Return statistics and frames (n, width)."""
+        """Return all of these (n, width)."""
         return np.concatenate([np.empty((0, sum(self.widths))), *map(self._of, self._blocks(datasets))])
 
     def log_evidence(self, datasets: DataSets) -> np.ndarray:
@@ -104,10 +120,21 @@ class Sketch:
     def _of(self, datasets: DataSets) -> np.ndarray:
         found, mean, covariance = self._found(datasets)
         done = found.ess >= ENOUGH  # elsewhere moments may be far off: the regression is not
-        frame = _frame(
-            np.where(done[:, None], found.mean, mean), np.where(done[:, None, None], found.covariance, covariance)
+        mean = np.where(done[:, None], found.mean, mean)
+        covariance = np.where(done[:, None, None], found.covariance, covariance)
+        learned, drawn = self.drawn.sampled, self.drawn.places
+        among = learned[:, None], learned
+        statistics = _numbers(
+            replace(
+                found,
+                mean=found.mean[:, learned],
+                covariance=found.covariance[:, *among],
+                third=found.third[:, learned],
+            )
         )
-        return np.concatenate([_numbers(found), frame], axis=1)
+        scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))[:, drawn]
+        whereabouts = [mean[:, drawn], np.maximum(scale, NARROWEST)]
+        return np.concatenate([statistics, _frame(mean[:, learned], covariance[:, *among]), *whereabouts], axis=1)
 
     def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray]:
         """What the density tells, and mean (n, dim) and covariance (n, dim, dim) by the regression."""
@@ -205,28 +232,37 @@ def make_sketch(
         density.band = find_band(density, datasets, pilot.unconstrained)
         if density.band is None:
             return "missing values interact over long distances"
+    standardizer = ParameterStandardizer.fit(pilot.unconstrained)
+    quadratic = _quadratic(density, datasets, pilot.unconstrained, standardizer)
+    if (sampled := len(quadratic.sampled)) > MOST_SAMPLED:
+        return f"{sampled} parameters that cannot be integrated out are more than {MOST_SAMPLED}"
     start = PosteriorNetwork.build(
         inputs.layout,
         pilot.unconstrained,
         **inputs(datasets),
         summary=Auto(width=1, depth=0, features=2 * spec.dim + PROJECTIONS),
         density=Spline(layers=0),
+        standardizer=standardizer.linear(quadratic.places),
     )
     if not start.is_regression:
         return "there are too many statistics"
-    quadratic = _quadratic(density, datasets, pilot.unconstrained, start.standardizer)
-    if (sampled := len(quadratic.sampled)) > MOST_SAMPLED:
-        return f"{sampled} parameters that cannot be integrated out are more than {MOST_SAMPLED}"
-    return Sketch(inputs, start.eval(), density, quadratic)
+    return Sketch(inputs, start.eval(), density, quadratic, _number_drawn(quadratic))
 
 
 def _quadratic(
     density: EachLogDensity, datasets: DataSets, theta: np.ndarray, standardizer: ParameterStandardizer
 ) -> Quadratic:
+    """Find it in units in which no tails are bent."""
     some = np.linspace(0, len(datasets) - 1, TRIED).astype(int)
-    log_density = standardized(density.of(datasets.take(some)), standardizer)
-    z, _ = standardizer.exact(torch.as_tensor(theta[some]))
-    return find_quadratic(log_density, z.numpy())
+    linear = standardizer.linear(range(standardizer.dim))
+    z, _ = linear.exact(torch.as_tensor(theta[some]))
+    return find_quadratic(standardized(density.of(datasets.take(some)), linear), z.numpy())
+
+
+def _number_drawn(quadratic: Quadratic) -> int:
+    """How many parameters to draw exactly: all that can be, but for one that a network learns, or none."""
+    number = min(len(quadratic.places), quadratic.dim - 1)
+    return number if len(quadratic.first(number).probes) <= MOST_PROBES else 0
 
 
 def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simulations) -> float:

@@ -1,4 +1,4 @@
-r"""The posterior network: q(theta | data) over unconstrained parameters.
+r"""The posterior network: q(theta | data) over unconstrained parameters, or some of them.
 
 Data are encoded and summarized, parameters standardized, and
 
@@ -15,7 +15,7 @@ simulations that the statistics come from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,11 @@ class PosteriorNetwork(nn.Module):
     """Standardizer, encoder, summary network and density.
 
     Use :meth:`build` or :meth:`from_description`.
+
+    Attributes
+    ----------
+    places : list of int or None
+        The parameters that it is a density of, where these are not all; others are not looked at.
     """
 
     def __init__(
@@ -85,8 +90,10 @@ class PosteriorNetwork(nn.Module):
         features: int,
         summary_options: Options | None,
         density_options: Spline | None,
+        places: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.places = None if places is None else [int(place) for place in places]
         self.standardizer, self.encoder, self.summary, self.density = (
             standardizer,
             encoder,
@@ -110,6 +117,7 @@ class PosteriorNetwork(nn.Module):
         density: DensityChoice = "spline",
         levels: tuple[int, ...] | None = None,
         standardizer: ParameterStandardizer | None = None,
+        places: Sequence[int] | None = None,
     ) -> PosteriorNetwork:
         """Choose and start the networks.
 
@@ -139,8 +147,13 @@ class PosteriorNetwork(nn.Module):
             Level of each parameter in the model's hierarchy, for the built-in density; by default all are of one.
         standardizer : ParameterStandardizer, optional
             The one that frames are in units of; by default it is learned.
+        places : sequence of int, optional
+            The parameters to be learned; by default all.
         """
         standardizer = ParameterStandardizer.fit(theta) if standardizer is None else copy.deepcopy(standardizer)
+        if places is not None:
+            standardizer, theta = standardizer.of(places), theta[:, places]
+            levels = None if levels is None else _ranks([levels[place] for place in places])
         encoder = DataEncoder.fit(layout, data, sizes)
         options = summary_options(summary, encoder.layout, standardizer.dim)
         z, encoded = _prepare(standardizer, encoder, theta, data, sizes, None)
@@ -160,6 +173,7 @@ class PosteriorNetwork(nn.Module):
             features=features,
             summary_options=options,
             density_options=spline,
+            places=places,
         )
         if spline is None:
             dry_run_density(network.density.float(), z.float(), features)
@@ -187,7 +201,7 @@ class PosteriorNetwork(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Number of unconstrained parameters."""
+        """Number of unconstrained parameters that it is a density of."""
         return self.standardizer.dim
 
     @property
@@ -210,6 +224,7 @@ class PosteriorNetwork(nn.Module):
 
         Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,).
         """
+        theta = theta if self.places is None else theta[:, self.places]
         return _prepare(self.standardizer, self.encoder, theta, data, sizes, device or self.device)
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -260,17 +275,31 @@ class PosteriorNetwork(nn.Module):
         *,
         sizes: Sizes | None = None,
     ) -> Tensor:
-        """Log density (..., batch) of theta (..., batch, dim), float64 on the CPU."""
+        """Log density (..., batch) of all parameters theta (..., batch, parameters), float64 on the CPU."""
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Context) -> Tensor:
         """The same, given :meth:`context`."""
-        z, log_det = self.standardizer.exact(_tensor(theta))
-        if context.frame is not None:
-            z, frame_log_det = _whitened(z, context.frame)
-            log_det = log_det + frame_log_det
+        z, log_det = self.standardized(theta, context)
         z = z.float().to(context.features.device)
         return self.density.log_prob(z, context.features).cpu().double() + log_det  # type: ignore[operator]
+
+    def standardized(self, theta: np.ndarray | Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What the density is one of, (..., batch, dim), where theta are all parameters; with the log determinant."""
+        theta = _tensor(theta)
+        z, log_det = self.standardizer.exact(theta if self.places is None else theta[..., self.places])
+        if context.frame is None:
+            return z, log_det
+        z, frame_log_det = _whitened(z, context.frame)
+        return z, log_det + frame_log_det
+
+    def unstandardized(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Undo :meth:`standardized`, of z (draws, batch, dim): what it is a density of, and the same determinant."""
+        frame_log_det: Any = 0.0
+        if context.frame is not None:
+            z, frame_log_det = _colored(z.cpu().double(), context.frame)
+        theta, log_det = self.standardizer.inverse(z)
+        return theta, frame_log_det + log_det
 
     def sample(
         self,
@@ -296,7 +325,7 @@ class PosteriorNetwork(nn.Module):
         Returns
         -------
         theta : Tensor
-            (draws, batch, dim), float64 on the CPU.
+            (draws, batch, dim), float64 on the CPU: of the parameters that it is a density of.
         log_q : Tensor
             (draws, batch), float64 on the CPU: the log density of each draw.
         """
@@ -307,12 +336,8 @@ class PosteriorNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same, given :meth:`context`."""
         z, log_prob = self.density.sample(draws, context.features, generator)  # type: ignore[operator]
-        log_prob = log_prob.cpu().double()
-        if context.frame is not None:
-            z, frame_log_det = _colored(z.cpu().double(), context.frame)
-            log_prob = log_prob + frame_log_det
-        theta, log_det = self.standardizer.inverse(z)
-        return theta, log_prob + log_det
+        theta, log_det = self.unstandardized(z, context)
+        return theta, log_prob.cpu().double() + log_det
 
     def sample_within(
         self,
@@ -350,6 +375,7 @@ class PosteriorNetwork(nn.Module):
             "summary": describe(self.summary_options, SUMMARIES),
             "density": describe(self.density_options, DENSITIES),
             "levels": self.density.level_of if isinstance(self.density, CouplingSpline) else None,
+            "places": self.places,
         }
 
     @classmethod
@@ -384,7 +410,23 @@ class PosteriorNetwork(nn.Module):
             features=features,
             summary_options=options if isinstance(options, Options) else None,
             density_options=spline if isinstance(spline, Spline) else None,
+            places=_places(description["places"], dim),
         ).float()
+
+
+def _ranks(levels: Sequence[int]) -> tuple[int, ...]:
+    """Levels counted anew, where some are no longer there."""
+    there = sorted(set(levels))
+    return tuple(there.index(level) for level in levels)
+
+
+def _places(given: Any, dim: int) -> list[int] | None:
+    """Read the places of a description, which may be anything."""
+    if given is None:
+        return None
+    if len(given) != dim or not all(isinstance(place, int) and place >= 0 for place in given) or len(set(given)) < dim:
+        raise ValueError(f"places are {given!r}; expected {dim} different ones")
+    return list(given)
 
 
 def _levels(given: Any, dim: int) -> tuple[int, ...] | None:

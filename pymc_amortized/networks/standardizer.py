@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ class ParameterStandardizer(HostModule):
 
     @classmethod
     def fit(cls, theta: np.ndarray) -> ParameterStandardizer:
-        """Learn locations and scales from simulated parameters (n, dim)."""
+        """Learn locations, scales and which tails are heavy from simulated parameters (n, dim)."""
         theta = np.asarray(theta, dtype=np.float64)
         if theta.ndim != 2 or 0 in theta.shape:
             raise ValueError(f"theta has shape {theta.shape}, expected (simulations, parameters), neither 0")
@@ -77,6 +79,19 @@ class ParameterStandardizer(HostModule):
         standardizer.low.copy_(torch.as_tensor(low - MARGIN * (high - low)))
         standardizer.high.copy_(torch.as_tensor(high + MARGIN * (high - low)))
         return standardizer
+
+    def of(self, places: Sequence[int] | np.ndarray) -> ParameterStandardizer:
+        """Return that of some of the parameters."""
+        part = ParameterStandardizer(len(places))
+        for name, values in self.named_buffers():
+            getattr(part, name).copy_(values[torch.as_tensor(places)])
+        return part
+
+    def linear(self, places: Sequence[int] | np.ndarray) -> ParameterStandardizer:
+        """Return one that is linear in some of the parameters, heavy though their tails may be."""
+        other = copy.deepcopy(self)
+        other.heavy[torch.as_tensor(places)] = False
+        return other
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,193 @@
+r"""What draws are proposed from: the network's density, times the exact one of what it does not learn.
+
+Parameters :math:`\beta` in which the model's log density is quadratic, given the others :math:`\phi`, have a normal
+distribution that a few values of the density tell (:mod:`pymc_amortized.quadratic`). The network learns the others
+alone:
+
+.. math:: q(\phi, \beta \mid y) = q(\phi \mid y) \, N(\beta; m(\phi, y), V(\phi, y)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pymc_amortized.approximators.inputs import Inputs
+from pymc_amortized.approximators.sketch import MOST_AT_ONCE, Sketch
+from pymc_amortized.graph.datasets import DataSets
+from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.training import torch_threads
+
+__all__ = ["Approximation"]
+
+EACH = 4
+"""One of so many draws comes from the defending distribution: at most that share is lost where it is of no use."""
+DEGREES_OF_FREEDOM = 5
+"""Of it: heavier tails than most posteriors have."""
+
+
+class Approximation:
+    """The approximate posterior of some data sets.
+
+    Parameters
+    ----------
+    network : PosteriorNetwork
+    inputs : Inputs
+        What the network is given.
+    datasets : DataSets
+    defended : bool
+        Whether some of the draws come from Student t distributions around what a sketch found, if there is one: weights
+        are then bounded wherever either of both has mass (a defensive mixture: Hesterberg 1995, Technometrics 37(2)).
+    """
+
+    def __init__(
+        self, network: PosteriorNetwork, inputs: Inputs, datasets: DataSets, *, defended: bool = False
+    ) -> None:
+        datasets, sketch = inputs.sketched(datasets), inputs.sketch
+        self._network, self._given = network, inputs(datasets)
+        self._wide = _Wide(network, self._given) if defended and sketch is not None else None
+        self._rest = _Rest(sketch, datasets) if sketch is not None and sketch.number_drawn else None
+
+    def sample(self, draws: int, generator: torch.Generator, *, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Draw theta (draws, data sets, dim), with log densities (draws, data sets).
+
+        Parameters
+        ----------
+        draws : int
+        generator : torch.Generator
+            On the network's device.
+        within : bool
+            Whether what the network draws lies in the range of what was simulated.
+        """
+        # one thread: many small operations, at which threads would only wait for each other
+        with torch.inference_mode(), torch_threads(1):
+            theta, log_q = self._learned(draws, generator, within)
+            if self._rest is None:
+                return theta.numpy(), log_q.numpy()
+            noise = _normal((*theta.shape[:2], self._rest.dim), generator)
+        every, log_rest = self._rest.add(theta.numpy(), noise.numpy())
+        return every, log_q.numpy() + log_rest
+
+    def _learned(self, draws: int, generator: torch.Generator, within: bool) -> tuple[Tensor, Tensor]:
+        """Draw what the network learns."""
+        sample = self._network.sample_within if within else self._network.sample
+        if self._wide is None:
+            return sample(draws, generator=generator, **self._given)
+        start = int(torch.randint(EACH, (), generator=generator, device=generator.device))
+        wide = (torch.arange(draws) + start) % EACH == 0  # of each chain, whose draws are neighbors, the same share
+        own, log_own = sample(int((~wide).sum()), generator=generator, **self._given)
+        far, log_far = self._wide.sample(int(wide.sum()), generator)
+        theta, log_q = (own.new_empty(draws, *shape) for shape in (own.shape[1:], log_own.shape[1:]))
+        theta[~wide], theta[wide] = own, far
+        log_q[~wide], log_q[wide] = log_own, self._network.log_prob(self._all(far), **self._given)
+        return theta, self._mixed(log_q, self._wide.log_prob(self._all(theta)))
+
+    def _all(self, learned: Tensor) -> Tensor:
+        """Put parameters that are learned where they stand among all; others are not looked at."""
+        if self._rest is None:
+            return learned
+        theta = learned.new_zeros(*learned.shape[:-1], learned.shape[-1] + self._rest.dim)
+        theta[..., self._network.places] = learned
+        return theta
+
+    def log_prob(self, theta: np.ndarray) -> np.ndarray:
+        """Log density (draws, data sets) of theta (draws, data sets, dim)."""
+        with torch.inference_mode(), torch_threads(1):
+            log_q = self._network.log_prob(theta, **self._given)
+            if self._wide is not None:
+                log_q = self._mixed(log_q, self._wide.log_prob(theta))
+        return log_q.numpy() if self._rest is None else log_q.numpy() + self._rest.log_prob(theta)
+
+    @staticmethod
+    def _mixed(log_q: Tensor, log_wide: Tensor) -> Tensor:
+        log_q = log_q.nan_to_num(-torch.inf, posinf=torch.inf)  # a network that cannot say has nothing there
+        return torch.logaddexp(log_q + math.log(1 - 1 / EACH), log_wide - math.log(EACH))
+
+
+class _Wide:
+    """Student t distributions with the location and the scale of frames."""
+
+    def __init__(self, network: PosteriorNetwork, given: Mapping[str, Any]) -> None:
+        with torch.inference_mode():
+            self._network, self._context = network, network.context(**given)
+
+    def sample(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw what the network learns (draws, data sets, dim), with log densities (draws, data sets)."""
+        shape = (draws, len(self._context.features))
+        noise = _normal((*shape, self._network.dim), generator)
+        chi2 = _normal((*shape, DEGREES_OF_FREEDOM), generator).square().sum(-1, keepdim=True)
+        z = noise * (DEGREES_OF_FREEDOM / chi2).sqrt()
+        theta, log_det = self._network.unstandardized(z, self._context)
+        return theta, self._of(z) + log_det
+
+    def log_prob(self, theta: np.ndarray | Tensor) -> Tensor:
+        """Log density (draws, data sets) of what the network learns among theta (draws, data sets, parameters)."""
+        z, log_det = self._network.standardized(theta, self._context)
+        return self._of(z) + log_det
+
+    def _of(self, z: Tensor) -> Tensor:
+        """Log density of the standard one."""
+        dim, freedom = z.shape[-1], DEGREES_OF_FREEDOM
+        constant = math.lgamma((freedom + dim) / 2) - math.lgamma(freedom / 2) - dim / 2 * math.log(freedom * math.pi)
+        return constant - (freedom + dim) / 2 * torch.log1p(z.square().sum(-1) / freedom)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal noise, float64 on the CPU."""
+    return torch.empty(shape, dtype=torch.float64, device=generator.device).normal_(generator=generator).cpu()
+
+
+class _Rest:
+    """Parameters that are drawn exactly, given the others, for some data sets."""
+
+    def __init__(self, sketch: Sketch, datasets: DataSets) -> None:
+        quadratic, own = sketch.drawn, sketch.start.standardizer.of(sketch.drawn.places)
+        assert datasets.sketch is not None
+        center, scale = np.split(datasets.sketch[:, sum(sketch.widths[:2]) :], 2, axis=1)
+        center, scale = own.inverse(torch.from_numpy(center))[0].numpy(), scale * own.scale.numpy()
+        self.dim, self._quadratic = len(quadratic.places), quadratic
+        self._conditional = quadratic.conditional(sketch.density.of(datasets), center, scale)
+
+    def add(self, given: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From the others (draws, data sets, dim - q) and normal noise (draws, data sets, q), all and log densities."""
+        theta = np.empty((*given.shape[:2], self._quadratic.dim))
+        theta[..., self._quadratic.sampled] = given
+        log_density = np.empty(given.shape[:2])
+        for some, mean, root in self._moments(given):
+            theta[some][..., self._quadratic.places] = mean + (root @ noise[some][..., None])[..., 0]
+            log_density[some] = _log_normal(noise[some], root)
+        return theta, log_density
+
+    def log_prob(self, theta: np.ndarray) -> np.ndarray:
+        """Log densities (draws, data sets) of them in theta (draws, data sets, dim), given the others."""
+        log_density = np.empty(theta.shape[:2])
+        for some, mean, root in self._moments(theta[..., self._quadratic.sampled]):
+            away = theta[some][..., self._quadratic.places] - mean
+            log_density[some] = _log_normal(np.linalg.solve(root, away[..., None])[..., 0], root)
+        return log_density
+
+    def _moments(self, given: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
+        """Means (draws, data sets, q) given the others, and roots of covariances; for some draws and data sets."""
+        draws, number = given.shape[:2]
+        most = max(MOST_AT_ONCE // len(self._quadratic.probes), 1)
+        for sets in _slices(number, max(most // max(draws, 1), 1)):
+            for some in _slices(draws, most):
+                index = np.arange(sets.start, sets.stop)
+                _, mean, root = self._conditional(given[some, sets].swapaxes(0, 1), index)
+                yield (some, sets), mean.swapaxes(0, 1), root.swapaxes(0, 1)
+
+
+def _log_normal(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance."""
+    log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+    return -0.5 * np.square(noise).sum(axis=-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
