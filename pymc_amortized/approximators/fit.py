@@ -60,6 +60,7 @@ from pymc_amortized.training import (
     torch_threads,
     train,
 )
+from pymc_amortized.training.options import DEFAULT_SECONDS, SKETCHED_SECONDS
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -438,7 +439,12 @@ class PosteriorFit:
         network.to(self.device)
         batch = statistics.take(slice(self.options.batch_size))
         plan = plan_posterior(
-            network, lambda: self._prepared(network, batch), self.simulating, self.cores, self.options
+            network,
+            lambda: self._prepared(network, batch),
+            self.simulating,
+            self.cores,
+            self.options,
+            DEFAULT_SECONDS if self.inputs.sketch is None else SKETCHED_SECONDS,
         )
         self.workers, self.options, self.condensing = plan.workers, plan.options, plan.condensing
 

@@ -14,7 +14,7 @@ from pymc_amortized.approximators.pace import Making, Pace, others, pace_of, wit
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.training import Batch, Condensing, Reduce, Training, fastest_step, torch_threads
-from pymc_amortized.training.options import MOST_PASSES, WHOLE
+from pymc_amortized.training.options import DEFAULT_SECONDS, MOST_PASSES, WHOLE
 
 WORTH = 0.7
 """Of a step of all of the network, what one of its last layers takes at most where these go on alone."""
@@ -44,7 +44,12 @@ class Plan:
 
 
 def plan_posterior(
-    network: PosteriorNetwork, prepare: Callable[[], Batch], simulating: float, cores: int, options: Training
+    network: PosteriorNetwork,
+    prepare: Callable[[], Batch],
+    simulating: float,
+    cores: int,
+    options: Training,
+    seconds: float = DEFAULT_SECONDS,
 ) -> Plan:
     """Decide by what a step takes, and what its simulations take.
 
@@ -59,6 +64,8 @@ def plan_posterior(
     cores : int
         Processes that may simulate.
     options : Training
+    seconds : float
+        That training takes, where the user has not chosen.
     """
     making, (z, encoded) = _made(prepare, simulating)
     pace = pace_of(lambda threads: fastest_step(network, z, encoded, threads), making, cores, options)
@@ -72,15 +79,15 @@ def plan_posterior(
     passes = _passes(made + (1 - whole) * reducing, step, options)
     first = with_step(pace.step, made / passes, pace.ahead)
     later = with_step(later, (made + reducing) / passes, pace.ahead)
-    seconds = whole * first + (1 - whole) * later
-    options = replace(options.planned(seconds), threads=pace.threads, passes=passes, whole=whole)
+    each = whole * first + (1 - whole) * later
+    options = replace(options.planned(each, seconds), threads=pace.threads, passes=passes, whole=whole)
     if whole == 1:
         return Plan(options, workers, None)
 
     def freeze() -> Reduce:
         return copy.deepcopy(network).eval().condensed
 
-    return Plan(options, workers, Condensing(freeze, whole, whole * first / seconds))
+    return Plan(options, workers, Condensing(freeze, whole, whole * first / each))
 
 
 def _last_layers(

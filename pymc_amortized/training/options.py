@@ -11,6 +11,8 @@ from typing import Any
 # three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
+# Where the network is told by the density roughly where each posterior lies, there is less to learn.
+SKETCHED_SECONDS = 60.0
 SLACK = 1.5
 # Share of the steps in which everything is trained, where a built-in summary network's last layers alone follow. In
 # these first steps the others learn most; the last layers are what needs many (an autoregression, 180 s: 1,000 steps of
@@ -34,9 +36,9 @@ class Training:
     Parameters
     ----------
     num_steps : int or None
-        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three
-        minutes, four and a half at most if other work slows them down; what that came to stands in the posterior's
-        ``provenance.training``.
+        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three minutes (one where
+        posteriors are sketched), half as long again at most if other work slows them down; what that came to stands in
+        the posterior's ``provenance.training``.
     batch_size : int
         Simulations in a batch.
     learning_rate : float
@@ -116,21 +118,23 @@ class Training:
         """Steps of the schedule, where nothing has been planned by the clock."""
         return MOST_STEPS if self.num_steps is None else self.num_steps
 
-    def planned(self, seconds_per_step: float) -> "Training":
+    def planned(self, seconds_per_step: float, seconds: float = DEFAULT_SECONDS) -> "Training":
         """Choose the number of steps by what a step takes; what the user chose stays.
 
         Parameters
         ----------
         seconds_per_step : float
             Simulating included.
+        seconds : float
+            Of all steps, where the user has not chosen.
         """
         if self.num_steps is not None:
             return self
-        affordable = int((self.max_time or DEFAULT_SECONDS) / seconds_per_step)
+        affordable = int((self.max_time or seconds) / seconds_per_step)
         most = MOST_STEPS if self.max_time is None else affordable
         steps = max(min(affordable, most), FEWEST_STEPS)
         # where other work slows steps down later, three minutes do not become ten
-        bound = self.max_time or SLACK * max(DEFAULT_SECONDS, steps * seconds_per_step)
+        bound = self.max_time or SLACK * max(seconds, steps * seconds_per_step)
         # an evaluation takes as long as some three steps: no more than a tenth of the time goes there
         return replace(
             self, num_steps=steps, max_time=bound, evaluations=min(self.evaluations, max(affordable // 30, 4))
