@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m)."""
+"""Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m); maybe with a method ``gradients``,
+which returns gradients (k, m, dim) too."""
 
 STEPS = np.array([-1.5, -0.5, 0.5, 1.5])
 DIRECTIONS = 8
@@ -24,6 +26,10 @@ NEGLIGIBLE, ROUNDING = 1e-6, 1e-11
 """Of how much the log density changes, and of its size, what a third difference may be."""
 APART, DIGITS = 1e-3, 1e-11
 """Absolutely, and of its size, how far a log density may be from the quadratic function."""
+GRADIENT = 2.5
+"""Evaluations that one with its gradient takes about as long as."""
+MOST_HUBS = 4
+"""Parameters with a color of their own, at most: means of groups, of groups of groups ..."""
 LOG_2PI = math.log(2 * math.pi)
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -40,15 +46,18 @@ class Quadratic:
         Of these, counted among them, which ones interact.
     dim : int
         Number of all parameters.
+    by_gradients : bool
+        Whether gradients of the log density are there to tell second derivatives, and take less than its values.
     """
 
     places: np.ndarray
     pairs: np.ndarray
     dim: int
+    by_gradients: bool = False
 
     def description(self) -> dict[str, Any]:
         """All of it as JSON, but the number of parameters."""
-        return {"places": self.places.tolist(), "pairs": self.pairs.tolist()}
+        return {"places": self.places.tolist(), "pairs": self.pairs.tolist(), "by_gradients": self.by_gradients}
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], dim: int) -> Quadratic:
@@ -59,27 +68,57 @@ class Quadratic:
             raise ValueError(f"integrated parameters at {places.tolist()} of {dim}")
         if not ((pairs >= 0) & (pairs < len(places))).all():
             raise ValueError(f"pairs {pairs.tolist()} of {len(places)} integrated parameters")
-        return cls(places, pairs, dim)
+        return cls(places, pairs, dim, bool(described["by_gradients"]))
+
+    def with_gradients(self) -> Quadratic:
+        """The same by gradients, if that takes less."""
+        other = replace(self, by_gradients=True)
+        return other if other.evaluations < self.evaluations else self
 
     def first(self, number: int) -> Quadratic:
         """The same with only the first so many parameters integrated out."""
-        return Quadratic(self.places[:number], self.pairs[(self.pairs < number).all(axis=1)], self.dim)
+        pairs = self.pairs[(self.pairs < number).all(axis=1)]
+        return Quadratic(self.places[:number], pairs, self.dim, self.by_gradients)
 
     @property
     def sampled(self) -> np.ndarray:
         """Places (dim - q,) of the others."""
         return np.setdiff1d(np.arange(self.dim), self.places)
 
-    @property
-    def probes(self) -> np.ndarray:
-        """Points (probes, q) at which the quadratic function is evaluated, in units of a scale; the last one checks."""
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """Points (steps, q) at which the quadratic function is evaluated, in units of a scale; the last one checks."""
         eye = np.eye(len(self.places))
         first, second = self.pairs.T
         uneven = (-1.0) ** np.arange(len(eye)) * (0.5 + np.arange(1, len(eye) + 1) * GOLDEN % 0.5)
         zero = np.zeros((1, len(eye)))
         if len(eye) == 0:
             return zero
-        return np.concatenate([zero, eye, -eye, eye[first] + eye[second], uneven[None]])
+        some = [self.turns] if self.by_gradients else [eye, -eye, eye[first] + eye[second]]
+        return np.concatenate([zero, *some, uneven[None]])
+
+    @cached_property
+    def turns(self) -> np.ndarray:
+        """Which parameters (turns, q) are moved at once, so that gradients tell the second derivatives of each."""
+        of = star_coloring(self.pairs, len(self.places))
+        return (of == np.arange(max(of, default=-1) + 1)[:, None]).astype(float)
+
+    @cached_property
+    def _entries(self) -> np.ndarray:
+        """For each second derivative, its two parameters, and in which turn the slope of which one tells it: (4, n)."""
+        q, color = len(self.places), self.turns.argmax(axis=0)
+        near = np.eye(q)
+        near[tuple(self.pairs.T)] = near[tuple(self.pairs.T[::-1])] = 1.0
+        entries = []
+        for i, j in [*((i, i) for i in range(q)), *self.pairs.tolist()]:
+            row, column = (i, j) if near[i] @ self.turns[color[j]] == 1 else (j, i)
+            entries.append((i, j, color[column], row))
+        return np.array(entries).T
+
+    @property
+    def evaluations(self) -> float:
+        """What one integral takes, in evaluations of the log density."""
+        return GRADIENT * (len(self.turns) + 1) + 1 if self.by_gradients else len(self.steps)
 
     def integrated(
         self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
@@ -115,48 +154,121 @@ class Quadratic:
 
         Where the integral is -inf or NaN, mean and root are the center and the scale that were given.
         """
-        probes, sampled = self.probes, self.sampled
+        steps, sampled, read = self.steps, self.sampled, self._by_gradients if self.by_gradients else self._by_values
 
         def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             k, m, _ = points.shape
-            every = np.empty((k, m, len(probes), self.dim))
-            every[..., sampled] = points[:, :, None]
-            every[..., self.places] = (center[index][:, None] + probes * scale[index][:, None])[:, None]
-            values = log_density(every.reshape(k, m * len(probes), self.dim), index).reshape(k, m, len(probes))
-            values = np.where(np.isnan(values), -np.inf, values)
-            if len(probes) == 1:
-                return values[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
-            log_p, mean, root = self._normal(values)
             width = scale[index][:, None]
+            every = np.empty((k, m, len(steps), self.dim))
+            every[..., sampled] = points[:, :, None]
+            every[..., self.places] = (center[index][:, None] + steps * width)[:, None]
+            if len(steps) == 1:
+                (values,) = _evaluated(log_density, every, index)
+                return np.where(np.isnan(values), -np.inf, values)[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
+            log_p, mean, root = self._normal(*read(log_density, every, index, width))
             log_p += np.log(width).sum(axis=-1)
             return log_p, center[index][:, None] + width * mean, width[..., None] * root
 
         return of
 
-    def _normal(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log integral, mean and root of the covariance of quadratic functions, from their values (k, m, probes)."""
+    def _by_values(
+        self, log_density: LogDensities, every: np.ndarray, index: np.ndarray, width: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values (k, m, steps) at points (k, m, steps, dim); slope (k, m, q) and precision (k, m, q, q) there."""
         q, (first, second) = len(self.places), self.pairs.T
-        finite = np.isfinite(values)
-        known = np.where(finite.all(axis=-1, keepdims=True), values, 0.0)
-        at_zero, up, down, both, check = np.split(known, np.cumsum([1, q, q, len(self.pairs)]), axis=-1)
-        slope = (up - down) / 2
+        (values,) = _evaluated(log_density, every, index)
+        known = np.where(np.isfinite(values).all(axis=-1, keepdims=True), values, 0.0)
+        at_zero, up, down, both, _ = np.split(known, np.cumsum([1, q, q, len(self.pairs)]), axis=-1)
         precision = np.zeros((*values.shape[:2], q, q))
         precision[..., np.arange(q), np.arange(q)] = 2 * at_zero - up - down
         mixed = up[..., first] + up[..., second] - at_zero - both
         precision[..., first, second] = precision[..., second, first] = mixed
-        away = self.probes[-1]
-        expected = at_zero[..., 0] + slope @ away - 0.5 * (precision @ away) @ away
+        return values, (up - down) / 2, precision
+
+    def _by_gradients(
+        self, log_density: LogDensities, every: np.ndarray, index: np.ndarray, width: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same by gradients at all points but the last."""
+        q = len(self.places)
+        values, gradients = _evaluated(log_density.gradients, every[:, :, :-1], index)  # type: ignore[attr-defined]
+        (check,) = _evaluated(log_density, every[:, :, -1:], index)
+        slopes = gradients[..., self.places] * width[..., None, :]
+        with np.errstate(invalid="ignore"):  # NaN where there are no gradients
+            moved = slopes[:, :, :1] - slopes[:, :, 1:]  # (k, m, turns, q)
+        precision = np.zeros((*values.shape[:2], q, q))
+        first, second, turn, row = self._entries
+        precision[..., first, second] = precision[..., second, first] = moved[:, :, turn, row]
+        return np.concatenate([values, check], axis=-1), slopes[:, :, 0], precision
+
+    def _normal(
+        self, values: np.ndarray, slope: np.ndarray, precision: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log integral, mean and root of the covariance of quadratic functions, from what is known at their steps."""
+        finite = np.isfinite(values)
+        known = np.where(finite.all(axis=-1, keepdims=True), values, 0.0)
+        at_zero, away = known[..., 0], self.steps[-1]
+        with np.errstate(invalid="ignore"):
+            expected = at_zero + slope @ away - 0.5 * (precision @ away) @ away
         allowed = APART + DIGITS * np.abs(known).max(axis=-1)
-        usable = finite.all(axis=-1) & (np.abs(check[..., 0] - expected) <= allowed)
+        usable = finite.all(axis=-1) & (np.abs(known[..., -1] - expected) <= allowed)
         root, usable = _roots(precision, usable)
         inverse = np.linalg.inv(root)
         whitened = (inverse @ np.where(usable[..., None], slope, 0.0)[..., None])[..., 0]
         log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
-        log_p = at_zero[..., 0] + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * q * LOG_2PI
+        log_p = at_zero + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * len(self.places) * LOG_2PI
         spread = inverse.swapaxes(-2, -1)
         mean = (spread @ whitened[..., None])[..., 0]
         possible = finite.any(axis=-1)  # somewhere: what is 0 in part is no quadratic function
         return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, spread
+
+
+def _evaluated(function: Callable[..., Any], points: np.ndarray, index: np.ndarray) -> list[np.ndarray]:
+    """Call what takes points (k, m, dim) at points (k, m, n, dim)."""
+    k, m, n, dim = points.shape
+    found = function(np.ascontiguousarray(points).reshape(k, m * n, dim), index)
+    found = [found] if isinstance(found, np.ndarray) else found
+    return [part.reshape(k, m, n, *part.shape[2:]) for part in found]
+
+
+def star_coloring(pairs: np.ndarray, number: int) -> np.ndarray:
+    """Colors (number,) by which a sparse symmetric matrix is known from one product for each color.
+
+    Parameters
+    ----------
+    pairs : int ndarray (p, 2)
+        Which rows and columns have an entry off the diagonal.
+    number : int
+        Of rows.
+
+    Notes
+    -----
+    An entry (i, j) is read in row i of the product of j's color, if j is the only one of that color that i has an entry
+    with, or the other way round (Coleman & Moré 1984, Mathematical Programming 28). Colors are chosen greedily, first
+    for rows with many entries, of which none to a few get one of their own.
+    """
+    near = np.zeros((number, number), dtype=bool)
+    near[tuple(pairs.T)] = near[tuple(pairs.T[::-1])] = True
+    tried = [_greedy(near, pairs, hubs) for hubs in range(min(number, MOST_HUBS) + 1)]
+    return min(tried, key=lambda colors: colors.max(initial=-1))
+
+
+def _greedy(near: np.ndarray, pairs: np.ndarray, hubs: int) -> np.ndarray:
+    number = len(near)
+    colors = np.full(number, -1)
+
+    def alone(i: int, j: int) -> bool:
+        return np.count_nonzero(near[i] & (colors == colors[j])) == 1 and colors[i] != colors[j]
+
+    def readable() -> bool:
+        known = [(i, j) for i, j in pairs.tolist() if colors[i] >= 0 and colors[j] >= 0]
+        return all(alone(i, j) or alone(j, i) for i, j in known)
+
+    for turn, row in enumerate(np.argsort(-near.sum(axis=1), kind="stable")):
+        for color in range(turn if turn < hubs else 0, number):
+            colors[row] = color
+            if readable():
+                break
+    return colors
 
 
 def _roots(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.sketch import MOST_PROBES
 from pymc_amortized.graph.datasets import of_simulations, read_datasets
 from pymc_amortized.networks.network import PosteriorNetwork
 
@@ -183,13 +182,28 @@ def test_a_density_of_the_users_own_is_one_of_all_parameters():
     assert posterior.network.places is None
 
 
-def test_what_would_take_too_many_evaluations_is_learned():
+def test_what_would_take_too_many_evaluations_is_learned(monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.sketch.MOST_EVALUATIONS", 5)
+    posterior = briefly(hierarchy(), num_steps=5, num_simulations=500)
+    assert len(posterior.sketch.quadratic.places) == 4
+    assert posterior.network.places is None
+
+
+def test_many_coefficients_are_told_by_gradients():
     with pm.Model() as model:
         b, x = pm.Normal("b", 0, 1, shape=16), np.random.default_rng(0).normal(size=(30, 16))
         pm.Normal("y", x @ b, pm.HalfNormal("noise", 1), observed=np.zeros(30))
     posterior = briefly(model, num_steps=5, num_simulations=500)
-    assert len(posterior.sketch.quadratic.probes) > MOST_PROBES
-    assert posterior.network.places is None
+    assert posterior.sketch.quadratic.by_gradients
+    assert len(posterior.sketch.quadratic.steps) == 1 + 16 + 1
+    datasets = of_simulations(posterior.simulator(3, 1))
+    theta, log_q = drawn(posterior, datasets, 2)
+    network = posterior.network.log_prob(theta, **posterior.inputs(datasets)).detach().numpy()
+    for s, i in np.ndindex(2, 3):
+        y, noise = datasets.one(posterior.spec, i)["y"], np.exp(theta[s, i, 16])
+        covariance = np.linalg.inv(np.eye(16) + x.T @ x / noise**2)
+        expected = stats.multivariate_normal(covariance @ x.T @ y / noise**2, covariance).logpdf(theta[s, i, :16])
+        assert_allclose(log_q[s, i] - network[s, i], expected, atol=1e-3)
 
 
 def test_the_log_says_what_is_drawn_exactly(caplog):

@@ -1,5 +1,7 @@
 """Parameters that are integrated out because log densities are quadratic in them, beside closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytest
@@ -232,3 +234,71 @@ def test_where_the_density_fails_the_conditional_distribution_is_the_given_one()
     assert_allclose(log_p[0], [-np.inf, 0.5 * np.log(2 * np.pi) - np.log(2)])
     assert_allclose(mean[0, :, 0], [3.0, 0.5])
     assert_allclose(root[0, :, 0, 0], [0.2, 0.5])
+
+
+class Sparse:
+    """Quadratic functions of some parameters, with interactions as a pattern says; with gradients."""
+
+    def __init__(self, pairs, number, seed=0):
+        rng = np.random.default_rng(seed)
+        self.precision = np.eye(number) * (number + rng.uniform(1, 2, size=number))
+        for i, j in pairs:
+            self.precision[i, j] = self.precision[j, i] = rng.uniform(0.2, 1) * rng.choice([-1, 1])
+        self.slope = rng.normal(size=number)
+
+    def __call__(self, z, index):
+        beta, rest = z[..., :-1], z[..., -1]
+        return np.exp(-rest) * (beta @ self.slope - 0.5 * ((beta @ self.precision) * beta).sum(-1)) - rest**2
+
+    def gradients(self, z, index):
+        gradient = np.exp(-z[..., -1:]) * (self.slope - z[..., :-1] @ self.precision)
+        return self(z, index), np.concatenate([gradient, np.full_like(z[..., :1], np.nan)], axis=-1)
+
+
+PATTERNS = {
+    "star": [(0, j) for j in range(1, 7)],
+    "chain": [(j, j + 1) for j in range(6)],
+    "cycle": [(j, (j + 1) % 7) for j in range(7)],
+    "two stars": [(i, j) for i in (0, 1) for j in range(2, 7)],
+    "every": [(i, j) for i in range(7) for j in range(i + 1, 7)],
+    "none": [],
+}
+TURNS = {"star": 2, "chain": 3, "cycle": 4, "two stars": 3, "every": 7, "none": 1}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradients_tell_the_same_as_values(pattern):
+    sparse = Sparse(PATTERNS[pattern], 7)
+    rng = np.random.default_rng(1)
+    quadratic = find_quadratic(sparse, rng.normal(size=(20, 8)))
+    assert_array_equal(quadratic.places, np.arange(7))
+    assert {frozenset(pair) for pair in quadratic.pairs.tolist()} == {frozenset(pair) for pair in PATTERNS[pattern]}
+    other = replace(quadratic, by_gradients=True)
+    assert len(other.turns) <= TURNS[pattern]
+    center, scale = rng.normal(size=(2, 7)), rng.uniform(0.3, 1.5, size=(2, 7))
+    points, index = rng.normal(size=(2, 5, 1)), np.array([1, 0])
+    for known, found in zip(
+        *(way.integrated(sparse, center, scale)(points, index) for way in (quadratic, other)), strict=True
+    ):
+        assert_allclose(found, known, rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_are_taken_where_they_take_less():
+    places = np.arange(7)
+    few = Quadratic(places[:2], np.array([[0, 1]]), 8)
+    assert few.with_gradients() is few
+    star = Quadratic(places, np.array(PATTERNS["star"]), 8).with_gradients()
+    assert star.by_gradients and star.first(6).by_gradients
+
+
+def test_without_a_gradient_there_is_no_integral():
+    sparse = Sparse(PATTERNS["star"], 7)
+    star = Quadratic(np.arange(7), np.array(PATTERNS["star"]), 8, by_gradients=True)
+    right = sparse.gradients
+    sparse.gradients = lambda z, index: (right(z, index)[0], np.full_like(z, np.nan))
+    log_p, mean, root = star.conditional(sparse, np.zeros((1, 7)), np.ones((1, 7)))(
+        np.zeros((1, 1, 1)), np.zeros(1, int)
+    )
+    assert np.isnan(log_p).all()
+    assert_allclose(mean, 0)
+    assert_allclose(root[0, 0], np.eye(7))

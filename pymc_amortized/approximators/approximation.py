@@ -174,7 +174,7 @@ class _Rest:
     def _moments(self, given: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
         """Means (draws, data sets, q) given the others, and roots of covariances; for some draws and data sets."""
         draws, number = given.shape[:2]
-        most = max(MOST_AT_ONCE // len(self._quadratic.probes), 1)
+        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1)
         for sets in _slices(number, max(most // max(draws, 1), 1)):
             for some in _slices(draws, most):
                 index = np.arange(sets.start, sets.stop)

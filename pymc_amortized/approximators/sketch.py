@@ -7,6 +7,7 @@ are statistics like others, and what they lack is learned from simulations.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,13 +30,15 @@ from pymc_amortized.networks.density import Spline
 from pymc_amortized.networks.network import PosteriorNetwork
 from pymc_amortized.networks.standardizer import ParameterStandardizer
 from pymc_amortized.networks.summary import Auto
-from pymc_amortized.quadratic import LogDensities, Quadratic, find_quadratic
+from pymc_amortized.quadratic import Quadratic, find_quadratic
 from pymc_amortized.training import torch_threads
+
+logger = logging.getLogger("pymc_amortized")
 
 STAGES, POINTS = 12, 32
 """Evaluations: most data sets are done after one to three stages; the narrowest posteriors take ten."""
-MOST_PROBES = 128
-"""Evaluations for one draw, above which parameters are not drawn exactly."""
+MOST_EVALUATIONS = 128
+"""For one draw, above which parameters are not drawn exactly."""
 MOST_PARAMETERS, MOST_SAMPLED = 24, 12
 """Moments of more are too many statistics; and of more that are not integrated out, so few points find none."""
 BLOCK, MOST_AT_ONCE = 1024, 2**20
@@ -138,7 +141,7 @@ class Sketch:
 
     def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray]:
         """What the density tells, and mean (n, dim) and covariance (n, dim, dim) by the regression."""
-        log_density = standardized(self.density.of(datasets), self.start.standardizer)
+        log_density = Standardized(self.density.of(datasets), self.start.standardizer)
         with torch_threads(1):
             mean, covariance = self.start.normal(**self.inputs(datasets))
         places = self.quadratic.places
@@ -157,19 +160,34 @@ class Sketch:
         return found, mean, covariance
 
     def _blocks(self, datasets: DataSets) -> Iterator[DataSets]:
-        size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.probes)), 1, BLOCK))
+        size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.steps)), 1, BLOCK))
         for start in range(0, len(datasets), size):
             yield datasets.take(slice(start, start + size))
 
 
-def standardized(densities: DensitiesOf, standardizer: ParameterStandardizer) -> LogDensities:
-    """Log densities of standardized parameters."""
+class Standardized:
+    """Log densities of standardized parameters.
 
-    def log_density(z: np.ndarray, index: np.ndarray) -> np.ndarray:
-        theta, log_det = standardizer.inverse(torch.as_tensor(z))
-        return densities(theta.numpy(), index) - log_det.numpy()
+    Parameters
+    ----------
+    densities : DensitiesOf
+    standardizer : ParameterStandardizer
+    """
 
-    return log_density
+    def __init__(self, densities: DensitiesOf, standardizer: ParameterStandardizer) -> None:
+        self._densities, self._standardizer = densities, standardizer
+        self._scale = standardizer.scale.numpy()
+
+    def __call__(self, z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Evaluate at z (k, m, dim), for the data sets at index (k,): (k, m)."""
+        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
+        return self._densities(theta.numpy(), index) - log_det.numpy()
+
+    def gradients(self, z: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
+        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
+        log_p, gradient = self._densities.gradients(theta.numpy(), index)
+        return log_p - log_det.numpy(), gradient * self._scale
 
 
 def _frame(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -254,15 +272,34 @@ def _quadratic(
 ) -> Quadratic:
     """Find it in units in which no tails are bent."""
     some = np.linspace(0, len(datasets) - 1, TRIED).astype(int)
-    linear = standardizer.linear(range(standardizer.dim))
-    z, _ = linear.exact(torch.as_tensor(theta[some]))
-    return find_quadratic(standardized(density.of(datasets.take(some)), linear), z.numpy())
+    densities, linear = density.of(datasets.take(some)), standardizer.linear(range(standardizer.dim))
+    log_density = Standardized(densities, linear)
+    z = linear.exact(torch.as_tensor(theta[some]))[0].numpy()
+    quadratic = find_quadratic(log_density, z)
+    other = quadratic.with_gradients()
+    return other if other.by_gradients and _same(quadratic, other, log_density, z, densities) else quadratic
+
+
+def _same(
+    quadratic: Quadratic, other: Quadratic, log_density: Standardized, z: np.ndarray, densities: DensitiesOf
+) -> bool:
+    """Whether gradients are there, and integrals by them the same: not all that has a density has a gradient."""
+    if not densities.differentiable:
+        return False
+    center, points, index = z[:, quadratic.places], z[:, None, quadratic.sampled], np.arange(len(z))
+    one = np.ones_like(center)
+    try:
+        known, found = (way.integrated(log_density, center, one)(points, index)[0] for way in (quadratic, other))
+    except Exception as error:  # PyTensor and its backends raise all kinds of them
+        logger.debug("Gradients of the density are not there: %s", error)
+        return False
+    return bool(np.allclose(known, found, rtol=1e-6, atol=1e-4, equal_nan=True))
 
 
 def _number_drawn(quadratic: Quadratic) -> int:
     """How many parameters to draw exactly: all that can be, but for one that a network learns, or none."""
     number = min(len(quadratic.places), quadratic.dim - 1)
-    return number if len(quadratic.first(number).probes) <= MOST_PROBES else 0
+    return number if quadratic.first(number).evaluations <= MOST_EVALUATIONS else 0
 
 
 def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simulations) -> float:

@@ -53,7 +53,8 @@ class EachLogDensity(LogDensityWithGaps):
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes compile for themselves."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_values", "_slopes")}
+        compiled = ("_values", "_slopes", "_gradients")
+        return {name: value for name, value in self.__dict__.items() if name not in compiled}
 
     @property
     def integrated(self) -> list[DataVariable]:
@@ -63,19 +64,24 @@ class EachLogDensity(LogDensityWithGaps):
     @cached_property
     def _values(self) -> Any:
         """The compiled loop over pairs of data and parameters: log densities."""
-        return self._compiled(lambda log_density, rows: [log_density])
+        return self._compiled(lambda log_density, rows, theta: [log_density])
+
+    @cached_property
+    def _gradients(self) -> Any:
+        """The same, and their gradients with respect to the parameters."""
+        return self._compiled(lambda log_density, rows, theta: [log_density, pt.grad(log_density, theta)])
 
     @cached_property
     def _slopes(self) -> Any:
         """The same, and their gradients with respect to the integrated variables."""
 
-        def outputs(log_density: Any, rows: Mapping[str, Any]) -> list[Any]:
+        def outputs(log_density: Any, rows: Mapping[str, Any], theta: Any) -> list[Any]:
             slopes: Any = pt.grad(log_density, [rows[v.name] for v in self.integrated])
             return [log_density, pt.concatenate([slope.flatten() for slope in slopes])]
 
         return self._compiled(outputs)
 
-    def _compiled(self, outputs: Callable[[Any, Mapping[str, Any]], list[Any]]) -> Any:
+    def _compiled(self, outputs: Callable[[Any, Mapping[str, Any], Any], list[Any]]) -> Any:
         spec = self.spec
         one = self._inputs()  # what stands for one data set
         carriers = {v.name: v for v in spec.data} | {gaps_of(v.name): v for v in self._gappy}
@@ -92,7 +98,7 @@ class EachLogDensity(LogDensityWithGaps):
             values = {name: _cut(rows[name], carriers[name], own) for name in every}
             symbols: dict[Any, Any] = {one[name]: value for name, value in (values | own).items()}
             symbols[self._vector] = theta
-            return outputs(graph_replace([total], symbols, strict=False)[0], rows)
+            return outputs(graph_replace([total], symbols, strict=False)[0], rows, theta)
 
         looped = pytensor.scan(step, sequences=[index, row, thetas], return_updates=False)
         looped = looped if isinstance(looped, list) else [looped]
@@ -105,7 +111,12 @@ class EachLogDensity(LogDensityWithGaps):
         return [*own, *(r.dim for r in self.spec.sizes), *(v.name for v in self.spec.unchanging)]
 
     def evaluate(
-        self, theta: np.ndarray, index: np.ndarray, arrays: Data, row: np.ndarray | None = None
+        self,
+        theta: np.ndarray,
+        index: np.ndarray,
+        arrays: Data,
+        row: np.ndarray | None = None,
+        gradients: bool = False,
     ) -> list[np.ndarray]:
         """Call a compiled loop; NaN where compiled code raises.
 
@@ -119,18 +130,27 @@ class EachLogDensity(LogDensityWithGaps):
         arrays : mapping of name to ndarray
             Data of all data sets, lengths, and what is the same for all.
         row : ndarray (pairs,), optional
-            In the arrays of integrated variables, which may hold more; then gradients (pairs, width) are returned too.
+            In the arrays of integrated variables, which may hold more; then gradients (pairs, width) with respect to
+            these are returned too.
+        gradients : bool
+            Whether gradients (pairs, dim) with respect to theta are returned, of densities in which nothing is
+            integrated.
         """
         function, rows = (self._values, index) if row is None else (self._slopes, row)
         try:
-            return function(index, rows, theta, *[arrays[name] for name in self._input_names])
+            return (self._gradients if gradients else function)(
+                index, rows, theta, *[arrays[name] for name in self._input_names]
+            )
         except (ArithmeticError, IndexError, np.linalg.LinAlgError):
             half = len(theta) // 2
             if half == 0:
-                width = sum(arrays[v.name][0].size for v in self.integrated)
-                return [np.full(1, np.nan)] + ([] if row is None else [np.full((1, width), np.nan)])
-            halves = [slice(half), slice(half, None)]
-            parts = [self.evaluate(theta[h], index[h], arrays, None if row is None else row[h]) for h in halves]
+                width = theta.shape[1] if gradients else sum(arrays[v.name][0].size for v in self.integrated)
+                both = gradients or row is not None
+                return [np.full(1, np.nan)] + ([np.full((1, width), np.nan)] if both else [])
+            parts = [
+                self.evaluate(theta[h], index[h], arrays, None if row is None else row[h], gradients)
+                for h in (slice(half), slice(half, None))
+            ]
             return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
 
     def of(self, datasets: DataSets) -> DensitiesOf:
@@ -166,6 +186,20 @@ class DensitiesOf:
         """Evaluate at theta (k, m, dim), for the data sets at index (k,); returns (k, m), NaN where that fails."""
         found, circular = self._evaluated(theta, index), self._density.spec.circular
         return np.where((np.abs(theta[..., circular]) > np.pi).any(axis=-1), -np.inf, found)
+
+    def gradients(self, theta: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same with gradients (k, m, dim), where nothing of the data is integrated over."""
+        k, m, dim = theta.shape
+        log_p, slope = self._density.evaluate(
+            theta.reshape(k * m, dim), np.repeat(index, m), self._arrays, gradients=True
+        )
+        beyond = (np.abs(theta[..., self._density.spec.circular]) > np.pi).any(axis=-1)
+        return np.where(beyond, -np.inf, log_p.reshape(k, m)), slope.reshape(k, m, dim)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether :meth:`gradients` are those of the densities."""
+        return self._gaps is None
 
     def _evaluated(self, theta: np.ndarray, index: np.ndarray) -> np.ndarray:
         if self._gaps is None:
