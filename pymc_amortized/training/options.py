@@ -11,8 +11,9 @@ from typing import Any
 # three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
-# Where the network is told by the density roughly where each posterior lies, there is less to learn.
-SKETCHED_SECONDS = 60.0
+# Where the network is told by the density roughly where each posterior lies, there is less to learn. (Six groups, raw
+# draws: after one minute one data set in eleven is more than 0.25 sd or 30 % off, after three one in thirty.)
+SKETCHED_SECONDS = 120.0
 SLACK = 1.5
 # Share of the steps in which everything is trained, where a built-in summary network's last layers alone follow. In
 # these first steps the others learn most; the last layers are what needs many (an autoregression, 180 s: 1,000 steps of
@@ -36,7 +37,7 @@ class Training:
     Parameters
     ----------
     num_steps : int or None
-        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three minutes (one where
+        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three minutes (two where
         posteriors are sketched), half as long again at most if other work slows them down; what that came to stands in
         the posterior's ``provenance.training``.
     batch_size : int
