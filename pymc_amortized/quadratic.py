@@ -30,6 +30,10 @@ GRADIENT = 2.5
 """Evaluations that one with its gradient takes about as long as."""
 MOST_HUBS = 4
 """Parameters with a color of their own, at most: means of groups, of groups of groups ..."""
+FAR, SHARE = 8, 1e-4
+"""Points far away at which a quadratic function has to hold, and by which share of its change it may be off there."""
+SINGULAR = 1e-12
+"""Ratio of eigenvalues below which a matrix counts as singular."""
 LOG_2PI = math.log(2 * math.pi)
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -146,6 +150,29 @@ class Quadratic:
             return log_p, mean, spread @ spread.swapaxes(-2, -1)
 
         return of
+
+    def holds(self, log_density: LogDensities, points: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Whether the quadratic functions found at points (n, dim - q) hold as far as the unit of parameters: (n,).
+
+        Where other functions begin at some distance, probes at the scale of a posterior do not see them.
+        """
+        if not len(self.places):
+            return np.ones(len(points), dtype=bool)
+        index = np.arange(len(points))
+        log_p, mean, root = (
+            part[:, 0] for part in self.conditional(log_density, center, scale)(points[:, None], index)
+        )
+        far = np.random.default_rng(0).normal(size=(FAR, len(self.places)))
+        every = np.empty((len(points), FAR, self.dim))
+        every[..., self.sampled] = points[:, None]
+        every[..., self.places] = far
+        noise = np.linalg.solve(root[:, None], (far - mean[:, None])[..., None])[..., 0]
+        log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+        change = 0.5 * np.square(noise).sum(axis=-1)
+        expected = (log_p - log_det - 0.5 * len(self.places) * LOG_2PI)[:, None] - change
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(log_density(every, index) - expected)
+        return (apart <= APART + SHARE * change).all(axis=1)
 
     def conditional(
         self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
@@ -278,7 +305,8 @@ def _roots(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.nd
     try:
         return np.linalg.cholesky(precision), usable
     except np.linalg.LinAlgError:
-        usable = usable & (np.linalg.eigvalsh(precision)[..., 0] > 0)
+        values = np.linalg.eigvalsh(precision)
+        usable = usable & (values[..., 0] > SINGULAR * values[..., -1])
         return np.linalg.cholesky(np.where(usable[..., None, None], precision, eye)), usable
 
 

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import pymc_amortized as pma
+from pymc_amortized.correction import smooth
 from pymc_amortized.graph.datasets import of_simulations, read_datasets
 from pymc_amortized.networks.network import PosteriorNetwork
 
@@ -255,3 +256,29 @@ def test_what_the_sketch_found_makes_up_for_a_network_that_is_far_off(conjugate_
     assert np.all(dt.sample_stats.stage == "psis")
     assert np.all(dt.sample_stats.importance_ess > 0.15 * 4000)
     assert_moments(dt.posterior, conjugate_moments(conjugate_data()), Tolerance(0.1, 0.1))
+
+
+def test_a_branch_that_hardly_any_simulation_takes_is_seen_where_data_take_it():
+    """Of the sign of b the data say nothing if z is 1: near either mode the density is quadratic, and weights agree."""
+    with pm.Model() as model:
+        b, s, z = pm.Normal("b", 0, 1), pm.HalfNormal("s", 0.5), pm.Bernoulli("z", 1e-5, observed=0)
+        pm.Normal("y", pm.math.switch(z, pm.math.abs(b), b), s, observed=np.zeros(8))
+    posterior = briefly(model, num_steps=150)
+    assert posterior.network.places == [1]
+    y = 1 + 0.3 * np.random.default_rng(0).normal(size=8)
+    assert str(posterior.sample({"y": y, "z": 0}, random_seed=1).sample_stats.stage.values) == "psis"
+    tree = posterior.sample({"y": y, "z": 1}, random_seed=1, max_nuts=0)
+    share = float((tree.posterior.b < 0).mean())
+    assert str(tree.sample_stats.stage.values) == "failed" or 0.4 < share < 0.6
+
+
+def test_a_mode_that_few_proposals_hit_is_not_smoothed_away():
+    """Three of a thousand weights hold a third of the mass, the others are all but equal: the tail looks harmless."""
+    rng = np.random.default_rng(0)
+    log_weights = 0.02 * rng.normal(size=(4, 250))
+    log_weights[0, [7, 90, 200]] = np.log(np.exp(log_weights).sum() * 0.3 / 0.7 / 3)
+    weights = smooth(log_weights, defended=True)
+    assert not weights.harmless and not weights.reliable
+    assert_allclose(weights.lost, 0.3, atol=0.03)
+    tail = smooth(0.4 * rng.exponential(size=(4, 1000)))
+    assert tail.reliable and abs(tail.lost) < 0.02

@@ -158,10 +158,12 @@ class _Rest:
     def __init__(self, network: PosteriorNetwork, context: Context, sketch: Sketch, datasets: DataSets) -> None:
         quadratic, own = sketch.drawn, sketch.start.standardizer.of(sketch.drawn.places)
         assert datasets.sketch is not None
-        center, scale = np.split(datasets.sketch[:, sum(sketch.widths[:2]) :], 2, axis=1)
+        whereabouts = datasets.sketch[:, sum(sketch.widths[:2]) :]
+        center, scale = np.split(whereabouts[:, :-1], 2, axis=1)
         center, scale = own.inverse(torch.from_numpy(center))[0].numpy(), scale * own.scale.numpy()
         self.dim, self._quadratic = len(quadratic.places), quadratic
-        self._conditional = quadratic.conditional(sketch.density.of(datasets), center, scale)
+        self._holds, self._elsewhere = whereabouts[:, -1] > 0, (center, scale)
+        self._quadratically = quadratic.conditional(sketch.density.of(datasets), center, scale)
         self._frame = network, context
         self._between = self._at_points(len(datasets)) if quadratic.dim - self.dim == 1 else None
 
@@ -174,9 +176,20 @@ class _Rest:
         for sets in _slices(number, max(MOST_AT_ONCE // (len(self._quadratic.steps) * len(POINTS)), 1)):
             index = np.arange(sets.start, sets.stop)
             log_p, mean, root = self._conditional(given[:, sets].swapaxes(0, 1), index)
-            there[sets] = np.isfinite(log_p).all(axis=1)
+            there[sets] = np.isfinite(log_p).all(axis=1) & self._holds[sets]
             parts.append(np.concatenate([mean, _packed(root)], axis=-1))
         return np.concatenate(parts), there
+
+    def _conditional(self, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log integrals, means and roots at the others (data sets, draws, dim - q).
+
+        Where the density is not quadratic after all, the normal distribution is a wide one, for weights to judge.
+        """
+        log_p, mean, root = self._quadratically(given, index)
+        (wrong,) = np.nonzero(~self._holds[index])
+        center, scale = self._elsewhere
+        mean[wrong], root[wrong] = center[index[wrong], None], scale[index[wrong], None, None] * np.eye(self.dim)
+        return log_p, mean, root
 
     def add(self, given: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From the others (draws, data sets, dim - q) and normal noise (draws, data sets, q), all and log densities."""

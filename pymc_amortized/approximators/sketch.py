@@ -45,7 +45,7 @@ BLOCK, MOST_AT_ONCE = 1024, 2**20
 """Data sets that are sketched at once, and evaluations of densities."""
 ALIKE = 0.4 * POINTS
 """Effective points of the last stage on which a marginal likelihood rests."""
-TRIED = 128
+TRIED = 512
 """Simulations that show in which parameters their densities are quadratic."""
 SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
@@ -55,6 +55,8 @@ TIMED = 256
 """Data sets that tell how long one takes."""
 NARROWEST = 1e-6
 """Standard scales that a frame is wide at least."""
+WIDE = 1.5
+"""Scale of what is drawn where the density is not quadratic after all: that of the prior, and more."""
 FARTHEST = 20.0
 """Standard scales from the middle of the prior, beyond which a mean is not told from others."""
 
@@ -94,9 +96,12 @@ class Sketch:
 
     @property
     def widths(self) -> tuple[int, int, int]:
-        """Numbers for each data set: statistics, a frame, and where the parameters lie that are drawn exactly."""
+        """Numbers for each data set: statistics, a frame, and where the parameters lie that are drawn exactly.
+
+        The last one is 1 where they can be, 0 where the density is not quadratic after all.
+        """
         dim = self.start.dim - self.number_drawn
-        return 3 * dim + dim * (dim - 1) // 2 + 3, dim + dim**2, 2 * self.number_drawn
+        return 3 * dim + dim * (dim - 1) // 2 + 3, dim + dim**2, 2 * self.number_drawn + bool(self.number_drawn)
 
     def __call__(self, datasets: DataSets) -> np.ndarray:
         """Return all of these (n, width)."""
@@ -108,8 +113,10 @@ class Sketch:
         NaN where too few points carry them, or where the posterior is not like the normal distribution that was drawn
         from last: it may have modes that were not seen.
         """
-        found = [self._found(block, careful=True)[0] for block in self._blocks(datasets)]
-        known = (np.where((f.ess >= ENOUGH) & (f.latest >= ALIKE), f.log_evidence, np.nan) for f in found)
+        found = [self._found(block, careful=True) for block in self._blocks(datasets)]
+        known = (
+            np.where((f.ess >= ENOUGH) & (f.latest >= ALIKE) & holds, f.log_evidence, np.nan) for f, *_, holds in found
+        )
         return np.concatenate([np.empty(0), *known])
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
@@ -121,7 +128,8 @@ class Sketch:
         return np.concatenate(run_tasks(self, "__call__", tasks, cores))
 
     def _of(self, datasets: DataSets) -> np.ndarray:
-        found, mean, covariance = self._found(datasets)
+        found, mean, covariance, holds = self._found(datasets)
+        found = replace(found, ess=np.where(holds, found.ess, 0.0))
         done = found.ess >= ENOUGH  # elsewhere moments may be far off: the regression is not
         mean = np.where(done[:, None], found.mean, mean)
         covariance = np.where(done[:, None, None], found.covariance, covariance)
@@ -135,21 +143,28 @@ class Sketch:
                 third=found.third[:, learned],
             )
         )
-        scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))[:, drawn]
-        whereabouts = [mean[:, drawn], np.maximum(scale, NARROWEST)]
+        scale = np.maximum(np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))[:, drawn], NARROWEST)
+        whereabouts = [np.where(holds[:, None], mean[:, drawn], 0.0), np.where(holds[:, None], scale, WIDE)]
+        if self.number_drawn:
+            whereabouts.append(holds[:, None])
         return np.concatenate([statistics, _frame(mean[:, learned], covariance[:, *among]), *whereabouts], axis=1)
 
-    def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray]:
-        """What the density tells, and mean (n, dim) and covariance (n, dim, dim) by the regression."""
+    def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray, np.ndarray]:
+        """What the density tells; mean (n, dim) and covariance (n, dim, dim) by the regression.
+
+        Last, whether the density is quadratic in what is integrated out (n,), also far from what was found.
+        """
         log_density = Standardized(self.density.of(datasets), self.start.standardizer)
         with torch_threads(1):
-            mean, covariance = self.start.normal(**self.inputs(datasets))
+            mean, covariance = _within_reason(*self.start.normal(**self.inputs(datasets)))
         places = self.quadratic.places
         scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, places])
-        of_sampled = self.quadratic.integrated(log_density, mean[:, places], np.maximum(scale, NARROWEST))
+        near = mean[:, places], np.maximum(scale, NARROWEST)
+        of_sampled = self.quadratic.integrated(log_density, *near)
         order = np.concatenate([self.quadratic.sampled, places])
         points = quasi_normal(STAGES, POINTS, self.start.dim - len(places))
         found = adapt(of_sampled, mean[:, order], covariance[:, order[:, None], order], points, careful=careful)
+        holds = self.quadratic.holds(log_density, found.mean[:, : self.start.dim - len(places)], *near)
         back = np.argsort(order)
         found = replace(
             found,
@@ -157,7 +172,7 @@ class Sketch:
             covariance=found.covariance[:, back[:, None], back],
             third=found.third[:, back],
         )
-        return found, mean, covariance
+        return found, mean, covariance, holds
 
     def _blocks(self, datasets: DataSets) -> Iterator[DataSets]:
         size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.steps)), 1, BLOCK))
@@ -188,6 +203,16 @@ class Standardized:
         theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
         log_p, gradient = self._densities.gradients(theta.numpy(), index)
         return log_p - log_det.numpy(), gradient * self._scale
+
+
+def _within_reason(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a regression says, no farther away and no wider than what is simulated: of novel data it says anything."""
+    mean = np.clip(np.nan_to_num(mean), -FARTHEST, FARTHEST)
+    sd = np.sqrt(np.nan_to_num(np.diagonal(covariance, axis1=1, axis2=2), nan=1.0))
+    factor = np.clip(sd, NARROWEST, FARTHEST) / np.maximum(sd, NARROWEST)
+    covariance = covariance * factor[:, :, None] * factor[:, None, :]
+    usable = np.isfinite(covariance).all(axis=(1, 2)) & (sd > NARROWEST).all(axis=1)
+    return mean, np.where(usable[:, None, None], covariance, np.eye(mean.shape[1]))
 
 
 def _frame(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
