@@ -32,6 +32,8 @@ MOST_HUBS = 4
 """Parameters with a color of their own, at most: means of groups, of groups of groups ..."""
 FAR, SHARE = 8, 1e-4
 """Points far away at which a quadratic function has to hold, and by which share of its change it may be off there."""
+LARGEST = 1e12
+"""Size of log densities, beyond which rounding decides on integrals: all but impossible parameters."""
 SINGULAR = 1e-12
 """Ratio of eigenvalues below which a matrix counts as singular."""
 LOG_2PI = math.log(2 * math.pi)
@@ -236,8 +238,10 @@ class Quadratic:
         at_zero, away = known[..., 0], self.steps[-1]
         with np.errstate(invalid="ignore"):
             expected = at_zero + slope @ away - 0.5 * (precision @ away) @ away
-        allowed = APART + DIGITS * np.abs(known).max(axis=-1)
-        usable = finite.all(axis=-1) & (np.abs(known[..., -1] - expected) <= allowed)
+        size = np.abs(known).max(axis=-1)
+        usable = finite.all(axis=-1) & (np.abs(known[..., -1] - expected) <= APART + DIGITS * size)
+        lost = size > LARGEST  # what is left of such values after cancellation is rounding alone, of either sign
+        usable &= ~lost
         root, usable = _roots(precision, usable)
         inverse = np.linalg.inv(root)
         whitened = (inverse @ np.where(usable[..., None], slope, 0.0)[..., None])[..., 0]
@@ -245,7 +249,7 @@ class Quadratic:
         log_p = at_zero + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * len(self.places) * LOG_2PI
         spread = inverse.swapaxes(-2, -1)
         mean = (spread @ whitened[..., None])[..., 0]
-        possible = finite.any(axis=-1)  # somewhere: what is 0 in part is no quadratic function
+        possible = finite.any(axis=-1) & ~lost  # somewhere: what is 0 in part is no quadratic function
         return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, spread
 
 

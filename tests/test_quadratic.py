@@ -302,3 +302,17 @@ def test_without_a_gradient_there_is_no_integral():
     assert np.isnan(log_p).all()
     assert_allclose(mean, 0)
     assert_allclose(root[0, 0], np.eye(7))
+
+
+@pytest.mark.parametrize("by_gradients", [False, True])
+def test_noise_that_no_number_can_tell_from_zero_is_impossible(by_gradients):
+    """Rounding of huge values would give integrals of any size, and lead a search astray."""
+    sparse = Sparse(PATTERNS["star"], 7)
+    quadratic = Quadratic(np.arange(7), np.array(PATTERNS["star"]), 8, by_gradients)
+    center, scale = np.random.default_rng(2).normal(size=(1, 7)), np.ones((1, 7))
+    points = np.array([0.0, -10.0, -40.0, -300.0, -600.0])[None, :, None]
+    log_p, mean, root = quadratic.conditional(sparse, center, scale)(points, np.zeros(1, int))
+    assert np.isfinite(log_p[0, :2]).all()
+    assert (log_p[0, 2:] == -np.inf).all()
+    assert_allclose(mean[0, 2:], np.tile(center, (3, 1)))
+    assert np.isfinite(root).all()
