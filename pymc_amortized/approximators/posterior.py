@@ -235,7 +235,8 @@ class AmortizedPosterior:
         -------
         ndarray (...)
             Normalized over the value variables, Jacobians included, as PyMC counts. Subtracting it from
-            ``model.compile_logp()(point)`` gives log importance weights.
+            ``model.compile_logp()(point)`` gives log importance weights of draws with ``correction=None``; others come
+            from more than the network (``log_q`` in :meth:`sample`).
         """
         theta, lead = flat_point(self.spec, point)
         datasets = self._read(observed)
