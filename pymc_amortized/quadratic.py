@@ -169,9 +169,8 @@ class Quadratic:
         every[..., self.sampled] = points[:, None]
         every[..., self.places] = far
         noise = np.linalg.solve(root[:, None], (far - mean[:, None])[..., None])[..., 0]
-        log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
         change = 0.5 * np.square(noise).sum(axis=-1)
-        expected = (log_p - log_det - 0.5 * len(self.places) * LOG_2PI)[:, None] - change
+        expected = log_p[:, None] + log_normal(noise, root[:, None])
         with np.errstate(invalid="ignore"):
             apart = np.abs(log_density(every, index) - expected)
         return (apart <= APART + SHARE * change).all(axis=1)
@@ -259,6 +258,12 @@ def _evaluated(function: Callable[..., Any], points: np.ndarray, index: np.ndarr
     found = function(np.ascontiguousarray(points).reshape(k, m * n, dim), index)
     found = [found] if isinstance(found, np.ndarray) else found
     return [part.reshape(k, m, n, *part.shape[2:]) for part in found]
+
+
+def log_normal(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance."""
+    log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+    return -0.5 * np.square(noise).sum(axis=-1) - log_det - 0.5 * noise.shape[-1] * LOG_2PI
 
 
 def star_coloring(pairs: np.ndarray, number: int) -> np.ndarray:

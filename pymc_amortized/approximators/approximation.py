@@ -20,6 +20,7 @@ from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.sketch import MOST_AT_ONCE, Sketch
 from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.networks.network import Context, PosteriorNetwork
+from pymc_amortized.quadratic import log_normal
 from pymc_amortized.training import torch_threads
 
 __all__ = ["Approximation"]
@@ -198,7 +199,7 @@ class _Rest:
         log_density = np.empty(given.shape[:2])
         for some, mean, root in self._moments(theta):
             theta[some][..., self._quadratic.places] = mean + (root @ noise[some][..., None])[..., 0]
-            log_density[some] = _log_normal(noise[some], root)
+            log_density[some] = log_normal(noise[some], root)
         return theta, log_density
 
     def log_prob(self, theta: np.ndarray) -> np.ndarray:
@@ -206,7 +207,7 @@ class _Rest:
         log_density = np.empty(theta.shape[:2])
         for some, mean, root in self._moments(theta):
             away = theta[some][..., self._quadratic.places] - mean
-            log_density[some] = _log_normal(np.linalg.solve(root, away[..., None])[..., 0], root)
+            log_density[some] = log_normal(np.linalg.solve(root, away[..., None])[..., 0], root)
         return log_density
 
     def _moments(self, theta: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
@@ -266,12 +267,6 @@ def _unpacked(values: np.ndarray, q: int) -> np.ndarray:
     root = np.zeros((*values.shape[:-1], q, q))
     root[..., first, second] = np.where(first == second, np.exp(values), values)
     return root
-
-
-def _log_normal(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance."""
-    log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
-    return -0.5 * np.square(noise).sum(axis=-1) - log_det - 0.5 * noise.shape[-1] * math.log(2 * math.pi)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
