@@ -117,6 +117,21 @@ def test_nearly_constant_weights_are_reliable():
     assert smoothed.reliable
 
 
+@pytest.mark.parametrize("far", [-1e3, -1e8, -1e17, -1e300])
+def test_weights_too_small_for_doubles_change_nothing(far):
+    """Far outside the prior log weights span more digits than a double has."""
+    rng = np.random.default_rng(0)
+    log_ratios = log_pareto(0.4, (4, 500))
+    log_ratios[:, ::2] = far * rng.uniform(1, 2, size=(4, 250))
+    smoothed = smooth(log_ratios)
+    assert_array_equal(smoothed.weights[:, ::2], 0.0)
+    assert 0 <= smoothed.lost < 0.1
+    assert smoothed.pareto_k < 0.7
+    expected = smooth(np.where(log_ratios > -500, log_ratios, -2e3))
+    assert_allclose(smoothed.weights, expected.weights, rtol=1e-9)
+    assert_allclose(smoothed.lost, expected.lost, atol=1e-9)
+
+
 @pytest.mark.parametrize("k", [0.2, 0.6])
 def test_effective_sample_size_is_that_of_the_weights(k):
     smoothed = smooth(log_pareto(k, (3, 1000)))
