@@ -6,10 +6,10 @@ __version__ = "0.1.0"
 
 from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.files import load
-from pymc_amortized.approximators.fit import fit_posterior
 from pymc_amortized.approximators.fit_comparison import fit_comparison
 from pymc_amortized.approximators.fit_joint import fit_joint
 from pymc_amortized.approximators.fit_likelihood import fit_likelihood
+from pymc_amortized.approximators.fit_posterior import fit_posterior
 from pymc_amortized.approximators.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior import AmortizedPosterior

@@ -32,7 +32,7 @@ from pymc_amortized.approximators.arguments import (
     wanted_groups,
     whole,
 )
-from pymc_amortized.approximators.fit import fit_posterior
+from pymc_amortized.approximators.fit_posterior import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.suitability import walk

@@ -41,7 +41,7 @@ class Everywhere:
     def ranges(self) -> dict[str, tuple[float, float]]:
         return {}
 
-    def outside(self, data: Any, sizes: Any) -> dict[str, float]:
+    def outside(self, data: Any, sizes: Any) -> dict[str, np.ndarray]:
         return {}
 
 

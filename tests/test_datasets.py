@@ -156,6 +156,15 @@ def test_extreme_values_are_said_to_lie_outside_and_give_finite_draws(mixed_post
     assert np.isfinite(dt.posterior["mu"]).all()
 
 
+def test_among_many_data_sets_it_is_said_which_lies_farthest_outside(mixed_posterior, caplog):
+    one = held_data()
+    many = {name: np.stack([value] * 4) for name, value in one.items()}
+    many["y"] = np.array([1.0, 1e8, 1e10, 1.0])[:, None, None] * many["y"]
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        mixed_posterior.sample(many, batched=True, draws=10, correction=None, random_seed=1)
+    assert "times that range in 2 of 4 data sets, most in 2: the network extrapolates" in caplog.text
+
+
 NAMES = [
     ({"z": 1}, KeyError, "no data named 'z'"),
     ({1: 1}, KeyError, "no data named 1"),

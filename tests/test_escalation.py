@@ -411,6 +411,12 @@ def test_chains_that_agree_have_converged():
     assert not Convergence.of(np.repeat(chains(shape=(4, 50, 2)), 10, axis=1), 0, straight).converged
 
 
+def test_what_has_not_converged_says_which_number_is_off():
+    said = str(Convergence(1.003, 390.0, 800.0, 3, 4, 500))
+    assert said == "R-hat 1.003, bulk ESS 390 (wanted: above 400), tail ESS 800, 3 divergences"
+    assert str(Convergence(1.0102, 900.0, 800.0, 30, 4, 500)).startswith("R-hat 1.010 (wanted: below 1.01), bulk")
+
+
 def test_an_angle_that_jumps_has_not_moved():
     theta = (np.pi + 0.1 * chains(shape=(4, 500, 1)) + np.pi) % (2 * np.pi) - np.pi
     assert theta.std() > 3

@@ -18,7 +18,7 @@ from small_models import BRIEF, brief_fit, held_data, line, mixed_kinds
 from torch import nn
 
 import pymc_amortized as pma
-from pymc_amortized.approximators import files
+from pymc_amortized.approximators import stored_models
 
 KEY = "pymc_amortized"
 Y = np.array([0.3, -0.2, 0.5, 0.1])
@@ -246,8 +246,8 @@ def test_flipped_bytes_are_refused_or_harmless(saved, tmp_path):
     rng = np.random.default_rng(0)
     path, model = tmp_path / "flipped.pma", line()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_refuse_other_density", lambda saved, given: None)
-        patch.setattr(files, "_densities", lambda *args: {})
+        patch.setattr(stored_models, "_refuse_other_density", lambda saved, given: None)
+        patch.setattr(stored_models, "_densities", lambda *args: {})
         for position in rng.integers(0, 8 + length, size=60):
             damaged = bytearray(content)
             damaged[position] ^= int(rng.integers(1, 128))

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 
 from pymc_amortized.amis import ENOUGH, adapt, quasi_normal
-from pymc_amortized.approximators.fit import structure_of
+from pymc_amortized.approximators.posterior_training import structure_of
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.sketch import MOST_SAMPLED, make_sketch
 from pymc_amortized.graph.context import ContextSampler

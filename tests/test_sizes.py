@@ -195,6 +195,18 @@ def test_a_callable_for_covariates_gets_the_length():
 # The door
 
 
+def test_a_file_knows_the_rates_of_missing_values(mean_posterior, tmp_path, caplog):
+    mean_posterior.save(tmp_path / "mean.pma")
+    loaded = pma.load(tmp_path / "mean.pma", model=normal_mean())
+    assert loaded.missing == {"y": 0.2}
+    y = series(20, 1)
+    y[3:] = np.nan
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        loaded.sample([{"y": y[:4]}, {"y": y}], batched=True, draws=10, random_seed=1)
+    assert "Of 'y', 85% are missing in data set 1; training knew 0 to 40%" in caplog.text
+    assert loaded.continue_training(2, progressbar=False).provenance.simulations
+
+
 def test_data_sets_of_different_lengths_come_in_many_forms(mean_posterior):
     ys = [series(n, n) for n in (6, 30, 11)]
     options = {"batched": True, "draws": 250, "random_seed": 1}

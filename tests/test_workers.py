@@ -171,9 +171,11 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
 class Slow:
     """Takes a while for each chunk."""
 
-    def chunk(self, n, seed):
-        time.sleep(0.05)
-        return n
+    sketched = False
+
+    def chunks(self, tasks):
+        time.sleep(0.05 * len(tasks))
+        return tasks
 
 
 def test_closing_ends_what_waits():
@@ -181,15 +183,15 @@ def test_closing_ends_what_waits():
     while not made._ready.done():
         time.sleep(0.1)
     with ThreadPoolExecutor(1) as thread:
-        run = thread.submit(made.run, [(i, np.random.SeedSequence(i)) for i in range(400)])
+        run = thread.submit(made.run, [[(i, np.random.SeedSequence(i))] for i in range(400)])
         time.sleep(0.5)
         made.close()
         assert isinstance(run.exception(timeout=30), BrokenProcessPool | ShutdownExecutorError)
 
 
 def test_chunks_come_in_order(workers):
-    tasks = [(i, np.random.SeedSequence(i)) for i in range(1, 12)]
-    assert [len(made) for made in workers.run(tasks)] == [n for n, _ in tasks]
+    tasks = [[(i, np.random.SeedSequence(i))] for i in range(1, 12)]
+    assert [len(made) for made in workers.run(tasks)] == list(range(1, 12))
 
 
 class Staged(torch.nn.Module):

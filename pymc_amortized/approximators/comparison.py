@@ -344,12 +344,14 @@ class AmortizedComparison:
     @cached_property
     def pool(self) -> Pool:
         """Makes data sets like those of training."""
-        if self.context is None and (self.common.spec.context or any(v.missing for v in self.common.spec.observed)):
+        spec, missing = self.common.spec, self.missing or {}
+        unknown = any(v.missing and v.name not in missing for v in spec.observed)
+        if unknown or (self.context is None and spec.context):
             raise ValueError(
                 "context: the sources of context and gaps are needed to simulate further (files hold none): pass "
                 "context= and missing= as in fit_comparison"
             )
-        return Pool(self.common, self.specs, self.context or {}, self.missing or {}, self.compile_kwargs)
+        return Pool(self.common, self.specs, self.context or {}, missing, self.compile_kwargs)
 
     def with_posterior(self, name: str, posterior: AmortizedPosterior) -> AmortizedComparison:
         """Return the same with another posterior of a model, such as one that was trained further.
@@ -441,9 +443,9 @@ class AmortizedComparison:
         spec = self.common.spec
         encoder = self.network.encoder
         given = Inputs(spec, self.structure)(datasets)
-        warn_of_extrapolation(encoder.outside(**given), [c.name for c in spec.context], encoder.ranges())
-        if self.missing is not None:
-            warn_of_many_gaps(spec, datasets, self.missing)
+        context = [c.name for c in spec.context]
+        warn_of_extrapolation(encoder.outside(**given), datasets.labels, context, encoder.ranges())
+        warn_of_many_gaps(spec, datasets, self.missing or {})
         novel = int((holm(pvalues) < NOVEL).sum())
         if novel:
             smallest = int(np.argmin(pvalues))

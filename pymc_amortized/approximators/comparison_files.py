@@ -7,7 +7,7 @@ the same file. The models are the user's to bring, by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -15,46 +15,35 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison_evidence import Kept
 from pymc_amortized.approximators.inputs import Inputs
-from pymc_amortized.approximators.novelty import number_of_extents, reference_of, reference_tensors
+from pymc_amortized.approximators.novelty import number_of_extents, reference_tensors
 from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.stored_models import model_contents, rates, read_described, read_rates, read_structure
+from pymc_amortized.approximators.stored_networks import (
+    Part,
+    damage,
+    read_network,
+    read_reference,
+    refuse_large_options,
+    refuse_other_layout,
+    refuse_other_modules,
+    write,
+)
 from pymc_amortized.graph.common import common_data
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.tensors import CompileKwargs
 from pymc_amortized.networks.classifier import ClassifierNetwork
-from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Reference
 from pymc_amortized.odds import Calibration, prior_weights
 from pymc_amortized.training import History
 
 WHAT = "comparison"
-
-
-class Part:
-    """Tensors of a file whose names begin alike, without that beginning."""
-
-    def __init__(self, file: Any, prefix: str) -> None:
-        self.file, self.prefix = file, prefix
-
-    def keys(self) -> list[str]:
-        """Names of the tensors."""
-        return [key.removeprefix(self.prefix) for key in self.file.keys() if key.startswith(self.prefix)]
-
-    def get_tensor(self, key: str) -> torch.Tensor:
-        """Read one."""
-        return self.file.get_tensor(self.prefix + key)
-
-    def get_slice(self, key: str) -> Any:
-        """Look at one without reading it."""
-        return self.file.get_slice(self.prefix + key)
 
 
 def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
@@ -71,8 +60,8 @@ def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
         else:
             given = comparison.context
             sources = None if given is None else {c.name: given[c.name] for c in spec.context}
-            entry["model"], own = files.model_contents(spec, sources, comparison.provenance.entropy)
-            tensors |= {f"{k}.points.{n}": v for n, v in own.items()}
+            entry["model"], own = model_contents(spec, sources, comparison.provenance.entropy)
+            tensors |= {f"{k}.{n}": v for n, v in own.items()}
         described.append(entry)
     calibration = comparison.calibration
     description = {
@@ -80,6 +69,7 @@ def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
         "what": WHAT,
         "versions": files.versions(),
         "models": described,
+        "rates": rates(comparison.missing),
         "prior": dict(comparison.prior),
         "calibration": {
             "temperature": calibration.temperature.tolist(),
@@ -95,7 +85,7 @@ def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
             "training": comparison.provenance.training.description(),
         },
     }
-    files.write(path, description, tensors)
+    write(path, description, tensors)
 
 
 def read(
@@ -107,10 +97,10 @@ def read(
     compile_kwargs: CompileKwargs | None,
 ) -> AmortizedComparison:
     """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with files.damage(path):
+    with damage(path):
         described = {str(entry["name"]): entry for entry in description["models"]}
     models = _models(models, list(described))
-    files.refuse_other_modules(description.get("network"), path, summary=summary)
+    refuse_other_modules(description.get("network"), path, summary=summary)
     specs: dict[str, ModelSpec] = {}
     posteriors: dict[str, AmortizedPosterior] = {}
     for k, (name, entry) in enumerate(described.items()):
@@ -122,16 +112,13 @@ def read(
                 )
                 specs[name] = posteriors[name].spec
             else:
-                specs[name] = files.read_described(
-                    Part(file, f"{k}.points."), path, entry["model"], models[name], compile_kwargs
-                )
+                specs[name] = read_described(Part(file, f"{k}."), path, entry["model"], models[name], compile_kwargs)
         except ValueError as error:
             raise ValueError(f"model[{name!r}]: {error}") from None
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
-    with files.damage(path):
-        structure = files.read_structure(common.spec, description["structure"])
+    with damage(path):
+        structure = read_structure(common.spec, description["structure"])
         network = _network(file, description["network"], Inputs(common.spec, structure).layout, len(specs), summary)
-        width, extents = sum(NoveltyFeatures(network).blocks, 0), number_of_extents(common.spec)
         off = description["error"]
         return AmortizedComparison(
             specs=specs,
@@ -139,13 +126,14 @@ def read(
             network=network,
             structure=structure,
             prior=dict(zip(specs, prior_weights(description["prior"], list(specs)).tolist(), strict=True)),
-            calibration=_calibration(description["calibration"], extents),
-            references={name: _reference(file, k, width, extents) for k, name in enumerate(specs)},
+            calibration=_calibration(description["calibration"], number_of_extents(common.spec)),
+            references={name: _reference(file, k, network, common.spec) for k, name in enumerate(specs)},
             posteriors=posteriors,
             kept={name: _kept(entry["kept"]) for name, entry in described.items()},
             error=math.nan if off is None else float(off),
             history=History.from_description(description["history"]),
             provenance=files.read_provenance(description["provenance"]),
+            missing=read_rates(common.spec, description["rates"]),
             compile_kwargs=compile_kwargs,
         )
 
@@ -176,11 +164,8 @@ def _calibration(described: Mapping[str, Any], extents: int) -> Calibration:
     return Calibration(temperature, center, share)
 
 
-def _reference(file: Any, k: int, width: int, extents: int) -> Reference:
-    part = Part(file, f"{k}.novelty.")
-    if any(math.prod(part.get_slice(key).get_shape()) > files.LARGEST_OPTION for key in part.keys()):
-        raise ValueError("an array of the reference is larger than any that is written")
-    reference = reference_of({key: part.get_tensor(key) for key in part.keys()}, width, extents)
+def _reference(file: Any, k: int, network: ClassifierNetwork, spec: ModelSpec) -> Reference:
+    reference = read_reference(file, f"{k}.novelty.", network, spec)
     if reference is None:
         raise KeyError(f"the reference of model {k}")
     return reference
@@ -190,18 +175,13 @@ def _network(
     file: Any, description: Mapping[str, Any], expected: Any, classes: int, summary: nn.Module | None
 ) -> ClassifierNetwork:
     """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
-    files.refuse_large_options(description, len(file.keys()))
+    refuse_large_options(description, len(file.keys()))
     if description["classes"] != classes:
         raise ValueError(f"it tells {description['classes']} models apart, but describes {classes}")
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        empty = ClassifierNetwork.from_description(description, summary=files.on_meta(summary))
-    files.refuse_other_layout(empty.encoder.layout, expected)
-    part = Part(file, "network.")
-    files.refuse_other_names(part.keys(), empty.state_dict())
-    for name, tensor in empty.state_dict().items():
-        if not is_lazy(tensor):
-            files.refuse_other_tensor(part, name, list(tensor.shape), tensor.dtype)
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
-        network = ClassifierNetwork.from_description(description, summary=summary)
-    files.fill(network, {name: part.get_tensor(name) for name in part.keys()})
-    return network.eval()
+
+    def make(own: Callable[[Any], Any]) -> ClassifierNetwork:
+        network = ClassifierNetwork.from_description(description, summary=own(summary))
+        refuse_other_layout(network.encoder.layout, expected)
+        return network
+
+    return read_network(file, make)

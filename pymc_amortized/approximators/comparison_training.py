@@ -25,21 +25,22 @@ from pymc_amortized.approximators.comparison_targets import (
     targets,
 )
 from pymc_amortized.approximators.evidence import NOTABLE, kept_share
-from pymc_amortized.approximators.fit import (
-    FEWEST,
-    PILOT,
-    SECONDS_WORTH_PROCESSES,
-    SIMULATION_SECONDS,
-    SKETCHED_PASSES,
-    SLOW_BATCH,
-    TIMED_SECONDS,
-    structure_of,
-)
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import extents, learn_reference
 from pymc_amortized.approximators.pace import available_cores
 from pymc_amortized.approximators.planning import plan_classifier
 from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior_training import (
+    FEWEST,
+    PILOT,
+    SECONDS_WORTH_PROCESSES,
+    SIMULATION_SECONDS,
+    SKETCHED_PASSES,
+    SKETCHED_REFILL,
+    SLOW_BATCH,
+    TIMED_SECONDS,
+    structure_of,
+)
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.sketch import SLOWEST, TIMED, seconds_for_each
@@ -65,6 +66,7 @@ from pymc_amortized.training import (
     torch_threads,
     train,
 )
+from pymc_amortized.training.source import REFILL_BATCHES
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -391,6 +393,7 @@ class ComparisonFit:
             device=self.device,
             workers=workers,
             passes=self.options.passes or 1,
+            most=SKETCHED_REFILL if self.teacher.sketched else REFILL_BATCHES,
         )
         return source
 

@@ -52,12 +52,17 @@ class Convergence:
     @property
     def converged(self) -> bool:
         """Whether the draws can be used; NaN, of a parameter that never moved, is a no."""
-        enough = ESS_PER_CHAIN * self.chains
-        mixed = self.r_hat < LARGEST_R_HAT and self.ess_bulk > enough and self.ess_tail > enough
-        return mixed and self.divergences <= DIVERGENCES * self.chains * self.draws
+        return all(fine for _, fine, _ in self._judged())
+
+    def _judged(self) -> list[tuple[str, bool, str]]:
+        """Each number, whether it is fine, and what is wanted."""
+        enough, most = ESS_PER_CHAIN * self.chains, DIVERGENCES * self.chains * self.draws
+        return [
+            (f"R-hat {self.r_hat:.3f}", self.r_hat < LARGEST_R_HAT, f"below {LARGEST_R_HAT}"),
+            (f"bulk ESS {self.ess_bulk:.0f}", self.ess_bulk > enough, f"above {enough}"),
+            (f"tail ESS {self.ess_tail:.0f}", self.ess_tail > enough, f"above {enough}"),
+            (f"{self.divergences} divergences", self.divergences <= most, f"at most {most:.0f}"),
+        ]
 
     def __str__(self) -> str:
-        return (
-            f"R-hat {self.r_hat:.2f}, bulk ESS {self.ess_bulk:.0f}, tail ESS {self.ess_tail:.0f}, "
-            f"{self.divergences} divergences"
-        )
+        return ", ".join(text if fine else f"{text} (wanted: {bound})" for text, fine, bound in self._judged())

@@ -39,17 +39,23 @@ def say_that_uncorrected(spec: ModelSpec, obstacle: str, number: int, total: int
 
 
 def warn_of_extrapolation(
-    distances: Mapping[str, float], context: Collection[str], ranges: Mapping[str, tuple[float, float]]
+    distances: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    context: Collection[str],
+    ranges: Mapping[str, tuple[float, float]],
 ) -> None:
-    """Log which variables lie beyond anything that was simulated."""
+    """Log of which variables a data set lies beyond anything that was simulated; distances (n,)."""
     for name, distance in distances.items():
-        if distance > FAR_OUTSIDE:
+        far = int((distance > FAR_OUTSIDE).sum())
+        if far:
+            worst = int(np.argmax(distance))
             logger.warning(
-                "Some values of %r lie beyond anything the model simulated (%.4g to %.4g), by %.2g times that range: "
+                "Some values of %r lie beyond anything the model simulated (%.4g to %.4g), by %.2g times that range%s: "
                 "the network extrapolates. Check units, or widen %s.",
                 name,
                 *ranges[name],
-                distance,
+                distance[worst],
+                "" if len(labels) == 1 else f" in {far} of {len(labels)} data sets, most in {labels[worst]}",
                 f"its source in context[{name!r}]" if name in context else "the priors",
             )
 
@@ -81,13 +87,15 @@ def warn_of_many_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, A
         if callable(rate) or rate is None:
             continue
         existing = (~datasets.outside(variable)).reshape(len(mask), -1).sum(1)
-        share = float(np.max(mask.reshape(len(mask), -1).sum(1) / np.maximum(existing, 1)))
-        if share > min(2 * rate, 1) + FAR_OUTSIDE:
+        shares = mask.reshape(len(mask), -1).sum(1) / np.maximum(existing, 1)
+        worst = int(np.argmax(shares))
+        if shares[worst] > min(2 * rate, 1) + FAR_OUTSIDE:
             logger.warning(
-                "Of %r, %.0f%% are missing in some data set; training knew 0 to %.0f%%: the network extrapolates. "
+                "Of %r, %.0f%% are missing%s; training knew 0 to %.0f%%: the network extrapolates. "
                 "Train with a higher rate in missing[%r].",
                 name,
-                100 * share,
+                100 * shares[worst],
+                "" if len(shares) == 1 else f" in data set {datasets.labels[worst]}",
                 100 * min(2 * rate, 1),
                 name,
             )

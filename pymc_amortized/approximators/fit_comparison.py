@@ -15,16 +15,12 @@ from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison_training import ComparisonFit
-from pymc_amortized.approximators.fit import (
-    FEWEST,
-    fit_posterior,
-    sketch_option,
-    training_entropy,
-    training_options,
-)
+from pymc_amortized.approximators.fit_posterior import fit_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior_training import FEWEST
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.approximators.training_arguments import sketch_option, training_entropy, training_options
 from pymc_amortized.graph.atoms import PriorAtomError
 from pymc_amortized.graph.common import common_data
 from pymc_amortized.graph.context import read_missing

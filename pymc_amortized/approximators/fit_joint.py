@@ -26,17 +26,18 @@ import torch
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.consistency import SelfConsistency, consistency_obstacle
-from pymc_amortized.approximators.fit import PosteriorFit, sketch_option, training_entropy
 from pymc_amortized.approximators.fit_likelihood import column_kinds
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior, rows_at_largest
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood_training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
 from pymc_amortized.approximators.pace import Making, others, pace_of
+from pymc_amortized.approximators.posterior_training import PosteriorFit
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.row_error import checked, row_error
 from pymc_amortized.approximators.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model
+from pymc_amortized.approximators.training_arguments import sketch_option, training_entropy
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.learned import refuse_followers, with_learned_density
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows

@@ -11,7 +11,6 @@ import pymc as pm
 import torch
 
 from pymc_amortized.approximators.arguments import mapping, whole
-from pymc_amortized.approximators.fit import training_entropy
 from pymc_amortized.approximators.likelihood import KINDS, AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.likelihood_training import (
     DEFAULT,
@@ -25,6 +24,7 @@ from pymc_amortized.approximators.likelihood_training import (
 )
 from pymc_amortized.approximators.seeds import RandomState
 from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.approximators.training_arguments import training_entropy
 from pymc_amortized.graph.region import Region, widened
 from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.spec import ModelSpec

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pymc_amortized.approximators import files, likelihood_files
 from pymc_amortized.approximators.joint import AmortizedJoint, learned_posterior
+from pymc_amortized.approximators.stored_networks import Part, damage, write
 from pymc_amortized.graph.tensors import CompileKwargs
 
 WHAT = "joint"
@@ -27,32 +28,7 @@ def save(joint: AmortizedJoint, path: str | PathLike[str]) -> None:
     for part, (described, held) in zip(PARTS, contents, strict=True):
         description[part] = described
         tensors |= {f"{part}/{name}": tensor for name, tensor in held.items()}
-    files.write(path, description, tensors)
-
-
-class Part:
-    """What a file holds under a prefix, in the ways of an open safetensors file.
-
-    Parameters
-    ----------
-    file : safe_open
-    name : str
-    """
-
-    def __init__(self, file: Any, name: str) -> None:
-        self._file, self._prefix = file, f"{name}/"
-
-    def keys(self) -> list[str]:
-        """Names of the tensors, without the prefix."""
-        return [key.removeprefix(self._prefix) for key in self._file.keys() if key.startswith(self._prefix)]
-
-    def get_slice(self, key: str) -> Any:
-        """A tensor that is not read yet."""
-        return self._file.get_slice(self._prefix + key)
-
-    def get_tensor(self, key: str) -> Any:
-        """Read a tensor."""
-        return self._file.get_tensor(self._prefix + key)
+    write(path, description, tensors)
 
 
 def read(
@@ -66,9 +42,11 @@ def read(
     compile_kwargs: CompileKwargs | None,
 ) -> AmortizedJoint:
     """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with files.damage(path):
+    with damage(path):
         described = [dict(description[part]) for part in PARTS]
         learned = bool(description["corrected by the learned likelihood"])
-    posterior = files.read_posterior(Part(file, PARTS[0]), path, described[0], model, summary, density, compile_kwargs)
-    likelihood = likelihood_files.read(Part(file, PARTS[1]), path, described[1], model)
+    posterior = files.read_posterior(
+        Part(file, f"{PARTS[0]}/"), path, described[0], model, summary, density, compile_kwargs
+    )
+    likelihood = likelihood_files.read(Part(file, f"{PARTS[1]}/"), path, described[1], model)
     return AmortizedJoint(learned_posterior(posterior, likelihood) if learned else posterior, likelihood)

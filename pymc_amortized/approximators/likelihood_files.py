@@ -12,13 +12,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pymc as pm
-import torch
 from torch import Tensor
 
 from pymc_amortized.approximators import files
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
+from pymc_amortized.approximators.stored_models import describe_model, read_spec, refuse_other_model
+from pymc_amortized.approximators.stored_networks import damage, read_network, state_tensors, write
 from pymc_amortized.graph.rows import distribution_of, find_rows
 from pymc_amortized.networks.ratio import RatioNetwork
 from pymc_amortized.networks.rows import RowNetwork
@@ -38,7 +38,7 @@ LARGEST = {"hidden": 4096, "depth": 64, "components": 1024}
 
 def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
     """Write a likelihood to a file; see :meth:`AmortizedLikelihood.save`."""
-    files.write(path, *contents(likelihood))
+    write(path, *contents(likelihood))
 
 
 def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -49,7 +49,7 @@ def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str,
         "what": WHAT,
         "kind": likelihood.kind,
         "versions": files.versions(),
-        "model": files.describe_model(spec),
+        "model": describe_model(spec),
         "arguments": {"observed": [v.name for v in spec.observed], "context": [c.name for c in spec.context]},
         "variable": rows.variable.name,
         "structure": _structure(likelihood),
@@ -78,14 +78,14 @@ def _structure(likelihood: AmortizedLikelihood) -> list[str]:
 
 def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model) -> AmortizedLikelihood:
     """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with files.damage(path):
+    with damage(path):
         arguments = {name: list(map(str, description["arguments"][name])) for name in ("observed", "context")}
         arguments |= {"parameters": [rv.name for rv in model.free_RVs if rv.name not in arguments["observed"]]}
         saved = dict(description["model"])
         name = str(description["variable"])
         structure = {name: [str(kind) for kind in description["structure"]]}
-    spec: ModelSpec = files.read_spec(model, arguments | {"missing": []}, [])
-    files.refuse_other_model(saved, files.describe_model(spec))
+    spec: ModelSpec = read_spec(model, arguments | {"missing": []}, [])
+    refuse_other_model(saved, describe_model(spec))
     rows = find_rows(spec, name, structure)
     given = distribution_of(spec, rows)
     if description.get("distribution", given) != given:
@@ -93,21 +93,22 @@ def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model)
             f"the model is not the one in the file: the distribution of {name!r} differs "
             f"({description['distribution']} in the file, {given} in the model)"
         )
-    with files.damage(path):
+    with damage(path):
         layout = Layout.from_description(description["layout"])
         numbers = [number for p in rows.parameters for number in p.numbers]
         if [p.name for p in layout.parameters] != numbers or len(layout.columns) != rows.columns:
             raise ValueError(
                 f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}"
             )
-        network = _network(file, layout, _size(description["size"]), NETWORKS[description.get("kind", "density")])
+        made, size = NETWORKS[description.get("kind", "density")], _size(description["size"])
+        network = read_network(file, lambda _: made(layout, size))
         return AmortizedLikelihood(
             spec=spec,
             rows=rows,
             network=network,
             history=History.from_description(description["history"]),
             provenance=files.read_provenance(description["provenance"]),
-            state=TrainingState(files.state_tensors(file, network), description["state"]),
+            state=TrainingState(state_tensors(file, network), description["state"]),
             error=description["error"],
         )
 
@@ -118,24 +119,3 @@ def _size(described: Mapping[str, Any]) -> RowSize:
         if not 0 <= getattr(size, name) <= largest:
             raise ValueError(f"the file describes a network with {name} = {getattr(size, name)}")
     return size
-
-
-def _network(
-    file: Any, layout: Layout, size: RowSize, made: type[RowNetwork] | type[RatioNetwork]
-) -> RowNetwork | RatioNetwork:
-    """Compare names, shapes and dtypes before memory is taken."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        wanted = made(layout, size).state_dict()
-    stored = {k.removeprefix("network."): k for k in file.keys() if k.startswith("network.")}
-    if set(stored) != set(wanted):
-        raise ValueError(f"the weights in the file are not those it describes: {sorted(set(stored) ^ set(wanted))[:5]}")
-    for name, tensor in wanted.items():
-        files.refuse_other_tensor(file, stored[name], list(tensor.shape), tensor.dtype)
-    with torch.random.fork_rng(devices=[]):
-        network = made(layout, size)
-    weights = {name: file.get_tensor(key) for name, key in stored.items()}
-    for name, weight in weights.items():
-        if not np.isfinite(weight.numpy()).all():
-            raise ValueError(f"weight {name!r} in the file is not finite")
-    network.load_state_dict(weights)
-    return network.eval()

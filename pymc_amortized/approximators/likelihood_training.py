@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.fit import NOTABLE_DROPS
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.pace import Making, available_cores, others, pace_of
+from pymc_amortized.approximators.posterior_training import NOTABLE_DROPS
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.row_error import checked, row_error
 from pymc_amortized.approximators.seeds import Stage, stage_integer, stage_seed

@@ -191,7 +191,7 @@ class AmortizedPosterior:
         datasets = self.inputs.sketched(datasets)
         context = [c.name for c in self.spec.context]
         encoder = self.network.encoder
-        warn_of_extrapolation(encoder.outside(**self.inputs(datasets)), context, encoder.ranges())
+        warn_of_extrapolation(encoder.outside(**self.inputs(datasets)), datasets.labels, context, encoder.ranges())
         warn_of_many_gaps(self.spec, datasets, self.missing or {})
         ood = self.ood_pvalues(datasets)
         warn_of_novelty(ood, datasets.labels)
@@ -511,13 +511,13 @@ class AmortizedPosterior:
         context : mapping, optional
             Sources of the context variables, needed after :func:`load` (files hold none).
         missing : mapping, optional
-            Rates of missing values, needed after :func:`load` likewise.
+            Callables that draw which values are missing, needed after :func:`load` likewise; rates are in the file.
         simulations : xarray.DataTree, optional
             The simulations it was trained on, if they were yours.
         device, progressbar
             As in :func:`fit_posterior`.
         """
-        from pymc_amortized.approximators.fit import continue_fit
+        from pymc_amortized.approximators.fit_posterior import continue_fit
 
         if self.local_to is not None:
             raise ValueError("a refined posterior is trained by refine(), for its one data set")

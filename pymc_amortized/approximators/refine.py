@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.fit import PILOT, copied
 from pymc_amortized.approximators.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior_training import PILOT, copied
 from pymc_amortized.approximators.region import Region
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.datasets import DataSets, of_simulations

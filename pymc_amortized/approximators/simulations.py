@@ -121,7 +121,10 @@ def sources_again(
     gaps = read_missing(missing if missing is not None else posterior.missing, [v.name for v in spec.observed])
     unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
     if unknown:
-        raise ValueError(f"missing: rates of {unknown} are needed to simulate further (files hold none)")
+        raise ValueError(
+            f"missing: what draws gaps in {unknown} is needed to simulate further (files hold rates alone): pass "
+            "missing= as in fit_posterior"
+        )
     return sources, gaps
 
 

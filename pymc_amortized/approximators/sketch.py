@@ -18,6 +18,7 @@ import torch
 
 from pymc_amortized.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.approximators.inputs import Inputs
+from pymc_amortized.blocks import blocks
 from pymc_amortized.graph.datasets import DataSets, of_simulations
 from pymc_amortized.graph.each import DensitiesOf, EachLogDensity, find_band
 from pymc_amortized.graph.missing import Rules
@@ -176,8 +177,7 @@ class Sketch:
 
     def _blocks(self, datasets: DataSets) -> Iterator[DataSets]:
         size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.steps)), 1, BLOCK))
-        for start in range(0, len(datasets), size):
-            yield datasets.take(slice(start, start + size))
+        return (datasets.take(some) for some in blocks(len(datasets), size))
 
 
 class Standardized:

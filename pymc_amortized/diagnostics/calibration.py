@@ -14,6 +14,7 @@ import pymc_amortized
 from pymc_amortized.approximators.arguments import Correction, chosen_names, corrected, mapping, whole
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.blocks import blocks
 from pymc_amortized.diagnostics.layout import along, coverage, labels, scores, with_lead, without_clashes
 from pymc_amortized.diagnostics.progress import Progress
 from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
@@ -169,7 +170,7 @@ def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quan
 
 def _batches(number: int, values_per_dataset: int) -> list[slice]:
     size = int(np.clip(BATCH_VALUES // values_per_dataset, 1, LARGEST_BATCH))
-    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+    return list(blocks(number, size))
 
 
 @dataclass

@@ -74,7 +74,7 @@ class ContextSampler:
         for variable in spec.context:
             self._check(variable, sources[variable.name])
         for name, source in self._missing.items():
-            _check_gaps(name, source)
+            check_gaps(name, source)
 
     def lengths(self, seed: np.random.SeedSequence) -> dict[str, int]:
         """Draw the lengths of one group of data sets."""
@@ -258,7 +258,8 @@ def read_missing(missing: Mapping[str, Any] | None, observed: Iterable[str]) -> 
     return dict(missing)
 
 
-def _check_gaps(name: str, source: Any) -> None:
+def check_gaps(name: str, source: Any) -> None:
+    """Check a source of gaps."""
     if callable(source):
         return
     if isinstance(source, bool) or not isinstance(source, int | float | np.number):

@@ -15,7 +15,7 @@ import numpy as np
 
 from pymc_amortized.graph.common import Common
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
-from pymc_amortized.graph.parallel import Workers, run_tasks
+from pymc_amortized.graph.parallel import Task, Workers, in_chunks
 from pymc_amortized.graph.simulator import SimulationError, Simulations, Simulator, concatenate
 from pymc_amortized.graph.sizes import SIZES, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
@@ -95,18 +95,22 @@ class Pool:
         else:
             sizes = self._chunk_sizes(n)
             tasks = list(zip(sizes, chunk_seed.spawn(len(sizes)), strict=True))
-            if workers is not None:
-                made = concatenate(workers.run(tasks))
-            else:
-                made = concatenate(
-                    run_tasks(self, "chunk", tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
-                )
+            made = concatenate(in_chunks(self, tasks, cores=cores, workers=workers))
         return made.take(np.random.default_rng(mixing).permutation(len(made))[:n])
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Simulate `n` data sets of one size, or a few more, of all models in turn."""
-        made = labelled(self.each(-(-n // self.number), seed))
+        return self.chunks([(n, seed)])
+
+    def chunks(self, tasks: list[Task]) -> Simulations:
+        """The same of several sizes, sketched together."""
+        made = concatenate([labelled(self.each(-(-n // self.number), seed)) for n, seed in tasks])
         return made if self._sketch is None else replace(made, sketch=self._sketch(made))
+
+    @property
+    def sketched(self) -> bool:
+        """Whether simulations come with a sketch."""
+        return self._sketch is not None
 
     def each(
         self, n: int, seed: np.random.SeedSequence, lengths: Mapping[str, int] | None = None

@@ -19,7 +19,7 @@ import numpy as np
 from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.parallel import Workers, run_tasks
+from pymc_amortized.graph.parallel import Task, Workers, in_chunks
 from pymc_amortized.graph.sizes import at, cut, group_sizes, padded
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import length_inputs, simulation_graph
@@ -153,8 +153,8 @@ class Simulator:
         self._ends_checked = False
         self._sketch: Callable[[Simulations], np.ndarray] | None = None
 
-    def sketching(self, sketch: Callable[[Simulations], np.ndarray]) -> Simulator:
-        """Return the same, whose simulations come with a sketch of their posteriors: (n, width)."""
+    def sketching(self, sketch: Callable[[Simulations], np.ndarray] | None) -> Simulator:
+        """Return the same, whose simulations come with a sketch of their posteriors, (n, width), or without."""
         simulator = copy.copy(self)
         simulator._sketch = sketch
         return simulator
@@ -186,10 +186,7 @@ class Simulator:
             rate = max(usable / attempted, SMALLEST_ACCEPTANCE) if attempted else 1.0
             sizes = self._chunk_sizes(int(np.ceil((n - usable) / rate)))
             tasks = list(zip(sizes, seed.spawn(len(sizes)), strict=True))
-            if workers is not None:
-                parts += workers.run(tasks)
-            else:
-                parts += run_tasks(self, "chunk", tasks, cores) if cores > 1 else [self.chunk(*t) for t in tasks]
+            parts += in_chunks(self, tasks, cores=cores, workers=workers)
             usable = sum(len(p) for p in parts)
             attempted = sum(p.attempted for p in parts)
             if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
@@ -253,8 +250,17 @@ class Simulator:
 
     def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Attempt `n` simulations of one size in one call of the compiled function."""
-        made = self._attempted(n, seed)
+        return self.chunks([(n, seed)])
+
+    def chunks(self, tasks: list[Task]) -> Simulations:
+        """Attempt simulations of several sizes, each in one call, and sketch them together."""
+        made = concatenate([self._attempted(*task) for task in tasks])
         return made if self._sketch is None else replace(made, sketch=self._sketch(made))
+
+    @property
+    def sketched(self) -> bool:
+        """Whether simulations come with a sketch."""
+        return self._sketch is not None
 
     def _attempted(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         context_seed, seed = seed.spawn(2)

@@ -147,8 +147,8 @@ class ArrayEncoder(HostModule):
         tail = (self._tail(x, center, scale) - self._along(self.tail_center)) / self._along(self.tail_scale)
         return torch.stack([HEAVY * torch.tanh(w / HEAVY), squash(tail, HEAVY)], -1).float()
 
-    def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> float:
-        """Worst distance beyond the simulated range, in units of its width."""
+    def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> np.ndarray:
+        """Worst distance of each data set (n,) beyond the simulated range, in units of its width."""
         # Halves: differences must not overflow.
         low, high = (self._along(bound).numpy() / 2 for bound in (self.low, self.high))
         half = np.asarray(raw, dtype=np.float64) / 2
@@ -157,7 +157,8 @@ class ArrayEncoder(HostModule):
         distance = np.maximum(np.maximum(low - half, half - high), 0.0) / width
         if present is not None:
             distance = np.where(present, distance, 0.0)
-        return float(np.nan_to_num(distance, nan=0.0 if ignore_nan else np.inf).max(initial=0.0))
+        distance = np.nan_to_num(distance, nan=0.0 if ignore_nan else np.inf)
+        return distance.reshape(len(distance), -1).max(axis=1, initial=0.0)
 
 
 def _by_feature(

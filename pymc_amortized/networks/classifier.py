@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.blocks import blocks
 from pymc_amortized.networks.choices import (
     SUMMARIES,
     SummaryChoice,
@@ -210,7 +211,7 @@ class ClassifierNetwork(nn.Module):
     def logits(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
         """Raw data (n, *shape) -> logits (n, classes), float64."""
         parts = []
-        for rows in (slice(start, start + AT_ONCE) for start in range(0, len(next(iter(data.values()))), AT_ONCE)):
+        for rows in blocks(len(next(iter(data.values()))), AT_ONCE):
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.encode({name: values[rows] for name, values in data.items()}, some)
             logits = self({name: values.to(self.device) for name, values in encoded.items()})

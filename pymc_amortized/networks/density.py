@@ -19,7 +19,7 @@ A user's own density is any module with the two methods of :class:`ConditionalDe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.blocks import blocks
 from pymc_amortized.networks.gaussian import GaussianHead, Level, affine
 from pymc_amortized.networks.spline import rational_quadratic, spline_size
 
@@ -169,8 +170,8 @@ class CouplingSpline(nn.Module):
         if torch.is_grad_enabled() or z.shape[:2].numel() <= CHUNK:
             return self._log_prob(z, context).reshape(leading)
         out = z.new_empty(z.shape[:2])
-        for sets in _chunks(len(context), CHUNK):
-            for some in _chunks(len(z), max(1, CHUNK // len(context))):
+        for sets in blocks(len(context), CHUNK):
+            for some in blocks(len(z), max(1, CHUNK // len(context))):
                 out[some, sets] = self._log_prob(z[some, sets], context[sets])
         return out.reshape(leading)
 
@@ -209,9 +210,9 @@ class CouplingSpline(nn.Module):
         batch = len(context)
         z = context.new_empty(draws, batch, self.dim)
         log_prob = context.new_empty(draws, batch)
-        for sets in _chunks(batch, max(1, CHUNK // max(draws, 1))):
+        for sets in blocks(batch, max(1, CHUNK // max(draws, 1))):
             prepared = self._prepare(context[sets])
-            for some in _chunks(draws, CHUNK):
+            for some in blocks(draws, CHUNK):
                 # Parameters first: see rational_quadratic.
                 noise = z.new_empty(self.dim, some.stop - some.start, sets.stop - sets.start)
                 noise.normal_(generator=generator)
@@ -264,8 +265,3 @@ def _alternating_permutations(dim: int, layers: int) -> Tensor:
     for layer in range(layers):
         orders.append(orders[-1].flip(0) if layer % 2 else torch.randperm(dim, generator=generator))
     return torch.stack(orders) if orders else torch.zeros(0, dim, dtype=torch.long)
-
-
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))

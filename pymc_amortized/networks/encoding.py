@@ -101,8 +101,8 @@ class DataEncoder(HostModule):
         }
         return encoded | {mask_name(axis): mask.float() for axis, mask in masks.items()}
 
-    def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, float]:
-        """Worst distance per variable beyond the simulated range, in its widths; 0 is inside.
+    def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, np.ndarray]:
+        """Worst distance of each data set beyond each variable's simulated range, in its widths; 0 is inside.
 
         What is missing or beyond a data set's size does not count, nor do statistics.
         """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pymc_amortized.blocks import blocks
 from pymc_amortized.networks.choices import encoded_arrays
 from pymc_amortized.networks.encoding import DataEncoder, Sizes
 from pymc_amortized.networks.summary.shape import ShapeStatistics
@@ -65,7 +66,7 @@ class NoveltyFeatures:
         """Raw data (n, *shape) -> features (n, width), float64."""
         n = len(next(iter(data.values())))
         parts = []
-        for rows in (slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE)):
+        for rows in blocks(n, AT_ONCE):
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.network.encode({name: values[rows] for name, values in data.items()}, some)
             summary = self.network.summarize(encoded).double().cpu()

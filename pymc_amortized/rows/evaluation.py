@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymc_amortized.blocks import blocks
 from pymc_amortized.rows.arrays import NUMPY, Array, Arrays
 from pymc_amortized.rows.columns import Column, Layout
 from pymc_amortized.rows.density import ColumnDensity, RowSize, Weights, chosen
@@ -100,8 +101,7 @@ class RowDensity:
         """Draw rows: (columns, rows), for parameters each (rows,)."""
         rows = len(parameters[0])
         out = np.empty((len(self.layout.columns), rows))
-        for start in range(0, rows, AT_ONCE):
-            some = slice(start, start + AT_ONCE)
+        for some in blocks(rows, AT_ONCE):
             before = [[part[some] for part in lag] for lag in past]
             out[:, some] = self._sample(rng, [p[some] for p in parameters], before)
         return out

@@ -26,8 +26,8 @@ REFILL_BATCHES = 64
 REFILL_BYTES = 64 * 2**20
 # Of simulations that are kept to be used again: a million of them, once they are reduced to features.
 MEMORY_BYTES = 2**29
-# Refills of them that are reduced when the time comes: training waits for that, and yet shall not begin with a handful.
-CARRIED = 2
+# Batches of them that are reduced when the time comes: training waits for that, and yet shall not begin with a handful.
+CARRIED = 128
 
 
 class Closeable(Protocol):
@@ -92,7 +92,7 @@ class FreshSimulations:
     device : torch.device
         Where batches are wanted.
     refill : int, optional
-        Simulations asked for at a time. By default it starts at one batch and doubles, up to 64
+        Simulations asked for at a time. By default it starts at one batch and doubles, up to `most`
         batches or 64 MiB of tensors: a slow simulator does not keep a short training waiting.
         The sizes depend on the arrays alone, never on time, so that the same seed gives the same
         simulations.
@@ -101,6 +101,8 @@ class FreshSimulations:
         the next simulations are made in a thread while these are used.
     passes : int
         How often a simulation is used, on average.
+    most : int
+        Batches that are asked for at a time.
     """
 
     fixed = False
@@ -114,8 +116,9 @@ class FreshSimulations:
         refill: int | None = None,
         workers: Closeable | None = None,
         passes: int = 1,
+        most: int = REFILL_BATCHES,
     ) -> None:
-        self.simulate, self.passes = simulate, passes
+        self.simulate, self.passes, self._most = simulate, passes, most
         self.batch_size, self.device = batch_size, torch.device(device)
         self.simulations, self.seconds = 0, 0.0
         self._growing = refill is None
@@ -150,7 +153,7 @@ class FreshSimulations:
         self._reduce, self._held = reduce, None
         self._used = self._size = 0
         if self._memory is not None:
-            latest = self._memory.latest(CARRIED * self._refill)
+            latest = self._memory.latest(CARRIED * self.batch_size)
             self._memory = Memory(MEMORY_BYTES)
             if latest is not None:
                 self._memory.add(_reduced(latest, reduce), seed=self.simulations)
@@ -176,7 +179,7 @@ class FreshSimulations:
         if self._growing:
             size = sum(value.numel() * value.element_size() for value in (z, *encoded.values()))
             affordable = int(REFILL_BYTES / max(size / len(z) * self.batch_size, 1))
-            batches = min(2 * (self._refill // self.batch_size), REFILL_BATCHES, affordable)
+            batches = min(2 * (self._refill // self.batch_size), self._most, affordable)
             self._refill = max(batches, 1) * self.batch_size
         if self._thread is not None:
             self._coming = self._thread.submit(self._made, self._refill, self._reduce)

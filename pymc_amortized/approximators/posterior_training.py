@@ -11,11 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pymc as pm
 import torch
-import xarray as xr
 
-from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.calibrated import warn_if_off
 from pymc_amortized.approximators.inputs import Inputs
 from pymc_amortized.approximators.novelty import learn_reference
@@ -24,13 +21,10 @@ from pymc_amortized.approximators.planning import plan_posterior
 from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.provenance import Provenance
 from pymc_amortized.approximators.seeds import (
-    RandomState,
     Stage,
-    seed_sequence,
     stage_integer,
     stage_seed,
 )
-from pymc_amortized.approximators.simulations import FEWEST_USABLE, read_model, read_simulations, sources_again
 from pymc_amortized.approximators.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
 from pymc_amortized.graph.atoms import refuse_prior_atoms
 from pymc_amortized.graph.context import ContextSampler
@@ -44,7 +38,7 @@ from pymc_amortized.graph.sizes import GROUP
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure, find_structure
 from pymc_amortized.graph.tensors import CompileKwargs
-from pymc_amortized.networks.choices import check_choices, density_options
+from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training import (
     Batch,
@@ -55,12 +49,12 @@ from pymc_amortized.training import (
     Trained,
     Training,
     TrainingState,
-    choose_device,
     report,
     torch_threads,
     train,
 )
 from pymc_amortized.training.options import DEFAULT_SECONDS, SKETCHED_SECONDS
+from pymc_amortized.training.source import REFILL_BATCHES
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -87,132 +81,12 @@ DOUBTFUL_EFFICIENCY = 0.05
 DOUBTFUL_SHARE = 0.1
 RANKED = 8192
 """Fresh simulations that data sets are ranked among for novelty; beside those of training they cost nothing."""
+SKETCHED_REFILL = 8
+"""Batches that are made at a time with their sketches, which takes seconds: training ends with one of them."""
 SKETCHED_PASSES = 4
 """How often a simulation is used that comes with a sketch, where the number of steps is given."""
 NOTABLE_DROPS = 0.01
 """A share of dropped simulations that is warned about: the prior is visibly not what was written."""
-
-
-def fit_posterior(
-    model: pm.Model | None = None,
-    *,
-    observed: Sequence[str] | None = None,
-    parameters: Sequence[str] | None = None,
-    context: Mapping[str, Any] | None = None,
-    missing: Mapping[str, Any] | None = None,
-    structure: Mapping[str, str | Sequence[str]] | None = None,
-    simulations: xr.DataTree | None = None,
-    num_simulations: int | None = None,
-    summary: SummaryChoice = "auto",
-    density: DensityChoice = "spline",
-    sketch: bool | None = None,
-    training: Training | None = None,
-    max_time: float | None = None,
-    cores: int | None = None,
-    device: str | torch.device | None = None,
-    random_seed: RandomState = None,
-    progressbar: bool = True,
-    compile_kwargs: CompileKwargs | None = None,
-) -> AmortizedPosterior:
-    """Train a network on a model's own simulations to give the posterior of any data set.
-
-    Parameters
-    ----------
-    model : pymc.Model, optional
-        The context's model by default. It is copied: later changes to it do not reach the posterior.
-    observed : sequence of str, optional
-        Variables that will be observed, for a model that holds no data.
-    parameters : sequence of str, optional
-        Free variables whose joint marginal posterior is wanted; all by default. A subset has no closed
-        density, so that its draws are not corrected.
-    context : mapping of name to source, optional
-        What differs between data sets beside observed values. For a dimension, its smallest and largest length:
-        ``{"obs": (10, 500)}``; training draws lengths uniformly on a logarithmic scale. For a data container (also a
-        scalar one that holds a hyperparameter), where its values come from in training: a PyMC distribution
-        (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what the container holds), or a
-        callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for
-        (``lambda rng, obs: ...``), and returns one value.
-    missing : mapping of name to rate or callable, optional
-        Observed variables of which values may be missing (NaN, at inference): the mean share of missing values in
-        training (each simulated data set has its own share, uniform from 0 to twice that), or a callable
-        ``(rng, shape)`` that returns True where a value is missing. Which ones are missing must not depend on their
-        values.
-    structure : mapping of name to kind, optional
-        What the axes of an observed variable are, where the model's density and graph do not find it: "exchangeable",
-        "sequence", "grouped" or "features" for its first axis, a sequence of these for all its axes, or "flat".
-    simulations : xarray.DataTree, optional
-        Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train
-        on instead of new simulations.
-    num_simulations : int, optional
-        Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
-        take more than a minute, as many as can be made in a minute.
-    summary : str, options or torch.nn.Module
-        Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped"
-        or options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded
-        arrays (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling
-        which values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension
-        whose length differs) to (batch, features).
-    density : "spline", Spline, torch.nn.Module or callable
-        Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
-        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one. The built-in one is not
-        trained for what can be drawn exactly, given the other parameters.
-    sketch : bool, optional
-        Whether the built-in summary is also given rough moments of the posterior of each data set, found by some
-        hundred evaluations of the model's density: by default where it has one, up to 24 parameters (of which 12 in
-        which its logarithm is not quadratic: the others are integrated out, and drawn from their exact distribution,
-        given these), missing values can be integrated out, and that takes no more than 20 ms. Draws come much closer to
-        the exact posterior; a data set takes about a millisecond longer. True refuses models of which there is no
-        sketch.
-    training : Training, optional
-        Steps, batch size, learning rate and the like.
-    max_time : float, optional
-        Seconds that training may take; shorthand for ``Training(max_time=...)``.
-    cores : int, optional
-        Processes that simulate. By default several, where simulating takes long, and one beside training, where
-        that takes a minute or more.
-    device : str or torch.device, optional
-        Where to train; CUDA, MPS or the CPU, whichever is there.
-    random_seed : int, sequence of int, numpy.random.Generator, optional
-        Of everything random; a generator is advanced.
-    progressbar : bool
-        Whether to show the progress of training.
-    compile_kwargs : mapping, optional
-        Passed to ``pymc.compile``.
-
-    Returns
-    -------
-    AmortizedPosterior
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        When the model cannot be simulated or learned, or an argument is wrong; the message names it.
-
-    Notes
-    -----
-    The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
-    Radev et al. 2020, arXiv 2003.06281).
-    """
-    options = training_options(training, max_time)
-    place = choose_device(device)
-    if num_simulations is not None:
-        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
-    if cores is not None:
-        cores = whole("cores", cores)
-    context = mapping("context", context)
-    check_choices(summary, density)
-    sketch = sketch_option(sketch, summary)
-    spec, sources, gaps = read_model(model, observed, parameters, context, missing)
-    entropy = training_entropy(random_seed)
-    fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
-    fit.sketched = sketch
-    if simulations is not None:
-        if num_simulations is not None:
-            raise ValueError("num_simulations and simulations exclude each other")
-        fit.use(read_simulations(spec, simulations, compile_kwargs))
-    else:
-        fit.plan(num_simulations, cores)
-    return fit.run(summary, density, mapping("structure", structure))
 
 
 class PosteriorFit:
@@ -492,6 +366,7 @@ class PosteriorFit:
             device=self.device,
             workers=workers,
             passes=self.options.passes or 1,
+            most=REFILL_BATCHES if self.inputs.sketch is None else SKETCHED_REFILL,
         )
         return source
 
@@ -556,10 +431,10 @@ class PosteriorFit:
         return posterior
 
     def _ranked(self, held_out: Simulations) -> Simulations:
-        """Simulations that neither the network nor a score has learned from."""
+        """Simulations that neither the network nor a score has learned from; a sketch is no part of the score."""
         if self.num_simulations is not None:
             return held_out
-        return self.simulator(RANKED, stage_seed(self.entropy, Stage.NOVELTY), cores=self.cores)
+        return self.simulator.sketching(None)(RANKED, stage_seed(self.entropy, Stage.NOVELTY), cores=self.cores)
 
     def _report(self, trained: Trained, posterior: AmortizedPosterior, held_out: Simulations) -> None:
         """Log how training went, and how efficient its result is where the density can tell."""
@@ -579,38 +454,6 @@ class PosteriorFit:
         )
         doubtful = efficiency < DOUBTFUL_EFFICIENCY or poor > DOUBTFUL_SHARE * len(weights)
         report(trained, remark, doubtful=doubtful or trained.history.restarts > 0)
-
-
-def continue_fit(
-    posterior: AmortizedPosterior,
-    options: Training,
-    *,
-    context: Mapping[str, Any] | None,
-    missing: Mapping[str, Any] | None,
-    simulations: xr.DataTree | None,
-    device: str | torch.device | None,
-    progressbar: bool,
-) -> AmortizedPosterior:
-    """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
-    spec, provenance = posterior.spec, posterior.provenance
-    sources, gaps = sources_again(posterior, context, missing)
-    fit = PosteriorFit(
-        spec,
-        sources,
-        gaps,
-        options,
-        provenance.entropy,
-        choose_device(device),
-        progressbar,
-        posterior.compile_kwargs,
-    )
-    if provenance.user_simulations:
-        if simulations is None:
-            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
-        fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
-    else:
-        fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
-    return fit.resume(posterior)
 
 
 def structure_of(
@@ -651,26 +494,3 @@ def _exactly(spec: ModelSpec, sketch: Sketch) -> str:
         f"; given the other {learned}, {sketch.number_drawn} of {spec.dim} parameters are normal and drawn exactly "
         f"({', '.join(dict.fromkeys(names))})"
     )
-
-
-def sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:
-    """Check whether sketches are wanted."""
-    if sketch is not None and not isinstance(sketch, bool | np.bool_):
-        raise TypeError(f"sketch must be True, False or None, got {sketch!r}")
-    if sketch and isinstance(summary, torch.nn.Module):
-        raise ValueError("sketch=True: a summary network of your own is given the data alone")
-    return None if sketch is None else bool(sketch)
-
-
-def training_options(training: Training | None, max_time: float | None) -> Training:
-    """Check the options of a training."""
-    if training is not None and not isinstance(training, Training):
-        raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
-    options = training or Training()
-    return options if max_time is None else replace(options, max_time=max_time)
-
-
-def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
-    """Entropy of everything random, which repeats a training."""
-    entropy = seed_sequence(random_seed).entropy
-    return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
