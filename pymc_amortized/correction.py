@@ -19,6 +19,9 @@ HARMLESS_WEIGHT, HARMLESS_IF_DEFENDED = 2.0, 5.0
 """Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant: k says what
 may lie where the proposal has next to nothing. Where a part of it has heavy tails there is less of that: a share of 2 %
 five standard deviations away gives weights of 10 and more, four or five of them among a thousand such proposals."""
+HARMLESS_SHARE = 0.002
+"""Of all weights, that one of many such proposals may have: with four like it, the share of what they stand for is known
+to 0.4 %, by which a variance is off by a tenth if that is five standard deviations away."""
 MOST_LOST = 0.1
 """Share of the weights that smoothing may take away. Of weights that follow a Pareto distribution of shape 0.7 it takes
 more from one set of 4,000 in ten; from a mode that three proposals hit, all but a hundredth."""
@@ -103,7 +106,8 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     if empty.any():
         k = np.inf  # draws of that chain are not draws from the target
     ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
-    harmless = largest_raw <= (HARMLESS_IF_DEFENDED if defended else HARMLESS_WEIGHT) and k < np.inf
+    most = max(HARMLESS_IF_DEFENDED, HARMLESS_SHARE * log_weights.size) if defended else HARMLESS_WEIGHT
+    harmless = largest_raw <= most and k < np.inf
     return Weights(weights, float(k), float(ess.sum()), bool(harmless), lost)
 
 
