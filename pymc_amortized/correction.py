@@ -20,8 +20,8 @@ HARMLESS_WEIGHT, HARMLESS_IF_DEFENDED = 2.0, 5.0
 may lie where the proposal has next to nothing. Where a part of it has heavy tails there is less of that: a share of 2 %
 five standard deviations away gives weights of 10 and more, four or five of them among a thousand such proposals."""
 HARMLESS_SHARE = 0.002
-"""Of all weights, that one of many such proposals may have: with four like it, the share of what they stand for is known
-to 0.4 %, by which a variance is off by a tenth if that is five standard deviations away."""
+"""Of all weights, that one of many such proposals may have: with four like it, the share of what they stand for is
+known to 0.4 %, by which a variance is off by a tenth if that is five standard deviations away."""
 MOST_LOST = 0.1
 """Share of the weights that smoothing may take away. Of weights that follow a Pareto distribution of shape 0.7 it takes
 more from one set of 4,000 in ten; from a mode that three proposals hit, all but a hundredth."""
