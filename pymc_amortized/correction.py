@@ -64,8 +64,7 @@ class Weights:
     def reliable(self) -> bool:
         """Whether k is small enough for that many proposals of positive weight, and smoothing left most of the weight.
 
-        k is a shape without a scale: where no weight is far above the mean, the tail does not matter, whatever its
-        shape.
+        k is a shape without a scale: where no weight counts for much, the tail does not matter, whatever its shape.
         """
         threshold = k_threshold(int(np.count_nonzero(self.weights)))
         return self.lost <= MOST_LOST and (self.harmless or self.pareto_k <= threshold)

@@ -117,6 +117,20 @@ def test_nearly_constant_weights_are_reliable():
     assert smoothed.reliable
 
 
+def test_many_weights_of_which_none_counts_for_much_are_reliable():
+    """Where a part of the proposals has heavy tails, weights are bounded, whatever the shape that leads there."""
+    rng = np.random.default_rng(0)
+    log_ratios = rng.normal(0, 0.02, size=(4, 16_000))
+    log_ratios[:, :160] = np.log(rng.pareto(0.6, size=(4, 160)).clip(0.1, 25))
+    smoothed = smooth(log_ratios, defended=True)
+    assert smoothed.pareto_k > 0.7
+    assert smoothed.reliable
+    assert not smooth(log_ratios).reliable
+    assert not smooth(log_ratios[:, ::16], defended=True).reliable  # of few, 25 times the mean is too much
+    log_ratios[0, 0] = np.log(0.01 * 64_000)
+    assert not smooth(log_ratios, defended=True).reliable
+
+
 @pytest.mark.parametrize("far", [-1e3, -1e8, -1e17, -1e300])
 def test_weights_too_small_for_doubles_change_nothing(far):
     """Far outside the prior log weights span more digits than a double has."""

@@ -12,7 +12,9 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownEx
 
 from pymc_amortized.approximators.pace import Making, Pace, others, pace_of, worth_workers
 from pymc_amortized.approximators.planning import plan_classifier, plan_posterior
+from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph.common import common_data
+from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.pool import Pool
 from pymc_amortized.graph.simulator import Simulator
@@ -44,6 +46,27 @@ def test_workers_make_what_this_process_would(workers):
     there = workers._simulator(3000, 7, workers=workers)
     np.testing.assert_array_equal(here.unconstrained, there.unconstrained)
     np.testing.assert_array_equal(here.data["y"], there.data["y"])
+
+
+def test_what_is_sketched_is_sketched_by_hundreds():
+    """Groups of one size are small in the first refills, and a sketch has a cost for each call."""
+    asked = []
+
+    def sketch(simulations):
+        asked.append(len(simulations))
+        return simulations.unconstrained + simulations.lengths["obs"][:, None]
+
+    with pm.Model(coords={"obs": range(3)}) as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(3), dims="obs")
+    spec, sources, gaps = read_model(model, None, None, {"obs": (3, 30)}, {})
+    plain = Simulator(spec, context=ContextSampler(spec, sources, gaps))
+    sketching = plain.sketching(sketch)
+    made = sketching(1024, 7)
+    assert len(set(made.lengths["obs"])) > 15
+    assert min(asked) >= 200 and sum(asked) == 1024
+    np.testing.assert_array_equal(made.sketch, made.unconstrained + made.lengths["obs"][:, None])
+    np.testing.assert_array_equal(made.data["y"], plain(1024, 7).data["y"])
+    np.testing.assert_array_equal(made.data["y"], sketching(1024, 7, cores=2).data["y"])
 
 
 def test_work_goes_on_here_until_they_are_ready():

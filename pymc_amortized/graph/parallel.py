@@ -62,8 +62,9 @@ def in_chunks(maker: Chunked, tasks: list[Task], *, cores: int, workers: Workers
 
     Where they are sketched, what one process makes at once is so much that the cost of a call vanishes.
     """
-    ends = np.cumsum([n for n, _ in tasks]) // SKETCHED_TOGETHER if maker.sketched else np.arange(len(tasks))
-    several = [[task for task, end in zip(tasks, ends, strict=True) if end == k] for k in np.unique(ends)]
+    before = np.cumsum([0, *(n for n, _ in tasks[:-1])])
+    number = before // SKETCHED_TOGETHER if maker.sketched else np.arange(len(tasks))
+    several = [[task for task, k in zip(tasks, number, strict=True) if k == one] for one in np.unique(number)]
     if workers is not None:
         return workers.run(several)
     if cores > 1:
