@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -113,7 +111,7 @@ def test_outside_is_in_units_of_the_range() -> None:
     encoder = DataEncoder.fit(DataLayout((ArrayLayout("y", (1,), "real"),)), {"y": np.array([[0.0], [10.0], [4.0]])})
     assert encoder.outside({"y": np.array([[3.0]])})["y"] == 0
     assert encoder.outside({"y": np.array([[3.0], [-20.0], [15.0]])})["y"] == pytest.approx([0.0, 2.0, 0.5])
-    assert math.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"])
+    assert np.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"])
 
 
 def test_names_may_be_anything() -> None:
