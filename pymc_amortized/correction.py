@@ -52,6 +52,8 @@ class Weights:
         Whether all raw weights are about as good as constant, but for those that are zero.
     lost : float
         Share of the raw weights, in all, that smoothing took away: a mode that few proposals hit is no tail.
+    heaviest : float
+        Share of the raw weights, in all, that one proposal has.
     """
 
     weights: np.ndarray
@@ -59,6 +61,7 @@ class Weights:
     ess: float
     harmless: bool = False
     lost: float = 0.0
+    heaviest: float = 0.0
 
     @property
     def reliable(self) -> bool:
@@ -87,7 +90,7 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     """
     log_weights = np.array(log_ratios, dtype=float)
     finite = np.isfinite(log_weights)
-    k, lost, largest_raw = np.inf, 0.0, np.inf
+    k, lost, largest_raw, heaviest = np.inf, 0.0, np.inf, 1.0
     if finite.sum() >= FEWEST_FOR_TAIL:
         raw = log_weights[finite] - log_weights[finite].max()
         near = np.maximum(raw, -BEYOND_DOUBLES)  # beside numbers like 1e17 what smoothing divides by is rounded away
@@ -97,6 +100,7 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
         total = np.exp(raw).sum()
         lost = float(1 - np.exp(smoothed - divided).sum() / total)
         largest_raw = max(len(raw), FEWEST_POSITIVE * log_weights.size) / total
+        heaviest = float(1 / total)
         log_weights[finite] = smoothed + (raw - near)
     largest = log_weights.max(axis=1, keepdims=True)
     empty = ~np.isfinite(largest)
@@ -107,7 +111,7 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
     most = max(HARMLESS_IF_DEFENDED, HARMLESS_SHARE * log_weights.size) if defended else HARMLESS_WEIGHT
     harmless = largest_raw <= most and k < np.inf
-    return Weights(weights, float(k), float(ess.sum()), bool(harmless), lost)
+    return Weights(weights, float(k), float(ess.sum()), bool(harmless), lost, heaviest)
 
 
 def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

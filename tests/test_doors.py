@@ -6,6 +6,7 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 import xarray as xr
+from conftest import interpreted
 from scipy import stats
 
 from pymc_amortized.approximators.simulations import read_model
@@ -184,3 +185,14 @@ def test_gaps_are_left_out_where_pymc_replaced_the_constants():
     tree = xr.DataTree.from_dict({f"/{name}": xr.Dataset(variables) for name, variables in groups.items()})
     found = one_dataset(spec, tree)
     assert found.log_likelihood["y"].sizes["y_present"] == 3 and list(found.observed_data["y"]) == [1, 2, 3]
+
+
+def test_hyperparameters_for_which_the_prior_has_no_density_are_named():
+    with pm.Model() as model:
+        spread = pm.Data("spread", 1.0)
+        pm.Normal("y", pm.Normal("b", 0, spread), 1, observed=np.zeros(6))
+    posterior = interpreted(model, context={"spread": pm.HalfNormal.dist(1)}, num_steps=10)
+    with pytest.raises(ValueError, match=r"the context \{'spread': -1\.0\}: the prior of \['b'\] has no density"):
+        posterior.sample({"y": np.ones(6), "spread": -1.0}, draws=50)
+    with pytest.raises(ValueError, match=r"'spread': -2\.0\} of data set 1: the prior"):
+        posterior.sample({"y": np.ones((2, 6)), "spread": [1.0, -2.0]}, batched=True, draws=50)

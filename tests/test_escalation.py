@@ -13,7 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pymc_amortized.approximators.adaptation import tempered, whitening
 from pymc_amortized.approximators.convergence import Convergence
+from pymc_amortized.approximators.escalation import _elsewhere
 from pymc_amortized.approximators.mixture import Proposals
+from pymc_amortized.approximators.sampling import Draws, _poor
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph import samplers
 from pymc_amortized.graph.datasets import read_datasets
@@ -409,6 +411,37 @@ def test_chains_that_agree_have_converged():
     assert not Convergence.of(stuck, 0, straight).converged
     assert not Convergence.of(np.zeros((4, 500, 2)), 0, straight).converged
     assert not Convergence.of(np.repeat(chains(shape=(4, 50, 2)), 10, axis=1), 0, straight).converged
+
+
+def test_one_heavy_weight_asks_for_more_proposals():
+    """Whatever the shape of the tail, and however many effective draws there seem to be."""
+    rng = np.random.default_rng(0)
+    proposals = Proposals(4)
+    theta, log_q = rng.normal(size=(4000, 1)), np.zeros(4000)
+    log_p = rng.normal(0, 0.1, size=4000)
+    proposals.add_weighted(theta, log_q, log_p)
+    assert not _poor(proposals, 1000)
+    log_p[7] = np.log(50.0)
+    heavy = Proposals(4)
+    heavy.add_weighted(theta, log_q, log_p)
+    assert heavy.weights.ess > 2000 and heavy.weights.heaviest == pytest.approx(50 / 4070, rel=0.02)
+    assert _poor(heavy, 1000)
+
+
+def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():
+    rng = np.random.default_rng(0)
+    both = rng.choice([-1.0, 1.0], size=(4, 500, 2)) * [1.0, 0.0] + 0.05 * rng.normal(size=(4, 500, 2))
+    one, straight = np.where(both[..., :1] > 0, both, -both), np.zeros(2, dtype=bool)
+
+    def drawn(theta):
+        away = np.abs(theta) - [1.0, 0.0]
+        log_p = -0.5 * np.square(away / 0.05).sum(-1)
+        return Draws(theta, log_p, log_p, log_p, None, 0)
+
+    assert 900 > _elsewhere(drawn(both), drawn(one), straight) > 300
+    assert _elsewhere(drawn(one), drawn(one), straight) == 0
+    assert _elsewhere(drawn(one), drawn(both), straight) == 0
+    assert _elsewhere(drawn(both), drawn(one), np.array([True, False])) == 0  # angles go round
 
 
 def test_what_has_not_converged_says_which_number_is_off():

@@ -40,7 +40,7 @@ def regression():
     """Rows of any number, with a covariate and an array that is the same for all."""
     x = pm.Data("x", np.linspace(-1, 1, 8), dims="obs")
     offset = pm.Data("offset", np.array([0.3, -0.2]))
-    b = pm.Normal("b", 0, 1, shape=2)
+    b = pm.Normal("b", 0, pm.Data("spread", 1.5), shape=2)
     pm.Normal("y", b[0] + b[1] * x + offset[0], pm.HalfNormal("s", 1), observed=np.zeros(8), dims="obs")
     pm.Poisson("count", pt.exp(b + offset), observed=np.zeros(2, int))
     return {"context": {"obs": LENGTHS, "x": pm.Normal.dist(0, 1)}, "missing": {"y": 0.3, "count": 0.3}}

@@ -32,6 +32,8 @@ TUNE = 500
 """Less than PyMC's 1,000: the mass matrix is nearly right from the start."""
 TARGET_ACCEPT = (0.8, 0.95)
 """Of the first attempt, PyMC's default, and of the second, what it advises after divergences."""
+ELSEWHERE = 10.0
+"""Standard deviations from where chains are, beyond which what is as dense is another mode."""
 LONGER = 3
 """Times as many tuning steps and draws in the second attempt."""
 
@@ -155,7 +157,12 @@ class _Runs:
         if best is None:
             return before, Failure(index, "NUTS stopped", reason)
         result = self._result(index, before, *best)
-        return result, None if best[1].converged else Failure(index, "chains of NUTS did not converge", str(best[1]))
+        if not best[1].converged:
+            return result, Failure(index, "chains of NUTS did not converge", str(best[1]))
+        if number := _elsewhere(before, result, self._conditions.spec.circular):
+            details = f"{number} draws by importance weights more than {ELSEWHERE:.0f} sds away from all of these"
+            return replace(result, stage="failed"), Failure(index, "NUTS found one mode of several", details)
+        return result, None
 
     def _settings(self, shape: tuple[int, ...], attempt: int) -> Settings:
         chains, draws = shape
@@ -201,6 +208,13 @@ class _Runs:
             stage="nuts" if convergence.converged else "failed",
             convergence=convergence,
         )
+
+
+def _elsewhere(before: Draws, found: Draws, circular: np.ndarray) -> int:
+    """How many draws by weights lie far from those of NUTS, where the model's density is as high."""
+    middle, sd = (statistic(found.theta, axis=(0, 1)) for statistic in (np.mean, np.std))
+    far = (np.abs(before.theta - middle) > ELSEWHERE * sd)[..., ~circular].any(axis=-1)
+    return int((far & (before.log_p >= np.median(found.log_p))).sum())
 
 
 def _learned(theta: np.ndarray, start: Start, seed: np.random.SeedSequence) -> Start:

@@ -166,8 +166,8 @@ class AmortizedPosterior:
         xarray.DataTree
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (that of the proposals:
-            the network's own, equal to :meth:`logp`, with ``correction=None``), for each proposal
-            ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
+            the network's own, equal to :meth:`logp`, with ``correction=None``; of angles, before they are wrapped), for
+            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
             ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
             and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
             The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,

@@ -28,6 +28,9 @@ FEWEST_EFFECTIVE = 400
 MOST_LOST = 0.02
 """Share of the weights that smoothing may take away before more proposals are worth their time: about what it takes
 from a tail of shape 0.5. A mode that a few proposals hit may have as much."""
+HEAVIEST = 0.005
+"""Share of the weights that one proposal may have before more are worth their time: what lies five standard deviations
+away changes a variance by an eighth."""
 WANTED_EFFICIENCY = 0.5
 """Importance effective sample size per draw above which more proposals are not worth their time."""
 
@@ -162,9 +165,10 @@ class Rounds:
         if adapted:
             rng = np.random.default_rng(seed.spawn(1)[0])
             each = -(-self._first * (ROUNDS[-1] - self._made) // ADAPTED_ROUNDS)
-            for _ in range(ADAPTED_ROUNDS):
+            for number in range(ADAPTED_ROUNDS):
                 self.adapted(each, rng)
-                if not self._still_poor(draws):
+                # of weights that were poor, the first that look good may only lack their largest
+                if number and not self._still_poor(draws):
                     return
 
     def network(self, target: int) -> None:
@@ -209,7 +213,7 @@ def _poor(proposals: Proposals, draws: int) -> bool:
     weights = proposals.weights
     assert weights is not None
     few = weights.ess < WANTED_EFFICIENCY * proposals.chains * draws
-    return few or weights.lost > MOST_LOST or not weights.reliable
+    return few or weights.lost > MOST_LOST or weights.heaviest > HEAVIEST or not weights.reliable
 
 
 def _settle(proposals: Proposals, draws: int, mode: Mode, rng: np.random.Generator) -> Draws:

@@ -174,7 +174,7 @@ class DensitiesOf:
         held = {v.name: spec.held[v.name] for v in spec.unchanging}
         arrays = {**_filled(spec, datasets), **missing, **lengths, **held}
         # another layout in memory would be compiled again
-        self._arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        self._arrays = {name: np.asarray(values, order="C") for name, values in arrays.items()}
         self._gaps: _Gaps | None = None
         if density.integrated and density.band is not None:
             self._gaps = _Gaps(_joined(density.integrated, datasets.missing), density.band)
