@@ -393,9 +393,9 @@ def test_a_posterior_from_a_file_needs_its_sources(sized, tmp_path):
     loaded = pma.load(tmp_path / "p.pma", model=size_varies())
     with pytest.raises(ValueError, match="context: sources of"):
         quick(loaded)
-    with pytest.raises(ValueError, match="missing: rates of"):
-        quick(loaded, context=SOURCES)
-    check = quick(loaded, context=SOURCES, missing={"y": 0.2}, num_datasets=30, draws=20)
+    with pytest.raises(ValueError, match="missing: what draws gaps in"):  # of callables a file knows nothing
+        quick(replace(loaded, missing={}), context=SOURCES)
+    check = quick(loaded, context=SOURCES, num_datasets=30, draws=20)
     assert check["recovery"].sizes["dataset"] == 30
 
 

@@ -202,7 +202,7 @@ def test_a_file_knows_the_rates_of_missing_values(mean_posterior, tmp_path, capl
     y = series(20, 1)
     y[3:] = np.nan
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        loaded.sample([{"y": y[:4]}, {"y": y}], batched=True, draws=10, random_seed=1)
+        loaded.sample([{"y": y[[0, 1, 2, 2, 1, 3]]}, {"y": y}], batched=True, draws=10, random_seed=1)
     assert "Of 'y', 85% are missing in data set 1; training knew 0 to 40%" in caplog.text
     assert loaded.continue_training(2, progressbar=False).provenance.simulations
 
@@ -346,8 +346,6 @@ def test_files_keep_sizes_gaps_and_structure(regression_posterior, mean_posterio
     assert str(loaded.structure) == str(mean_posterior.structure)
     first, second = (p.sample({"y": y}, random_seed=1).posterior["mu"] for p in (mean_posterior, loaded))
     assert_array_equal(first, second)
-    with pytest.raises(ValueError, match="missing"):
-        loaded.continue_training(5)
     regression_posterior.save(tmp_path / "regression.pma")
     with pytest.raises(ValueError, match="not the one in the file"):
         pma.load(tmp_path / "regression.pma", model=normal_mean())
