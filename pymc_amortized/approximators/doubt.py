@@ -203,7 +203,7 @@ def explain_impossible(
             _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)
         names = [n for n, part in parts.items() if not np.isfinite(part).any()]
         scalars = {c.name: given[c.name].item() for c in spec.context if not c.shape}
-        if names and scalars and not {*names} & {v.name for v in spec.observed}:
+        if names and scalars and {*names} <= {p.name for p in spec.parameters}:
             raise ValueError(
                 f"the context {scalars}{where}: the prior of {names} has no density there at any proposed parameter; "
                 "these values may be outside of what it is defined for"

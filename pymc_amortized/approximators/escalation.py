@@ -160,7 +160,7 @@ class _Runs:
         if not best[1].converged:
             return result, Failure(index, "chains of NUTS did not converge", str(best[1]))
         if number := _elsewhere(before, result, self._conditions.spec.circular):
-            details = f"{number} draws by importance weights more than {ELSEWHERE:.0f} sds away from all of these"
+            details = f"{number} proposals as probable lie more than {ELSEWHERE:.0f} sds from all chains"
             return replace(result, stage="failed"), Failure(index, "NUTS found one mode of several", details)
         return result, None
 
@@ -211,7 +211,7 @@ class _Runs:
 
 
 def _elsewhere(before: Draws, found: Draws, circular: np.ndarray) -> int:
-    """How many draws by weights lie far from those of NUTS, where the model's density is as high."""
+    """How many draws from before lie far from those of NUTS, where the model's density is as high."""
     middle, sd = (statistic(found.theta, axis=(0, 1)) for statistic in (np.mean, np.std))
     far = (np.abs(before.theta - middle) > ELSEWHERE * sd)[..., ~circular].any(axis=-1)
     return int((far & (before.log_p >= np.median(found.log_p))).sum())

@@ -88,7 +88,7 @@ class AmortizedPosterior:
         How missing values of each variable that may have them are integrated out of the model's density; None where
         they cannot be.
     reference : Reference or None
-        Scores of simulations, by which the novelty of data is judged; files of older versions hold none.
+        Scores of simulations, by which the novelty of data is judged.
     sketch : Sketch or None
         What the model's density tells the network of each posterior.
     local_to : DataSets or None

@@ -25,7 +25,7 @@ ADAPTED_ROUNDS = 5
 `benchmarks/escalation.py` settles more data sets with more and smaller rounds, few of them by the network's alone."""
 FEWEST_EFFECTIVE = 400
 """Effective draws that estimates should rest on (Vehtari et al. 2021: 100 for each of four chains)."""
-MOST_LOST = 0.02
+NOTABLY_LOST = 0.02
 """Share of the weights that smoothing may take away before more proposals are worth their time: about what it takes
 from a tail of shape 0.5. A mode that a few proposals hit may have as much."""
 HEAVIEST = 0.005
@@ -213,7 +213,7 @@ def _poor(proposals: Proposals, draws: int) -> bool:
     weights = proposals.weights
     assert weights is not None
     few = weights.ess < WANTED_EFFICIENCY * proposals.chains * draws
-    return few or weights.lost > MOST_LOST or weights.heaviest > HEAVIEST or not weights.reliable
+    return few or weights.lost > NOTABLY_LOST or weights.heaviest > HEAVIEST or not weights.reliable
 
 
 def _settle(proposals: Proposals, draws: int, mode: Mode, rng: np.random.Generator) -> Draws:

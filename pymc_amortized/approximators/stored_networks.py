@@ -110,8 +110,9 @@ def read_network[N: nn.Module](file: Any, make: Callable[[Callable[[Any], Any]],
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
         network = make(lambda module: module)
     weights = {name: part.get_tensor(name) for name in wanted}
-    for name, weight in weights.items():
-        if weight.is_floating_point() and torch.isnan(weight).any():
+    learned = {name for name, _ in network.named_parameters()}
+    for name, weight in weights.items():  # a buffer may be the infinite end of a range
+        if weight.is_floating_point() and not (weight.isfinite() if name in learned else ~weight.isnan()).all():
             raise ValueError(f"weight {name!r} in the file is not a number")
     network.load_state_dict(weights)
     return network.eval()
