@@ -20,7 +20,7 @@ import numpy as np
 import pymc as pm
 
 import pymc_amortized as pma
-from pymc_amortized.graph.datasets import read_datasets
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.novelty import Discrepancy, Whitening
 
 TOGETHER = 20

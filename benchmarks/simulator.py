@@ -31,7 +31,7 @@ from pymc.sampling.forward import compile_forward_sampling_function
 from pytensor.tensor.random.type import RandomGeneratorType
 
 from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 
 Simulate = Callable[[int], object]
 
@@ -59,7 +59,7 @@ def registry() -> ModuleType:
 
 
 def own(model: pm.Model) -> Simulate:
-    simulator = Simulator(ModelSpec.from_model(model))
+    simulator = Simulator(take_snapshot(model))
     return lambda n: simulator(n, 1)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import Structure, find_structure
 
@@ -27,7 +28,7 @@ def timed(name: str) -> tuple[float, float, Structure, ModelSpec]:
     """Seconds until the density's first value, seconds to find the structure, and what was found."""
     from models import MODELS
 
-    spec = ModelSpec.from_model(MODELS[name].build())
+    spec = take_snapshot(MODELS[name].build())
     simulations = Simulator(spec)(SIMULATIONS, 1)
     log_density = LogDensity(spec)
     start = time.perf_counter()

@@ -14,7 +14,8 @@ from scipy import stats
 
 import pymc_amortized as pma
 from pymc_amortized.correction import smooth
-from pymc_amortized.graph.datasets import of_simulations, read_datasets
+from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.networks.network import PosteriorNetwork
 
 GROUPS = 3

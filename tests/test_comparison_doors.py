@@ -15,10 +15,11 @@ from pymc_amortized.approximators.comparison_judgement import warn_of_atoms, war
 from pymc_amortized.approximators.comparison_table import ComparisonTable
 from pymc_amortized.approximators.fit_comparison import _checked_models, _read
 from pymc_amortized.graph.common import common_data, common_structure
-from pymc_amortized.graph.datasets import DataSets, read_datasets
+from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.kinds import Axis, Structure
 from pymc_amortized.graph.pool import Pool
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.reading import read_datasets
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.odds import Calibration, prior_weights
 
 ROWS = 6
@@ -224,11 +225,10 @@ def test_a_prior_with_an_atom_is_refused():
 def test_given_parameters_may_repeat_but_have_no_atom():
     from pymc_amortized.graph.atoms import PriorAtomError, refuse_prior_atoms
     from pymc_amortized.graph.simulator import Simulator
-    from pymc_amortized.graph.spec import ModelSpec
 
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("mu"), 1, observed=0.0)
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     made = Simulator(spec)(400, 1)
     repeated = replace(made, unconstrained=np.repeat(made.unconstrained[:20], 20, axis=0))
     refuse_prior_atoms(spec, repeated, by_user=True)
@@ -334,7 +334,7 @@ def test_numbers_that_a_models_type_cannot_hold_are_impossible_there():
             dtype="bool",
             observed=np.array([True, False, True]),
         )
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     given = DataSets({"y": np.array([[0, 1, 1], [0, 1, 2]])}, np.arange(2), True)
     assert list(fits(data_of(spec, given), given)) == [True, False]
 

@@ -24,7 +24,7 @@ from pymc_amortized.diagnostics.local import local_c2st
 from pymc_amortized.diagnostics.simulated import known_datasets
 from pymc_amortized.diagnostics.statistics import distance_ranks, ranks, standardized
 from pymc_amortized.diagnostics.verdict import METRICS, find, off
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.results import prior_tree
 
 
@@ -373,7 +373,7 @@ def test_wrong_arguments_are_refused(kwargs, error, message):
 def test_potentials_are_refused():
     with planted.two_means() as model:
         pm.Potential("close", -((model["mu"][0] - model["mu"][1]) ** 2))
-    posterior = SimpleNamespace(spec=ModelSpec.from_model(model))
+    posterior = SimpleNamespace(spec=take_snapshot(model))
     with pytest.raises(ValueError, match="are no part of its simulations"):
         known_datasets(posterior, 10, np.random.SeedSequence(1))
 

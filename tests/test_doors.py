@@ -12,10 +12,11 @@ from scipy import stats
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
-from pymc_amortized.graph.datasets import gaps_of, read_datasets
+from pymc_amortized.graph.datasets import gaps_of
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.evidence import index_limits
 from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 
 INDEX = np.arange(12) % 4

@@ -18,8 +18,8 @@ from pymc_amortized.approximators.mixture import Proposals
 from pymc_amortized.approximators.sampling import Draws, _poor
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph import samplers
-from pymc_amortized.graph.datasets import read_datasets
 from pymc_amortized.graph.nuts import Chains, OutOfTimeError, PyMCSampler, Settings
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.whitened import NAME, WhitenedModel, Whitening
 
 INTERPRETED = {"mode": "FAST_COMPILE"}

@@ -162,9 +162,9 @@ def test_densities_that_are_not_normalized_are_refused(plain_posterior, schools_
         mu = pm.Normal("mu", 0, 1)
         pm.Potential("p", -(mu**2))
         pm.Normal("y", mu, 1, observed=np.zeros(3))
-    from pymc_amortized.graph.spec import ModelSpec
+    from pymc_amortized.graph.snapshot import take_snapshot
 
-    with_potential = replace(plain_posterior, spec=ModelSpec.from_model(model))
+    with_potential = replace(plain_posterior, spec=take_snapshot(model))
     with pytest.raises(ValueError, match="potentials \\['p'\\].*not normalized"):
         with_potential.log_marginal_likelihood()
     with pytest.raises(ValueError, match="needs the model's density"):

@@ -24,6 +24,7 @@ from scipy import stats
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import Constrain, LogDensity, Unconstrain
 from pymc_amortized.graph.simulator import Simulations, Simulator
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.structure import find_structure
 
@@ -129,7 +130,7 @@ class Contract:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        return ModelSpec.from_model(self.model)
+        return take_snapshot(self.model)
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -385,7 +386,7 @@ def test_structure_of_the_data_is_found(contract: Contract) -> None:
 def test_context_reaches_simulator_and_density(name: str) -> None:
     model = MODELS[name].build()
     container = "clinic_index" if name == "negative_binomial" else "x"
-    spec = ModelSpec.from_model(model, context=[container])
+    spec = take_snapshot(model, context=[container])
     context = ContextSampler(spec, {container: "resample"})
     simulations = Simulator(spec, context=context, compile_kwargs=INTERPRETED)(300, 1)
     values = simulations.data[container]

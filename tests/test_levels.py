@@ -5,12 +5,12 @@ import pytest
 from models import MODELS
 
 from pymc_amortized.graph.levels import MOST, hierarchy_levels
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 
 
 def by_name(model: pm.Model) -> dict[str, int]:
     """The level of each free variable, whose values all stand on one."""
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     levels = iter(hierarchy_levels(spec))
     found = {p.name: {next(levels) for _ in range(p.size)} for p in spec.parameters}
     assert next(levels, None) is None

@@ -9,7 +9,7 @@ from scipy import stats
 import pymc_amortized as pma
 from pymc_amortized.approximators.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.rows import distribution_of, find_rows
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.rows.fitting import _column
 
 STEPS = pma.Training(num_steps=60, batch_size=1024, learning_rate=3e-3, weight_decay=0, evaluations=2, threads=1)
@@ -20,7 +20,7 @@ def fitted(model: pm.Model) -> AmortizedLikelihood:
 
 
 def parameters_of(model: pm.Model) -> list[tuple[str, tuple[str, ...]]]:
-    return [(p.name, p.leaves) for p in find_rows(ModelSpec.from_model(model), "y", {}).parameters]
+    return [(p.name, p.leaves) for p in find_rows(take_snapshot(model), "y", {}).parameters]
 
 
 def test_a_variable_named_like_an_argument_computed_from_it_keeps_the_name() -> None:
@@ -84,7 +84,7 @@ def test_constants_are_read_wherever_they_stand() -> None:
     with pm.Model() as model:
         sd = pm.Data("sd", 2.0)
         pm.Normal("y", pm.Normal("a"), sd * np.ones(4), observed=np.zeros(4))
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     assert distribution_of(spec, find_rows(spec, "y", {}))[0] == "NormalRV"
 
 

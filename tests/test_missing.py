@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose
 
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import gaps_of, read_datasets
+from pymc_amortized.graph.datasets import gaps_of
 from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 
 INTERPRETED = {"mode": "FAST_COMPILE"}

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 import pymc_amortized as pma
 from pymc_amortized.calibration import holm
 from pymc_amortized.diagnostics.misspecification import _Compared, _together
-from pymc_amortized.graph.datasets import read_datasets
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.summary.rows import EncodedArray
 from pymc_amortized.networks.summary.shape import ShapeStatistics

@@ -14,10 +14,11 @@ from scipy import stats
 import pymc_amortized as pma
 from pymc_amortized.approximators.trees import read_result
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations, read_datasets
+from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.results import posterior_tree
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
@@ -33,7 +34,7 @@ def result_of(
     model: pm.Model, data: list[dict[str, np.ndarray]] | None = None, *, draws: int = DRAWS, **kwargs: object
 ) -> tuple[pma.AmortizedPosterior, xr.DataTree]:
     """Simulated data sets, or those given, and draws of the prior as if they were of their posteriors: no network."""
-    spec = ModelSpec.from_model(model, **kwargs)
+    spec = take_snapshot(model, **kwargs)
     gaps = {v.name: "element" for v in spec.observed if v.missing}
     unused = dict.fromkeys(["network", "structure", "history", "provenance", "state", "context", "missing"])
     posterior = pma.AmortizedPosterior(spec=spec, gaps=gaps, compile_kwargs=INTERPRETED, **unused)

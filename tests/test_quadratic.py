@@ -13,8 +13,9 @@ from pymc_amortized.approximators.posterior_training import structure_of
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.sketch import MOST_SAMPLED, make_sketch
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations, read_datasets
+from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.missing import find_rules
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.quadratic import Quadratic, find_quadratic
 

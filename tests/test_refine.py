@@ -10,11 +10,11 @@ from scipy import stats
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.region import Region, ensemble
-from pymc_amortized.graph.datasets import read_datasets
 from pymc_amortized.graph.density import LogPrior
 from pymc_amortized.graph.local import SimulatorGiven
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 SMALL = {"summary": pma.Flat(width=32, depth=1), "density": pma.Spline(layers=2, hidden=32)}
@@ -152,7 +152,7 @@ GAPPY = {"x": np.linspace(-1, 1, 8), "y": np.where(np.arange(8) == 3, np.nan, 1.
 
 
 def test_simulations_are_of_the_data_sets_kind_and_of_the_parameters_given():
-    spec = ModelSpec.from_model(sized_model(), context=["x"], sizes=[Range("obs", 5, 20)], missing=["y"])
+    spec = take_snapshot(sized_model(), context=["x"], sizes=[Range("obs", 5, 20)], missing=["y"])
     datasets = read_datasets(spec, GAPPY)
     simulator = SimulatorGiven(spec, datasets, INTERPRETED)
     slope, noise = np.linspace(-2, 2, 400), np.linspace(0.1, 1.0, 400)
@@ -167,7 +167,7 @@ def test_simulations_are_of_the_data_sets_kind_and_of_the_parameters_given():
 
 @pytest.mark.parametrize("density", [True, False])
 def test_the_density_of_the_prior_needs_none_of_the_data(density):
-    spec = ModelSpec.from_model(narrow(density=density))
+    spec = take_snapshot(narrow(density=density))
     prior = LogPrior(spec, INTERPRETED)
     assert prior.obstacle is None
     theta = np.array([[0.0, 0.5], [50.0, -1.0]])

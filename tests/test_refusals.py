@@ -12,7 +12,7 @@ import pytest
 import pymc_amortized as pma
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.simulator import SimulationError
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 
 Y = np.arange(4.0)
 
@@ -118,15 +118,15 @@ REFUSED = {
 def test_unsuited_models_are_refused_by_name(name):
     write, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        ModelSpec.from_model(model_of(write))
+        take_snapshot(model_of(write))
 
 
 def test_a_nested_model_is_refused_and_its_parent_taken():
     with pm.Model() as outer, pm.Model("inner") as inner:
         observe(pm.Normal("m"))
     with pytest.raises(ValueError, match="nested.*outermost"):
-        ModelSpec.from_model(inner)
-    assert [v.name for v in ModelSpec.from_model(outer).observed] == ["inner::y"]
+        take_snapshot(inner)
+    assert [v.name for v in take_snapshot(outer).observed] == ["inner::y"]
 
 
 def shape_by_argument() -> None:
@@ -146,7 +146,7 @@ def shape_of_a_parameter() -> None:
 
 @pytest.mark.parametrize("write", [shape_by_argument, shape_by_ones, shape_of_a_parameter])
 def test_a_container_whose_shape_alone_is_used_is_taken(write):
-    (observed,) = ModelSpec.from_model(model_of(write)).observed
+    (observed,) = take_snapshot(model_of(write)).observed
     assert (observed.name, observed.container, observed.shape) == ("y", "d", (10,))
 
 
@@ -193,7 +193,7 @@ NAMES = {
 def test_names_of_variables_are_checked(name):
     write, arguments, error, message = NAMES[name]
     with pytest.raises(error, match=message):
-        ModelSpec.from_model(model_of(write), **arguments)
+        take_snapshot(model_of(write), **arguments)
 
 
 # context
@@ -279,7 +279,7 @@ def test_right_context_is_taken(context):
 
 
 def test_context_is_drawn_by_the_seed():
-    spec = ModelSpec.from_model(model_of(with_containers, coords={"obs": range(4)}), context=["x"])
+    spec = take_snapshot(model_of(with_containers, coords={"obs": range(4)}), context=["x"])
     sampler = ContextSampler(spec, {"x": lambda rng: rng.normal(size=4)})
     a, b, c = (sampler(3, np.random.SeedSequence(seed))["x"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)

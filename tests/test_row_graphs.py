@@ -13,13 +13,13 @@ from scipy import stats
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
 from pymc_amortized.graph.exchange import exchanged
 from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 
 
 def rows_of(build: Callable[[], Any], name: str = "y") -> ObservedRows:
     with pm.Model() as model:
         build()
-    return find_rows(ModelSpec.from_model(model), name, {})
+    return find_rows(take_snapshot(model), name, {})
 
 
 def shapes(build: Callable[[], Any], name: str = "y") -> list[tuple[str, tuple[int, ...], int]]:
@@ -120,7 +120,7 @@ def test_the_same_element_in_two_arguments_is_one_name() -> None:
 def described(build: Callable[[], Any]) -> list[Any]:
     with pm.Model() as model:
         build()
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     return distribution_of(spec, find_rows(spec, "y", {}))
 
 
@@ -235,7 +235,7 @@ def test_parameters_repeated_along_one_axis_of_several() -> None:
 
 
 def exchange(model: pm.Model, n: int) -> pm.Model:
-    return exchanged(model, find_rows(ModelSpec.from_model(model), "y", {}), EXACT, np.ones(n))
+    return exchanged(model, find_rows(take_snapshot(model), "y", {}), EXACT, np.ones(n))
 
 
 def followed() -> pm.Model:

@@ -17,7 +17,7 @@ from pymc_amortized.graph.context import ContextSampler, split_context
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.structure import find_structure
 
 pytestmark = [
@@ -124,14 +124,14 @@ def test_a_prior_and_covariates_that_depend_on_the_number_of_rows_are_right(regr
 def test_log_density_at_any_size_is_that_of_the_model_of_that_size(build, n):
     context = {"obs": (3, 20)} | ({"x": "resample"} if build is regression else {})
     sizes, sources = split_context(build(), context)
-    spec = ModelSpec.from_model(build(), context=sources, sizes=sizes)
+    spec = take_snapshot(build(), context=sources, sizes=sizes)
     simulator = Simulator(spec, context=ContextSampler(spec, sources), compile_kwargs=INTERPRETED)
     made = simulator.of_lengths(3, np.random.SeedSequence(1), {"obs": n})
     ours = LogDensity(spec, INTERPRETED)
     for i in range(3):
         data = {name: values[i] for name, values in made.data.items()}
         reference = pm.observe(pm.do(build(n), {k: data[k] for k in sources}), {}) if sources else build(n)
-        reference = ModelSpec.from_model(reference)
+        reference = take_snapshot(reference)
         given = {**reference.held, "y": data["y"]}
         theirs = LogDensity(reference, INTERPRETED)(made.unconstrained[i : i + 1], given)
         assert_allclose(ours(made.unconstrained[i : i + 1], data), theirs, rtol=1e-10)
@@ -284,7 +284,7 @@ def test_rows_that_a_matrix_tells_apart_keep_their_places():
     with pm.Model() as model:
         level = pm.Normal("level", 0, 3)
         pm.MvNormal("y", level * np.ones(12), factor @ factor.T + np.diag(np.arange(1.0, 13)), observed=np.zeros(12))
-    spec = ModelSpec.from_model(model)
+    spec = take_snapshot(model)
     simulations = Simulator(spec, compile_kwargs=INTERPRETED)(20, 1)
     seed = np.random.SeedSequence(1)
     structure = find_structure(spec, simulations, LogDensity(spec, INTERPRETED), seed)

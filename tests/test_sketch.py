@@ -18,9 +18,10 @@ from pymc_amortized.approximators.inputs import FRAME, SKETCH, Inputs
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
 from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations, read_datasets
+from pymc_amortized.graph.datasets import of_simulations
 from pymc_amortized.graph.each import EachLogDensity, find_band
 from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 
 pytestmark = [

@@ -13,7 +13,7 @@ from models import MODELS
 from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.density import LogDensity
 from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.structure import Axis, Structure, find_structure
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
@@ -35,7 +35,7 @@ def interpreting() -> Iterator[None]:
 def structure_of(
     model: pm.Model, given: Mapping[str, Any] | None = None, *, context: Mapping[str, Any] | None = None
 ) -> Structure:
-    spec = ModelSpec.from_model(model, context=context or ())
+    spec = take_snapshot(model, context=context or ())
     simulations = Simulator(spec, compile_kwargs=INTERPRETED)(SIMULATIONS, 1)
     return find_structure(spec, simulations, LogDensity(spec, INTERPRETED), np.random.SeedSequence(3), given)
 
@@ -424,7 +424,7 @@ def test_structure_reads_well() -> None:
 
 def test_context_is_simulated() -> None:
     model = MODELS["negative_binomial"].build()
-    spec = ModelSpec.from_model(model, context=["clinic_index"])
+    spec = take_snapshot(model, context=["clinic_index"])
     context = ContextSampler(spec, {"clinic_index": "resample"})
     simulations = Simulator(spec, context=context, compile_kwargs=INTERPRETED)(SIMULATIONS, 1)
     structure = find_structure(spec, simulations, LogDensity(spec, INTERPRETED), np.random.SeedSequence(3))
@@ -451,7 +451,7 @@ def test_constants_of_a_model() -> None:
             "y", x @ beta + (x**2) @ beta[::-1] + pt.as_tensor(x)[:, 0] * beta[index], error, observed=normals(25)
         )
 
-    spec = ModelSpec.from_model(model_of(build))
+    spec = take_snapshot(model_of(build))
     assert {v.name: (v.shape, v.kind, v.role) for v in spec.constants} == {
         "constant 0": ((25, 3), "real", "constant"),
         "constant 1": ((25, 3), "real", "constant"),
@@ -471,7 +471,7 @@ def test_every_use_of_a_constant_is_an_input() -> None:
 
         return model_of(build)
 
-    first, second = (ModelSpec.from_model(model(normals(9, seed=seed))) for seed in (1, 2))
+    first, second = (take_snapshot(model(normals(9, seed=seed))) for seed in (1, 2))
     assert [v.name for v in first.constants] == ["constant 0"]
     theta = normals(5, 1)
     values = [LogDensity(spec, INTERPRETED)(theta, second.held) for spec in (first, second)]
@@ -486,13 +486,13 @@ def test_constants_that_pymc_must_see_stay(bound: str) -> None:
     def build() -> None:
         pm.TruncatedNormal("y", pm.Normal("mu"), 1.0, lower=lower, upper=3.0, observed=np.zeros(7))
 
-    spec = ModelSpec.from_model(model_of(build))
+    spec = take_snapshot(model_of(build))
     assert len(spec.constants) == (bound == "finite")
     with pm.Model() as model:
         u = pm.Interpolated("u", np.linspace(0, 1, 7), np.ones(7))
         pm.Normal("y", u, 1.0, observed=normals(7))
-    assert ModelSpec.from_model(model).constants == ()
+    assert take_snapshot(model).constants == ()
 
 
 def test_sizes_are_no_constants() -> None:
-    assert ModelSpec.from_model(MODELS["potential"].build()).constants == ()
+    assert take_snapshot(MODELS["potential"].build()).constants == ()

@@ -18,7 +18,7 @@ from pymc_amortized.graph.context import ContextSampler
 from pymc_amortized.graph.parallel import Workers
 from pymc_amortized.graph.pool import Pool
 from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
 from pymc_amortized.training.options import FEWEST_STEPS, MOST_PASSES, WHOLE
@@ -29,7 +29,7 @@ MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
 def simulator() -> Simulator:
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
-    return Simulator(ModelSpec.from_model(model))
+    return Simulator(take_snapshot(model))
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_a_pool_of_models_simulates_in_other_processes():
             pm.Normal("y", pm.Normal("mu", 0, spread), 1, observed=np.zeros(4), dims="obs")
         return made
 
-    specs = {name: ModelSpec.from_model(model(s)) for name, s in (("narrow", 1), ("wide", 5))}
+    specs = {name: take_snapshot(model(s)) for name, s in (("narrow", 1), ("wide", 5))}
     pool = Pool(common_data(specs), specs, {}, {})
     others_ = Workers(pool, 1)
     try:

@@ -31,8 +31,9 @@ from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.calibration import holm
 from pymc_amortized.graph.common import Common
 from pymc_amortized.graph.context import refuse_indices
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.pool import Pool
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.replicas import NoSources
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import ModelSpec

@@ -43,6 +43,7 @@ from pymc_amortized.graph.learned import refuse_followers, with_learned_density
 from pymc_amortized.graph.row_samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.rows import ObservedRows, find_rows
 from pymc_amortized.graph.simulator import Simulations, Simulator
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.suitability import has_density
 from pymc_amortized.graph.tensors import CompileKwargs
@@ -173,7 +174,7 @@ def fit_joint(
     check_choices(summary, density)
     model = pm.modelcontext(model)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
-    alone = ModelSpec.from_model(model, observed=observed, context=sources)
+    alone = take_snapshot(model, observed=observed, context=sources)
     rows = find_rows(alone, _chosen(alone, variable), structure)
     if spec.density_obstacle:
         refuse_followers(spec, rows.variable.name)

@@ -22,7 +22,9 @@ from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.emulator import PYTENSOR, Emulator
 from pymc_amortized.graph.exchange import exchanged
 from pymc_amortized.graph.learned import refuse_followers
-from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows, recomputed
+from pymc_amortized.graph.origins import recomputed
+from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.step import closed_model
 from pymc_amortized.networks.ratio import RatioNetwork
@@ -160,7 +162,7 @@ class AmortizedLikelihood:
         name = self.rows.variable.name
         spec, rows = self.spec, self.rows
         if model is not None:
-            spec = ModelSpec.from_model(model)
+            spec = take_snapshot(model)
             rows = self._rows_of(spec)
         refuse_followers(spec, name)
         values = read_values(observed, spec, rows, self.network.layout)

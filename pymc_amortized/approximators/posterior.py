@@ -53,8 +53,9 @@ from pymc_amortized.approximators.sketch import Sketch
 from pymc_amortized.approximators.trees import one_dataset
 from pymc_amortized.correction import Weights
 from pymc_amortized.graph.context import ContextSampler, refuse_indices
-from pymc_amortized.graph.datasets import DataSets, read_datasets
+from pymc_amortized.graph.datasets import DataSets
 from pymc_amortized.graph.missing import Rule
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.step import closed_model, log_orderings

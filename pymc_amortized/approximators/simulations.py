@@ -12,10 +12,13 @@ from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.arguments import mapping, whole
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.graph.arrays import arranged
 from pymc_amortized.graph.context import ContextSampler, read_missing, split_context
-from pymc_amortized.graph.datasets import DATASET_DIM, arranged, read_datasets
+from pymc_amortized.graph.datasets import DATASET_DIM
 from pymc_amortized.graph.density import Unconstrain
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulations, Simulator
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import ModelSpec
 from pymc_amortized.graph.suitability import names_of, refuse_imputed
 from pymc_amortized.graph.tensors import CompileKwargs
@@ -88,9 +91,7 @@ def read_model(
     refuse_imputed(model)
     sizes, sources = split_context(model, context)
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *names_of("observed", observed or ())])
-    spec = ModelSpec.from_model(
-        model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps
-    )
+    spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
     return spec, sources, gaps
 
 

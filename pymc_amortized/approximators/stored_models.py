@@ -23,6 +23,7 @@ from pymc_amortized.graph.context import ContextSampler, check_gaps, read_missin
 from pymc_amortized.graph.density import LogDensityByVariable
 from pymc_amortized.graph.simulator import Simulator
 from pymc_amortized.graph.sizes import Range, cut
+from pymc_amortized.graph.snapshot import take_snapshot
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.structure import Axis, Structure
 from pymc_amortized.graph.suitability import has_density
@@ -103,7 +104,7 @@ def read_spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Ran
     free = {rv.name for rv in model.free_RVs}
     to_observe = [name for name in arguments["observed"] if name in free]
     try:
-        return ModelSpec.from_model(
+        return take_snapshot(
             model,
             observed=arguments["observed"] if to_observe else None,
             parameters=None if free - set(to_observe) == set(arguments["parameters"]) else arguments["parameters"],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, cast_with_gaps, outside_of
+from pymc_amortized.graph.arrays import cast_with_gaps
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 
 SAMPLE_DIMS = ("chain", "draw")

@@ -28,7 +28,8 @@ from pymc_amortized.diagnostics.classifier import Features
 from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
 from pymc_amortized.diagnostics.statistics import flat_draws, standardized
 from pymc_amortized.diagnostics.verdict import LEVEL, warn
-from pymc_amortized.graph.datasets import DataSets, of_simulations, read_datasets
+from pymc_amortized.graph.datasets import DataSets, of_simulations
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.graph.simulator import Simulations
 
 EXCHANGES = 999

@@ -15,8 +15,9 @@ from pymc_amortized.approximators.posterior import AmortizedPosterior
 from pymc_amortized.approximators.seeds import RandomState, seed_sequence
 from pymc_amortized.calibration import holm
 from pymc_amortized.graph.context import refuse_indices
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, read_datasets
+from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.evidence import index_limits
+from pymc_amortized.graph.reading import read_datasets
 from pymc_amortized.networks.novelty import NoveltyFeatures
 from pymc_amortized.novelty import Discrepancy, Whitening, pvalue, robust, squashed
 

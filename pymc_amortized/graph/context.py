@@ -211,8 +211,9 @@ def refuse_indices(values: Mapping[str, np.ndarray], limits: Mapping[str, tuple[
         index = np.trunc(values[name])
         if index.size and (index.min() < low or index.max() > high):
             wrong = index[(index < low) | (index > high)].flat[0]
+            hint = "; indices count from 0" if wrong == high + 1 else ""
             raise ValueError(
-                f"{what}: {name!r} is an index of {high - low + 1} elements, {low} to {high}; got {wrong:g}"
+                f"{what}: {name!r} is an index of {high - low + 1} elements, {low} to {high}; got {wrong:g}{hint}"
             )
 
 
@@ -254,7 +255,9 @@ def read_missing(missing: Mapping[str, Any] | None, observed: Iterable[str]) -> 
         )
     unknown = [name for name in missing if name not in observed]
     if unknown:
-        raise KeyError(f"missing: {unknown} given; the observed variables are {list(observed)}")
+        raise KeyError(
+            f"missing: {unknown} given; the observed variables are {list(observed)}, and only these may have gaps"
+        )
     return dict(missing)
 
 

@@ -9,29 +9,21 @@ parameters, by PyMC's own contract; a ``pm.Simulator`` does with its size what i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pymc as pm
-from pymc.distributions.distribution import SymbolicRandomVariable
-from pymc.distributions.mixture import _BaseMixtureRV
 from pymc.distributions.simulator import SimulatorRV
-from pymc.distributions.truncated import TruncatedRV
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Constant, equal_computations
 from pytensor.graph.traversal import ancestors
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.random.op import RandomVariable
-from pytensor.tensor.random.type import RandomType
-from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
-from pytensor.tensor.type_other import NoneTypeT
 
+from pymc_amortized.graph.arguments import arguments_of, inner_distributions, without_new_axes
 from pymc_amortized.graph.drawing import drawing
 from pymc_amortized.graph.evidence import TIME_SERIES
 from pymc_amortized.graph.kinds import FLAT, KINDS
+from pymc_amortized.graph.origins import name_behind, picked_differently, unambiguous_leaves
 from pymc_amortized.graph.simulator import Simulations
 from pymc_amortized.graph.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.suitability import core_op
@@ -234,10 +226,10 @@ def _parameters(spec: ModelSpec, var: Any, batch_ndim: int, shape: tuple[int, ..
     found: list[RowParameter] = []
     arguments = arguments_of(var, {*spec.model.basic_RVs})
     varying = [i for i, (parameter, core_ndim, _) in enumerate(arguments) if _varies(spec, parameter, core_ndim)]
-    stripped = {i: _without_new_axes(arguments[i][0], arguments[i][1]) for i in varying}
-    behind = {i: _name_behind(spec, arguments[i][0]) for i in varying}
-    leaves = {i: () if behind[i] else _unambiguous(spec, stripped[i], arguments[i][1]) for i in varying}
-    different = _picked_differently(spec, [stripped[i] for i in varying if behind[i] or "" not in leaves[i]])
+    stripped = {i: without_new_axes(arguments[i][0], arguments[i][1]) for i in varying}
+    behind = {i: name_behind(spec, arguments[i][0]) for i in varying}
+    leaves = {i: () if behind[i] else unambiguous_leaves(spec, stripped[i], arguments[i][1]) for i in varying}
+    different = picked_differently(spec, [stripped[i] for i in varying if behind[i] or "" not in leaves[i]])
     for i in varying:
         if not different.isdisjoint(leaves[i]):
             leaves[i] = ("",)  # one value by this name is not what the others are computed from
@@ -280,91 +272,10 @@ def _names(
     return names
 
 
-def _picked_differently(spec: ModelSpec, parameters: Sequence[Any]) -> set[str]:
-    """Names of variables from which parameters pick different elements, as ``Normal(b[0], exp(b[1]))`` does."""
-    first: dict[str, Any] = {}
-    different = set()
-    for picked in (v for parameter in parameters for v in _picked(spec, parameter)):
-        name = _name_behind(spec, picked) or ""
-        if not _same_pick(first.setdefault(name, picked), picked):
-            different.add(name)
-    return different
-
-
-def arguments_of(var: Any, named: Collection[Any]) -> list[tuple[Any, int, str | None]]:
-    """What a distribution is called with: each argument, its core dimensions, its name if a simulator says so.
-
-    Parameters
-    ----------
-    var : TensorVariable
-        What it draws.
-    named : collection of variables
-        Random variables of the model, at which to stop: distributions of distributions are looked into.
-    """
-    node, op = var.owner, core_op(var)
-    if isinstance(op, RandomVariable):
-        parameters = list(op.dist_params(node))
-        return list(zip(parameters, op.ndims_params, _argument_names(op, len(parameters)), strict=True))
-    if isinstance(op, TruncatedRV) and isinstance(op.base_rv_op, RandomVariable):
-        return _truncated_arguments(op.base_rv_op, node.inputs)
-    if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
-        raise ValueError(f"{var.name!r} is drawn by {type(op).__name__}, whose parameters are not known")
-    found: list[tuple[Any, int, str | None]] = []
-    parameters = op.dist_params(node)
-    for parameter, core in zip(parameters, op.ndims_params, strict=True):
-        if _is_drawn(parameter, named):  # a distribution: what it takes is what counts
-            stacked = _stacked(op, len(parameters), parameter, core)
-            found += [(p, _core_ndim(p, n, stacked), name) for p, n, name in arguments_of(parameter, named)]
-        elif not isinstance(parameter.type, NoneTypeT):
-            found.append((parameter, core, None))
-    return found
-
-
-def _truncated_arguments(base: RandomVariable, inputs: Sequence[Any]) -> list[tuple[Any, int, str | None]]:
-    """Arguments of a truncated distribution, whose operation has them behind a generator and a size, without saying."""
-    _, _, *parameters, lower, upper = inputs
-    names = _argument_names(base, len(parameters))
-    return [*zip(parameters, base.ndims_params, names, strict=True), (lower, 0, "lower"), (upper, 0, "upper")]
-
-
-def _is_drawn(argument: Any, named: Collection[Any]) -> bool:
-    """Whether a distribution's argument is another distribution, rather than a variable of the model."""
-    above = ancestors([argument], blockers=named)
-    return argument not in named and any(isinstance(v.type, RandomType) for v in above)
-
-
-def inner_distributions(var: Any, named: Collection[Any]) -> list[Any]:
-    """Distributions that a distribution is made of, at any depth, in the order of its arguments."""
-    op = core_op(var)
-    if not isinstance(op, SymbolicRandomVariable) or op.extended_signature is None:
-        return []
-    found = []
-    for parameter in op.dist_params(var.owner):
-        if _is_drawn(parameter, named):
-            found += [parameter, *inner_distributions(parameter, named)]
-    return found
-
-
-def _stacked(op: Any, count: int, inner: Any, core_ndim: int) -> int:
-    """Axes of a distribution's draws that belong to one row of the distribution made of it: components, first values.
-
-    Its own arguments say nothing of them: ``mu`` of ``pm.NormalMixture`` is that of a normal distribution, a number.
-    """
-    if isinstance(op, _BaseMixtureRV):  # whose signature does not count the axes of vectors
-        return int(count == 2)  # the weights, and one distribution that draws all components
-    return max(core_ndim - int(core_op(inner).ndim_supp), 0) if core_op(inner) is not None else 0
-
-
-def _core_ndim(argument: Any, core_ndim: int, stacked: int) -> int:
-    """Core dimensions of a stacked distribution's argument: no more where it is the same for all that is stacked."""
-    same = _without_new_axes(argument, core_ndim).type.ndim == core_ndim
-    return core_ndim if same else core_ndim + stacked
-
-
 def arguments_like(observed: ObservedRows, var: Any, named: Collection[Any]) -> list[Any]:
     """The row parameters in a copy of the graph in which `var` is the observed variable."""
     arguments = arguments_of(var, named)
-    return [_without_new_axes(arguments[p.position][0], len(p.core_shape)) for p in observed.parameters]
+    return [without_new_axes(arguments[p.position][0], len(p.core_shape)) for p in observed.parameters]
 
 
 def distribution_of(spec: ModelSpec, observed: ObservedRows) -> list[Any]:
@@ -395,60 +306,15 @@ def _steps(spec: ModelSpec, observed: ObservedRows) -> int:
     return int(observed.variable.shape[axis] or np.shape(spec.held[name])[axis])
 
 
-ARGUMENTS = {
-    "NormalRV": ("mu", "sigma"),
-    "StudentTRV": ("nu", "mu", "sigma"),
-    "LogNormalRV": ("mu", "sigma"),
-    "LaplaceRV": ("mu", "b"),
-    "GammaRV": ("alpha", "scale"),
-    "ExponentialRV": ("scale",),
-    "BetaRV": ("alpha", "beta"),
-    "UniformRV": ("lower", "upper"),
-    "WeibullBetaRV": ("alpha", "beta"),
-    "PoissonRV": ("mu",),
-    "NegBinomialRV": ("n", "p"),
-    "BernoulliRV": ("p",),
-    "BinomialRV": ("n", "p"),
-    "CategoricalRV": ("p",),
-}
-"""What the arguments of PyMC's distributions are called, where the operation that draws takes them as they are."""
-
-
-def _argument_names(op: Any, count: int) -> list[str | None]:
-    known = ARGUMENTS.get(type(op).__name__)
-    if known is not None and len(known) == count:
-        return list(known)
-    function = getattr(type(op), "_random_fn", None) or getattr(type(op), "fn", None)
-    if function is None:
-        return [None] * count
-    try:
-        names = [p for p in inspect.signature(function).parameters if p not in ("rng", "size")]
-    except (TypeError, ValueError):
-        return [None] * count
-    return list(names) if len(names) == count else [None] * count
-
-
 def _varies(spec: ModelSpec, parameter: Any, core_ndim: int) -> bool:
     """Whether it differs between simulations or between rows."""
     above = set(ancestors([parameter]))
     if not above.isdisjoint(spec.model.basic_RVs):
         return True
     rows = {spec.variable(c.name) for c in spec.context}
-    if _without_new_axes(parameter, core_ndim).type.ndim > core_ndim:  # else the same for all rows, as weights may be
+    if without_new_axes(parameter, core_ndim).type.ndim > core_ndim:  # else the same for all rows, as weights may be
         rows |= {spec.variable(v.name) for v in spec.unchanging if np.size(spec.held[v.name]) > 1}
     return not above.isdisjoint(rows)
-
-
-def _without_new_axes(var: Any, core_ndim: int) -> Any:
-    """Undo leading axes of length 1, which say nothing."""
-    while (
-        var.owner is not None
-        and isinstance(var.owner.op, DimShuffle)
-        and var.owner.op.is_left_expand_dims
-        and var.owner.inputs[0].type.ndim >= core_ndim
-    ):
-        var = var.owner.inputs[0]
-    return var
 
 
 def _core_shape(var: Any, parameter: Any, core_ndim: int) -> tuple[int, ...]:
@@ -456,71 +322,6 @@ def _core_shape(var: Any, parameter: Any, core_ndim: int) -> tuple[int, ...]:
     if None in shape:
         shape = tuple(int(n) for n in parameter.shape.eval()[parameter.type.ndim - core_ndim :])
     return tuple(shape)
-
-
-def _name_behind(spec: ModelSpec, var: Any) -> str | None:
-    """Name of the model's variable that an argument is, or picks elements from."""
-    var = _without_new_axes(var, 0)
-    if var.owner is not None and isinstance(var.owner.op, AdvancedSubtensor | Subtensor):
-        return _name_behind(spec, var.owner.inputs[0])
-    return var.name if var.name in spec.model.named_vars else None
-
-
-def _unambiguous(spec: ModelSpec, var: Any, core_ndim: int) -> tuple[str, ...]:
-    """Leaves of a variable by which it can be computed row by row; ("",) where values by name do not tell it.
-
-    Of ``b[0] + b[1] * x``, one value of ``b`` for each row is not what the two are picked from; axes of a row's own
-    numbers cannot be told from those of rows.
-    """
-    leaves = _leaves(spec, var)
-    if core_ndim or "" in leaves:
-        return ("",)
-    behind: dict[str, Any] = {}
-    for picked in _picked(spec, var):
-        name = _name_behind(spec, picked) or ""
-        if not _same_pick(behind.setdefault(name, picked), picked):
-            return ("",)
-    return leaves
-
-
-def _picked(spec: ModelSpec, var: Any) -> list[Any]:
-    """Variables at which :func:`_leaves` finds names."""
-    if isinstance(var, Constant):
-        return []
-    if _name_behind(spec, var) is not None:
-        return [_without_new_axes(var, 0)]
-    return [found for i in var.owner.inputs for found in _picked(spec, i)]
-
-
-def _same_pick(one: Any, other: Any) -> bool:
-    return one is other or equal_computations([one], [other])
-
-
-def _leaves(spec: ModelSpec, var: Any) -> tuple[str, ...]:
-    """Named variables from which a variable is computed element by element; none where it is not."""
-    if var.name in spec.model.named_vars:
-        return (var.name,)
-    if isinstance(var, Constant):
-        return ()
-    picked = _name_behind(spec, var)
-    if picked is not None:
-        return (picked,)
-    if var.owner is None or not isinstance(var.owner.op, Elemwise | DimShuffle):
-        return ("",)
-    found = [leaf for i in var.owner.inputs for leaf in _leaves(spec, i)]
-    return tuple(dict.fromkeys(found)) if "" not in found else ("",)
-
-
-def recomputed(spec: ModelSpec, var: Any, given: Mapping[str, Any]) -> Any:
-    """Compute an argument of the distribution from other values of the named variables behind it, row by row."""
-    picked = _name_behind(spec, var)
-    if picked is not None and picked in given:
-        return given[picked]
-    if isinstance(var, Constant):
-        return var
-    inputs = [recomputed(spec, i, given) for i in var.owner.inputs]
-    # axes are added for broadcasting only, which happens anyway
-    return inputs[0] if isinstance(var.owner.op, DimShuffle) else var.owner.op(*inputs)
 
 
 def _column_kind(variable: DataVariable, var: Any) -> ColumnKind | None:
