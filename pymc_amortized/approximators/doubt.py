@@ -164,20 +164,21 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool
 def _warn_of_few(results: list[Draws], labels: np.ndarray) -> None:
     """Log where weights are reliable, but concentrate on few proposals."""
     few = [
-        (r.weights.ess, str(label))
+        (r.weights.ess, r.weights.heaviest, str(label))
         for label, r in zip(labels, results, strict=True)
         if r.weights is not None and r.weights.reliable and not good_enough(r.weights, r.theta[..., 0].size)
     ]
     if few:
-        ess, label = min(few)
+        ess, heaviest, label = min(few)
         logger.warning(
-            "The importance effective sample size is small for %d of %d data sets (smallest: %.0f%s), although "
-            "Pareto k is fine: estimates are as noisy as from that many draws. Train longer "
-            "(posterior.continue_training).",
+            "The weights of %d of %d data sets concentrate on few proposals (effective sample size %.0f, of which one "
+            "has %.1f%%%s), although Pareto k is fine: estimates are noisy, and standard deviations may be too small. "
+            "Train longer (posterior.continue_training).",
             len(few),
             len(results),
             ess,
-            "" if len(results) == 1 else f" at data set {label}",
+            100 * heaviest,
+            "" if len(results) == 1 else f", at data set {label}",
         )
 
 

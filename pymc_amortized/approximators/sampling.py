@@ -29,8 +29,9 @@ NOTABLY_LOST = 0.02
 """Share of the weights that smoothing may take away before more proposals are worth their time: about what it takes
 from a tail of shape 0.5. A mode that a few proposals hit may have as much."""
 HEAVIEST = 0.005
-"""Share of the weights that one proposal may have before more are worth their time: what lies five standard deviations
-away changes a variance by an eighth."""
+"""Share of the weights that one proposal may have before more are worth their time, and in the end: what lies five
+standard deviations away changes a variance by an eighth. In crossed effects by a network that knew little, single
+proposals had 0.7 to 4 % in the end, at a Pareto k of 0.5 to 0.65, and standard deviations were 5 to 15 % too small."""
 WANTED_EFFICIENCY = 0.5
 """Importance effective sample size per draw above which more proposals are not worth their time."""
 
@@ -243,8 +244,9 @@ def _settle(proposals: Proposals, draws: int, mode: Mode, rng: np.random.Generat
 
 
 def good_enough(weights: Weights, draws: int) -> bool:
-    """Whether weights can be trusted, and are worth enough of the draws asked for."""
-    return weights.reliable and weights.ess >= min(FEWEST_EFFECTIVE, draws / 2)
+    """Whether weights can be trusted, are worth enough of the draws asked for, and none counts for much."""
+    enough = weights.ess >= min(FEWEST_EFFECTIVE, draws / 2)
+    return weights.reliable and enough and weights.heaviest <= HEAVIEST
 
 
 def sample_stats(results: list[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
