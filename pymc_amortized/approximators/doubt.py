@@ -164,21 +164,22 @@ def warn_of_poor_weights(results: list[Draws], labels: np.ndarray, *, gaps: bool
 def _warn_of_few(results: list[Draws], labels: np.ndarray) -> None:
     """Log where weights are reliable, but concentrate on few proposals."""
     few = [
-        (r.weights.ess, r.weights.heaviest, str(label))
+        (r.weights.ess, r.weights.pareto_k, r.weights.heaviest, str(label))
         for label, r in zip(labels, results, strict=True)
         if r.weights is not None and r.weights.reliable and not good_enough(r.weights, r.theta[..., 0].size)
     ]
     if few:
-        ess, heaviest, label = min(few)
+        ess, k, heaviest, label = min(few)
         logger.warning(
-            "The weights of %d of %d data sets concentrate on few proposals (effective sample size %.0f, of which one "
-            "has %.1f%%%s), although Pareto k is fine: estimates are noisy, and standard deviations may be too small. "
-            "Train longer (posterior.continue_training).",
+            "The weights of %d of %d data sets count on few proposals (effective sample size %.0f, Pareto k %.2f, one "
+            "has %.1f%% of all%s): estimates are noisy, and standard deviations may be too small. Train longer "
+            "(posterior.continue_training), or let correction='auto' go further.",
             len(few),
             len(results),
             ess,
+            k,
             100 * heaviest,
-            "" if len(results) == 1 else f", at data set {label}",
+            "" if len(results) == 1 else f" at data set {label}",
         )
 
 

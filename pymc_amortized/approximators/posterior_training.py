@@ -112,6 +112,7 @@ class PosteriorFit:
         sampler = ContextSampler(spec, context, missing)
         self.simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=compile_kwargs)
         self.num_simulations: int | None = None
+        self.chosen = False  # their number, because they take long
         self.cores, self.fixed_cores = 1, False
         self.given: Simulations | None = None
         self.seconds = 0.0
@@ -133,10 +134,10 @@ class PosteriorFit:
             return
         self.cost = cost = self._seconds_per_simulation()
         batch_cost = cost * self.options.batch_size
-        budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
         self._choose_cores()
         if num_simulations is None and batch_cost / self.cores > SLOW_BATCH:
-            self.num_simulations = max(int(budget * self.cores / cost), FEWEST)
+            self.chosen = True
+            self.num_simulations = max(self._affordable(cost), FEWEST)
             logger.info(
                 "One simulation takes %.2g ms: training on a fixed set of %d (num_simulations=%d repeats this).",
                 1e3 * cost,
@@ -146,10 +147,18 @@ class PosteriorFit:
 
     def _choose_cores(self) -> None:
         """Take several processes where what simulations cost is worth their start, unless the user has chosen."""
-        budget = min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
         number = self.num_simulations or self.options.batch_size * self.options.steps
-        if not self.fixed_cores and min(self.cost * number, budget) > SECONDS_WORTH_PROCESSES:
+        if not self.fixed_cores and min(self.cost * number, self._budget) > SECONDS_WORTH_PROCESSES:
             self.cores = available_cores()
+
+    @property
+    def _budget(self) -> float:
+        """Seconds that simulations may take, all of them, before training."""
+        return min(SIMULATION_SECONDS, (self.options.max_time or math.inf) / 2)
+
+    def _affordable(self, cost: float) -> int:
+        """Return how many simulations can be made, or sketched, at a cost of so many seconds each."""
+        return int(self._budget * self.cores / cost)
 
     def _seconds_per_simulation(self) -> float:
         """Time the simulator, with as many simulations as it takes to see beyond the cost of a call."""
@@ -203,11 +212,13 @@ class PosteriorFit:
             logger.info("Posteriors are not sketched by the density: %s.", made)
             return pilot
         sketch, seconds = made, seconds_for_each(made.of_simulations, pilot)
-        if self.sketched is None and seconds > SLOWEST:
+        most = max(self._affordable(seconds), PILOT + HELD_OUT)  # as many as fresh simulations begin with
+        if self.sketched is None and (seconds > SLOWEST or (len(pilot) > most and not self.chosen)):
             logger.info(
-                "Posteriors are not sketched by the density, which would take %.0f ms for each data set (sketch=True "
-                "does it all the same).",
+                "Posteriors are not sketched by the density, which would take %.2g ms for each of %d data sets before "
+                "training (sketch=True does it all the same).",
                 1e3 * seconds,
+                len(pilot),
             )
             return pilot
         if self.learns_all or density_options(density, self.spec.dim) is None:  # the user's is of all parameters
@@ -221,7 +232,10 @@ class PosteriorFit:
         self._choose_cores()
         if self.options.passes is None and self.options.num_steps is not None:
             self.options = replace(self.options, passes=SKETCHED_PASSES)
-        return self._sketch_by(sketch, pilot)
+        if self.chosen and len(pilot) > most:
+            self.num_simulations = most
+            logger.info("That takes longer than simulating: the set has %d data sets now.", most)
+        return self._sketch_by(sketch, pilot.take(slice(self.num_simulations)))
 
     def _sketch_by(self, sketch: Sketch, pilot: Simulations) -> Simulations:
         self.inputs = replace(self.inputs, sketch=sketch)

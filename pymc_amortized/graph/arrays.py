@@ -114,7 +114,7 @@ def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
         except (ValueError, TypeError):
             raise TypeError(
                 f"{variable.name!r} holds objects that are not numbers (dtype object); "
-                f"the model expects {variable.dtype}"
+                f"the model expects {variable.dtype}: pass codes for labels"
             ) from None
     if array.dtype.kind not in "buif":
         raise TypeError(f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}")
@@ -170,8 +170,8 @@ def complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
     """Refuse NaN in what may have no gaps."""
     nan = np.isnan(array)
     if nan.any():
-        observed = variable.role == "observed"
-        hint = f"; train with missing={{{variable.name!r}: rate}}" if observed else "; only observed variables may"
+        rate = f"train with missing={{{variable.name!r}: rate}}"
+        hint = f"; {rate if variable.role == 'observed' else 'only observed variables may have gaps'}"
         raise ValueError(
             f"{variable.name!r} has NaN ({int(nan.sum())} of {array.size}, the first at {_first(nan)}){hint}"
         )
