@@ -15,8 +15,9 @@ from pymc_amortized.approximators.adaptation import tempered, whitening
 from pymc_amortized.approximators.convergence import Convergence
 from pymc_amortized.approximators.escalation import _elsewhere
 from pymc_amortized.approximators.mixture import Proposals
-from pymc_amortized.approximators.sampling import Draws, _poor
+from pymc_amortized.approximators.sampling import Draws, _poor, good_enough
 from pymc_amortized.approximators.simulations import read_model
+from pymc_amortized.correction import Weights
 from pymc_amortized.graph import samplers
 from pymc_amortized.graph.nuts import Chains, OutOfTimeError, PyMCSampler, Settings
 from pymc_amortized.graph.reading import read_datasets
@@ -426,6 +427,16 @@ def test_one_heavy_weight_asks_for_more_proposals():
     heavy.add_weighted(theta, log_q, log_p)
     assert heavy.weights.ess > 2000 and heavy.weights.heaviest == pytest.approx(50 / 4070, rel=0.02)
     assert _poor(heavy, 1000)
+
+
+@pytest.mark.parametrize(
+    ("k", "efficiency", "heaviest", "enough"),
+    [(0.4, 0.1, 0.001, True), (0.6, 0.1, 0.001, False), (0.6, 0.6, 0.001, True), (0.4, 0.1, 0.01, False)],
+)
+def test_a_tail_without_a_variance_settles_nothing_among_poor_weights(k, efficiency, heaviest, enough):
+    """Standard deviations came out 5 to 25 % too small there, though Pareto k was below 0.7."""
+    weights = Weights(np.full((4, 16_000), 1 / 16_000), k, 64_000 * efficiency, heaviest=heaviest)
+    assert weights.reliable and good_enough(weights, 4000) == enough
 
 
 def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():

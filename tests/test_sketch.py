@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_models import brief_fit, line
 
 import pymc_amortized as pma
+from pymc_amortized.approximators import posterior_training
 from pymc_amortized.approximators.inputs import FRAME, SKETCH, Inputs
 from pymc_amortized.approximators.simulations import read_model
 from pymc_amortized.approximators.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
@@ -208,6 +209,18 @@ def test_a_sketch_helps_where_statistics_do_not_tell():
     assert with_sketch.provenance.held_out_loss < without.provenance.held_out_loss - 0.1
     tree = with_sketch.sample({"y": np.r_[np.full(15, 1.0), np.full(15, 2.0)]}, random_seed=1)
     assert float(tree.sample_stats.importance_ess) / tree.sample_stats.proposal_log_weight.size > 0.8
+
+
+def test_a_fixed_set_is_sketched_in_the_time_that_simulations_may_take(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="pymc_amortized")
+    for name, value in {"SIMULATION_SECONDS": 1e-3, "PILOT": 400, "HELD_OUT": 100}.items():
+        monkeypatch.setattr(posterior_training, name, value)
+    assert briefly(line(), num_steps=5, num_simulations=2000).sketch is None
+    assert "for each of 2000 data sets before training (sketch=True does it all the same)" in caplog.text
+    monkeypatch.setattr(posterior_training, "SLOW_BATCH", 0.0)  # the set is large because simulations take long
+    fewer = briefly(line(), num_steps=5)
+    assert fewer.sketch is not None and fewer.provenance.num_simulations == 500
+    assert "the set has 500 data sets now" in caplog.text
 
 
 def test_narrow_posteriors_far_from_the_middle_keep_their_digits():
