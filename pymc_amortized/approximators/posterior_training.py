@@ -234,7 +234,7 @@ class PosteriorFit:
             self.options = replace(self.options, passes=SKETCHED_PASSES)
         if self.chosen and len(pilot) > most:
             self.num_simulations = most
-            logger.info("That takes longer than simulating: the set has %d data sets now.", most)
+            logger.info("Sketching takes longer than simulating: the set has %d data sets now.", most)
         return self._sketch_by(sketch, pilot.take(slice(self.num_simulations)))
 
     def _sketch_by(self, sketch: Sketch, pilot: Simulations) -> Simulations:

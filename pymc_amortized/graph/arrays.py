@@ -191,9 +191,9 @@ def cast_with_gaps(variable: DataVariable, array: np.ndarray) -> np.ndarray:
 def cast(variable: DataVariable, array: np.ndarray, *, gaps: bool = False) -> np.ndarray:
     """A copy in the model's dtype: results must not share memory with what the user may change."""
     with np.errstate(invalid="ignore", over="ignore"):
-        cast = np.array(array, dtype=variable.dtype, order="C")
-    if cast.dtype.kind in "iu" and not np.array_equal(cast, array):
+        made = np.array(array, dtype=variable.dtype, order="C")
+    if made.dtype.kind in "iu" and not np.array_equal(made, array):
         raise ValueError(f"{variable.name!r} has values that do not fit into {variable.dtype}")
-    if cast.dtype.kind == "f" and not (np.isfinite(cast) | (gaps & np.isnan(array))).all():
+    if made.dtype.kind == "f" and not (np.isfinite(made) | (gaps & np.isnan(array))).all():
         raise ValueError(f"{variable.name!r} has values that overflow {variable.dtype}")
-    return cast
+    return made
