@@ -22,7 +22,7 @@ import pymc as pm
 from scipy import special, stats
 
 import pymc_amortized as pma
-from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.data.datasets import of_simulations
 
 ROWS = 20
 CALIBRATED = 20_000

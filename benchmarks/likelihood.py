@@ -20,7 +20,7 @@ import numpy as np
 import pymc as pm
 
 import pymc_amortized as pma
-from pymc_amortized.diagnostics.comparison import compare_moments
+from pymc_amortized.diagnostics.draw_comparison import compare_moments
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from drift_diffusion_model import log_density, simulate  # noqa: E402

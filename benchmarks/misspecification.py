@@ -20,8 +20,8 @@ import numpy as np
 import pymc as pm
 
 import pymc_amortized as pma
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.novelty import Discrepancy, Whitening
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.novelty.scores import Discrepancy, Whitening
 
 TOGETHER = 20
 SIMULATIONS = 200

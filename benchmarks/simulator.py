@@ -30,8 +30,8 @@ from pymc.pytensorf import reseed_rngs
 from pymc.sampling.forward import compile_forward_sampling_function
 from pytensor.tensor.random.type import RandomGeneratorType
 
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.snapshot import take_snapshot
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.simulator import Simulator
 
 Simulate = Callable[[int], object]
 

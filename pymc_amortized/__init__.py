@@ -4,16 +4,16 @@ import pymc as _pm
 
 __version__ = "0.1.0"
 
-from pymc_amortized.approximators.comparison import AmortizedComparison
-from pymc_amortized.approximators.files import load
-from pymc_amortized.approximators.fit_comparison import fit_comparison
-from pymc_amortized.approximators.fit_joint import fit_joint
-from pymc_amortized.approximators.fit_likelihood import fit_likelihood
-from pymc_amortized.approximators.fit_posterior import fit_posterior
-from pymc_amortized.approximators.joint import AmortizedJoint
-from pymc_amortized.approximators.likelihood import AmortizedLikelihood
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.simulations import simulate
+from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
+from pymc_amortized.approximators.comparison.fit import fit_comparison
+from pymc_amortized.approximators.fitting.simulate import simulate
+from pymc_amortized.approximators.joint.fit import fit_joint
+from pymc_amortized.approximators.joint.joint import AmortizedJoint
+from pymc_amortized.approximators.likelihood.fit import fit_likelihood
+from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
+from pymc_amortized.approximators.load import load
+from pymc_amortized.approximators.posterior.fit import fit_posterior
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics import (
     check_calibration,
     check_comparison,
@@ -44,7 +44,7 @@ from pymc_amortized.networks import (
     Transformer,
     ZukoDensity,
 )
-from pymc_amortized.rows.density import RowSize
+from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training
 

@@ -23,7 +23,7 @@ from pytensor.printing import debugprint
 from pytensor.tensor.random.type import RandomGeneratorType
 from pytensor.tensor.type_other import NoneTypeT
 
-from pymc_amortized.approximators.arguments import (
+from pymc_amortized.approximators.fitting.arguments import (
     Correction,
     budget,
     chosen_names,
@@ -32,11 +32,11 @@ from pymc_amortized.approximators.arguments import (
     wanted_groups,
     whole,
 )
-from pymc_amortized.approximators.fit_posterior import fit_posterior
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.seeds import RandomState, seed_sequence
-from pymc_amortized.graph.suitability import walk
-from pymc_amortized.graph.tensors import CompileKwargs
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.fit import fit_posterior
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.graph.model.suitability import walk
+from pymc_amortized.graph.model.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")
 

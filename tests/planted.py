@@ -11,7 +11,7 @@ import torch
 from small_models import brief_fit
 
 import pymc_amortized as pma
-from pymc_amortized.networks.network import Context
+from pymc_amortized.networks.posterior_network import Context
 
 PRIOR_SD, ROWS = 2.0, 5
 Moments = tuple[torch.Tensor, torch.Tensor]

@@ -5,9 +5,9 @@ import pytest
 import scipy.stats as st
 from numpy.testing import assert_allclose
 
-from pymc_amortized.amis import ENOUGH, FEWEST, adapt, quasi_normal
-from pymc_amortized.approximators.sketch import ALIKE
-from pymc_amortized.graph.bands import log_integral
+from pymc_amortized.inputs.sketch import ALIKE
+from pymc_amortized.numerics.amis import ENOUGH, FEWEST, adapt, quasi_normal
+from pymc_amortized.numerics.bands import log_integral
 
 DIM = 3
 N = 40

@@ -13,10 +13,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.correction import smooth
-from pymc_amortized.graph.datasets import of_simulations
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.numerics.importance import smooth
 
 GROUPS = 3
 SIZES = (6, 14)
@@ -185,7 +185,7 @@ def test_a_density_of_the_users_own_is_one_of_all_parameters():
 
 
 def test_what_would_take_too_many_evaluations_is_learned(monkeypatch):
-    monkeypatch.setattr("pymc_amortized.approximators.sketch.MOST_EVALUATIONS", 5)
+    monkeypatch.setattr("pymc_amortized.inputs.sketch.MOST_EVALUATIONS", 5)
     posterior = briefly(hierarchy(), num_steps=5, num_simulations=500)
     assert len(posterior.sketch.quadratic.places) == 4
     assert posterior.network.places is None

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pymc_amortized.approximators import escalation
-from pymc_amortized.approximators.convergence import Convergence
-from pymc_amortized.approximators.escalation import Budget, escalate
-from pymc_amortized.approximators.sampling import Draws
-from pymc_amortized.graph.nuts import OutOfTimeError
+from pymc_amortized.correction import nuts as escalation
+from pymc_amortized.correction.convergence import Convergence
+from pymc_amortized.correction.nuts import Budget, escalate
+from pymc_amortized.correction.rounds import Draws
+from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError
 
 
 def unsettled(chains: int = 4, draws: int = 10) -> Draws:

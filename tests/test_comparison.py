@@ -12,12 +12,12 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fit_comparison import _read, _sources
+from pymc_amortized.approximators.comparison.fit import _read, _sources
 from pymc_amortized.diagnostics.model_comparison import assess, calibration_errors
-from pymc_amortized.graph.common import common_data, common_structure
-from pymc_amortized.graph.kinds import Axis, Structure
-from pymc_amortized.graph.pool import Pool
-from pymc_amortized.odds import Calibration, log_odds, posterior_weights, prior_weights
+from pymc_amortized.graph.model.axes import Axis, Structure
+from pymc_amortized.graph.model.common import common_data, common_structure
+from pymc_amortized.graph.simulation.pool import Pool
+from pymc_amortized.numerics.odds import Calibration, log_odds, posterior_weights, prior_weights
 
 ROWS = 12
 SPREADS = {"narrow": 0.3, "wide": 1.2}

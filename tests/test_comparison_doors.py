@@ -10,17 +10,17 @@ import pytest
 import xarray as xr
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.comparison_evidence import Evidences, data_of, fits
-from pymc_amortized.approximators.comparison_judgement import warn_of_atoms, warn_of_resolution
-from pymc_amortized.approximators.comparison_table import ComparisonTable
-from pymc_amortized.approximators.fit_comparison import _checked_models, _read
-from pymc_amortized.graph.common import common_data, common_structure
-from pymc_amortized.graph.datasets import DataSets
-from pymc_amortized.graph.kinds import Axis, Structure
-from pymc_amortized.graph.pool import Pool
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.snapshot import take_snapshot
-from pymc_amortized.odds import Calibration, prior_weights
+from pymc_amortized.approximators.comparison.fit import _checked_models, _read
+from pymc_amortized.approximators.comparison.judgement import warn_of_atoms, warn_of_resolution
+from pymc_amortized.approximators.comparison.model_evidence import Evidences, data_of, fits
+from pymc_amortized.approximators.comparison.table import ComparisonTable
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.model.axes import Axis, Structure
+from pymc_amortized.graph.model.common import common_data, common_structure
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.pool import Pool
+from pymc_amortized.numerics.odds import Calibration, prior_weights
 
 ROWS = 6
 COMPILED = {
@@ -110,7 +110,9 @@ def test_a_posterior_that_was_trained_further_is_put_back(pair):
 
 def test_a_posterior_without_density_is_no_evidence(pair, caplog, monkeypatch):
     said = {id(pair.specs["both"]): "a simulator"}
-    monkeypatch.setattr("pymc_amortized.approximators.comparison.evidence_obstacle", lambda spec: said.get(id(spec)))
+    monkeypatch.setattr(
+        "pymc_amortized.approximators.comparison.comparison.evidence_obstacle", lambda spec: said.get(id(spec))
+    )
     without = replace(pair)
     assert set(without.weighed) == {"half"} and set(without.posteriors) == {"half", "both"}
     assert "without evidence of both" in repr(without)
@@ -223,8 +225,8 @@ def test_a_prior_with_an_atom_is_refused():
 
 
 def test_given_parameters_may_repeat_but_have_no_atom():
-    from pymc_amortized.graph.atoms import PriorAtomError, refuse_prior_atoms
-    from pymc_amortized.graph.simulator import Simulator
+    from pymc_amortized.graph.simulation.atoms import PriorAtomError, refuse_prior_atoms
+    from pymc_amortized.graph.simulation.simulator import Simulator
 
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("mu"), 1, observed=0.0)

@@ -8,12 +8,12 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.graph.datasets import of_simulations
+from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.networks.classifier import ClassifierNetwork
-from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
+from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.linear_models import LinearModels
+from pymc_amortized.networks.summary.join import EncodedArray, Join, Whole
 from pymc_amortized.networks.summary.moments import SHRINKAGE
-from pymc_amortized.networks.summary.rows import EncodedArray, Join, Whole
 from pymc_amortized.networks.terms import _coordinates
 
 ROWS = 9

@@ -12,9 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from pymc_amortized import AmortizedPosterior
-from pymc_amortized.approximators.sampling import Source, draw
-from pymc_amortized.correction import k_threshold, resample, smooth
-from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.correction.rounds import Source, draw
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.numerics.importance import k_threshold, resample, smooth
 
 
 @pytest.mark.parametrize(("proposals", "expected"), [(10_000, 0.7), (4000, 0.7), (1000, 1 - 1 / 3), (100, 0.5)])
@@ -277,7 +277,7 @@ def test_a_good_network_does_not_warn(plain_posterior: AmortizedPosterior, caplo
 
 def test_weights_of_zero_density_are_not_drawn(plain_posterior, monkeypatch):
     """Every second proposal is impossible: half of the weights are zero, no draw is impossible."""
-    from pymc_amortized.graph.density import LogDensity
+    from pymc_amortized.graph.density.log_density import LogDensity
 
     right = LogDensity.__call__
 
@@ -296,7 +296,7 @@ def test_weights_of_zero_density_are_not_drawn(plain_posterior, monkeypatch):
 
 
 def test_undefined_densities_are_counted_and_get_no_weight(plain_posterior, monkeypatch, caplog):
-    from pymc_amortized.graph.density import LogDensity
+    from pymc_amortized.graph.density.log_density import LogDensity
 
     right = LogDensity.__call__
 

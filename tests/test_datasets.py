@@ -10,7 +10,7 @@ import xarray as xr
 from small_models import held_data
 
 import pymc_amortized as pma
-from pymc_amortized.graph.reading import read_datasets
+from pymc_amortized.graph.data.reading import read_datasets
 
 Y = held_data()["y"]
 

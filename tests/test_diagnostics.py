@@ -15,17 +15,17 @@ from scipy import stats
 from small_models import brief_fit, held_data
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.calibrated import warn_if_off
-from pymc_amortized.calibration import band, band_p_value, describe, holm, pit, uniformity
-from pymc_amortized.correction import resample, smooth
-from pymc_amortized.diagnostics.classifier import accuracy, normal_scores
-from pymc_amortized.diagnostics.layout import with_lead, without_clashes
+from pymc_amortized.approximators.posterior.check import warn_if_off
+from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
 from pymc_amortized.diagnostics.local import local_c2st
 from pymc_amortized.diagnostics.simulated import known_datasets
 from pymc_amortized.diagnostics.statistics import distance_ranks, ranks, standardized
+from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
 from pymc_amortized.diagnostics.verdict import METRICS, find, off
-from pymc_amortized.graph.snapshot import take_snapshot
-from pymc_amortized.results import prior_tree
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.numerics.importance import resample, smooth
+from pymc_amortized.numerics.uniformity import band, band_p_value, describe, holm, pit, uniformity
+from pymc_amortized.results.writing import prior_tree
 
 
 def quick(posterior, **kwargs):

@@ -9,15 +9,15 @@ import xarray as xr
 from conftest import interpreted
 from scipy import stats
 
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.approximators.trees import one_dataset
-from pymc_amortized.graph.context import ContextSampler, refuse_indices
-from pymc_amortized.graph.datasets import gaps_of
-from pymc_amortized.graph.density import LogDensity
-from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.graph.data.datasets import gaps_of
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.simulation.context import ContextSampler, refuse_indices
+from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.clues import index_limits
+from pymc_amortized.results.unpacking import one_dataset
 
 INDEX = np.arange(12) % 4
 PICKED = {

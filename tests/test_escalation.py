@@ -11,17 +11,17 @@ from closed_forms import CLOSED_FORMS, CORRECTED, Tolerance, assert_moments, con
 from conftest import interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pymc_amortized.approximators.adaptation import tempered, whitening
-from pymc_amortized.approximators.convergence import Convergence
-from pymc_amortized.approximators.escalation import _elsewhere
-from pymc_amortized.approximators.mixture import Proposals
-from pymc_amortized.approximators.sampling import Draws, _poor, good_enough
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.correction import Weights
-from pymc_amortized.graph import samplers
-from pymc_amortized.graph.nuts import Chains, OutOfTimeError, PyMCSampler, Settings
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.whitened import NAME, WhitenedModel, Whitening
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.correction.adaptation import tempered, whitening
+from pymc_amortized.correction.convergence import Convergence
+from pymc_amortized.correction.nuts import _elsewhere
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.rounds import Draws, _poor, good_enough
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.nuts import samplers
+from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, PyMCSampler, Settings
+from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel, Whitening
+from pymc_amortized.numerics.importance import Weights
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -360,7 +360,7 @@ def test_log_density_with_imputed_values_is_that_of_the_model(slots):
 
 
 def test_discrete_gaps_stay_uncorrected(caplog):
-    from pymc_amortized.graph.imputed import imputation_obstacle
+    from pymc_amortized.graph.density.imputed import imputation_obstacle
 
     with pm.Model() as model:
         d = pm.Bernoulli("d", pm.Beta("p", 1, 3), observed=np.zeros(4, int))

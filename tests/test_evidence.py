@@ -28,8 +28,8 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from test_escalation import HOPELESS, WRONG, planted
 
-from pymc_amortized.approximators.evidence import Evidence, kept_share, warn_of_truncation
-from pymc_amortized.approximators.mixture import Proposals
+from pymc_amortized.correction.evidence import Evidence, kept_share, warn_of_truncation
+from pymc_amortized.correction.proposals import Proposals
 
 TOLERANCE = 0.05
 
@@ -109,7 +109,7 @@ def test_poor_weights_give_no_evidence(plain_posterior, caplog):
 
 
 def test_undefined_densities_give_no_evidence(plain_posterior, monkeypatch, caplog):
-    from pymc_amortized.graph.density import LogDensity
+    from pymc_amortized.graph.density.log_density import LogDensity
 
     right = LogDensity.__call__
 
@@ -127,7 +127,7 @@ def test_undefined_densities_give_no_evidence(plain_posterior, monkeypatch, capl
 
 
 def test_one_undefined_density_costs_what_it_may_have_weighed(plain_posterior, monkeypatch):
-    from pymc_amortized.graph.density import LogDensity
+    from pymc_amortized.graph.density.log_density import LogDensity
 
     right, exact = LogDensity.__call__, plain_posterior.log_marginal_likelihood(random_seed=1)
 
@@ -145,7 +145,7 @@ def test_one_undefined_density_costs_what_it_may_have_weighed(plain_posterior, m
 
 def test_zero_densities_count(plain_posterior, monkeypatch):
     """Half of the prior cut away: what is left integrates to less."""
-    from pymc_amortized.graph.density import LogDensity
+    from pymc_amortized.graph.density.log_density import LogDensity
 
     right = LogDensity.__call__
     monkeypatch.setattr(
@@ -162,7 +162,7 @@ def test_densities_that_are_not_normalized_are_refused(plain_posterior, schools_
         mu = pm.Normal("mu", 0, 1)
         pm.Potential("p", -(mu**2))
         pm.Normal("y", mu, 1, observed=np.zeros(3))
-    from pymc_amortized.graph.snapshot import take_snapshot
+    from pymc_amortized.graph.model.snapshot import take_snapshot
 
     with_potential = replace(plain_posterior, spec=take_snapshot(model))
     with pytest.raises(ValueError, match="potentials \\['p'\\].*not normalized"):
@@ -187,7 +187,7 @@ def test_truncated_priors_are_said_with_the_number(caplog):
 
 def test_proposals_may_differ_in_scale_by_any_factor():
     """A network far outside of its simulations may give one parameter a range of 1e12 and another one of 1e-3."""
-    from pymc_amortized.approximators.mixture import _Component
+    from pymc_amortized.correction.proposals import _Component
 
     scales = np.array([1e12, 1e-3])
     theta = np.random.default_rng(1).normal(size=(1, 4000, 2)) * scales

@@ -18,7 +18,7 @@ from small_models import BRIEF, brief_fit, held_data, line, mixed_kinds
 from torch import nn
 
 import pymc_amortized as pma
-from pymc_amortized.approximators import stored_models
+from pymc_amortized.approximators.storage import models as stored_models
 
 KEY = "pymc_amortized"
 Y = np.array([0.3, -0.2, 0.5, 0.1])

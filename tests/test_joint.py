@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.joint import learned_posterior
+from pymc_amortized.approximators.joint.joint import learned_posterior
 
 STEPS = pma.Training(num_steps=250, batch_size=128, evaluations=5, threads=1)
 SHORT = {"training": STEPS, "progressbar": False, "random_seed": 1}

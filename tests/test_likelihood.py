@@ -12,14 +12,14 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.graph.emulator import PYTENSOR, _shared
-from pymc_amortized.networks.rows import RowNetwork
-from pymc_amortized.rows.arrays import NUMPY
-from pymc_amortized.rows.columns import Column, Layout, Parameter
-from pymc_amortized.rows.density import RowSize, log_interval
-from pymc_amortized.rows.encoding import bounded, unbounded
-from pymc_amortized.rows.evaluation import RowDensity
-from pymc_amortized.rows.prepared import Rows, inside, prepare
+from pymc_amortized.graph.rows.emulator import PYTENSOR, _shared
+from pymc_amortized.networks.rows.row_network import RowNetwork
+from pymc_amortized.row_density.column_density import RowSize, log_interval
+from pymc_amortized.row_density.columns import Column, Layout, Parameter
+from pymc_amortized.row_density.encoding import bounded, unbounded
+from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.prepared import Rows, inside, prepare
 
 QUIET = {"progressbar": False, "random_seed": 1}
 STEPS = pma.Training(num_steps=150, batch_size=2048, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)

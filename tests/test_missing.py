@@ -7,12 +7,12 @@ import pytest
 import scipy.stats as st
 from numpy.testing import assert_allclose
 
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import gaps_of
-from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.graph.data.datasets import gaps_of
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import Simulator
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 pytestmark = [

@@ -12,13 +12,13 @@ from conftest import briefly
 from numpy.testing import assert_allclose
 
 import pymc_amortized as pma
-from pymc_amortized.calibration import holm
 from pymc_amortized.diagnostics.misspecification import _Compared, _together
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
-from pymc_amortized.networks.summary.rows import EncodedArray
-from pymc_amortized.networks.summary.shape import ShapeStatistics
-from pymc_amortized.novelty import Discrepancy, Reference, Score, Whitening, pvalue
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
+from pymc_amortized.networks.summary.join import EncodedArray
+from pymc_amortized.novelty.scores import Discrepancy, Reference, Score, Whitening, pvalue
+from pymc_amortized.novelty.shape import ShapeStatistics
+from pymc_amortized.numerics.uniformity import holm
 
 LOGGER = "pymc_amortized"
 ROWS = (10, 60)

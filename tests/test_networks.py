@@ -23,7 +23,7 @@ from pymc_amortized.networks import (
     Spline,
     ZukoDensity,
 )
-from pymc_amortized.networks.spline import rational_quadratic, spline_size
+from pymc_amortized.networks.density.spline import rational_quadratic, spline_size
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def test_density_in_chunks_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     context, z = torch.randn(7, 4), torch.randn(20, 7, 3)
     with torch.no_grad():
         whole = density.log_prob(z, context)
-        monkeypatch.setattr("pymc_amortized.networks.density.CHUNK", 6)
+        monkeypatch.setattr("pymc_amortized.networks.density.coupling.CHUNK", 6)
         torch.testing.assert_close(density.log_prob(z, context), whole, atol=1e-3, rtol=1e-3)
         draws, log_prob = density.sample(20, context)
         torch.testing.assert_close(density.log_prob(draws, context), log_prob, atol=1e-3, rtol=1e-3)

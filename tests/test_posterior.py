@@ -33,7 +33,7 @@ from models import MODELS
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_amortized as pma
-from pymc_amortized.networks.network import PosteriorNetwork
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
 
 LOGGER = "pymc_amortized"
 

@@ -12,14 +12,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.trees import read_result
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.snapshot import take_snapshot
-from pymc_amortized.results import posterior_tree
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.results.unpacking import read_result
+from pymc_amortized.results.writing import posterior_tree
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 CHAINS, DRAWS, SETS = 2, 3, 3

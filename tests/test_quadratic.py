@@ -8,16 +8,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 
-from pymc_amortized.amis import ENOUGH, adapt, quasi_normal
-from pymc_amortized.approximators.posterior_training import structure_of
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.approximators.sketch import MOST_SAMPLED, make_sketch
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations
-from pymc_amortized.graph.missing import find_rules
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.quadratic import Quadratic, find_quadratic
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.posterior.training import structure_of
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.missing import find_rules
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.inputs.sketch import MOST_SAMPLED, make_sketch
+from pymc_amortized.numerics.amis import ENOUGH, adapt, quasi_normal
+from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
 
 N, ROWS = 6, 9
 X = np.random.default_rng(0).normal(size=(N, ROWS))

@@ -10,13 +10,13 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.graph.emulator import PYTENSOR
-from pymc_amortized.networks.ratio import RatioNetwork
-from pymc_amortized.rows.arrays import NUMPY
-from pymc_amortized.rows.columns import Column, Layout, Parameter
-from pymc_amortized.rows.density import RowSize
-from pymc_amortized.rows.prepared import Rows
-from pymc_amortized.rows.ratio import RowRatio, prepare_pairs
+from pymc_amortized.graph.rows.emulator import PYTENSOR
+from pymc_amortized.networks.rows.ratio_network import RatioNetwork
+from pymc_amortized.row_density.column_density import RowSize
+from pymc_amortized.row_density.columns import Column, Layout, Parameter
+from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.prepared import Rows
+from pymc_amortized.row_density.ratio import RowRatio, prepare_pairs
 
 STEPS = pma.Training(num_steps=600, batch_size=512, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)
 QUIET = {"progressbar": False, "random_seed": 1}
@@ -115,7 +115,7 @@ class TestLoss:
                 return torch.as_tensor(change(exact_ratio(g[0].numpy(), f[0, shared].numpy()), g[0].numpy()))
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("pymc_amortized.networks.ratio.log_ratio", known)
+                patch.setattr("pymc_amortized.networks.rows.ratio_network.log_ratio", known)
                 encoded = {"parameters": torch.as_tensor(mu)[:, None], "features": torch.as_tensor(y)[:, None]}
                 return float(network.loss(torch.zeros(len(mu), 1), encoded))
 

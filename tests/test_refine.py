@@ -9,12 +9,12 @@ import torch
 from scipy import stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.region import Region, ensemble
-from pymc_amortized.graph.density import LogPrior
-from pymc_amortized.graph.local import SimulatorGiven
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.snapshot import take_snapshot
+from pymc_amortized.approximators.posterior.region import Region, ensemble
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.log_density import LogPrior
+from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.alike import SimulatorGiven
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 SMALL = {"summary": pma.Flat(width=32, depth=1), "density": pma.Spline(layers=2, hidden=32)}

@@ -10,9 +10,9 @@ import pytensor.tensor as pt
 import pytest
 
 import pymc_amortized as pma
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.simulator import SimulationError
-from pymc_amortized.graph.snapshot import take_snapshot
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import SimulationError
 
 Y = np.arange(4.0)
 
@@ -209,7 +209,7 @@ def fitted_context(context: object) -> None:
     """Go as far as a fit does with its context, which is not far."""
     model = model_of(with_containers, coords={"obs": range(4)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pymc_amortized.approximators.posterior_training.PosteriorFit.plan", _accepted)
+        patch.setattr("pymc_amortized.approximators.posterior.training.PosteriorFit.plan", _accepted)
         pma.fit_posterior(model, context=context, progressbar=False)
 
 
@@ -364,7 +364,7 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS)
 def test_arguments_of_fit_posterior_are_checked_before_anything_is_simulated(arguments, error, message, monkeypatch):
-    monkeypatch.setattr("pymc_amortized.approximators.posterior_training.PosteriorFit.plan", _accepted)
+    monkeypatch.setattr("pymc_amortized.approximators.posterior.training.PosteriorFit.plan", _accepted)
     model = model_of(lambda: observe(pm.Normal("m")))
     with pytest.raises(error, match=message):
         pma.fit_posterior(**{"model": model, "progressbar": False, **arguments})

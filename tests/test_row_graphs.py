@@ -10,10 +10,10 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from pymc_amortized.graph.emulator import PYTENSOR, Emulator
-from pymc_amortized.graph.exchange import exchanged
-from pymc_amortized.graph.rows import ObservedRows, distribution_of, find_rows
-from pymc_amortized.graph.snapshot import take_snapshot
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.rows.emulator import PYTENSOR, Emulator
+from pymc_amortized.graph.rows.exchange import exchanged
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
 
 
 def rows_of(build: Callable[[], Any], name: str = "y") -> ObservedRows:

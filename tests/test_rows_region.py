@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pymc_amortized.approximators.likelihood_training import rows_together
-from pymc_amortized.networks.rows import RowNetwork
-from pymc_amortized.rows.alike import places_differ
-from pymc_amortized.rows.arrays import NUMPY
-from pymc_amortized.rows.columns import Column, Layout, Parameter
-from pymc_amortized.rows.density import RowSize
-from pymc_amortized.rows.encoding import encode_parameters, extent, penalty
-from pymc_amortized.rows.evaluation import RowDensity
-from pymc_amortized.rows.fitting import fit_layout, fit_parameter
-from pymc_amortized.rows.prepared import Rows, prepare, prepare_together, usable
+from pymc_amortized.approximators.likelihood.training import rows_together
+from pymc_amortized.networks.rows.row_network import RowNetwork
+from pymc_amortized.row_density.column_density import RowSize
+from pymc_amortized.row_density.columns import Column, Layout, Parameter
+from pymc_amortized.row_density.encoding import encode_parameters, extent, penalty
+from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.row_density.fitting import fit_layout, fit_parameter
+from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.places import places_differ
+from pymc_amortized.row_density.prepared import Rows, prepare, prepare_together, usable
 
 N = 40_000
 RNG = np.random.default_rng(1)

@@ -12,13 +12,13 @@ from conftest import briefly, interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.inputs import Inputs
-from pymc_amortized.graph.context import ContextSampler, split_context
-from pymc_amortized.graph.density import LogDensity
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.sizes import Range
-from pymc_amortized.graph.snapshot import take_snapshot
-from pymc_amortized.graph.structure import find_structure
+from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.context import ContextSampler, split_context
+from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.structure import find_structure
+from pymc_amortized.inputs.inputs import Inputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),

@@ -14,16 +14,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_models import brief_fit, line
 
 import pymc_amortized as pma
-from pymc_amortized.approximators import posterior_training
-from pymc_amortized.approximators.inputs import FRAME, SKETCH, Inputs
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.approximators.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import of_simulations
-from pymc_amortized.graph.each import EachLogDensity, find_band
-from pymc_amortized.graph.missing import LogDensityWithGaps, find_rules
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulator
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.posterior import training as posterior_training
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.each import EachLogDensity, find_band
+from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.inputs.inputs import FRAME, SKETCH, Inputs
+from pymc_amortized.inputs.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),

@@ -10,20 +10,20 @@ import pytest
 import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from pymc_amortized.approximators.pace import Making, Pace, others, pace_of, worth_workers
-from pymc_amortized.approximators.planning import plan_classifier, plan_posterior
-from pymc_amortized.approximators.simulations import read_model
-from pymc_amortized.graph.common import common_data
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.parallel import Workers
-from pymc_amortized.graph.pool import Pool
-from pymc_amortized.graph.simulator import Simulator
-from pymc_amortized.graph.snapshot import take_snapshot
+from pymc_amortized.approximators.fitting.pace import Making, Pace, others, pace_of, worth_workers
+from pymc_amortized.approximators.fitting.plan import plan_classifier, plan_posterior
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.graph.model.common import common_data
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.parallel import Workers
+from pymc_amortized.graph.simulation.pool import Pool
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
 from pymc_amortized.training.options import FEWEST_STEPS, MOST_PASSES, WHOLE
 
-MORE_CORES = "pymc_amortized.approximators.pace.available_cores"
+MORE_CORES = "pymc_amortized.approximators.fitting.pace.available_cores"
 
 
 def simulator() -> Simulator:
@@ -169,7 +169,7 @@ def test_a_posterior_is_the_same_with_workers(monkeypatch):
     monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s._workers), close(s)))
     losses = []
     for worth in (False, True):
-        monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_, worth=worth: worth)
+        monkeypatch.setattr("pymc_amortized.approximators.fitting.pace.worth_workers", lambda *_, worth=worth: worth)
         posterior = pma.fit_posterior(
             model, training=pma.Training(num_steps=200, threads=1), random_seed=3, progressbar=False
         )
@@ -240,13 +240,13 @@ def planned(
     def fastest(network, z, encoded, threads=None):
         return later if "less" in encoded else first, threads or 1
 
-    monkeypatch.setattr("pymc_amortized.approximators.planning.fastest_step", fastest)
-    monkeypatch.setattr("pymc_amortized.approximators.pace.worth_workers", lambda *_: ahead)
+    monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.fastest_step", fastest)
+    monkeypatch.setattr("pymc_amortized.approximators.fitting.pace.worth_workers", lambda *_: ahead)
     return plan(Staged(reduces), lambda: BATCH, simulating, cores, options or Training())
 
 
 def test_no_core_is_left_to_a_process_that_would_mostly_wait(monkeypatch):
-    monkeypatch.setattr("pymc_amortized.approximators.planning.others", lambda cores: 1)
+    monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.others", lambda cores: 1)
     short, long = (planned(monkeypatch, 0.1, 0.02, s, ahead=True, cores=2) for s in (0.3, 2.0))
     assert (short.workers, long.workers) == (1, 2)
     assert long.options.num_steps == pytest.approx(180 / (2.0 / 2 / 8), rel=0.02)

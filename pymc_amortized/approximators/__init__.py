@@ -1,1 +1,1 @@
-"""What the ``fit_*`` functions return; the only place where the model's graph and the networks meet."""
+"""What the ``fit_*`` functions return, and how it is trained; where the model's graph and the networks meet."""

@@ -1,7 +1,7 @@
 """Whether a posterior, and its model, can be trusted: checks, their plots, and a report."""
 
 from pymc_amortized.diagnostics.calibration import check_calibration
-from pymc_amortized.diagnostics.comparison import compare_draws
+from pymc_amortized.diagnostics.draw_comparison import compare_draws
 from pymc_amortized.diagnostics.local import check_local_calibration
 from pymc_amortized.diagnostics.misspecification import check_misspecification
 from pymc_amortized.diagnostics.model_comparison import check_comparison

@@ -11,12 +11,10 @@ import xarray as xr
 from arviz_base import make_attrs
 
 import pymc_amortized
-from pymc_amortized.approximators.arguments import Correction, chosen_names, corrected, mapping, whole
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.seeds import RandomState, seed_sequence
-from pymc_amortized.blocks import blocks
-from pymc_amortized.diagnostics.layout import along, coverage, labels, scores, with_lead, without_clashes
-from pymc_amortized.diagnostics.progress import Progress
+from pymc_amortized.approximators.fitting.arguments import Correction, chosen_names, corrected, mapping, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.diagnostics.coordinates import along, coverage, labels, scores, with_lead, without_clashes
 from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
 from pymc_amortized.diagnostics.statistics import (
     Quantity,
@@ -29,9 +27,11 @@ from pymc_amortized.diagnostics.statistics import (
     user_quantity,
 )
 from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT, Finding, find, metrics, off, warn
-from pymc_amortized.graph.datasets import DATASET_DIM, of_simulations
-from pymc_amortized.graph.simulator import Simulations
-from pymc_amortized.graph.tensors import evaluated_shapes
+from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
+from pymc_amortized.graph.model.tensors import evaluated_shapes
+from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.training.progress_of_checks import Progress
 
 BATCH_VALUES = 2**22
 """Values of draws that are held at once: 32 MiB, some copies of which are made."""

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.arguments import Correction, chosen_names, corrected, whole
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.fitting.arguments import Correction, chosen_names, corrected, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check, refuse_varying
-from pymc_amortized.diagnostics.classifier import Features
 from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
 from pymc_amortized.diagnostics.statistics import flat_draws, standardized
+from pymc_amortized.diagnostics.two_sample import Features
 from pymc_amortized.diagnostics.verdict import LEVEL, warn
-from pymc_amortized.graph.datasets import DataSets, of_simulations
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.graph.simulator import Simulations
+from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.simulation.simulator import Simulations
 
 EXCHANGES = 999
 """Random exchanges that make the null distribution: p-values down to 0.001."""

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.arguments import whole
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.seeds import RandomState, seed_sequence
-from pymc_amortized.calibration import holm
-from pymc_amortized.graph.context import refuse_indices
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
-from pymc_amortized.graph.evidence import index_limits
-from pymc_amortized.graph.reading import read_datasets
-from pymc_amortized.networks.novelty import NoveltyFeatures
-from pymc_amortized.novelty import Discrepancy, Whitening, pvalue, robust, squashed
+from pymc_amortized.approximators.fitting.arguments import whole
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.simulation.context import refuse_indices
+from pymc_amortized.graph.structure.clues import index_limits
+from pymc_amortized.novelty.features import NoveltyFeatures
+from pymc_amortized.novelty.scores import Discrepancy, Whitening, pvalue, robust, squashed
+from pymc_amortized.numerics.uniformity import holm
 
 logger = logging.getLogger("pymc_amortized")
 

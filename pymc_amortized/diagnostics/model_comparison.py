@@ -23,16 +23,16 @@ from arviz_base import make_attrs
 from scipy import stats
 
 import pymc_amortized
-from pymc_amortized.approximators.arguments import mapping, whole
-from pymc_amortized.approximators.comparison import MODEL_DIM, AmortizedComparison
-from pymc_amortized.approximators.comparison_judgement import DOUBTFUL
-from pymc_amortized.approximators.seeds import RandomState, seed_sequence
-from pymc_amortized.calibration import p_text
+from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, AmortizedComparison
+from pymc_amortized.approximators.comparison.judgement import DOUBTFUL
+from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.verdict import LEVEL
-from pymc_amortized.graph.context import read_missing
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets, of_simulations
-from pymc_amortized.graph.simulator import Simulations
-from pymc_amortized.odds import posterior_weights, prior_weights
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
+from pymc_amortized.graph.simulation.context import read_missing
+from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.numerics.odds import posterior_weights, prior_weights
+from pymc_amortized.numerics.uniformity import p_text
 
 logger = logging.getLogger("pymc_amortized")
 

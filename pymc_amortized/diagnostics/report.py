@@ -14,11 +14,10 @@ import numpy as np
 import xarray as xr
 
 import pymc_amortized
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.seeds import RandomState
-from pymc_amortized.correction import k_threshold
+from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import check_calibration
-from pymc_amortized.diagnostics.layout import labels
+from pymc_amortized.diagnostics.coordinates import labels
 from pymc_amortized.diagnostics.plots import (
     plot_calibration,
     plot_contraction,
@@ -30,7 +29,8 @@ from pymc_amortized.diagnostics.plots import (
 from pymc_amortized.diagnostics.plots.checks import correlation
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.verdict import LEVEL
-from pymc_amortized.graph.spec import ModelSpec
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.numerics.importance import k_threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

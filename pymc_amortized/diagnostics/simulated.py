@@ -11,12 +11,12 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.arguments import Correction, whole
-from pymc_amortized.approximators.posterior import AmortizedPosterior
-from pymc_amortized.approximators.simulations import read_simulations, sources_again
-from pymc_amortized.graph.context import ContextSampler
-from pymc_amortized.graph.datasets import DATASET_DIM, DataSets
-from pymc_amortized.graph.simulator import Simulations, Simulator
+from pymc_amortized.approximators.fitting.arguments import Correction, whole
+from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
 
 logger = logging.getLogger("pymc_amortized")
 

@@ -16,8 +16,8 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.calibration import pit
-from pymc_amortized.graph.datasets import DATASET_DIM
+from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.numerics.uniformity import pit
 
 Quantity = Callable[[xr.Dataset, xr.Dataset], Any]
 """(draws, data) of one data set -> one number for each draw."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.calibration import Uniformity, describe, holm, p_text, uniformity
+from pymc_amortized.numerics.uniformity import Uniformity, describe, holm, p_text, uniformity
 
 logger = logging.getLogger("pymc_amortized")
 

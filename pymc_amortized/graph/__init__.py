@@ -1,1 +1,1 @@
-"""Reads a PyMC model: its roles, its simulator, its density and its structure. Never imports torch."""
+"""The PyMC model: read, simulated, and its density evaluated. Nothing here imports torch."""

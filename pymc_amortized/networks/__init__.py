@@ -1,12 +1,12 @@
 """Neural networks of the amortized posterior: torch and NumPy, nothing of PyMC."""
 
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice
-from pymc_amortized.networks.density import ConditionalDensity, CouplingSpline, Spline
-from pymc_amortized.networks.encoding import DataEncoder
-from pymc_amortized.networks.layout import ArrayLayout, AxisLayout, DataLayout
-from pymc_amortized.networks.library import ZukoDensity
-from pymc_amortized.networks.network import PosteriorNetwork
-from pymc_amortized.networks.standardizer import ParameterStandardizer
+from pymc_amortized.networks.density.coupling import ConditionalDensity, CouplingSpline, Spline
+from pymc_amortized.networks.density.flows import ZukoDensity
+from pymc_amortized.networks.encoding.encoder import DataEncoder
+from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
+from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary import (
     Flat,
     Grid,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.density import CouplingSpline, Spline
-from pymc_amortized.networks.encoding import DataEncoder
-from pymc_amortized.networks.layout import DataLayout
+from pymc_amortized.networks.density.coupling import CouplingSpline, Spline
+from pymc_amortized.networks.encoding.encoder import DataEncoder
+from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.summary import (
     Auto,
     EncodedArray,

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.blocks import blocks
 from pymc_amortized.networks.choices import (
     SUMMARIES,
     SummaryChoice,
@@ -31,13 +30,14 @@ from pymc_amortized.networks.choices import (
     make_summary,
     summary_options,
 )
-from pymc_amortized.networks.encoding import DataEncoder, Sizes
-from pymc_amortized.networks.layout import DataLayout
-from pymc_amortized.networks.network import encoded_in_blocks, tensors_of
-from pymc_amortized.networks.standardizer import ParameterStandardizer
+from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
+from pymc_amortized.networks.encoding.layout import DataLayout
+from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.networks.posterior_network import encoded_in_blocks, tensors_of
 from pymc_amortized.networks.summary import STATISTICS, Options, SummaryNetwork
 from pymc_amortized.networks.summary.layers import Residual
 from pymc_amortized.networks.terms import TERMS, Terms
+from pymc_amortized.numerics.blocks import blocks
 
 __all__ = ["ClassifierNetwork"]
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pymc_amortized.networks.summary.join import Join
 from pymc_amortized.networks.summary.moments import RIDGE, SHRINKAGE
-from pymc_amortized.networks.summary.rows import Join
 
 __all__ = ["LinearModels"]
 

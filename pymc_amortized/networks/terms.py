@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding import mask_name
+from pymc_amortized.networks.encoding.encoder import mask_name
+from pymc_amortized.networks.encoding.robust import squash
 from pymc_amortized.networks.linear_models import LinearModels
-from pymc_amortized.networks.statistics import squash
 from pymc_amortized.networks.summary import SummaryNetwork
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.layers import Standardize

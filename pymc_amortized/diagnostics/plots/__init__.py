@@ -6,8 +6,8 @@ from pymc_amortized.diagnostics.plots.checks import (
     plot_coverage,
     plot_recovery,
 )
-from pymc_amortized.diagnostics.plots.draws import plot_comparison, plot_history, plot_weights
-from pymc_amortized.diagnostics.plots.models import plot_confusion, plot_reliability
+from pymc_amortized.diagnostics.plots.draw_comparison import plot_comparison, plot_history, plot_weights
+from pymc_amortized.diagnostics.plots.model_comparison import plot_confusion, plot_reliability
 from pymc_amortized.diagnostics.plots.novelty import plot_novelty
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.calibration import band, p_text
-from pymc_amortized.diagnostics.layout import BAND_PROB
+from pymc_amortized.diagnostics.coordinates import BAND_PROB
 from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, Panel, choose, grid, note
 from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT
-from pymc_amortized.graph.datasets import DATASET_DIM
+from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.numerics.uniformity import band, p_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, figure_of
-from pymc_amortized.graph.datasets import DATASET_DIM
+from pymc_amortized.graph.data.datasets import DATASET_DIM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 from arviz_base import rcParams
 
-from pymc_amortized.approximators.arguments import chosen_names
-from pymc_amortized.diagnostics.layout import labels
+from pymc_amortized.approximators.fitting.arguments import chosen_names
+from pymc_amortized.diagnostics.coordinates import labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

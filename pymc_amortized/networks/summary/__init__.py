@@ -1,6 +1,6 @@
 """Summary networks: options, and the network that they describe."""
 
-from pymc_amortized.networks.summary.network import LEARNED, STATISTICS, SummaryNetwork
+from pymc_amortized.networks.summary.join import EncodedArray
 from pymc_amortized.networks.summary.options import (
     Auto,
     Flat,
@@ -12,7 +12,7 @@ from pymc_amortized.networks.summary.options import (
     SetTransformer,
     Transformer,
 )
-from pymc_amortized.networks.summary.rows import EncodedArray
+from pymc_amortized.networks.summary.summary_network import LEARNED, STATISTICS, SummaryNetwork
 
 __all__ = [
     "LEARNED",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.moments import Moments, moments
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["Branch", "Values"]
 

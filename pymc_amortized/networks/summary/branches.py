@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pymc_amortized.networks.layout import AxisLayout, DataLayout
+from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout
 from pymc_amortized.networks.summary import options as opt
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.flat import FlatBranch
 from pymc_amortized.networks.summary.grid import GridBranch
 from pymc_amortized.networks.summary.grouped import GroupedBranch
-from pymc_amortized.networks.summary.rows import EncodedArray, Join, Whole
+from pymc_amortized.networks.summary.join import EncodedArray, Join, Whole
 from pymc_amortized.networks.summary.sequences import SequenceBranch, TransformerBranch
 from pymc_amortized.networks.summary.sets import SetBranch, SetTransformerBranch
 

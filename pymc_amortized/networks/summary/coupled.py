@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.kriging import KRIGED, NOISES, kriging
-from pymc_amortized.networks.summary.rows import Join, Rows
 from pymc_amortized.networks.summary.variogram import Bins
 
 __all__ = ["CoupledStatistics", "wants_pairs"]

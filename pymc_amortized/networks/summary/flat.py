@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.networks.summary.branch import Branch, Values
-from pymc_amortized.networks.summary.rows import Join
+from pymc_amortized.networks.summary.join import Join
 
 __all__ = ["FlatBranch"]
 

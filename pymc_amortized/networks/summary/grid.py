@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import LIMIT
 from pymc_amortized.networks.summary.moments import Moments, log_count, moments
 from pymc_amortized.networks.summary.options import Grid
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["GridBranch"]
 

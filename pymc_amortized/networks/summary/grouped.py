@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import LIMIT, Residual, masked_mean, row_depth
 from pymc_amortized.networks.summary.moments import (
     FEW,
@@ -23,7 +24,6 @@ from pymc_amortized.networks.summary.moments import (
     pair_statistics,
 )
 from pymc_amortized.networks.summary.options import Grouped
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["GroupedBranch"]
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from pymc_amortized.networks.statistics import squash
+from pymc_amortized.networks.encoding.robust import squash
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import LIMIT
 from pymc_amortized.networks.summary.moments import FEW, FLOOR, RIDGE, SHRINKAGE
-from pymc_amortized.networks.summary.rows import Join, Rows
 from pymc_amortized.networks.summary.smoothing import MEMORIES, smoothing_errors
 
 __all__ = ["LagStatistics"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.statistics import squash
+from pymc_amortized.networks.encoding.robust import squash
 
 __all__ = ["LIMIT", "AttentionBlock", "Residual", "Standardize", "masked_mean", "row_depth"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pymc_amortized.networks.statistics import squash
+from pymc_amortized.networks.encoding.robust import squash
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import LIMIT
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["Moments", "RowStatistics", "moments", "pair_statistics"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.lags import LagStatistics, last_step
 from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, masked_mean
 from pymc_amortized.networks.summary.moments import Moments, RowStatistics
 from pymc_amortized.networks.summary.options import Sequence, Transformer
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["SequenceBranch", "TransformerBranch"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.coupled import CoupledStatistics, wants_pairs
+from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean, row_depth
 from pymc_amortized.networks.summary.moments import Moments, RowStatistics
 from pymc_amortized.networks.summary.options import Set, SetTransformer
-from pymc_amortized.networks.summary.rows import Join, Rows
 
 __all__ = ["SetBranch", "SetTransformerBranch"]
 

@@ -1,0 +1,1 @@
+"""What the four ``fit_*`` functions share: arguments, seeds, simulations, plans, provenance."""

@@ -1,0 +1,115 @@
+"""Checks of arguments, at the door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+
+from pymc_amortized.correction.nuts import Budget
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import names_of
+
+Correction = Literal["auto", "psis", "nuts"] | None
+
+
+def whole(name: str, value: Any, *, smallest: int = 1) -> int:
+    """Check that an argument is an integer of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+    if value < smallest:
+        raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
+    return int(value)
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Check that an argument is a mapping; None is an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping of names, got {value!r}")
+    return dict(value or {})
+
+
+def corrected(spec: ModelSpec, correction: Any) -> bool:
+    """Check `correction` against the model, and return whether draws are corrected."""
+    known(correction)
+    obstacle = spec.density_obstacle
+    if correction in ("psis", "nuts") and obstacle:
+        raise ValueError(f"correction={correction!r} needs the model's density: {obstacle}")
+    if spec.potentials and (correction is None or obstacle):
+        raise ValueError(
+            f"uncorrected draws are refused: the model's potentials {list(spec.potentials)} are no part of the "
+            f"simulations, only importance weights bring them in{f', and {obstacle}' if obstacle else ''}"
+        )
+    return correction is not None and obstacle is None
+
+
+def known(correction: Any) -> None:
+    """Check that `correction` is one of those there are."""
+    if correction is not None and correction not in ("auto", "psis", "nuts"):
+        raise ValueError(f"correction must be 'auto', 'psis', 'nuts' or None, got {correction!r}")
+
+
+def budget(max_nuts: Any, max_time: Any) -> Budget:
+    """Check how much NUTS there may be."""
+    if max_nuts is not None:
+        max_nuts = whole("max_nuts", max_nuts, smallest=0)
+    if max_time is not None:
+        if isinstance(max_time, bool) or not isinstance(max_time, Real):
+            raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+        if not 0 < float(max_time) < math.inf:
+            raise ValueError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+        max_time = float(max_time)
+    return Budget(max_nuts, max_time)
+
+
+def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
+    """Check the names of variables to return."""
+    if var_names is None:
+        return allowed
+    var_names = names_of("var_names", var_names)
+    unknown = [name for name in var_names if name not in allowed]
+    if unknown or not var_names:
+        raise KeyError(f"var_names: {unknown or 'no names'} given; available are {allowed}")
+    return [name for name in allowed if name in var_names]
+
+
+def wanted_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
+    """Check ``idata_kwargs``."""
+    kwargs = mapping("idata_kwargs", idata_kwargs)
+    unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
+    if unknown:
+        raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
+    return {name: bool(value) for name, value in kwargs.items()}
+
+
+def flat_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Flatten a point of value variables.
+
+    Returns
+    -------
+    theta : ndarray (n, dim)
+    lead : tuple of int
+        The leading shape that `n` stands for.
+    """
+    expected = {p.value_name: p for p in spec.parameters}
+    point = mapping("point", point)
+    if set(point) != set(expected):
+        raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
+    parts, leads = [], {}
+    for name, parameter in expected.items():
+        try:
+            value = np.asarray(point[name], dtype=float)
+        except (TypeError, ValueError):
+            raise TypeError(f"point[{name!r}] must be numbers, got {point[name]!r}") from None
+        split = value.ndim - len(parameter.unconstrained_shape)
+        if split < 0 or value.shape[split:] != parameter.unconstrained_shape:
+            shape = ", ".join(["...", *map(str, parameter.unconstrained_shape)])
+            raise ValueError(f"point[{name!r}] has shape {value.shape}; expected ({shape})")
+        leads[name] = value.shape[:split]
+        parts.append(value.reshape(int(np.prod(leads[name], dtype=int)), parameter.size))
+    if len(set(leads.values())) != 1:
+        raise ValueError(f"point: the value variables have different leading shapes: {leads}")
+    return np.concatenate(parts, axis=1), next(iter(leads.values()))

@@ -1,0 +1,184 @@
+"""Simulations for the user, and simulations from the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pymc as pm
+import xarray as xr
+from pymc.model.core import BaseModel
+
+from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.graph.data.arrays import arranged
+from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.density.log_density import Unconstrain
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import names_of, refuse_imputed
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
+from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.results.writing import prior_tree
+
+if TYPE_CHECKING:
+    from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+
+SAMPLE = ("chain", "draw")
+FEWEST_USABLE = 20
+"""With fewer simulations nothing can be held out."""
+
+
+def simulate(
+    model: pm.Model | None = None,
+    draws: int = 500,
+    *,
+    observed: Sequence[str] | None = None,
+    context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
+    cores: int = 1,
+    random_seed: RandomState = None,
+    compile_kwargs: CompileKwargs | None = None,
+) -> xr.DataTree:
+    """Sample the prior predictive distribution of a model, fast.
+
+    Like ``pm.sample_prior_predictive``, but the loop over draws runs inside compiled code, and draws that the model's
+    own density excludes (a negative scale, an unordered vector under an ordering transform) are replaced by new ones.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        The context's model by default.
+    draws : int
+        Number of simulations.
+    observed, context, missing
+        As in :func:`fit_posterior`.
+    cores : int
+        Processes that simulate; the result does not depend on it.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
+        The attributes of ``prior`` count what was attempted and dropped.
+    """
+    draws, cores = whole("draws", draws), whole("cores", cores)
+    context = mapping("context", context)
+    spec, sources, gaps = read_model(model, observed, None, context, missing)
+    sampler = ContextSampler(spec, sources, gaps)
+    simulator = Simulator(spec, context=sampler, compile_kwargs=compile_kwargs)
+    return prior_tree(spec, simulator(draws, seed_sequence(random_seed), cores=cores))
+
+
+def read_model(
+    model: pm.Model | None,
+    observed: Sequence[str] | None,
+    parameters: Sequence[str] | None,
+    context: Mapping[str, Any],
+    missing: Mapping[str, Any] | None,
+) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
+    """Take the snapshot of a model, and what was said about its context and gaps."""
+    if model is not None and not isinstance(model, BaseModel):
+        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
+    model = pm.modelcontext(model)
+    refuse_imputed(model)
+    sizes, sources = split_context(model, context)
+    gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *names_of("observed", observed or ())])
+    spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
+    return spec, sources, gaps
+
+
+def sources_again(
+    posterior: AmortizedPosterior, context: Mapping[str, Any] | None, missing: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Find the sources of a posterior's context variables and gaps, to simulate once more.
+
+    Parameters
+    ----------
+    context, missing : mapping, optional
+        Given again by the user; by default, those of training.
+
+    Raises
+    ------
+    ValueError
+        When the posterior was read from a file, which holds none, and they are not given.
+    """
+    spec = posterior.spec
+    sources = dict(context if context is not None else posterior.context or {})
+    sources = {name: source for name, source in sources.items() if name not in spec.largest}
+    unknown = [c.name for c in spec.context if c.name not in sources]
+    if unknown:
+        raise ValueError(
+            f"context: sources of {unknown} are needed to simulate further (files hold none): pass context= and "
+            "missing= as in fit_posterior"
+        )
+    gaps = read_missing(missing if missing is not None else posterior.missing, [v.name for v in spec.observed])
+    unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
+    if unknown:
+        raise ValueError(
+            f"missing: what draws gaps in {unknown} is needed to simulate further (files hold rates alone): pass "
+            "missing= as in fit_posterior"
+        )
+    return sources, gaps
+
+
+def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
+    """Take a user's simulations.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        Groups ``prior`` (every free variable), ``prior_predictive`` (every observed one) and, for context
+        variables, ``prior_context``.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        When a group or variable is missing, or a value does not fit the model.
+    """
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"simulations must be a DataTree, got {type(tree).__name__}")
+    free = _group(tree, "prior", [p.name for p in spec.parameters])
+    data = _group(tree, "prior_predictive", [v.name for v in spec.observed])
+    if spec.context:
+        data |= _group(tree, "prior_context", [v.name for v in spec.context])
+    datasets = read_datasets(spec, data, batched=True)
+    variables = {}
+    for p in spec.parameters:
+        variables[p.name] = arranged(spec, p, free[p.name])
+        if variables[p.name].shape != (len(datasets), *p.shape):
+            raise ValueError(
+                f"simulations: prior[{p.name!r}] has shape {variables[p.name].shape[1:]} for each of "
+                f"{len(variables[p.name])} draws; expected {p.shape} for each of {len(datasets)}"
+            )
+    context = {c.name: datasets.values[c.name] for c in spec.context}
+    theta = Unconstrain(spec, compile_kwargs)({**variables, **context})
+    usable = np.isfinite(theta).all(axis=1)
+    if usable.sum() < FEWEST_USABLE:
+        raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
+    dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
+    kept = datasets.take(usable)
+    free = {name: values[usable] for name, values in variables.items()}
+    return Simulations(theta[usable], free, kept.values, len(theta), dropped, kept.lengths, kept.missing)
+
+
+def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:
+    if group not in tree.children:
+        raise KeyError(f"simulations: there is no group {group!r}; it has {sorted(tree.children)}")
+    dataset = tree[group].to_dataset()
+    missing = [name for name in names if name not in dataset.data_vars]
+    if missing:
+        raise KeyError(f"simulations: group {group!r} lacks {missing}; it has {sorted(map(str, dataset.data_vars))}")
+    return {name: _stacked(dataset[name]) for name in names}
+
+
+def _stacked(values: xr.DataArray) -> xr.DataArray:
+    """Join chains and draws into one dim of data sets, which comes first."""
+    return values.stack({DATASET_DIM: SAMPLE}, create_index=False).transpose(DATASET_DIM, ...)

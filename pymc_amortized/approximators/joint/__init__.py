@@ -1,0 +1,1 @@
+"""A posterior and a likelihood that are trained together."""

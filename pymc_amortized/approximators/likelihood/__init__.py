@@ -1,0 +1,1 @@
+"""Learned likelihoods: trained on rows, used in any PyMC model, saved."""

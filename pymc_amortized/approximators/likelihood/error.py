@@ -1,0 +1,86 @@
+"""How far the learned density of a row is from the exact one, where the model has one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
+from pymc_amortized.graph.density.log_density import LogDensityByVariable
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import has_density
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.prepared import Rows, inside
+
+CHECKED_ROWS = 100_000
+"""On which the learned density is compared with the exact one."""
+FEWEST_CHECKED, MOST_CHECKED = 100, 1000
+"""Simulations that these are rows of: errors of the rows of one are much alike."""
+
+
+def checked(rows: int) -> int:
+    """How many simulations of so many rows :func:`row_error` wants."""
+    return min(max(CHECKED_ROWS // rows, FEWEST_CHECKED), MOST_CHECKED)
+
+
+def row_error(
+    likelihood: AmortizedLikelihood,
+    simulated: ModelSpec,
+    read_from: ObservedRows,
+    made: Simulations,
+    compile_kwargs: CompileKwargs | None,
+) -> tuple[float | None, str]:
+    """Compare log densities of rows.
+
+    Parameters
+    ----------
+    likelihood : AmortizedLikelihood
+    simulated : ModelSpec
+        The model that was simulated, with the row parameters among its deterministics.
+    read_from : ObservedRows
+        Its rows.
+    made : Simulations
+        See :func:`checked`.
+    compile_kwargs : mapping, optional
+
+    Returns
+    -------
+    error : float or None
+        Mean absolute difference per row; None where there is no exact density, or sizes differ.
+    remark : str
+        The same in words.
+    """
+    name = read_from.variable.name
+    if simulated.sizes or not has_density(simulated.model, simulated.model[name]):
+        return None, ""
+    layout = likelihood.network.layout
+    rows = read_from.of_simulations(made, layout.lags, None)
+    fine = inside(layout, list(rows.parameters))
+    exact = LogDensityByVariable(simulated, compile_kwargs)
+    fixed = {v.name: simulated.held[v.name] for v in simulated.unchanging}
+    values = []
+    for i in range(len(made)):
+        data = fixed | {v.name: made.data[v.name][i] for v in simulated.data}
+        values.append(np.ravel(exact(made.unconstrained[i : i + 1], data)[name]))
+    truth = np.stack(values)
+    learned = _learned(likelihood, rows).reshape(len(made), -1)
+    if read_from.series:  # PyMC's density is that of the series
+        length = read_from.rows // truth.shape[1]
+        learned = learned.reshape(len(made), -1, length).sum(-1)
+        fine, truth, learned = fine.reshape(len(made), -1, length).all(-1), truth / length, learned / length
+    error = np.abs(learned - truth)[fine.reshape(truth.shape) & np.isfinite(truth)]
+    if error.size == 0:
+        return None, ""
+    mean = float(error.mean())
+    return mean, f"Mean |error of the log density| {mean:.4f} per row, on {error.size:,} simulated rows."
+
+
+def _learned(likelihood: AmortizedLikelihood, rows: Rows) -> np.ndarray:
+    density, past = likelihood.density, []
+    if rows.past is not None:
+        for lag in rows.past:
+            exists = (~np.isnan(lag[0])).astype(float)
+            past.append([exists, *np.nan_to_num(lag, nan=1.0)])
+    return density.log_density(NUMPY, list(rows.values), list(rows.parameters), past)

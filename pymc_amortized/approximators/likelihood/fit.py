@@ -1,0 +1,201 @@
+"""Training a likelihood: the model's simulations cut into rows, a network for a row, and the loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pymc as pm
+import torch
+
+from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.training_arguments import training_entropy
+from pymc_amortized.approximators.likelihood.likelihood import KINDS, AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.likelihood.training import (
+    DEFAULT,
+    LAGS,
+    RATIO,
+    RATIO_SIZE,
+    SHARED,
+    LikelihoodFit,
+    default_size,
+    rows_share,
+)
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
+from pymc_amortized.graph.rows.widened import Region, widened
+from pymc_amortized.row_density.column_density import RowSize
+from pymc_amortized.row_density.columns import Kind
+from pymc_amortized.training import (
+    Training,
+    choose_device,
+)
+
+logger = logging.getLogger("pymc_amortized")
+
+
+def fit_likelihood(
+    model: pm.Model | None = None,
+    *,
+    variable: str | None = None,
+    kind: LikelihoodKind = "density",
+    observed: list[str] | None = None,
+    context: Mapping[str, Any] | None = None,
+    region: Region = None,
+    structure: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Any] | None = None,
+    lags: int | None = None,
+    network: RowSize | None = None,
+    training: Training | None = None,
+    max_time: float | None = None,
+    num_simulations: int | None = None,
+    cores: int | None = None,
+    device: str | torch.device | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+    compile_kwargs: CompileKwargs | None = None,
+) -> AmortizedLikelihood:
+    """Learn the distribution of an observed variable's rows, given the parameters they are drawn with.
+
+    What is learned is the conditional distribution that the model's graph names: for
+    ``pm.CustomDist("rt", drift[subject], boundary, random=...)`` that of one response time, given one drift and one
+    boundary. It can be used in any other model with such rows.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        The context's model by default. Its prior says for which parameters the likelihood is learned.
+    variable : str, optional
+        The observed variable; needed where there are several. The others keep their distributions.
+    kind : {"density", "ratio"}
+        "density" learns the density or mass of a row. "ratio" learns by classification the logarithm of its ratio to
+        the density of rows over the whole region (NRE-C: Miller et al. 2022, arXiv 2210.06170): all that NUTS and
+        importance weights need, for rows whose density is hard. It cannot draw rows, and log likelihoods by it lack a
+        term that depends on the data alone: differences of LOO mean something between models that share one such
+        likelihood, not between others.
+    observed : sequence of str, optional
+        Variables that will be observed, for a model that holds no data.
+    context : mapping of name to source, optional
+        Where values of data containers come from in training, as in :func:`fit_posterior`.
+    region : mapping of name to range or distribution, or pymc.Model, optional
+        Free variables that are drawn from other distributions in training, usually wider ones: ``{"drift": (-5, 5)}``
+        or ``{"drift": pm.Normal.dist(0, 3)}``; or a model with the same observed variable.
+    structure : mapping of name to kind, optional
+        What the axes of an observed variable are, from the first on, where the graph does not say so: "exchangeable"
+        for independent rows, "sequence" for those of a series, "features" for the numbers of one row.
+    kinds : mapping of name to kind, optional
+        What the numbers of a row are: "real", "count" or "categorical", or a sequence of these; found in simulations
+        by default.
+    lags : int, optional
+        For a series: how many rows before the present one it depends on, 4 by default.
+    network : RowSize, optional
+        Size of the networks; larger by default where all rows share their parameters, which costs little.
+    training : Training, optional
+        Steps, batch size (in rows), learning rate and the like.
+    max_time : float, optional
+        Seconds that training may take, 240 by default.
+    num_simulations : int, optional
+        Train on a fixed set of so many simulations. By default fresh ones are made as training goes, unless that would
+        take longer than training itself.
+    cores : int, optional
+        Processes that simulate.
+    device : str or torch.device, optional
+        Where to train.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random.
+    progressbar : bool
+        Whether to show the progress of training.
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    AmortizedLikelihood
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When the model cannot be simulated or learned, or an argument is wrong; the message names it.
+
+    Notes
+    -----
+    Neural likelihood estimation by maximum likelihood on simulations (Papamakarios, Sterratt & Murray 2019,
+    arXiv 1805.07226), row by row as in Boelts et al. 2022 (eLife 11:e77220) for mixed data.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
+    if lags is not None:
+        lags = whole("lags", lags)
+    if num_simulations is not None:
+        num_simulations = whole("num_simulations", num_simulations, smallest=20)
+    if network is not None and not isinstance(network, RowSize):
+        raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
+    context, structure = mapping("context", context), mapping("structure", structure)
+    model = pm.modelcontext(model)
+    spec, sources, _ = read_model(model, observed, None, context, None)
+    rows = find_rows(spec, _chosen(spec, variable), structure)
+    simulated, _, _ = read_model(widened(model, region), observed, None, context, None)
+    read_from = find_rows(simulated, rows.variable.name, structure)
+    _refuse_other_rows(rows, read_from)
+    ours, theirs = distribution_of(spec, rows), distribution_of(simulated, read_from)
+    if ours != theirs:
+        raise ValueError(f"region: the distribution of its rows is {theirs}, that of the model's {ours}")
+    default = RATIO if kind == "ratio" else SHARED if rows_share(read_from) else DEFAULT
+    options = _options(training, max_time, default)
+    fit = LikelihoodFit(
+        spec, simulated, rows, read_from, sources, options, training_entropy(random_seed), compile_kwargs
+    )
+    if kind == "ratio" and rows.series:
+        raise ValueError(f"kind='ratio' is not supported for a series, which {rows.variable.name!r} is")
+    fit.kind = kind
+    fit.device, fit.progressbar = choose_device(device), progressbar
+    fit.lags = (lags or LAGS) if rows.series else 0
+    fit.plan(num_simulations, whole("cores", cores) if cores is not None else None)
+    network = network or (RATIO_SIZE if kind == "ratio" else default_size(rows))
+    return fit.run(network, column_kinds(rows, mapping("kinds", kinds)))
+
+
+def _options(training: Training | None, max_time: float | None, default: Training) -> Training:
+    if training is not None and not isinstance(training, Training):
+        raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
+    options = training or default
+    return options if max_time is None else replace(options, max_time=max_time)
+
+
+def _chosen(spec: ModelSpec, variable: str | None) -> str:
+    names = [v.name for v in spec.observed]
+    if variable is None:
+        if len(names) > 1:
+            raise ValueError(f"variable: the model observes {names}; say whose likelihood is to be learned")
+        return names[0]
+    if variable not in names:
+        raise KeyError(f"variable: {variable!r} is not observed; the observed variables are {names}")
+    return variable
+
+
+def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]:
+    """Read ``kinds=``; None for what simulations have to tell."""
+    name = rows.variable.name
+    unknown = sorted(set(given) - {name})
+    if unknown:
+        raise KeyError(f"kinds: {unknown} given; the variable is {name!r}")
+    said = given.get(name)
+    if said is None:
+        return [rows.kind] * rows.columns
+    kinds: list[Any] = [said] * rows.columns if isinstance(said, str) else list(said)
+    allowed = ("real", "count", "categorical")
+    if len(kinds) != rows.columns or any(k not in allowed for k in kinds):
+        raise ValueError(f"kinds[{name!r}] must be one of {allowed} for each of {rows.columns} numbers, got {said!r}")
+    return list(kinds)
+
+
+def _refuse_other_rows(rows: ObservedRows, wider: ObservedRows) -> None:
+    """The model that is simulated must have rows of the same parameters."""
+    ours, theirs = ([p.name for p in r.parameters] for r in (rows, wider))
+    if ours != theirs or rows.event_shape != wider.event_shape or rows.series != wider.series:
+        raise ValueError(f"region: its rows depend on {theirs}, those of the model on {ours}")

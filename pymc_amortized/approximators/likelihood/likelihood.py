@@ -1,0 +1,454 @@
+"""The learned likelihood of a PyMC model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import xarray as xr
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import graph_inputs
+
+from pymc_amortized.approximators.fitting.provenance import Provenance
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.likelihood.observations import check_values, read_values, values_of
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.step import closed_model
+from pymc_amortized.graph.rows.emulator import PYTENSOR, Emulator
+from pymc_amortized.graph.rows.exchange import exchanged
+from pymc_amortized.graph.rows.learned import refuse_followers
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
+from pymc_amortized.graph.rows.origins import recomputed
+from pymc_amortized.networks.rows.ratio_network import RatioNetwork
+from pymc_amortized.networks.rows.row_network import RowNetwork
+from pymc_amortized.row_density.encoding import extent
+from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.row_density.namespaces import NUMPY, Arrays
+from pymc_amortized.row_density.ratio import RowRatio, refuse_draws
+from pymc_amortized.training import History, TrainingState
+
+logger = logging.getLogger("pymc_amortized")
+
+LikelihoodKind = Literal["density", "ratio"]
+KINDS = get_args(LikelihoodKind)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AmortizedLikelihood:
+    """The learned distribution of an observed variable, given the parameters that its rows are drawn with.
+
+    Made by :func:`fit_likelihood` or :func:`load`; immutable. Called inside a model it is a distribution.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        Snapshot of the model.
+    rows : ObservedRows
+        What a row is, and what its distribution depends on.
+    network : RowNetwork or RatioNetwork
+        The trained network.
+    history : History
+        Losses during training.
+    provenance : Provenance
+        How it was trained.
+    error : float or None
+        Mean absolute error of the log density of a row, where the model has an exact one.
+    """
+
+    spec: ModelSpec
+    rows: ObservedRows
+    network: RowNetwork | RatioNetwork
+    history: History
+    provenance: Provenance
+    state: TrainingState
+    error: float | None = None
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        observed: Any = None,
+        dims: Any = None,
+        shape: Any = None,
+        length: int | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Add a variable with the learned distribution to the model of the context.
+
+        Parameters
+        ----------
+        name : str
+            Of the new variable.
+        observed : array_like or pm.Data, optional
+        dims, shape : optional
+            As in PyMC.
+        length : int, optional
+            Of each series, where one draw is a series that is not observed.
+        **parameters
+            What the rows depend on, by the names in :attr:`parameters`, each a number or array that broadcasts over
+            the rows.
+
+        Returns
+        -------
+        TensorVariable
+            Beside it stands a Deterministic ``"<name>_extent"``: how far the parameters reach into the region of
+            training. 1 is its edge, beyond which the density is continued by a penalty.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Parameters are missing, unknown or of the wrong shape, or data outside the support.
+        """
+        arguments = self._arguments(parameters)
+        if observed is not None:
+            values = values_of(observed)
+            self._check_values(values, f"observed values of {name!r}")
+            length = values.shape[self.rows.batch_ndim] if self.rows.series else None
+            self._check_shapes(arguments, values.shape)
+        elif self.rows.series and length is None:
+            raise TypeError("length: the length of a series that is not observed must be given")
+        self._warn_outside(arguments)
+        options = {key: value for key, value in (("dims", dims), ("shape", shape)) if value is not None}
+        variable = self.emulator.named(name, *arguments, length=length, observed=observed, **options)
+        pm.Deterministic(f"{name}_extent", self._extent(arguments))
+        return variable
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what the rows depend on."""
+        names: list[str] = []
+        for p in self.rows.parameters:
+            names += p.leaves if p.leaves and "" not in p.leaves else [p.name]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def region(self) -> dict[str, tuple[float, float]]:
+        """The range of each number that a row depends on, in which the likelihood was trained."""
+        region = {}
+        for p in self.network.layout.parameters:
+            ends = [p.low * p.scale + p.center, p.high * p.scale + p.center]
+            if p.transform == "log":
+                ends = [float(np.exp(e)) for e in ends]
+            elif p.transform == "logit":
+                ends = [float(1 / (1 + np.exp(-e))) for e in ends]
+            region[p.name] = (ends[0], ends[1])
+        return region
+
+    def to_model(self, observed: Mapping[str, Any] | Any = None, *, model: pm.Model | None = None) -> pm.Model:
+        """Return the model in which the observed variable has the learned distribution.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, or array_like, optional
+            Values of the observed variable; by default those that the model held. Where its parameters are the same for
+            all rows, there may be more or fewer rows than the model had.
+        model : pymc.Model, optional
+            Another model with an observed variable of this name and distribution, say with other priors or a
+            hierarchy; the one it was trained on by default.
+
+        Returns
+        -------
+        pymc.Model
+            A copy, for ``pm.sample(model=...)``, with a Deterministic ``"<name>_extent"`` as in :meth:`__call__`.
+        """
+        name = self.rows.variable.name
+        spec, rows = self.spec, self.rows
+        if model is not None:
+            spec = take_snapshot(model)
+            rows = self._rows_of(spec)
+        refuse_followers(spec, name)
+        values = read_values(observed, spec, rows, self.network.layout)
+        base = closed_model(spec)
+        others = [v for v in spec.observed if v.name != name]
+        if others:
+            base = pm.observe(base, {v.name: spec.held[v.name] for v in others})
+        made = exchanged(base, rows, self.emulator, values)
+        arguments = list(made[name].owner.inputs[2:])[: len(rows.parameters)]
+        with made:
+            pm.Deterministic(f"{name}_extent", self._extent(arguments))
+        return made
+
+    def _rows_of(self, spec: ModelSpec) -> ObservedRows:
+        """The rows of another model, which must be of the same kind."""
+        name, ours = self.rows.variable.name, self.rows
+        if name not in [v.name for v in spec.observed]:
+            raise KeyError(f"model: it observes {[v.name for v in spec.observed]}, not {name!r}")
+        kinds = ["exchangeable"] * ours.batch_ndim + ["sequence"] * ours.series
+        theirs = find_rows(spec, name, {name: kinds + ["features"] * len(ours.event_shape)})
+        ways = [[(p.position, p.core_shape) for p in rows.parameters] for rows in (ours, theirs)]
+        if ways[0] != ways[1] or ours.event_shape != theirs.event_shape:
+            raise ValueError(
+                f"model: rows of {name!r} depend on {[p.name for p in theirs.parameters]} there, "
+                f"the likelihood was trained for {[p.name for p in ours.parameters]}"
+            )
+        distributions = [distribution_of(*of) for of in ((self.spec, ours), (spec, theirs))]
+        if distributions[0] != distributions[1]:
+            raise ValueError(
+                f"model: the distribution of {name!r} is {distributions[1]} there (with the arguments that do not "
+                f"vary), the likelihood was trained for {distributions[0]}"
+            )
+        return theirs
+
+    def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
+        """Log density of rows; for ``kind="ratio"`` up to a function of the rows.
+
+        Parameters
+        ----------
+        values : array_like (..., event)
+            The numbers of a row on the last axes, after that of a series if it is one.
+        parameters : mapping of name to array_like
+            By the names in :attr:`parameters`; they broadcast against the rows.
+
+        Returns
+        -------
+        ndarray (...)
+        """
+        values = np.asarray(values)
+        self._check_values(values, "values")
+        arguments = self._arguments(dict(parameters))
+        self._warn_outside(arguments)
+        value = pt.constant(self._spread(values, arguments).astype(self.rows.variable.dtype))
+        return np.asarray(self.emulator.logp(value, *arguments).eval())
+
+    def sample(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        shape: int | tuple[int, ...] | None = None,
+        length: int | None = None,
+        random_seed: RandomState = None,
+    ) -> np.ndarray:
+        """Draw rows from the emulator: a fast stand-in for the simulator.
+
+        Parameters
+        ----------
+        parameters : mapping of name to array_like
+            By the names in :attr:`parameters`; they broadcast against each other.
+        shape : int or tuple of int, optional
+            Of the rows; by default that of the parameters together.
+        length : int, optional
+            Of each series, where one draw is a series.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+
+        Returns
+        -------
+        ndarray (shape, event)
+
+        Raises
+        ------
+        NotImplementedError
+            For ``kind="ratio"``, which has no sampler.
+        """
+        if self.kind == "ratio":
+            refuse_draws()
+        given = self._arguments(dict(parameters))
+        self._warn_outside(given)
+        arguments = [np.asarray(a.eval()) for a in given]
+        if isinstance(shape, int):
+            shape = (shape,)
+        self._check_draws(arguments, shape)
+        if self.rows.series:
+            if length is None:
+                length = self.rows.variable.shape_at({})[self.rows.batch_ndim]
+            arguments.append(np.zeros(length))
+        rng = np.random.default_rng(seed_sequence(random_seed))
+        return self.emulator.random(*arguments, rng=rng, size=shape)
+
+    def check_region(self, dt: xr.DataTree, name: str | None = None) -> float:
+        """Count draws of a posterior at which parameters lie outside the trained region, and warn of them.
+
+        Parameters
+        ----------
+        dt : xarray.DataTree
+            From ``pm.sample`` of a model with this likelihood.
+        name : str, optional
+            Of the variable; the name in the model it was trained on by default.
+
+        Returns
+        -------
+        float
+            Share of draws at which some row is outside.
+        """
+        name = f"{name or self.rows.variable.name}_extent"
+        if "posterior" not in dt or name not in dt["posterior"]:
+            raise KeyError(f"the posterior holds no {name!r}: it is not one of a model with this likelihood")
+        outside = ~(np.asarray(dt["posterior"][name]) <= 1)  # NaN: not in the support of a parameter at all
+        share = float(outside.mean())
+        if share:
+            logger.warning(
+                "At %d of %d draws (%.1f%%) parameters lie outside the region the likelihood was trained in (%s). "
+                "There it is continued by a penalty: train with a wider region=.",
+                int(outside.sum()),
+                outside.size,
+                100 * share,
+                self._region_said(),
+            )
+        return share
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write weights and a description, never code, to a file that :func:`load` reads."""
+        from pymc_amortized.approximators.likelihood.file import save
+
+        save(self, path)
+
+    @property
+    def kind(self) -> LikelihoodKind:
+        """Whether it is a density, or its ratio to that of all rows."""
+        return "ratio" if isinstance(self.network, RatioNetwork) else "density"
+
+    @cached_property
+    def density(self) -> RowDensity | RowRatio:
+        """The trained density or ratio, in arrays."""
+        return density_of(self.network)
+
+    @cached_property
+    def emulator(self) -> Emulator:
+        """The distribution in PyTensor."""
+        return emulator_of(self.network, self.rows)
+
+    def __repr__(self) -> str:
+        event = f"[{', '.join(map(str, self.rows.event_shape))}]" if self.rows.event_shape else ""
+        region = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in self.region.items())
+        error = "" if self.error is None else f", mean absolute error {self.error:.4f} per row"
+        kind = f"a series, {self.network.layout.lags} lags" if self.rows.series else "independent rows"
+        return (
+            f"AmortizedLikelihood({self.rows.variable.name}{event} | {', '.join(self.parameters)})\n"
+            f"  {self.kind}, {kind}; region: {region}\n"
+            f"  trained on {self.provenance.simulations:,} rows, held-out loss {self.provenance.held_out_loss:.4f}, "
+            f"{'settled' if self.provenance.settled else 'not settled'}{error}"
+        )
+
+    def _arguments(self, given: dict[str, Any]) -> list[Any]:
+        """The distribution's arguments from values by name."""
+        names = [p.name for p in self.rows.parameters]
+        wanted = names if set(given) == set(names) else list(self.parameters)
+        if set(given) != set(wanted):
+            unknown, missing = sorted(set(given) - set(wanted)), [n for n in wanted if n not in given]
+            parts = [f"unknown: {unknown}" if unknown else "", f"missing: {missing}" if missing else ""]
+            raise TypeError(
+                f"the likelihood of {self.rows.variable.name!r} takes the parameters {wanted}; "
+                + ", ".join(part for part in parts if part)
+            )
+        for name, value in given.items():
+            if not isinstance(value, Variable) and not np.isfinite(np.asarray(value, dtype=float)).all():
+                raise ValueError(f"{name!r} must be finite, got {value!r}")
+        arguments = []
+        for p in self.rows.parameters:
+            if p.name in given:
+                argument = given[p.name]
+            else:
+                argument = recomputed(self.spec, p.variable, {k: pt.as_tensor(v) for k, v in given.items()})
+            argument = pt.as_tensor(argument)
+            core = argument.type.shape[argument.type.ndim - len(p.core_shape) :]
+            if argument.type.ndim < len(p.core_shape) or any(
+                n not in (None, m) for n, m in zip(core, p.core_shape, strict=True)
+            ):
+                raise ValueError(f"{p.name!r} has shape {argument.type.shape}; its last axes must be {p.core_shape}")
+            if argument.type.dtype == "bool" or argument.type.dtype.startswith("complex"):
+                raise TypeError(f"{p.name!r} must be real numbers, got {argument.type.dtype}")
+            arguments.append(argument)
+        return arguments
+
+    def _check_values(self, values: np.ndarray, what: str) -> None:
+        check_values(values, self.rows, self.network.layout, what)
+
+    def _spread(self, values: np.ndarray, arguments: list[Any]) -> np.ndarray:
+        """Repeat rows where parameters are more."""
+        own = len(self.rows.event_shape) + self.rows.series
+        shapes = {"the rows": values.shape[: values.ndim - own]}
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            shapes[repr(p.name)] = np.shape(argument.eval())[: argument.ndim - len(p.core_shape)]
+        try:
+            lead = np.broadcast_shapes(*shapes.values())
+        except ValueError:
+            said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise ValueError(f"parameters and rows do not broadcast: {said}") from None
+        return np.broadcast_to(values, lead + values.shape[values.ndim - own :])
+
+    def _check_shapes(self, arguments: list[Any], shape: tuple[int, ...]) -> None:
+        """Refuse parameters that do not broadcast over the rows of the data."""
+        batch = shape[: len(shape) - len(self.rows.event_shape) - self.rows.series]
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            lead = argument.type.shape[: argument.type.ndim - len(p.core_shape)]
+            known = tuple(1 if n is None else n for n in lead)
+            try:
+                fits = np.broadcast_shapes(known, batch) == batch
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
+
+    def _check_draws(self, arguments: list[np.ndarray], shape: tuple[int, ...] | None) -> None:
+        """Refuse parameters that do not broadcast against each other, or to the shape that is wanted."""
+        pairs = zip(self.rows.parameters, arguments, strict=True)
+        leads = {p.name: a.shape[: a.ndim - len(p.core_shape)] for p, a in pairs}
+        try:
+            together = np.broadcast_shapes(*leads.values())
+            fits = shape is None or np.broadcast_shapes(together, shape) == tuple(shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            said = ", ".join(f"{name!r} {lead}" for name, lead in leads.items())
+            wanted = "" if shape is None else f" to shape {tuple(shape)}"
+            raise ValueError(f"parameters do not broadcast{wanted}: {said}")
+
+    def _warn_outside(self, arguments: list[Any]) -> None:
+        """Log that parameters lie where nothing was learned, as far as they are numbers."""
+        values, known = [], []
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            fixed = all(isinstance(v, Constant) for v in graph_inputs([argument]))
+            values.append(np.asarray(argument.eval()) if fixed else np.ones(p.core_shape))
+            known += [fixed] * int(np.prod(p.core_shape, dtype=int))
+        known += [all(known)] * len(self.network.layout.combinations)
+        reach = [np.max(e) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k]
+        furthest = float(np.max(reach)) if reach else 0.0
+        if not furthest <= 1:
+            logger.warning(
+                "Parameters lie outside the region the likelihood was trained in (%s), %.2f times as far from its "
+                "middle as its edge. There draws are those of the edge, and densities end by a penalty: train with a "
+                "wider region=.",
+                self._region_said(),
+                furthest,
+            )
+
+    def _region_said(self) -> str:
+        said = ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items())
+        layout = self.network.layout
+        few = [f"{p.name} only at {', '.join(f'{v:g}' for v in p.levels)}" for p in layout.parameters if p.levels]
+        together = ["not at all combinations of these"] if layout.combinations else []
+        return "; ".join([said, *few, *together])
+
+    def _extent(self, arguments: list[Any]) -> Any:
+        """How far the parameters reach into the region: 1 is its edge."""
+        found = self._extents(PYTENSOR, [pt.as_tensor(argument) for argument in arguments])
+        return pt.max(pt.stack([pt.max(e) for e in found]))
+
+    def _extents(self, xp: Arrays, arguments: list[Any]) -> list[Any]:
+        """The same for each number that rows depend on."""
+        elements = []
+        for p, argument in zip(self.rows.parameters, arguments, strict=True):
+            lead = argument.ndim - len(p.core_shape)
+            size = int(np.prod(p.core_shape, dtype=int))
+            flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size])
+            elements += [flat[..., j].astype("float64") for j in range(size)]
+        return extent(xp, self.network.layout, elements)
+
+
+def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:
+    """Return what a network has learned, in arrays."""
+    made = RowRatio if isinstance(network, RatioNetwork) else RowDensity
+    return made(network.layout, network.size, tuple(network.arrays()))
+
+
+def emulator_of(network: RowNetwork | RatioNetwork, rows: ObservedRows) -> Emulator:
+    """Return what a network has learned of some rows, as a distribution in PyTensor."""
+    cores = tuple(p.core_shape for p in rows.parameters)
+    return Emulator(density_of(network), rows.event_shape, rows.series, cores, rows.variable.dtype)

@@ -1,0 +1,1 @@
+"""Amortized posteriors: trained, asked, checked, refined, saved."""

@@ -1,0 +1,120 @@
+"""What a posterior has compiled from its model, each when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pytensor.graph.traversal import ancestors
+
+from pymc_amortized.approximators.posterior.predictive import Predictions, stacked
+from pymc_amortized.correction.rounds import Draws
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.density.log_density import Constrain, LogDensity
+from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.nuts.samplers import Samplers
+from pymc_amortized.graph.simulation.replicas import Replicas
+from pymc_amortized.graph.structure.clues import index_limits
+
+
+class Compiled:
+    """Functions of a model for any of its data sets.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    gaps : mapping of name to rule
+        How missing values are integrated out.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    learned : ModelSpec, optional
+        The same with a learned likelihood: what densities are compiled from. Predictions are the simulator's own.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        gaps: Mapping[str, Rule | None],
+        compile_kwargs: CompileKwargs | None,
+        learned: ModelSpec | None = None,
+    ) -> None:
+        self.spec, self.gaps, self.compile_kwargs = spec, gaps, compile_kwargs
+        self._weighed_by = learned or spec
+
+    @cached_property
+    def log_density(self) -> LogDensity:
+        """Joint log density of unconstrained parameters and data."""
+        if any(v.missing for v in self.spec.observed):
+            return LogDensityWithGaps(self._weighed_by, self.gaps, self.compile_kwargs)
+        return LogDensity(self._weighed_by, self.compile_kwargs)
+
+    @cached_property
+    def constrain(self) -> Constrain:
+        """From unconstrained parameters to free variables and deterministics."""
+        return Constrain(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Posterior predictive draws and pointwise log likelihoods."""
+        return Predictions(self.spec, self.compile_kwargs, self._weighed_by)
+
+    @cached_property
+    def replicas(self) -> Replicas:
+        """Simulator of data of the sizes, covariates and gaps of data sets in hand; it needs no sources of these."""
+        return Replicas(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def samplers(self) -> Samplers:
+        """NUTS."""
+        return Samplers(self._weighed_by, self.gaps, self.compile_kwargs)
+
+    @cached_property
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """How large the indices may be that data hold."""
+        return index_limits(self.spec)
+
+    def obstacles(self, datasets: DataSets) -> list[str | None]:
+        """Why the density of each data set cannot be evaluated; None where it can."""
+        everywhere = self._weighed_by.density_obstacle
+        if everywhere or not isinstance(self.log_density, LogDensityWithGaps):
+            return [everywhere] * len(datasets)
+        return [self.log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
+
+    def given(self, datasets: DataSets, index: int) -> dict[str, Any]:
+        """One data set with what the model holds fixed, as densities take it."""
+        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(self.spec, index)}
+
+    def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
+        """Joint log density (n,) at one point of theta (n, dim) for each data set; NaN where there is none."""
+        values = np.full(len(datasets), np.nan)
+        for i, obstacle in enumerate(self.obstacles(datasets)):
+            if obstacle is None:
+                values[i] = self.log_density(theta[i : i + 1], self.given(datasets, i))[0]
+        return values
+
+    def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Free variables and deterministics (n, *shape) at one point of theta (n, dim) for each data set."""
+        points = [self.constrain(theta[i : i + 1], self.given(datasets, i)) for i in range(len(theta))]
+        return {name: stacked([point[name][0] for point in points]) for name in names}
+
+    def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Variables (datasets, chains, draws, *shape) of draws, NaN beyond a data set's length."""
+        chains, draws, dim = results[0].theta.shape
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for i, result in enumerate(results):
+            values = self.constrain(result.theta.reshape(chains * draws, dim), self.given(datasets, i))
+            unknown = self._read_from_gaps(datasets, i)
+            for name in names:
+                value = values[name].reshape(chains, draws, *values[name].shape[1:])
+                parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
+        return {name: stacked(values) for name, values in parts.items()}
+
+    def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
+        """Deterministics that are computed from values which one data set lacks."""
+        model = self.spec.model
+        lacking = {model[name] for name, mask in datasets.missing.items() if mask[index].any()}
+        return {d.name for d in model.deterministics if lacking and not lacking.isdisjoint(ancestors([d]))}

@@ -1,0 +1,174 @@
+"""Training an amortized posterior: the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pymc as pm
+import torch
+import xarray as xr
+
+from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model, read_simulations, sources_again
+from pymc_amortized.approximators.fitting.training_arguments import sketch_option, training_entropy, training_options
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.training import PosteriorFit
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices
+from pymc_amortized.training import Training, choose_device
+
+
+def fit_posterior(
+    model: pm.Model | None = None,
+    *,
+    observed: Sequence[str] | None = None,
+    parameters: Sequence[str] | None = None,
+    context: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Any] | None = None,
+    structure: Mapping[str, str | Sequence[str]] | None = None,
+    simulations: xr.DataTree | None = None,
+    num_simulations: int | None = None,
+    summary: SummaryChoice = "auto",
+    density: DensityChoice = "spline",
+    sketch: bool | None = None,
+    training: Training | None = None,
+    max_time: float | None = None,
+    cores: int | None = None,
+    device: str | torch.device | None = None,
+    random_seed: RandomState = None,
+    progressbar: bool = True,
+    compile_kwargs: CompileKwargs | None = None,
+) -> AmortizedPosterior:
+    """Train a network on a model's own simulations to give the posterior of any data set.
+
+    Parameters
+    ----------
+    model : pymc.Model, optional
+        The context's model by default. It is copied: later changes to it do not reach the posterior.
+    observed : sequence of str, optional
+        Variables that will be observed, for a model that holds no data.
+    parameters : sequence of str, optional
+        Free variables whose joint marginal posterior is wanted; all by default. A subset has no closed
+        density, so that its draws are not corrected.
+    context : mapping of name to source, optional
+        What differs between data sets beside observed values. For a dimension, its smallest and largest length:
+        ``{"obs": (10, 500)}``; training draws lengths uniformly on a logarithmic scale. For a data container (also a
+        scalar one that holds a hyperparameter), where its values come from in training: a PyMC distribution
+        (``pm.Normal.dist(0, 1)``), ``"resample"`` (rows drawn with replacement from what the container holds), or a
+        callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for
+        (``lambda rng, obs: ...``), and returns one value.
+    missing : mapping of name to rate or callable, optional
+        Observed variables of which values may be missing (NaN, at inference): the mean share of missing values in
+        training (each simulated data set has its own share, uniform from 0 to twice that), or a callable
+        ``(rng, shape)`` that returns True where a value is missing. Which ones are missing must not depend on their
+        values.
+    structure : mapping of name to kind, optional
+        What the axes of an observed variable are, where the model's density and graph do not find it: "exchangeable",
+        "sequence", "grouped" or "features" for its first axis, a sequence of these for all its axes, or "flat".
+    simulations : xarray.DataTree, optional
+        Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train
+        on instead of new simulations.
+    num_simulations : int, optional
+        Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
+        take more than a minute, as many as can be made in a minute.
+    summary : str, options or torch.nn.Module
+        Network that condenses the data: "flat", "set", "set_transformer", "sequence", "transformer", "grid", "grouped"
+        or options of one of these. "auto" chooses by the structure of the data. A module of your own maps encoded
+        arrays (a dict of tensors ``(batch, *shape, channels)``, 0 where there is no value, the last channel telling
+        which values are present where some may be missing; and ``"mask:<dim>"`` ``(batch, length)`` for a dimension
+        whose length differs) to (batch, features).
+    density : "spline", Spline, torch.nn.Module or callable
+        Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
+        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one. The built-in one is not
+        trained for what can be drawn exactly, given the other parameters.
+    sketch : bool, optional
+        Whether the built-in summary is also given rough moments of the posterior of each data set, found by some
+        hundred evaluations of the model's density: by default where it has one, up to 24 parameters (of which 12 in
+        which its logarithm is not quadratic: the others are integrated out, and drawn from their exact distribution,
+        given these), missing values can be integrated out, and that takes no more than 20 ms. Draws come much closer to
+        the exact posterior; a data set takes about a millisecond longer. True refuses models of which there is no
+        sketch.
+    training : Training, optional
+        Steps, batch size, learning rate and the like.
+    max_time : float, optional
+        Seconds that training may take; shorthand for ``Training(max_time=...)``.
+    cores : int, optional
+        Processes that simulate. By default several, where simulating takes long, and one beside training, where
+        that takes a minute or more.
+    device : str or torch.device, optional
+        Where to train; CUDA, MPS or the CPU, whichever is there.
+    random_seed : int, sequence of int, numpy.random.Generator, optional
+        Of everything random; a generator is advanced.
+    progressbar : bool
+        Whether to show the progress of training.
+    compile_kwargs : mapping, optional
+        Passed to ``pymc.compile``.
+
+    Returns
+    -------
+    AmortizedPosterior
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When the model cannot be simulated or learned, or an argument is wrong; the message names it.
+
+    Notes
+    -----
+    The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
+    Radev et al. 2020, arXiv 2003.06281).
+    """
+    options = training_options(training, max_time)
+    place = choose_device(device)
+    if num_simulations is not None:
+        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    if cores is not None:
+        cores = whole("cores", cores)
+    context = mapping("context", context)
+    check_choices(summary, density)
+    sketch = sketch_option(sketch, summary)
+    spec, sources, gaps = read_model(model, observed, parameters, context, missing)
+    entropy = training_entropy(random_seed)
+    fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
+    fit.sketched = sketch
+    if simulations is not None:
+        if num_simulations is not None:
+            raise ValueError("num_simulations and simulations exclude each other")
+        fit.use(read_simulations(spec, simulations, compile_kwargs))
+    else:
+        fit.plan(num_simulations, cores)
+    return fit.run(summary, density, mapping("structure", structure))
+
+
+def continue_fit(
+    posterior: AmortizedPosterior,
+    options: Training,
+    *,
+    context: Mapping[str, Any] | None,
+    missing: Mapping[str, Any] | None,
+    simulations: xr.DataTree | None,
+    device: str | torch.device | None,
+    progressbar: bool,
+) -> AmortizedPosterior:
+    """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
+    spec, provenance = posterior.spec, posterior.provenance
+    sources, gaps = sources_again(posterior, context, missing)
+    fit = PosteriorFit(
+        spec,
+        sources,
+        gaps,
+        options,
+        provenance.entropy,
+        choose_device(device),
+        progressbar,
+        posterior.compile_kwargs,
+    )
+    if provenance.user_simulations:
+        if simulations is None:
+            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
+        fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
+    else:
+        fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
+    return fit.resume(posterior)

@@ -1,0 +1,201 @@
+"""Posterior predictive draws and pointwise log densities, for one data set or thousands.
+
+What PyMC does for one data set after another, compiling and looping over draws in Python, is here one compiled function
+for all data sets, with the loop over draws inside. Groups are laid out, and trees extended, as PyMC does.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.approximators.fitting.arguments import chosen_names
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import has_density
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.results.unpacking import read_draws, read_result
+from pymc_amortized.results.writing import sample_group
+
+logger = logging.getLogger("pymc_amortized")
+
+Kind = Literal["likelihood", "prior"]
+
+
+class Predictions:
+    """Compiled functions of a model's predictions and log densities, kept between calls.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    weighed_by : ModelSpec, optional
+        The same model with the densities to use; its own by default.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None, weighed_by: ModelSpec | None = None
+    ) -> None:
+        self.spec, self._compile_kwargs = spec, compile_kwargs
+        self._weighed_by = weighed_by or spec
+        self._kept: dict[tuple[type, tuple[str, ...]], Any] = {}
+
+    def sample(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None,
+        seed: np.random.SeedSequence,
+        extend_inferencedata: bool,
+    ) -> xr.DataTree:
+        """See :meth:`AmortizedPosterior.sample_posterior_predictive`."""
+        self._refuse_marginal("predictions")
+        observed = [v.name for v in self.spec.observed]
+        default = observed + read_from_observed(self.spec)
+        names = chosen_names(var_names, list(dict.fromkeys([*default, *self.spec.deterministics])))
+        names = default if var_names is None else names
+        datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        function, seeds = self._function(Predictive, names), seed.spawn(len(datasets))
+
+        def predict(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return function(given, datasets.one(self.spec, index), seeds[index])
+
+        arrays = _of_all(predict, draws, len(datasets))
+        group = sample_group(self.spec, arrays, datasets)
+        if not extend_inferencedata:
+            data = {f"/{name}": tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in tree}
+            return xr.DataTree.from_dict({"/posterior_predictive": group, **data})
+        if "posterior_predictive" in tree.children:
+            warnings.warn(
+                "the group posterior_predictive exists and is overwritten; extend_inferencedata=False avoids this",
+                UserWarning,
+                stacklevel=3,
+            )
+        tree["posterior_predictive"] = xr.DataTree(group)
+        return tree
+
+    def log_density(
+        self, tree: xr.DataTree, kind: Kind, *, var_names: Sequence[str] | None, extend_inferencedata: bool
+    ) -> xr.DataTree | xr.Dataset:
+        """See :meth:`AmortizedPosterior.compute_log_likelihood`; likewise of free variables given their parents."""
+        self._refuse_marginal("log densities")
+        variables = self.spec.observed if kind == "likelihood" else self.spec.parameters
+        names = chosen_names(var_names, [v.name for v in variables])
+        model = self._weighed_by.model
+        without = [name for name in names if not has_density(model, model[name])]
+        if without:
+            raise ValueError(f"{without} can be simulated only: the model gives no log density for them")
+        datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        function = self._function(LogDensityGiven, names)
+
+        def evaluate(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return _without_gaps(function(given, _with_nan(self.spec, datasets, index)), self.spec, datasets, index)
+
+        arrays = _of_all(evaluate, draws, len(datasets))
+        if kind == "likelihood":
+            _warn_of_nothing_left(arrays, datasets)
+        group = sample_group(self.spec, arrays, datasets)
+        if not extend_inferencedata:
+            return group
+        tree[f"log_{kind}"] = xr.DataTree(group)
+        return tree
+
+    def _function[F: Predictive | LogDensityGiven](self, kind: type[F], names: Sequence[str]) -> F:
+        key = (kind, tuple(names))
+        if key not in self._kept:
+            spec = self._weighed_by if issubclass(kind, LogDensityGiven) else self.spec
+            self._kept[key] = kind(spec, names, self._compile_kwargs)
+        return self._kept[key]
+
+    def _refuse_marginal(self, what: str) -> None:
+        if self.spec.nuisance:
+            hidden = [p.name for p in self.spec.nuisance]
+            raise ValueError(f"{what} need every free variable, but this posterior leaves out {hidden}")
+
+
+def _of_all(
+    function: Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    draws: Mapping[str, np.ndarray],
+    number: int,
+) -> dict[str, np.ndarray]:
+    """Call a function of draws (n, *shape) for every data set; returns name -> (datasets, chains, draws, ...)."""
+    parts: dict[str, list[Any]] = {}
+    lead = next(iter(draws.values())).shape[1:3]
+    for index in range(number):
+        flat = {name: v[index].reshape(lead[0] * lead[1], *v.shape[3:]) for name, v in draws.items()}
+        for name, values in function(index, flat).items():
+            parts.setdefault(name, []).append(values.reshape(*lead, *values.shape[1:]))
+    return {name: stacked(parts.pop(name)) for name in list(parts)}
+
+
+def stacked(arrays: list[Any]) -> np.ndarray:
+    """Stack arrays, filled up with NaN to the largest shape; each is let go as it is copied."""
+    largest = tuple(int(n) for n in np.max([a.shape for a in arrays], axis=0))
+    if all(a.shape == largest for a in arrays):
+        out = np.empty((len(arrays), *largest), arrays[0].dtype)
+    else:
+        out = np.full((len(arrays), *largest), np.nan)
+    for index in range(len(arrays)):
+        array, arrays[index] = arrays[index], None
+        place: Any = (index, *map(slice, array.shape))
+        out[place] = array
+    return out
+
+
+def _with_nan(spec: ModelSpec, datasets: DataSets, index: int) -> dict[str, Any]:
+    """One data set, NaN where its dtype has one: a term that reads a missing value is NaN as well."""
+    data = datasets.one(spec, index)
+    for name, mask in _gaps(spec, datasets, index):
+        if data[name].dtype.kind == "f":
+            data[name] = np.where(mask, np.nan, data[name])
+    return data
+
+
+def _without_gaps(
+    terms: dict[str, np.ndarray], spec: ModelSpec, datasets: DataSets, index: int
+) -> dict[str, np.ndarray]:
+    """NaN for terms of missing values."""
+    for name, mask in _gaps(spec, datasets, index):
+        if name in terms and mask.any():
+            lead = terms[name].ndim - 1
+            terms[name] = np.where(mask.any(axis=tuple(range(lead, mask.ndim))), np.nan, terms[name])
+    return terms
+
+
+def _gaps(spec: ModelSpec, datasets: DataSets, index: int) -> Iterator[tuple[str, np.ndarray]]:
+    for name, mask in datasets.missing.items():
+        variable = next(v for v in spec.observed if v.name == name)
+        lengths = {dim: int(n[index]) for dim, n in datasets.lengths.items()}
+        yield name, mask[index][tuple(map(slice, variable.shape_at(lengths)))]
+
+
+def _warn_of_nothing_left(terms: Mapping[str, np.ndarray], datasets: DataSets) -> None:
+    """Log where gaps leave no term of a variable: its values depend on each other."""
+    for name in datasets.missing:
+        if name not in terms:
+            continue
+        gaps = int(datasets.missing[name].sum())
+        if gaps and not datasets.batched:
+            logger.info(
+                "The log likelihood of %r is NaN at its %d missing values; az.loo(posterior.one_dataset(dt)) leaves "
+                "them out.",
+                name,
+                gaps,
+            )
+        empty = np.isnan(terms[name]).reshape(len(datasets), -1).all(axis=1)
+        affected = empty & datasets.missing[name].reshape(len(datasets), -1).any(axis=1)
+        if affected.any():
+            logger.warning(
+                "The log likelihood of %r is NaN for %d of %d data sets: it does not fall apart into terms that "
+                "their gaps leave alone.",
+                name,
+                affected.sum(),
+                len(datasets),
+            )

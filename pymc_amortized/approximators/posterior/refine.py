@@ -1,0 +1,261 @@
+"""Refining a posterior at one data set: truncated rounds (Deistler et al. 2022, arXiv 2210.04815).
+
+Each round simulates data sets like the one at hand (its sizes, covariates and gaps) from the prior truncated to where
+the posterior is found to be, and trains a network on them. What was learned serves twice: the first region is that
+of the amortized network, and training goes on from its weights, unless a network begun anew in the region is better
+there already. The result knows one data set only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.region import Region
+from pymc_amortized.approximators.posterior.training import PILOT, copied
+from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.density.log_density import Constrain, LogPrior
+from pymc_amortized.graph.simulation.alike import LocalSimulator, SimulatorGiven
+from pymc_amortized.graph.simulation.simulator import LARGEST_CHUNK, Simulations, concatenate
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.training import (
+    FixedSimulations,
+    Trained,
+    Training,
+    choose_device,
+    fastest_step,
+    summary_line,
+    torch_threads,
+    train,
+)
+from pymc_amortized.training.loop import RESTART_RATE
+
+logger = logging.getLogger("pymc_amortized")
+
+ROUND = 2**14
+"""Simulations of a round, where the amortized training did not make do with fewer."""
+TRIED = 4096
+"""Draws of the prior that show which share of it lies in the region."""
+MANY_INSIDE = 0.1
+"""Share of prior draws inside above which they are simply taken."""
+FEWEST_INSIDE = 0.005
+"""Without a density of the prior, below this share a region cannot be drawn from at a bearable cost."""
+DEFAULT_SECONDS = 60.0
+NOISE = 0.01
+"""An importance efficiency below this rests on a few of some thousand proposals, and cannot tell two rounds apart."""
+
+
+def refine(
+    posterior: AmortizedPosterior,
+    datasets: DataSets,
+    *,
+    rounds: int,
+    num_simulations: int | None,
+    max_time: float | None,
+    device: str | torch.device | None,
+    random_seed: RandomState,
+    progressbar: bool,
+) -> AmortizedPosterior:
+    """See :meth:`AmortizedPosterior.refine`."""
+    number = num_simulations or min(posterior.provenance.num_simulations or ROUND, ROUND)
+    work = _Refinement(posterior, datasets, number, choose_device(device), progressbar)
+    seconds = (DEFAULT_SECONDS if max_time is None else max_time) / rounds
+    best, efficiency = posterior, work.efficiency(posterior)
+    for number, seed in enumerate(seed_sequence(random_seed).spawn(rounds), start=1):
+        found = work.round(best, seconds, seed)
+        if found is None:
+            break
+        new = work.efficiency(found.posterior)
+        kept = math.isnan(new) or new >= efficiency or efficiency < NOISE
+        line = f"Round {number} of {rounds}: {summary_line(found.trained)}"
+        if not math.isnan(new):
+            line += f" Importance efficiency at the data set: {efficiency:.1%} -> {new:.1%}"
+            line += "." if kept else "; the round is not kept."
+        logger.info(line)
+        if not kept:
+            break  # another round would begin where this one did
+        best, efficiency = found.posterior, new
+    logger.info("The refined posterior is that of one data set; it is no longer amortized.")
+    return best.replaced(local_to=datasets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """What came of a round."""
+
+    posterior: AmortizedPosterior
+    trained: Trained
+
+
+class _Refinement:
+    """What all rounds share: the data set, and the compiled functions."""
+
+    def __init__(
+        self, posterior: AmortizedPosterior, datasets: DataSets, number: int, device: torch.device, progressbar: bool
+    ) -> None:
+        self.spec, self.inputs = posterior.spec, posterior.inputs
+        self.datasets, self.number = self.inputs.sketched(datasets), number
+        self.device, self.progressbar = device, progressbar
+        kwargs = posterior.compile_kwargs
+        self.simulator = LocalSimulator(self.spec, datasets, kwargs)
+        self.given = SimulatorGiven(self.spec, datasets, kwargs)
+        self.log_prior, self.constrain = LogPrior(self.spec, kwargs), Constrain(self.spec, kwargs)
+        held = {v.name: self.spec.held[v.name] for v in self.spec.unchanging}
+        self.everything = held | datasets.one(self.spec, 0)
+        self.tried: Simulations | None = None
+
+    def efficiency(self, posterior: AmortizedPosterior) -> float:
+        """Importance effective sample size per proposal at the data set; NaN without a density."""
+        weights = posterior.weights_of(self.datasets, np.random.SeedSequence(0))
+        return weights[0].ess / weights[0].weights.size if weights else math.nan
+
+    def round(self, posterior: AmortizedPosterior, seconds: float, seed: np.random.SeedSequence) -> _Round | None:
+        """Simulate in the region of a posterior, and train on that; None where it cannot be drawn from."""
+        region_seed, simulation_seed, network_seed = seed.spawn(3)
+        simulations = self._simulate(posterior, self._region(posterior, region_seed), simulation_seed)
+        if simulations is None:
+            return None
+        options = replace(posterior.provenance.training, num_steps=None, max_time=seconds)
+        held = max(round(options.held_out * len(simulations)), 1)
+        parts = simulations.take(slice(held, None)), simulations.take(slice(held))
+        torch_seed = int(network_seed.generate_state(1, np.uint64)[0] >> 1)
+        network, local = self._start(posterior.network, *parts, torch_seed)
+        if not local:
+            options = replace(options, learning_rate=options.learning_rate * RESTART_RATE)
+        network.to(self.device)
+        training = self._prepared(network, parts[0])
+        batch = training[0][: options.batch_size], {k: v[: options.batch_size] for k, v in training[1].items()}
+        step, threads = fastest_step(network, *batch, options.threads)
+        options = replace(options.planned(step), threads=threads)
+        source = FixedSimulations(*training, options.batch_size, seed=torch_seed % 2**63, device=self.device)
+        with torch_threads(threads):
+            trained = train(
+                network,
+                source,
+                self._prepared(network, parts[1]),
+                options,
+                seed=torch_seed,
+                progress=self.progressbar,
+                device=self.device,
+            )
+        return _Round(self._described(posterior, trained, options, simulations), trained)
+
+    def _region(self, posterior: AmortizedPosterior, seed: np.random.SeedSequence) -> Region:
+        """Where the posterior lies: corrected draws, where the model's density gives any, lie inside."""
+        corrected = None
+        torch_seed, draw_seed = seed.spawn(2)
+        if posterior.weights_of(self.datasets, draw_seed):
+            corrected = posterior.corrected_draws(self.datasets, draw_seed)
+        generator = torch.Generator(device=posterior.network.device)
+        generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
+        return Region.around(posterior.approximation(self.datasets), corrected, generator)
+
+    def _simulate(
+        self, posterior: AmortizedPosterior, region: Region, seed: np.random.SeedSequence
+    ) -> Simulations | None:
+        """Simulate data sets like this one from the prior inside the region."""
+        tried_seed, more_seed, chain_seed = seed.spawn(3)
+        if self.tried is None:
+            self.tried = self.simulator(TRIED, tried_seed)
+        share = float(region.holds(self.tried.unconstrained).mean())
+        if share >= MANY_INSIDE or (self.log_prior.obstacle and share >= FEWEST_INSIDE):
+            parts = [made.take(region.holds(made.unconstrained)) for made in self._prior_draws(share, more_seed)]
+            return concatenate(parts)
+        if self.log_prior.obstacle:
+            logger.warning(
+                "Refining stops: %.2g of the prior lies where the posterior of this data set is found, and the prior "
+                "inside can only be drawn from by rejection (%s).",
+                share,
+                self.log_prior.obstacle,
+            )
+            return None
+        return self._simulate_given(posterior, region, chain_seed)
+
+    def _prior_draws(self, share: float, seed: np.random.SeedSequence) -> Iterator[Simulations]:
+        wanted = math.ceil(self.number / share)
+        sizes = [LARGEST_CHUNK] * (wanted // LARGEST_CHUNK) + [wanted % LARGEST_CHUNK]
+        for n, child in zip(sizes, seed.spawn(len(sizes)), strict=True):
+            if n:
+                yield self.simulator(n, child)
+
+    def _simulate_given(
+        self, posterior: AmortizedPosterior, region: Region, seed: np.random.SeedSequence
+    ) -> Simulations:
+        chain_seed, torch_seed, data_seed = seed.spawn(3)
+        generator = torch.Generator(device=posterior.network.device)
+        generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
+        theta = region.sample(
+            self.number, lambda t: self.log_prior(t, self.everything), np.random.default_rng(chain_seed), generator
+        )
+        starts = range(0, len(theta), LARGEST_CHUNK)
+        parts = []
+        for start, child in zip(starts, data_seed.spawn(len(starts)), strict=True):
+            variables = self.constrain(theta[start : start + LARGEST_CHUNK], self.everything)
+            parts.append(self.given.given({p.name: variables[p.name] for p in self.spec.parameters}, child))
+        return concatenate(parts)
+
+    def _start(
+        self, network: PosteriorNetwork, training: Simulations, held_out: Simulations, seed: int
+    ) -> tuple[PosteriorNetwork, bool]:
+        """The network so far, or one that begins at the regression in the region: the better of both there.
+
+        A region that is small beside the prior is hardly seen by statistics of the whole prior.
+        """
+        if network.summary_options is None or network.density_options is None:
+            return copied(network), False  # networks of the user's own are not begun anew
+        some = training.take(slice(PILOT))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            local = PosteriorNetwork.build(
+                self.inputs.layout,
+                some.unconstrained,
+                **self.inputs(of_simulations(some)),
+                summary=network.summary_options,
+                density=network.density_options,
+                standardizer=None if self.inputs.sketch is None else self.inputs.sketch.start.standardizer,
+                places=network.places,
+            )
+        local.eval()
+        given = self.inputs(of_simulations(held_out))
+        with torch.inference_mode():
+            so_far, anew = (
+                float(n.log_prob(held_out.unconstrained, **given).mean().nan_to_num(-math.inf))
+                for n in (network, local)
+            )
+        return (local, True) if anew > so_far else (copied(network), False)
+
+    def _prepared(
+        self, network: PosteriorNetwork, simulations: Simulations
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        given = self.inputs(of_simulations(simulations))
+        z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
+        return z, network.measured(encoded)
+
+    def _described(
+        self, posterior: AmortizedPosterior, trained: Trained, options: Training, simulations: Simulations
+    ) -> AmortizedPosterior:
+        before = posterior.provenance
+        provenance = replace(
+            before,
+            training=options,
+            num_simulations=self.number,
+            simulations=before.simulations + trained.simulations,
+            attempted=before.attempted + simulations.attempted,
+            settled=trained.settled,
+            held_out_loss=float(trained.held_out_loss),
+        )
+        assert isinstance(trained.network, PosteriorNetwork)
+        return posterior.replaced(
+            network=trained.network,
+            history=trained.history,
+            state=trained.state,
+            provenance=provenance,
+            reference=None,  # it was learned of another network's features, and of data sets all over the prior
+        )

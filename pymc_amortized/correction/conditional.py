@@ -1,0 +1,138 @@
+"""Parameters that no network learns: their exact normal distribution, given what it draws of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch
+from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
+from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.numerics.quadratic import log_normal
+
+RADIUS = 4.0
+POINTS = RADIUS * np.cos(np.pi * np.arange(32) / 31)
+"""Of Chebyshev interpolation, and how far they reach, in standard deviations."""
+
+
+class ConditionalNormal:
+    """Parameters that are normal, given the others, for some data sets.
+
+    Means and roots of covariances are smooth functions of the others. Where there is one other, they are interpolated
+    between Chebyshev points of its frame, and computed for each draw beyond these alone.
+    """
+
+    def __init__(self, network: PosteriorNetwork, context: Context, sketch: Sketch, datasets: DataSets) -> None:
+        quadratic, own = sketch.drawn, sketch.start.standardizer.of(sketch.drawn.places)
+        assert datasets.sketch is not None
+        whereabouts = datasets.sketch[:, sum(sketch.widths[:2]) :]
+        center, scale = np.split(whereabouts[:, :-1], 2, axis=1)
+        center, scale = own.inverse(torch.from_numpy(center))[0].numpy(), scale * own.scale.numpy()
+        self.dim, self._quadratic = len(quadratic.places), quadratic
+        self._holds, self._elsewhere = whereabouts[:, -1] > 0, (center, scale)
+        self._quadratically = quadratic.conditional(sketch.density.of(datasets), center, scale)
+        self._frame = network, context
+        self._between = self._at_points(len(datasets)) if quadratic.dim - self.dim == 1 else None
+
+    def _at_points(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is interpolated (data sets, points, numbers), and for which data sets (data sets,) it is there."""
+        network, context = self._frame
+        z = torch.from_numpy(np.tile(POINTS[:, None, None], (1, number, 1)))
+        given = network.unstandardized(z, context)[0].numpy()
+        parts, there = [], np.ones(number, dtype=bool)
+        for sets in blocks(number, max(MOST_AT_ONCE // (len(self._quadratic.steps) * len(POINTS)), 1)):
+            index = np.arange(sets.start, sets.stop)
+            log_p, mean, root = self._conditional(given[:, sets].swapaxes(0, 1), index)
+            there[sets] = np.isfinite(log_p).all(axis=1) & self._holds[sets]
+            parts.append(np.concatenate([mean, _packed(root)], axis=-1))
+        return np.concatenate(parts), there
+
+    def _conditional(self, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log integrals, means and roots at the others (data sets, draws, dim - q).
+
+        Where the density is not quadratic after all, the normal distribution is a wide one, for weights to judge.
+        """
+        log_p, mean, root = self._quadratically(given, index)
+        (wrong,) = np.nonzero(~self._holds[index])
+        center, scale = self._elsewhere
+        mean[wrong], root[wrong] = center[index[wrong], None], scale[index[wrong], None, None] * np.eye(self.dim)
+        return log_p, mean, root
+
+    def add(self, given: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From the others (draws, data sets, dim - q) and normal noise (draws, data sets, q), all and log densities."""
+        theta = np.empty((*given.shape[:2], self._quadratic.dim))
+        theta[..., self._quadratic.sampled] = given
+        log_density = np.empty(given.shape[:2])
+        for some, mean, root in self._moments(theta):
+            theta[some][..., self._quadratic.places] = mean + (root @ noise[some][..., None])[..., 0]
+            log_density[some] = log_normal(noise[some], root)
+        return theta, log_density
+
+    def log_prob(self, theta: np.ndarray) -> np.ndarray:
+        """Log densities (draws, data sets) of them in theta (draws, data sets, dim), given the others."""
+        log_density = np.empty(theta.shape[:2])
+        for some, mean, root in self._moments(theta):
+            away = theta[some][..., self._quadratic.places] - mean
+            log_density[some] = log_normal(np.linalg.solve(root, away[..., None])[..., 0], root)
+        return log_density
+
+    def _moments(self, theta: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
+        """Means (draws, data sets, q) given the others, and roots of covariances; for some draws and data sets."""
+        draws, number = theta.shape[:2]
+        network, context = self._frame
+        z = network.standardized(theta, context)[0].numpy()
+        given = theta[..., self._quadratic.sampled]
+        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1)
+        for sets in blocks(number, max(most // max(draws, 1), 1)):
+            for some in blocks(draws, most):
+                block = z[some, sets].swapaxes(0, 1), given[some, sets].swapaxes(0, 1)
+                mean, root = self._block(*block, np.arange(sets.start, sets.stop))
+                yield (some, sets), mean.swapaxes(0, 1), root.swapaxes(0, 1)
+
+    def _block(self, z: np.ndarray, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moments at z, or the others, (data sets, draws, dim - q) of the data sets at index."""
+        if self._between is None:
+            return self._conditional(given, index)[1:]
+        values, there = self._between
+        inside = (np.abs(z) <= RADIUS).all(axis=-1) & there[index, None]
+        found = np.stack([chebyshev_weights(z[k, :, 0]) @ values[i] for k, i in enumerate(index)])
+        mean, root = found[..., : self.dim], _unpacked(found[..., self.dim :], self.dim)
+        at, which = np.nonzero(~inside)
+        if len(at):
+            exact = self._conditional(given[at, which][:, None], index[at])
+            mean[at, which], root[at, which] = exact[1][:, 0], exact[2][:, 0]
+        return mean, root
+
+
+def chebyshev_weights(z: np.ndarray) -> np.ndarray:
+    """Weights (m, n) of the values at :data:`POINTS` at z (m,), which is clipped to where these lie.
+
+    By the barycentric formula (Berrut & Trefethen 2004, SIAM Review 46(3)).
+    """
+    signs = (-1.0) ** np.arange(len(POINTS))
+    signs[[0, -1]] /= 2
+    away = np.clip(z, -RADIUS, RADIUS)[:, None] - POINTS
+    hit = away == 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = signs / away
+        weights /= weights.sum(axis=1, keepdims=True)
+    return np.where(hit.any(axis=1, keepdims=True), hit, weights)
+
+
+def _packed(root: np.ndarray) -> np.ndarray:
+    """Upper triangular matrices (..., q, q) as numbers (..., q (q + 1) / 2) that may be anything."""
+    first, second = np.triu_indices(root.shape[-1])
+    values = root[..., first, second]
+    values[..., first == second] = np.log(values[..., first == second])
+    return values
+
+
+def _unpacked(values: np.ndarray, q: int) -> np.ndarray:
+    """Undo :func:`_packed`."""
+    first, second = np.triu_indices(q)
+    root = np.zeros((*values.shape[:-1], q, q))
+    root[..., first, second] = np.where(first == second, np.exp(values), values)
+    return root

@@ -1,0 +1,174 @@
+r"""The marginal likelihood of data, by importance sampling.
+
+.. math:: p(y) = \int p(\theta, y)\, d\theta \approx \frac1N \sum_n \frac{p(\theta_n, y)}{q(\theta_n)}, \qquad
+    \theta_n \sim q,
+
+without bias if :math:`q` and :math:`N` are fixed beforehand. Here :math:`q` is half the network and half a Student t
+with mean and covariance of draws that were made first and then put aside: a defensive mixture (Hesterberg 1995,
+Technometrics 37(2)), whose weights are bounded where either covers the posterior. Weights are raw: smoothing would bias
+their mean.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.correction.drawing import Conditions
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.rounds import FEWEST_PROPOSALS, Rounds
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.numerics.importance import smooth
+
+logger = logging.getLogger("pymc_amortized")
+
+LARGEST_K = 0.5
+"""Pareto k above which raw weights have no variance, and an error computed from them says nothing (Vehtari et al. 2024,
+section 2)."""
+NOTABLE = 0.005
+"""Share of excluded simulations that changes the log marginal likelihood by as much as its usual error."""
+AT_ONCE = 16
+"""Data sets whose proposals are kept in memory together."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log marginal likelihood of one data set."""
+
+    log_marginal_likelihood: float
+    mcse: float
+    pareto_k: float
+    importance_ess: float
+    doubt: str | None = None
+    impossible: bool = False
+    """Whether the density was 0 at all proposals."""
+
+    @classmethod
+    def of(cls, proposals: Proposals) -> Evidence:
+        """Estimate from proposals of a fixed number; NaN where they do not carry an estimate."""
+        log_weights = proposals.log_weights.ravel()
+        weights = smooth(log_weights[None], defended=True)
+        largest = log_weights.max()
+        doubt = None
+        relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
+        # each may have weighed as much as the heaviest of the others
+        unknown = proposals.undefined * relative.max() / max(relative.sum(), 1.0)
+        if proposals.undefined and (unknown > NOTABLE or largest == -np.inf):
+            doubt = f"the log density was NaN or infinite at {proposals.undefined} of {log_weights.size} proposals"
+        elif largest == -np.inf:
+            doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
+        elif weights.pareto_k == np.inf:
+            doubt = "all but a few proposals have no density (do the data lie in the model's support?)"
+        elif weights.pareto_k > LARGEST_K and not weights.harmless:
+            doubt = f"Pareto k is {weights.pareto_k:.2f}, above {LARGEST_K}"
+        if doubt:
+            impossible = not proposals.undefined and bool(largest == -np.inf)
+            return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
+        mean = relative.mean()
+        error = relative.std(ddof=1) / np.sqrt(len(relative)) / mean  # of the logarithm, by its slope
+        return cls(float(largest + np.log(mean)), float(np.hypot(error, unknown)), weights.pareto_k, weights.ess)
+
+
+def refuse_evidence(spec: ModelSpec) -> None:
+    """Refuse models without a normalized density.
+
+    Raises
+    ------
+    ValueError
+    """
+    if spec.density_obstacle:
+        raise ValueError(f"the log marginal likelihood needs the model's density: {spec.density_obstacle}")
+    if spec.potentials:
+        raise ValueError(
+            f"the model has potentials {list(spec.potentials)}: its density is not normalized, and has no marginal "
+            "likelihood"
+        )
+
+
+def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
+    """Estimate the marginal likelihood of every data set.
+
+    Parameters
+    ----------
+    conditions : Conditions
+    proposals : int
+        Per data set, half of them by the network.
+    seed : numpy.random.SeedSequence
+    """
+    results = {
+        i: Evidence(np.nan, np.nan, np.nan, np.nan, obstacle)
+        for i, obstacle in enumerate(conditions.obstacles)
+        if obstacle is not None
+    }
+    free = np.array([i for i in range(len(conditions.datasets)) if i not in results], dtype=int)
+    blocks = [free[start : start + AT_ONCE] for start in range(0, len(free), AT_ONCE)]
+    for block, child in zip(blocks, seed.spawn(len(blocks)), strict=True):
+        source = conditions.source(block, weighted=True, raw=False)
+        pilot_seed, rounds_seed, final_seed, mixture_seed = child.spawn(4)
+        pilot = Rounds(
+            source, {i: Proposals(1, source.defended) for i in range(len(block))}, FEWEST_PROPOSALS, pilot_seed
+        )
+        pilot.until_good(FEWEST_PROPOSALS, True, rounds_seed)
+        half = proposals // 2
+        final = Rounds(source, {i: p.successor() for i, p in pilot.sets.items()}, half, final_seed)
+        final.network(1)
+        final.adapted(proposals - half, np.random.default_rng(mixture_seed))
+        results |= {int(block[i]): Evidence.of(p) for i, p in final.sets.items()}
+    return [results[i] for i in range(len(conditions.datasets))]
+
+
+def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
+    """Share of the prior's simulations that the model's density allows; those that raised say nothing of it."""
+    raised = sum(n for why, n in dropped.items() if why.startswith("raised"))
+    return 1 - (sum(dropped.values()) - raised) / max(attempted - raised, 1)
+
+
+def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> None:
+    """Log that the model's density is not normalized, where it excludes draws from its prior.
+
+    Parameters
+    ----------
+    dropped : mapping of str to int
+        Why simulations were dropped; those that raised say nothing of the density.
+    attempted : int
+    log_orderings : float
+        Log of how many orderings of draws were taken for one.
+    """
+    kept = kept_share(dropped, attempted) * np.exp(-log_orderings)
+    if kept < 1 - NOTABLE:
+        logger.warning(
+            "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "
+            "these it is not normalized. The log marginal likelihood under the truncated prior is larger by %.2f.",
+            100 * kept,
+            -np.log(kept),
+        )
+
+
+def evidence_dataset(datasets: DataSets, found: list[Evidence]) -> xr.Dataset:
+    """Lay out estimates, after a ``dataset`` dim if batched."""
+    names = ("log_marginal_likelihood", "mcse", "pareto_k", "importance_ess")
+    arrays = {name: np.array([getattr(e, name) for e in found]) for name in names}
+    if not datasets.batched:
+        return xr.Dataset({name: ((), values[0]) for name, values in arrays.items()})
+    coords = {DATASET_DIM: datasets.labels}
+    return xr.Dataset({name: (DATASET_DIM, values) for name, values in arrays.items()}, coords=coords)
+
+
+def warn_of_no_evidence(found: list[Evidence], labels: np.ndarray) -> None:
+    """Log which data sets have no estimate."""
+    without = [(str(label), e.doubt) for label, e in zip(labels, found, strict=True) if e.doubt]
+    if without:
+        label, doubt = without[0]
+        which = "The data set has" if len(found) == 1 else f"{len(without)} of {len(found)} data sets have"
+        logger.warning(
+            "%s no log marginal likelihood (NaN)%s: %s. Train longer "
+            "(posterior.continue_training), or run pm.sample_smc on posterior.to_model(...).",
+            which,
+            "" if len(found) == 1 else f", the first at data set {label}",
+            doubt,
+        )

@@ -1,0 +1,199 @@
+"""The array of one variable: what a user hands over, brought into the model's order, shape and dtype, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
+
+
+def read_array(
+    spec: ModelSpec, variable: DataVariable, value: Any, batched: bool, *, tails: bool = False
+) -> np.ndarray:
+    """Read one variable, of one data set or, with a leading axis, of many.
+
+    Returns
+    -------
+    ndarray
+        In the model's dtype; float64 with NaN where the variable may have gaps or, with `tails`, unequal lengths.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The value has the wrong type, shape, dims, coordinates or support.
+    """
+    if isinstance(value, xr.DataArray):
+        value = _arranged(spec, variable, value, batched)
+    elif isinstance(getattr(value, "dtype", None), pd.CategoricalDtype):
+        raise TypeError(f"{variable.name!r} holds categories; the model expects {variable.dtype}: pass their codes")
+    elif isinstance(value, pd.DataFrame | pd.Series) and not batched:
+        value = _from_pandas(spec, variable, value)
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            value = np.ma.filled(value.astype("float64"), np.nan)
+        else:
+            value = value.data
+    try:
+        array = _numeric(variable, value)
+    except ValueError as error:
+        several = not batched and isinstance(value, list | tuple) and len({np.shape(v) for v in value}) > 1
+        hint = "; pass batched=True for several data sets" if several else ""
+        raise ValueError(f"{error}{hint}") from None
+    _check_shape(variable, array, batched)
+    if not variable.missing and not tails:
+        array = complete(variable, array)
+    _check_values(variable, array)
+    return array.astype("float64") if variable.missing or tails else cast(variable, array)
+
+
+def arranged(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.ndarray:
+    """Bring simulated values of a free variable, (dataset, *shape) in any order, into the model's order."""
+    dims = tuple(spec.model.named_vars_to_dims.get(parameter.name, ()))
+    variable = DataVariable(parameter.name, parameter.shape, parameter.dtype, dims, "real", "observed")
+    return np.asarray(_arranged(spec, variable, value, True), dtype=parameter.dtype)
+
+
+def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batched: bool) -> np.ndarray:
+    """Bring a DataArray into the model's order of dims and of coordinate labels."""
+    if not variable.dims:
+        leading = [DATASET_DIM] if batched and DATASET_DIM in value.dims else []
+        return value.transpose(*leading, ...).to_numpy()
+    wanted = [*([DATASET_DIM] if DATASET_DIM in value.dims else []), *variable.dims]
+    if set(value.dims) != set(wanted):
+        extra = [d for d in value.dims if d not in variable.dims]
+        hint = f"; rename {extra[0]!r} to {DATASET_DIM!r}" if batched and len(extra) == 1 else ""
+        raise ValueError(
+            f"{variable.name!r} has dims {tuple(value.dims)}; the model's are {variable.dims}"
+            + (f", after {DATASET_DIM!r}" if batched else "")
+            + hint
+        )
+    for dim in variable.dims:
+        labels = None if dim in variable.sized else spec.labels_of(dim)
+        if labels is not None and dim in value.coords:
+            order = _positions(variable, dim, value.coords[dim].to_numpy(), labels)
+            value = value.isel({dim: order})
+    return value.transpose(*wanted).to_numpy()
+
+
+def _positions(variable: DataVariable, dim: str | None, theirs: Any, labels: Any) -> np.ndarray:
+    """Where the model's labels stand among those given."""
+    order = pd.Index(theirs).get_indexer(pd.Index(labels)) if pd.Index(theirs).is_unique else np.array([-1])
+    if len(theirs) != len(labels) or np.any(order < 0):
+        missing, unknown = sorted(map(str, set(labels) - set(theirs))), sorted(map(str, set(theirs) - set(labels)))
+        raise ValueError(
+            f"{variable.name!r}: the labels of dim {dim!r} are not the model's; "
+            f"missing {missing[:5]}, unknown {unknown[:5]}, {len(theirs)} given for {len(labels)}"
+        )
+    return order
+
+
+def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | pd.Series) -> np.ndarray:
+    """Take pandas data by position, as PyMC does, but text labels of a named dim by name."""
+    array = value.to_numpy()
+    axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
+    for axis, (dim, theirs) in enumerate(zip(variable.dims[-len(axes) :], axes[-len(variable.dims) :], strict=False)):
+        labels = None if dim in variable.sized else spec.labels_of(dim)
+        if labels is not None and theirs.inferred_type == "string" and pd.Index(labels).inferred_type == "string":
+            array = np.take(array, _positions(variable, dim, theirs, labels), axis=axis)
+    return array
+
+
+def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{variable.name!r} cannot be read as an array: {error}") from None
+    if array.dtype == object:
+        try:
+            array = array.astype("float64")
+        except (ValueError, TypeError):
+            raise TypeError(
+                f"{variable.name!r} holds objects that are not numbers (dtype object); "
+                f"the model expects {variable.dtype}: pass codes for labels"
+            ) from None
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}")
+    return array
+
+
+def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> None:
+    given = array.shape
+    shared_context = batched and variable.role == "context" and variable.fits(given)
+    fits = variable.fits(given[1:]) and array.ndim > 0 if batched else variable.fits(given)
+    if fits or shared_context:
+        return
+    named = f" (dims {variable.dims})" if variable.dims else ""
+    hint = ""
+    if batched:
+        hint = ", after a leading axis of data sets"
+    elif array.ndim == len(variable.shape) + 1 and variable.fits(given[1:]):
+        hint = "; pass batched=True for several data sets"
+    expected = (
+        "("
+        + ", ".join("any" if n is None else str(n) for n in variable.shape)
+        + ("," if len(variable.shape) == 1 else "")
+        + ")"
+    )
+    raise ValueError(f"{variable.name!r} has shape {given}; the model's is {expected}{named}{hint}")
+
+
+def _check_values(variable: DataVariable, array: np.ndarray) -> None:
+    infinite = np.isinf(array)
+    if infinite.any():
+        raise ValueError(
+            f"{variable.name!r} has infinite values ({int(infinite.sum())} of {array.size}, the first at "
+            f"{_first(infinite)})"
+        )
+    present = ~np.isnan(array)
+    if variable.kind == "binary":
+        outside = (array != 0) & (array != 1)
+    elif variable.kind == "categorical":
+        outside = (array < 0) | (array != np.floor(array))
+    elif variable.kind == "count":
+        outside = array != np.floor(array)
+    else:
+        return
+    outside &= present
+    if outside.any():
+        kinds = {"binary": "0 or 1", "categorical": "0, 1, 2, ...", "count": "whole numbers"}
+        raise ValueError(
+            f"{variable.name!r} must hold {kinds[variable.kind]}; got {array[outside].flat[0]} at {_first(outside)}"
+        )
+
+
+def complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+    """Refuse NaN in what may have no gaps."""
+    nan = np.isnan(array)
+    if nan.any():
+        rate = f"train with missing={{{variable.name!r}: rate}}"
+        hint = f"; {rate if variable.role == 'observed' else 'only observed variables may have gaps'}"
+        raise ValueError(
+            f"{variable.name!r} has NaN ({int(nan.sum())} of {array.size}, the first at {_first(nan)}){hint}"
+        )
+    return array
+
+
+def _first(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(mask)[0])
+
+
+def cast_with_gaps(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+    """Bring an array that may hold NaN into the model's dtype: 0 in its place where that has none."""
+    whole = np.dtype(variable.dtype).kind != "f"
+    return cast(variable, np.where(np.isnan(array), 0, array) if whole else array, gaps=not whole)
+
+
+def cast(variable: DataVariable, array: np.ndarray, *, gaps: bool = False) -> np.ndarray:
+    """A copy in the model's dtype: results must not share memory with what the user may change."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = np.array(array, dtype=variable.dtype, order="C")
+    if made.dtype.kind in "iu" and not np.array_equal(made, array):
+        raise ValueError(f"{variable.name!r} has values that do not fit into {variable.dtype}")
+    if made.dtype.kind == "f" and not (np.isfinite(made) | (gaps & np.isnan(array))).all():
+        raise ValueError(f"{variable.name!r} has values that overflow {variable.dtype}")
+    return made

@@ -1,0 +1,272 @@
+"""The door for data: what a user hands over becomes named arrays of the model's shapes and dtypes, or a clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, complete, read_array
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
+from pymc_amortized.graph.model.sizes import padded
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+
+
+def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
+    """Check data against the model.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    data : mapping of name to array_like, or xarray.Dataset, or DataSets, or None
+        Observed variables, by their name or by that of the ``pm.Data`` that holds their values, and context
+        variables. None stands for what the model held when it was read; simulated data sets need no check.
+    batched : bool
+        Whether arrays have a leading axis of data sets (``dataset``).
+
+    Raises
+    ------
+    KeyError
+        A variable is missing, or the model has no such variable.
+    ValueError, TypeError
+        A value has the wrong type, shape, dims, coordinates or support.
+    """
+    if not isinstance(batched, bool | np.bool_):
+        raise TypeError(f"batched must be True or False, got {batched!r}")
+    if isinstance(data, DataSets):
+        return data
+    if data is None:
+        if batched:
+            raise ValueError("observed is needed with batched=True: the model holds a single data set")
+        if not spec.holds_data:
+            raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
+        data = {v.name: spec.held[v.name] for v in spec.data}
+    if not batched:
+        if isinstance(data, list | tuple):
+            raise TypeError("observed is a list: pass batched=True for several data sets")
+        return replace(_stacked(spec, [_read(spec, data, False)], None), coords=_coords(spec, data))
+    if isinstance(data, list | tuple):
+        if not data:
+            raise ValueError("observed holds no data set: the list is empty")
+        return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(data)], np.arange(len(data)))
+    given = _by_variable(spec, _as_mapping(data))
+    if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
+        sets = _dealt(given)
+        return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(sets)], np.arange(len(sets)))
+    arrays = _same_number(spec, _read(spec, given, True, tails=_may_have_tails(given)))
+    n, labels = len(next(iter(arrays.values()))), _labels(given)
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets")
+    labels = np.arange(n) if labels is None else labels
+    if not spec.sizes:
+        return DataSets(_filled(spec, arrays), labels, True, {}, _gaps(spec, arrays))
+    sets = [{k: v[i] for k, v in arrays.items()} for i in range(n)]
+    if _may_have_tails(given):
+        sets = [_without_tail(spec, values) for values in sets]
+    return _stacked(spec, sets, labels)
+
+
+def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
+    """Labels that one data set brings for dimensions whose length varies."""
+    labelled = [v for v in _as_mapping(data).values() if isinstance(v, xr.DataArray)]
+    return {r.dim: v.coords[r.dim].to_numpy() for r in spec.sizes for v in labelled if r.dim in v.coords}
+
+
+def _may_have_tails(given: Mapping[str, Any]) -> bool:
+    """Whether NaN may stand beyond the end of a data set: so xarray aligns unequal lengths."""
+    return all(isinstance(value, xr.DataArray) for value in given.values())
+
+
+def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> dict[str, np.ndarray]:
+    """Check each variable by itself; gaps are NaN in float64."""
+    given = _by_variable(spec, _as_mapping(data))
+    return {v.name: read_array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
+
+
+def _read_one(spec: ModelSpec, data: Any, index: int) -> dict[str, np.ndarray]:
+    """Read one data set of a list, and say which it is if that fails."""
+    try:
+        arrays = _read(spec, data, False)
+        _lengths(spec, arrays)
+    except (ValueError, TypeError, KeyError) as error:
+        raise type(error)(f"data set {index}: {error.args[0]}") from None
+    return arrays
+
+
+def _dealt(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lists of arrays, one for each data set, as a list of data sets; a single number is that of all."""
+    numbers = {name: len(value) for name, value in given.items() if isinstance(value, list | tuple) or np.ndim(value)}
+    if len(set(numbers.values())) != 1 or 0 in numbers.values():
+        raise ValueError(f"the variables hold different numbers of data sets, or none: {numbers}")
+    number = next(iter(numbers.values()))
+    return [{k: value[i] if k in numbers else value for k, value in given.items()} for i in range(number)]
+
+
+def _stacked(spec: ModelSpec, sets: list[dict[str, np.ndarray]], labels: np.ndarray | None) -> DataSets:
+    """Lay data sets of any lengths into common arrays."""
+    each = [_lengths(spec, arrays) for arrays in sets]
+    lengths = {r.dim: np.array([one[r.dim] for one in each]) for r in spec.sizes}
+    longest = {dim: int(n.max()) for dim, n in lengths.items()}
+    arrays = {v.name: np.stack([padded(values[v.name], v.shape_at(longest)) for values in sets]) for v in spec.data}
+    outside = {v.name: outside_of(v, arrays[v.name], lengths) for v in spec.data if v.sized and v.missing}
+    gaps = {name: gap & ~outside.get(name, np.False_) for name, gap in _gaps(spec, arrays).items()}
+    n = len(sets)
+    return DataSets(
+        _filled(spec, arrays), np.arange(n) if labels is None else labels, labels is not None, lengths, gaps
+    )
+
+
+def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Lengths of one data set's dimensions, the same in all its arrays and within the range trained for."""
+    found: dict[str, int] = {}
+    carriers: dict[str, str] = {}
+    for v in spec.data:
+        for dim, length in v.lengths(arrays[v.name].shape).items():
+            first = carriers.setdefault(dim, v.name)
+            if found.setdefault(dim, length) != length:
+                raise ValueError(f"dimension {dim!r} has length {found[dim]} in {first!r} and {length} in {v.name!r}")
+    for r in spec.sizes:
+        if not r.smallest <= found[r.dim] <= r.largest:
+            raise ValueError(
+                f"dimension {r.dim!r} has length {found[r.dim]}; the posterior was trained for "
+                f"{r.smallest} to {r.largest}"
+            )
+    return found
+
+
+def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Cut off trailing entries of a dimension that are NaN in all variables, down to the smallest length."""
+    for r in spec.sizes:
+        carriers = {v.name: v.dims.index(r.dim) for v in spec.data if r.dim in v.sized}
+        empty = np.ones(next(arrays[k].shape[axis] for k, axis in carriers.items()), dtype=bool)
+        for name, axis in carriers.items():
+            nan = np.isnan(arrays[name]) if arrays[name].dtype.kind == "f" else np.zeros(arrays[name].shape, bool)
+            empty &= np.moveaxis(nan, axis, 0).reshape(len(empty), -1).all(axis=1)
+        length = len(empty) - int(np.argmin(empty[::-1])) if not empty.all() else 0
+        length = min(max(length, r.smallest), len(empty))
+        for name, axis in carriers.items():
+            arrays[name] = arrays[name].take(range(length), axis=axis)
+    for v in spec.data:
+        if not v.missing:
+            arrays[v.name] = cast(v, complete(v, arrays[v.name]))
+    return arrays
+
+
+def _gaps(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {v.name: np.isnan(arrays[v.name]) for v in spec.data if v.missing}
+
+
+def _filled(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring arrays with gaps into the model's dtype: 0 where it has no NaN."""
+    return {v.name: cast_with_gaps(v, arrays[v.name]) if v.missing else arrays[v.name] for v in spec.data}
+
+
+def _as_mapping(data: Any) -> dict[str, Any]:
+    if isinstance(data, xr.DataTree):
+        if data.children:
+            raise TypeError(f"observed is a DataTree with groups {sorted(data.children)}; pass one of them")
+        data = data.to_dataset()
+    if isinstance(data, pd.DataFrame):
+        return {str(name): data[name] for name in data.columns}
+    if isinstance(data, xr.Dataset):
+        return {str(name): data[name] for name in data.data_vars}
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"
+        )
+    return dict(data)
+
+
+def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {v.name: v.name for v in spec.data}
+    names |= {v.container: v.name for v in spec.observed if v.container}
+    fixed = {v.name for v in spec.fixed}
+    given: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in fixed:
+            raise KeyError(
+                f"observed: data container {name!r} was fixed when the posterior was trained; to let it "
+                f"vary between data sets, train with context={{{name!r}: ...}}"
+            )
+        if name not in names:
+            raise KeyError(f"observed: the model has no data named {name!r}; it has {sorted(names)}")
+        if names[name] in given:
+            raise KeyError(f"observed: {names[name]!r} is given twice, once as {name!r}")
+        given[names[name]] = value
+    _refuse_misaligned(spec, given)
+    missing = [v.name for v in spec.data if v.name not in given]
+    if missing:
+        raise KeyError(f"observed: values are missing for {missing}; given: {sorted(data)}")
+    return given
+
+
+def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
+    """Labels of a dimension whose length varies are the data set's own: its variables must agree on them."""
+    for r in spec.sizes:
+        found = {v.name: _labels_along(v, r.dim, given[v.name]) for v in spec.data if v.name in given}
+        labelled = {name: labels for name, labels in found.items() if labels is not None}
+        if all(isinstance(labels, pd.RangeIndex) and _is_default(labels) for labels in labelled.values()):
+            continue
+        for name, labels in labelled.items():
+            first, theirs = next(iter(labelled.items()))
+            if not _same_labels(labels, theirs):
+                raise ValueError(f"{name!r} has other labels of {r.dim!r} than {first!r}: align them first")
+
+
+def _is_default(labels: pd.RangeIndex) -> bool:
+    """Whether these are the numbers that pandas gives to rows without labels."""
+    return labels.start == 0 and labels.step == 1
+
+
+def _same_labels(one: Any, two: Any) -> bool:
+    """Whether labels are the same, in the same order; default numbers say nothing beside labels of another kind."""
+    for labels, others in ((one, two), (two, one)):
+        default = isinstance(labels, pd.RangeIndex) and _is_default(labels)
+        if default and len(labels) == len(others) and np.asarray(others).dtype.kind not in "iu":
+            return True
+    return np.array_equal(np.asarray(one), np.asarray(two))
+
+
+def _labels_along(variable: DataVariable, dim: str, value: Any) -> Any:
+    """Labels that a variable brings along a dimension; None where it brings none."""
+    if isinstance(value, xr.DataArray):
+        return value.coords[dim].to_numpy() if dim in value.coords else None
+    if isinstance(value, pd.DataFrame | pd.Series) and dim in variable.dims:
+        axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
+        position = variable.dims.index(dim) - len(variable.dims) + len(axes)
+        if 0 <= position < len(axes):
+            return axes[position]
+    return None
+
+
+def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
+    """Labels of the data sets; variables that carry labels must carry the same, in the same order."""
+    labels: np.ndarray | None = None
+    for name, value in given.items():
+        if not isinstance(value, xr.DataArray) or DATASET_DIM not in value.coords:
+            continue
+        theirs = value.coords[DATASET_DIM].to_numpy()
+        if labels is not None and not np.array_equal(labels, theirs):
+            raise ValueError(
+                f"{name!r} has other {DATASET_DIM!r} labels, or another order of them, than a variable before it; "
+                "align them first (xarray.align), or pass one xarray.Dataset"
+            )
+        labels = theirs
+    return labels
+
+
+def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    lengths = {v.name: len(arrays[v.name]) for v in spec.data if arrays[v.name].ndim > len(v.shape)}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"the variables hold different numbers of data sets: {lengths}")
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError("observed holds no data set: the leading axis has length 0")
+    return {
+        v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *arrays[v.name].shape))
+        for v in spec.data
+    }

@@ -1,0 +1,120 @@
+"""What a model says once its free variables are given: predictions, and log densities variable by variable.
+
+Both take the variables on their own scale, as results hold them: no transform is undone, so that values at the edge of
+a support stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pymc.logprob import transformed_conditional_logp
+from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.traversal import ancestors
+
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.step import held_constants, length_inputs
+from pymc_amortized.graph.model.suitability import has_density
+from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, like, plain, scan_over
+
+Given = Mapping[str, np.ndarray]
+"""Free variables on their own scale: name -> (n, *shape)."""
+Data = Mapping[str, Any]
+"""One data set: observed and context variables at their own lengths, and the lengths."""
+
+
+def read_from_observed(spec: ModelSpec) -> list[str]:
+    """Names of deterministics that are computed from observed variables, and so are predictions too."""
+    model = spec.model
+    observed = set(model.observed_RVs)
+    return [name for name in spec.deterministics if not observed.isdisjoint(ancestors([model[name]]))]
+
+
+class _Given:
+    """What both have in common: free variables as sequences, context and lengths as inputs.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        All free variables must be among its parameters.
+    names : sequence of str
+        What is wanted.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    """
+
+    def __init__(self, spec: ModelSpec, names: Sequence[str], compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec, self.names = spec, tuple(names)
+        self._compile_kwargs = compile_kwargs
+
+    @cached_property
+    def _slices(self) -> dict[str, Any]:
+        """One draw of each free variable."""
+        return {p.name: pt.tensor(p.name, dtype=p.dtype, shape=p.shape) for p in self.spec.parameters}
+
+    @cached_property
+    def _sequences(self) -> list[tuple[Any, Any]]:
+        return [
+            (self._slices[p.name], batched_input(f"{p.name}_draws", p.dtype, p.shape)) for p in self.spec.parameters
+        ]
+
+    @cached_property
+    def _lengths(self) -> dict[Any, Any]:
+        return length_inputs(self.spec)
+
+    def _draws(self, given: Given) -> list[np.ndarray]:
+        return [np.ascontiguousarray(given[p.name], dtype=p.dtype) for p in self.spec.parameters]
+
+
+class Predictive(_Given):
+    """Observed variables, and what depends on them, drawn anew for each draw of the free variables."""
+
+    def __call__(self, given: Given, data: Data, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
+        """Draw name -> (n, *shape) for `n` draws of the free variables and the context of one data set."""
+        names = [c.name for c in self.spec.context] + [r.dim for r in self.spec.sizes]
+        draws = self._draws(given)
+        values = self._loop(len(draws[0]), seed, draws, [data[name] for name in names])
+        return dict(zip(self.names, values, strict=True))
+
+    @cached_property
+    def _loop(self) -> DrawLoop:
+        spec, model = self.spec, self.spec.model
+        context = {c.name: pt.tensor(c.name, dtype=c.dtype, shape=c.shape) for c in spec.context}
+        replaced = {model[name]: like(model[name], symbol) for name, symbol in (self._slices | context).items()}
+        outputs = graph_replace([plain(model[name]) for name in self.names], replaced, strict=False)
+        outputs = clone_replace(outputs, held_constants(spec) | self._lengths, rebuild_strict=False)
+        inputs = [*context.values(), *self._lengths.values()]
+        return DrawLoop(outputs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
+
+
+class LogDensityGiven(_Given):
+    """Log density of each variable given its parents: one term for each of its values, or of its rows."""
+
+    def __call__(self, given: Given, data: Data) -> dict[str, np.ndarray]:
+        """Evaluate name -> (n, ...) at `n` draws of the free variables, for one data set."""
+        names = [v.name for v in self.spec.data] + [r.dim for r in self.spec.sizes]
+        values = self._function(*self._draws(given), *[data[name] for name in names])
+        return dict(zip(self.names, values, strict=True))
+
+    @cached_property
+    def _function(self) -> Any:
+        spec, model = self.spec, self.spec.model
+        data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in spec.data}
+        values = {rv: rv.type() for rv in model.basic_RVs if has_density(model, rv)}
+        terms = transformed_conditional_logp(
+            [model[name] for name in self.names], rvs_to_values=values, rvs_to_transforms={}, jacobian=False
+        )
+        observed = {v.name for v in spec.observed}
+        replaced: dict[Any, Any] = {}
+        for name, symbol in (self._slices | data).items():
+            old = model[name] if name not in self._slices and name not in observed else values.get(model[name])
+            if old is not None:
+                replaced[old] = like(old, symbol)
+        graphs = graph_replace([plain(term) for term in terms], replaced, strict=False)
+        graphs = clone_replace(graphs, held_constants(spec) | self._lengths, rebuild_strict=False)
+        inputs = [*data.values(), *self._lengths.values()]
+        return scan_over(graphs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)

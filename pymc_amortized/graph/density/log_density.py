@@ -1,0 +1,269 @@
+"""The model's own log density, and the way from unconstrained draws to its variables, for many draws at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+from pymc.logprob import transformed_conditional_logp
+from pytensor.compile.mode import Mode
+from pytensor.graph.replace import graph_replace
+
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
+from pymc_amortized.graph.model.step import flat_unconstrained, held_constants, length_inputs
+from pymc_amortized.graph.model.suitability import has_density
+from pymc_amortized.graph.model.tensors import (
+    CompileKwargs,
+    batched_input,
+    evaluated_shapes,
+    like,
+    plain,
+    scan_over,
+    split_vector,
+)
+
+Data = Mapping[str, np.ndarray]
+
+
+class _DrawFunctions:
+    """Graphs in terms of a flat vector of unconstrained parameters and of the data."""
+
+    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec = spec
+        self._compile_kwargs = compile_kwargs
+        self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
+
+    @cached_property
+    def _function(self) -> Any:
+        """The compiled function of draws and data."""
+        raise NotImplementedError
+
+    def _in_terms_of_inputs(self, graphs: list[Any], data: Mapping[str, Any]) -> list[Any]:
+        """Put the flat vector in the place of the value variables, and inputs in that of the data."""
+        spec, model = self.spec, self.spec.model
+        values = [model.rvs_to_values[model[p.name]] for p in spec.parameters]
+        parts = split_vector(self._vector, [(p.size, p.unconstrained_shape) for p in spec.parameters])
+        replacements: dict[Any, Any] = {
+            value: like(value, part.astype(value.type.dtype)) for value, part in zip(values, parts, strict=True)
+        }
+        for variable in spec.inputs:
+            var = spec.variable(variable.name)
+            old = model.rvs_to_values.get(var, var)
+            replacements[old] = like(old, data[variable.name])
+        for r in spec.sizes:
+            replacements[model.dim_lengths[r.dim]] = data[r.dim]
+        return graph_replace(graphs, replacements, strict=False)
+
+    def _inputs(self) -> dict[str, Any]:
+        """What is the same for all draws: data, and lengths of dimensions."""
+        data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in self.spec.inputs}
+        return data | {shared.name: new for shared, new in length_inputs(self.spec).items()}
+
+    @property
+    def _input_names(self) -> list[str]:
+        return [v.name for v in self.spec.inputs] + [r.dim for r in self.spec.sizes]
+
+    def _compile(self, graphs: list[Any]) -> Any:
+        data = self._inputs()
+        batch = batched_input("draws", "float64", (self.spec.dim,))
+        return scan_over(
+            self._in_terms_of_inputs(graphs, data),
+            sequences=[(self._vector, batch)],
+            inputs=list(data.values()),
+            compile_kwargs=self._compile_kwargs,
+        )
+
+    def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
+        """Call the compiled function; NaN for draws at which compiled code raises.
+
+        It does not say which draw raised (a division by zero, an index that is not there): halve until it stands alone.
+        """
+        try:
+            return self._function(theta, *[data[name] for name in self._input_names])
+        except (ArithmeticError, IndexError, np.linalg.LinAlgError):
+            if len(theta) == 1:
+                return [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
+            half = len(theta) // 2
+            parts = (self._evaluate(theta[:half], data), self._evaluate(theta[half:], data))
+            return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        """Shapes of what the compiled function returns for one draw."""
+        raise NotImplementedError
+
+
+class LogDensity(_DrawFunctions):
+    """Joint log density of the value variables and the data, with Jacobians and potentials, as PyMC counts it."""
+
+    @cached_property
+    def _function(self) -> Any:
+        return self._compile([self._total()])
+
+    def _total(self) -> Any:
+        """The graph, in terms of the model's value variables."""
+        return self.spec.model.logp()
+
+    def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
+        """Return the log density as a scalar graph.
+
+        Parameters
+        ----------
+        theta : vector variable (dim,)
+        data : mapping of name to variable
+            What stands for everything that :meth:`__call__` takes of a data set.
+        """
+        vector: Any = self._vector
+        return graph_replace(self._in_terms_of_inputs([self._total()], data), {vector: theta}, strict=False)[0]
+
+    def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
+        """Evaluate at `theta` (draws, dim) for one data set; returns (draws,).
+
+        PyMC's density of a circular variable is periodic, and so improper; here it is that of one period.
+        """
+        log_density = self._evaluate(theta, data)[0]
+        if self._circular.any():
+            outside = (np.abs(theta[:, self._circular]) > np.pi).any(axis=1)
+            log_density = np.where(outside, -np.inf, log_density)
+        return log_density
+
+    @cached_property
+    def _circular(self) -> np.ndarray:
+        return self.spec.circular
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        return [()]
+
+
+class LogPrior(LogDensity):
+    """Log density of the value variables that are simulated: with Jacobians, without data and potentials."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        free = [model[p.name] for p in self.spec.parameters]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        terms = transformed_conditional_logp(
+            free,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in free},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in free},
+        )
+        return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be evaluated; None where it can."""
+        model = self.spec.model
+        without = [p.name for p in self.spec.parameters if not has_density(model, model[p.name])]
+        if self.spec.nuisance:
+            return f"the marginal prior without {', '.join(p.name for p in self.spec.nuisance)} has no closed density"
+        return f"{', '.join(without)} can be simulated only" if without else None
+
+
+class Constrain(_DrawFunctions):
+    """Free variables on their own scale and deterministics, from unconstrained draws."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of what is returned, in PyMC's order: free variables, then deterministics."""
+        return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        graphs = model.replace_rvs_by_values([model[name] for name in self.names])
+        return self._compile([plain(g) for g in graphs])
+
+    def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
+        """Map `theta` (draws, dim) to name -> (draws, *shape) for one data set."""
+        return dict(zip(self.names, self._evaluate(theta, data), strict=True))
+
+    def _shapes(self, data: Data) -> list[tuple[int, ...]]:
+        model = self.spec.model
+        shapes = evaluated_shapes(model, [model[name] for name in self.names])
+        return [shapes[name] for name in self.names]
+
+
+class Unconstrain:
+    """Unconstrained parameters from variables on their own scale, for simulations made elsewhere."""
+
+    def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
+        self.spec = spec
+        self._compile_kwargs = compile_kwargs
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        sequences: list[tuple[Any, Any]] = []
+        replacements: dict[Any, Any] = {}
+        for p in self.spec.parameters:
+            rv = model[p.name]
+            placeholder = pt.tensor(p.name, dtype=p.dtype, shape=p.shape)
+            sequences.append((placeholder, batched_input(f"{p.name}_draws", p.dtype, p.shape)))
+            replacements[rv] = like(rv, placeholder)
+        for c in self.spec.context:
+            sequences.append((model[c.name], batched_input(c.name, c.dtype, c.shape)))
+        flat = flat_unconstrained(self.spec)
+        replacements |= held_constants(self.spec)
+        return scan_over(
+            graph_replace([flat], replacements, strict=False),
+            sequences=sequences,
+            compile_kwargs=self._compile_kwargs,
+        )
+
+    @cached_property
+    def _interpreted(self) -> Any:
+        """One draw, interpreted: for a few draws, compiling would take longer."""
+        replacements: dict[Any, Any] = dict(held_constants(self.spec))
+        inputs = []
+        for v in self._wanted:
+            var = self.spec.model[v.name]
+            inputs.append(pt.tensor(v.name, dtype=v.dtype, shape=v.shape))
+            replacements[var] = like(var, inputs[-1])
+        (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
+        mode = Mode(linker="py", optimizer="fast_compile")
+        return pm.compile(inputs, flat, mode=mode, on_unused_input="ignore")
+
+    def one(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Map free and context variables of one draw, name -> (*shape), to (dim,)."""
+        return self._interpreted(*[variables[v.name] for v in self._wanted])
+
+    @property
+    def _wanted(self) -> list[Parameter | DataVariable]:
+        return [*self.spec.parameters, *self.spec.context]
+
+    def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Map free and context variables, name -> (n, *shape), to (n, dim)."""
+        names = [p.name for p in self.spec.parameters] + [c.name for c in self.spec.context]
+        return self._function(*[variables[name] for name in names])[0]
+
+
+class LogDensityByVariable(_DrawFunctions):
+    """Each variable's and potential's own part of the joint log density."""
+
+    @cached_property
+    def _function(self) -> Any:
+        model = self.spec.model
+        with_density = [rv for rv in self._variables if rv in model.basic_RVs]
+        # not by model.logp, which derives the density of every variable, and fails where one has none
+        graphs = transformed_conditional_logp(
+            with_density,
+            rvs_to_values={rv: model.rvs_to_values[rv] for rv in with_density},
+            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in with_density},
+        )
+        graphs = model.replace_rvs_by_values([*graphs, *model.potentials])
+        return self._compile([plain(g) for g in graphs])
+
+    @cached_property
+    def _variables(self) -> list[Any]:
+        """Those that have a density."""
+        model = self.spec.model
+        return [rv for rv in model.basic_RVs if has_density(model, rv)] + list(model.potentials)
+
+    def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
+        """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
+        values = self._function(theta, *[data[name] for name in self._input_names])
+        return dict(zip([v.name for v in self._variables], values, strict=True))

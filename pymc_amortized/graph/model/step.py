@@ -1,0 +1,141 @@
+"""The graph of one simulation: values, unconstrained values, and whether the model's density accepts them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pymc as pm
+import pytensor.tensor as pt
+from pymc.distributions.simulator import SimulatorRV
+from pymc.distributions.transforms import Ordered
+from pytensor.graph.replace import clone_replace, graph_replace
+from pytensor.graph.traversal import ancestors
+from pytensor.tensor.random.op import RandomVariable
+
+from pymc_amortized.graph.model.constants import close_constants
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.model.suitability import core_op
+from pymc_amortized.graph.model.tensors import like, plain
+
+
+def held_constants(spec: ModelSpec) -> dict[Any, Any]:
+    """What is the same for all data sets in the snapshot, and constants of the values it holds."""
+    return {spec.variable(v.name): _constant(spec, v) for v in spec.unchanging}
+
+
+def closed_model(spec: ModelSpec) -> pm.Model:
+    """Return the snapshot as the model was written: with constants for what it held in unnamed arrays."""
+    return close_constants(spec.model, {spec.symbols[v.name]: _constant(spec, v) for v in spec.constants})
+
+
+def _constant(spec: ModelSpec, variable: DataVariable) -> Any:
+    var = spec.variable(variable.name)
+    return like(var, pt.constant(spec.held[variable.name], name=variable.name))
+
+
+def length_inputs(spec: ModelSpec) -> dict[Any, Any]:
+    """Lengths of the snapshot's dimensions that vary, and the inputs that stand in for them."""
+    lengths = {r.dim: spec.model.dim_lengths[r.dim] for r in spec.sizes}
+    return {shared: shared.type.clone()(name=dim) for dim, shared in lengths.items()}
+
+
+def flat_unconstrained(spec: ModelSpec) -> Any:
+    """Parameters on the scale of their value variables, as one vector."""
+    model = spec.model
+    values = [unconstrained(model, model[p.name]).flatten() for p in spec.parameters]
+    return pt.concatenate(values).astype("float64")
+
+
+def simulation_graph(spec: ModelSpec, names: list[str], given: Mapping[Any, Any] | None = None) -> list[Any]:
+    """One simulation: a check for each random variable, the flat parameters, and the named values.
+
+    What is `given` stands in the place of free variables.
+
+    A check is False where the draw has no finite log density given its parents, or no finite unconstrained
+    image; checks are in the order of ``spec.model.basic_RVs``.
+    """
+    model = spec.model
+    checks = pt.stack([_is_finite(model, rv) for rv in model.basic_RVs])
+    outputs = [checks, flat_unconstrained(spec), *(plain(model[name]) for name in names)]
+    outputs = graph_replace(outputs, given, strict=False) if given else _sort_exchangeable(model, outputs)
+    # rebuilt, so that the shapes of constants become static and compiled loops need not check them
+    return clone_replace(outputs, held_constants(spec), rebuild_strict=False)
+
+
+def unconstrained(model: pm.Model, rv: Any) -> Any:
+    """Value of a free variable on the scale of its value variable."""
+    transform = model.rvs_to_transforms[rv]
+    return plain(rv if transform is None else transform.forward(rv, *rv.owner.inputs))
+
+
+def _is_finite(model: pm.Model, rv: Any) -> Any:
+    """Whether the draw has a finite log density given its parents, and a finite unconstrained image."""
+    checks = []
+    if rv in model.free_RVs:
+        checks.append(pt.isfinite(unconstrained(model, rv)).all())
+    checks.append(pt.isfinite(_own_log_density(model, rv)).all())
+    return pt.all(pt.stack(checks))
+
+
+def _own_log_density(model: pm.Model, rv: Any) -> Any:
+    """Log density of a draw given its parents, of which it uses the same draws.
+
+    Parents are hidden from PyMC while it derives the density: it would take apart and duplicate random ones.
+    """
+    if isinstance(core_op(rv), SimulatorRV):
+        return plain(rv)  # what PyMC calls its density simulates again
+    value = rv.type()
+    parents = {v: v.type() for v in model.basic_RVs if v is not rv}
+    (alone,) = clone_replace([rv], parents)
+    try:
+        density = pm.logp(alone, value, warn_rvs=False)
+    except (NotImplementedError, RuntimeError):
+        return plain(rv)  # a variable without density is fine where its value is finite
+    drawn = {value: rv, **{placeholder: v for v, placeholder in parents.items()}}
+    return graph_replace([plain(density)], drawn, strict=False)[0]
+
+
+def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:
+    """Sort independent, identically distributed elements that an ordering transform restricts.
+
+    The density under the transform is that of the ordered vector; for exchangeable elements, sorting draws from it
+    where rejecting would keep one draw in k!.
+    """
+    replacements: dict[Any, Any] = {}
+    for rv in _sorted_variables(model):
+        sign = 1 if model.rvs_to_transforms[rv].ascending else -1
+        replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
+    return graph_replace(outputs, replacements, strict=False) if replacements else outputs
+
+
+def _sorted_variables(model: pm.Model) -> list[Any]:
+    """Free variables whose draws are sorted rather than rejected."""
+    found: list[Any] = []
+    for rv in model.free_RVs:
+        if not isinstance(model.rvs_to_transforms[rv], Ordered) or not _identically_distributed(rv):
+            continue
+        if set(found).isdisjoint(ancestors([rv])):  # else its parent is sorted already: left to rejection
+            found.append(rv)
+    return found
+
+
+def log_orderings(spec: ModelSpec) -> float:
+    """Log of how many orderings of prior draws the simulator takes for the one that the density allows.
+
+    The density of a vector of k exchangeable elements under an ordering transform integrates to 1 / k!.
+    """
+    shapes = {p.name: p.shape for p in (*spec.parameters, *spec.nuisance)}
+    total = 0.0
+    for rv in _sorted_variables(spec.model):
+        *batch, length = shapes[rv.name]
+        total += math.prod(batch) * math.lgamma(length + 1)
+    return total
+
+
+def _identically_distributed(rv: Any) -> bool:
+    op = rv.owner.op
+    if not isinstance(op, RandomVariable) or op.ndim_supp > 0 or rv.type.ndim == 0:
+        return False
+    return all(p.type.ndim == 0 or p.type.broadcastable[-1] for p in op.dist_params(rv.owner))

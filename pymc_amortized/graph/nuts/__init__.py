@@ -1,0 +1,1 @@
+"""NUTS for many data sets of one model, compiled once."""

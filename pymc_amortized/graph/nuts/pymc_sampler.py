@@ -1,0 +1,169 @@
+"""NUTS on a whitened model: compiled once, run for one data set after the other.
+
+By nutpie where it is installed, as ``pm.sample`` does; else by PyMC's own step method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+import pymc as pm
+
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel
+
+Values = Mapping[str, np.ndarray]
+
+
+class OutOfTimeError(Exception):
+    """A run was stopped at its deadline."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how carefully to sample."""
+
+    chains: int
+    draws: int
+    tune: int
+    target_accept: float
+
+
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """What a run returns.
+
+    Attributes
+    ----------
+    z : ndarray (chains, draws, size)
+    divergences : int
+        After tuning.
+    """
+
+    z: np.ndarray
+    divergences: int
+
+
+class Sampler(Protocol):
+    """Draws from the posterior of a whitened model."""
+
+    def __call__(
+        self, values: Values, starts: np.ndarray, settings: Settings, seed: np.random.SeedSequence, deadline: float
+    ) -> Chains:
+        """Run NUTS for one data set.
+
+        Parameters
+        ----------
+        values : mapping of name to ndarray
+            From :meth:`WhitenedModel.values`.
+        starts : ndarray (n, size)
+            Points at which chains may start.
+        settings : Settings
+        seed : numpy.random.SeedSequence
+        deadline : float
+            By ``time.monotonic``.
+
+        Raises
+        ------
+        OutOfTimeError
+            At the deadline.
+        """
+        ...
+
+
+def nuts_sampler(whitened: WhitenedModel, compile_kwargs: CompileKwargs | None = None) -> Sampler:
+    """Compile a sampler: nutpie's, if it is installed and `compile_kwargs` do not choose a mode that it has not."""
+    if find_spec("nutpie") is not None and not (compile_kwargs or {}).get("mode"):
+        return NutpieSampler(whitened)
+    return PyMCSampler(whitened, compile_kwargs)
+
+
+class NutpieSampler:
+    """NUTS of nutpie, which runs all chains at once in threads of its own."""
+
+    def __init__(self, whitened: WhitenedModel) -> None:
+        import nutpie
+
+        self._sample = nutpie.sample
+        self._compiled = nutpie.compile_pymc_model(whitened.model)
+        self._read = {shared.name for shared in self._compiled.shared_var_keys}
+
+    def __call__(
+        self, values: Values, starts: np.ndarray, settings: Settings, seed: np.random.SeedSequence, deadline: float
+    ) -> Chains:
+        """Run NUTS for one data set."""
+
+        def start(chain_seed: Any) -> np.ndarray:
+            # by the chain's seed, not in turn: threads ask in any order
+            return starts[np.random.default_rng(chain_seed).integers(len(starts))]
+
+        read = {name: value for name, value in values.items() if name in self._read}
+        run = self._sample(
+            replace(self._compiled.with_data(**read), initial_point_func=start),
+            chains=settings.chains,
+            draws=settings.draws,
+            tune=settings.tune,
+            target_accept=settings.target_accept,
+            seed=int(seed.generate_state(1)[0]),
+            save_warmup=False,
+            progress_bar=False,
+            blocking=False,
+        )
+        try:
+            tree = run.wait(timeout=None if deadline == np.inf else max(deadline - time.monotonic(), 0.0))
+        except TimeoutError:
+            run.cancel()
+            raise OutOfTimeError from None
+        except BaseException:  # an interrupt as well: threads must not go on
+            run.cancel()
+            raise
+        return Chains(tree.posterior[NAME].to_numpy(), int(tree.sample_stats["diverging"].sum()))
+
+
+class PyMCSampler:
+    """NUTS of PyMC, one chain after the other."""
+
+    def __init__(self, whitened: WhitenedModel, compile_kwargs: CompileKwargs | None = None) -> None:
+        self._model, self._shared = whitened.model, whitened.shared
+        self._origin = {NAME: np.zeros(whitened.size)}
+        self._log_density = self._model.logp_dlogp_function(
+            ravel_inputs=True, initial_point=self._origin, **(compile_kwargs or {})
+        )
+
+    def __call__(
+        self, values: Values, starts: np.ndarray, settings: Settings, seed: np.random.SeedSequence, deadline: float
+    ) -> Chains:
+        """Run NUTS for one data set."""
+        for name, value in values.items():
+            self._shared[name].set_value(value)
+        runs = []
+        for rng in np.random.default_rng(seed).spawn(settings.chains):
+            runs.append(self._chain(starts[rng.integers(len(starts))], settings, rng, deadline))
+        return Chains(np.stack([z for z, _ in runs]), sum(divergences for _, divergences in runs))
+
+    def _chain(
+        self, start: np.ndarray, settings: Settings, rng: np.random.Generator, deadline: float
+    ) -> tuple[np.ndarray, int]:
+        step = pm.NUTS(
+            model=self._model,
+            logp_dlogp_func=self._log_density,
+            initial_point=self._origin,
+            target_accept=settings.target_accept,
+            rng=rng,
+        )
+        step.setup_chain(rng, settings.tune, settings.draws)
+        point, draws = {NAME: start}, []
+        for i in range(settings.tune + settings.draws):
+            if time.monotonic() > deadline:
+                raise OutOfTimeError
+            if i == settings.tune:
+                step.stop_tuning()
+            point, _ = step.step(point)
+            if i >= settings.tune:
+                draws.append(point[NAME])
+        return np.stack(draws), step.divergences

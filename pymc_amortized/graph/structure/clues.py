@@ -1,0 +1,268 @@
+"""What a model's graph says about an axis of its data: time, coordinates, groups, components of one draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from pymc.distributions.simulator import SimulatorRV
+from pytensor.compile.builders import OpFromGraph
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import ancestors
+from pytensor.scalar.basic import Add, Cast, Cos, Sin, Sub
+from pytensor.scan.op import Scan
+from pytensor.tensor.basic import ARange
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.extra_ops import CumOp
+from pytensor.tensor.random.op import RandomVariable
+from pytensor.tensor.subtensor import AdvancedSubtensor
+from pytensor.xtensor.indexing import Index
+
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import core_op, op_name, walk
+from pymc_amortized.graph.structure.carriers import Array, Pair, is_grid, is_monotone
+
+TIME_SERIES = frozenset({"AutoRegressiveRV", "GARCH11RV", "RandomWalkRV", "EulerMaruyamaRV"})
+"""PyMC's distributions over a time axis (and those that inherit from them)."""
+
+
+def event_axes(spec: ModelSpec, name: str) -> range:
+    """Axes of an observed variable that one draw of its distribution spans."""
+    var = spec.model[name]
+    ndim = var.type.ndim
+    return range(ndim - int(getattr(core_op(var), "ndim_supp", 0)), ndim)
+
+
+def grids(spec: ModelSpec, arrays: Mapping[str, Array], pairs: Iterable[Pair]) -> list[str]:
+    """Fixed arrays that are equally spaced coordinates along an axis."""
+    return [
+        name for name, axis in pairs if arrays[name].role in ("fixed", "constant") and is_grid(spec.held[name], axis)
+    ]
+
+
+def sequence_evidence(spec: ModelSpec, arrays: Mapping[str, Array], pair: Pair, related: Iterable[Pair]) -> str | None:
+    """Why an axis whose rows cannot be permuted is ordered; None where nothing says so.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    arrays : dict of name to Array
+    pair : tuple of str and int
+        An observed variable and its axis.
+    related : iterable of pairs
+        What has the axis, or may have it.
+    """
+    name, axis = pair
+    var = spec.model[name]
+    related = list(related)
+    for other, along in [pair, *(p for p in related if arrays[p[0]].role in ("free", "observed"))]:
+        if _is_time(spec.model[other], along):
+            what = op_name(spec.model[other]).removesuffix("RV")
+            return f"{other} is a time series ({what})" if other == name else f"it is the time of {other} ({what})"
+    if axis in event_axes(spec, name):
+        if _has_scan(var):
+            return f"{name} is computed by a scan"
+    else:
+        for ancestor in _graph(var):
+            if _is_series(ancestor):
+                return f"{name} depends on the time series {ancestor.name} ({op_name(ancestor).removesuffix('RV')})"
+            if _has_scan(ancestor):
+                return f"{name} is computed by a scan"
+            if ancestor.owner is not None and isinstance(ancestor.owner.op, CumOp):
+                return f"{name} is computed by cumulation"
+    if axis in event_axes(spec, name):  # hyperparameters of free variables are no coordinates of its components
+        direct = set(ancestors([var], blockers=spec.model.free_RVs))
+        related = [p for p in related if arrays[p[0]].role == "observed" or spec.variable(p[0]) in direct]
+    regular = grids(spec, arrays, related)
+    if regular:
+        return f"{regular[0]} is a regular grid along it"
+    if any(_computes_with_positions(v) for v in ancestors([var], blockers=spec.model.free_RVs)):
+        return f"{name} is computed from the numbers of its entries (arange)"
+    return _kernel(spec, arrays, var, related)
+
+
+def _computes_with_positions(var: Any) -> bool:
+    """Whether a variable is arithmetic with 0, 1, 2, ..., which elsewhere are but indices."""
+    if var.owner is None or not isinstance(var.owner.op, Elemwise):
+        return False
+    inputs = list(var.owner.inputs)
+    while any(v.owner is not None and isinstance(v.owner.op, DimShuffle) for v in inputs):
+        inputs = [v.owner.inputs[0] if v.owner and isinstance(v.owner.op, DimShuffle) else v for v in inputs]
+    return any(v.owner is not None and isinstance(v.owner.op, ARange) for v in inputs)
+
+
+def coordinates(spec: ModelSpec, arrays: Mapping[str, Array], pairs: Iterable[Pair]) -> list[str]:
+    """Fixed arrays that hold one increasing number for each entry of an axis."""
+    return [n for n, i in pairs if arrays[n].role in ("fixed", "constant") and is_monotone(spec.held[n], i)]
+
+
+def _kernel(spec: ModelSpec, arrays: Mapping[str, Array], var: Any, related: Iterable[Pair]) -> str | None:
+    """Covariances over one increasing coordinate."""
+    increasing = coordinates(spec, arrays, related)
+    if increasing and any("Cholesky" in _node_name(v) or op_name(v) == "MvNormalRV" for v in _graph(var)):
+        return f"{increasing[0]} is an increasing coordinate of a covariance"
+    return None
+
+
+def basis_over(spec: ModelSpec, observed: str, grid: str) -> bool:
+    """Whether a coordinate enters through several sines or cosines: the basis of an approximate Gaussian process."""
+    symbol = spec.variable(grid)
+    for var in _graph(spec.model[observed]):
+        op = None if var.owner is None else var.owner.op
+        waves = isinstance(op, Elemwise) and isinstance(op.scalar_op, Sin | Cos)
+        if waves and var.type.ndim > 1 and min(var.type.shape[-2:], key=lambda n: n or 0) != 1:
+            if symbol in set(ancestors([var])):
+                return True
+    return False
+
+
+def group_index(
+    spec: ModelSpec, arrays: Mapping[str, Array], observed: Iterable[str], pairs: Iterable[Pair]
+) -> dict[str, int]:
+    """Integer arrays with nothing but the axis that pick from something that depends on free variables.
+
+    Returns
+    -------
+    dict of str to int
+        How many groups each tells apart; the most first.
+    """
+    nodes = list(_indexing([spec.model[name] for name in observed]))
+    free = set(spec.model.free_RVs)
+    found: dict[str, int] = {}
+    for name, _ in pairs:
+        array = arrays[name]
+        if len(array.shape) != 1 or array.role in ("observed", "free") or np.dtype(array.dtype).kind not in "iu":
+            continue
+        largest, smallest = int(spec.held[name].max()), int(spec.held[name].min())
+        symbol = spec.variable(name)
+        for node in nodes:
+            indexed, *indices = node.inputs
+            if smallest < 0 or symbol not in set(ancestors(indices)) or free.isdisjoint(ancestors([indexed])):
+                continue
+            length = indexed.type.shape[0] if indexed.type.ndim else None
+            exact = _picks_first(node) or indexed.type.ndim == 1
+            found[name] = max(found.get(name, 0), largest + 1, int(length or 0) if exact else 0)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def index_limits(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Smallest and largest value of context arrays that pick elements: compiled code does not look whether these exist.
+
+    Arrays that are used as they are, or counted from another number on (``effect[index - 1]``).
+    """
+    limits: dict[str, tuple[int, int]] = {}
+    symbols = {spec.variable(v.name): v.name for v in spec.context}
+    for node in _indexing([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]):
+        for index, length in _picks(node):
+            symbol, shift = _shifted(index)
+            if length and symbol in symbols:
+                low, high = limits.get(symbols[symbol], (-shift, length - 1 - shift))
+                limits[symbols[symbol]] = (max(low, -shift), min(high, length - 1 - shift))
+    return limits
+
+
+def _picks(node: Any) -> Iterator[tuple[Any, int | None]]:
+    """Index arrays of a node, and the lengths of what they pick from."""
+    indexed, *indices = node.inputs
+    if isinstance(node.op, Index):
+        if indexed.type.ndim == 1 and indices:
+            yield indices[0], indexed.type.shape[0]
+        return
+    for axis, entry in enumerate(node.op.idx_list):
+        if isinstance(entry, int):
+            yield indices[entry], indexed.type.shape[axis]
+
+
+def _shifted(var: Any) -> tuple[Any, int]:
+    """What an index is computed from, seen through casts and added constants, and what is added."""
+    op = None if var.owner is None else var.owner.op
+    if isinstance(op, DimShuffle):
+        return _shifted(var.owner.inputs[0])
+    if not isinstance(op, Elemwise):
+        return var, 0
+    if isinstance(op.scalar_op, Cast):
+        return _shifted(var.owner.inputs[0])
+    if isinstance(op.scalar_op, Add | Sub) and len(var.owner.inputs) == 2:
+        one, two = var.owner.inputs
+        sign = -1 if isinstance(op.scalar_op, Sub) else 1
+        if (added := _whole_constant(two)) is not None:
+            symbol, shift = _shifted(one)
+            return symbol, shift + sign * added
+        if sign == 1 and (added := _whole_constant(one)) is not None:
+            symbol, shift = _shifted(two)
+            return symbol, shift + added
+    return var, 0
+
+
+def _whole_constant(var: Any) -> int | None:
+    """A whole number that is a constant of the graph."""
+    while var.owner is not None and isinstance(var.owner.op, DimShuffle):
+        var = var.owner.inputs[0]
+    if not isinstance(var, Constant) or np.size(var.data) != 1:
+        return None
+    value = float(np.asarray(var.data).reshape(()))
+    return int(value) if value == int(value) else None
+
+
+def drawn_independently(spec: ModelSpec, pair: Pair) -> bool:
+    """Whether the graph alone shows that rows are independent and identically distributed.
+
+    They are where the axis is one over which the distribution repeats its draws with the same parameters, and nothing
+    else of the model depends on them. A ``pm.Simulator`` may do with its size what it likes.
+    """
+    name, axis = pair
+    var = spec.model[name]
+    op = core_op(var)
+    if not isinstance(op, RandomVariable) or isinstance(op, SimulatorRV) or op is not var.owner.op:
+        return False
+    if axis in event_axes(spec, name):
+        return False
+    batch = var.type.ndim - op.ndim_supp
+    for parameter, core in zip(op.dist_params(var.owner), op.ndims_params, strict=True):
+        own = axis - batch + parameter.type.ndim - core
+        if own >= 0 and not parameter.type.broadcastable[own]:
+            return False
+    others = [v for v in (*spec.model.basic_RVs, *spec.model.potentials) if v is not var]
+    return var not in set(ancestors(others))
+
+
+def _graph(var: Any) -> Iterator[Any]:
+    return walk([var], through_shapes=False)
+
+
+def _node_name(var: Any) -> str:
+    """Name of the operation, also inside one that works on batches."""
+    op = None if var.owner is None else var.owner.op
+    return type(getattr(op, "core_op", op)).__name__
+
+
+def _is_series(var: Any) -> bool:
+    return any(cls.__name__ in TIME_SERIES for cls in type(core_op(var)).__mro__)
+
+
+def _is_time(var: Any, axis: int) -> bool:
+    """Whether an axis is the time of a time series: the first that one draw spans."""
+    return _is_series(var) and axis == var.type.ndim - core_op(var).ndim_supp
+
+
+def _has_scan(var: Any) -> bool:
+    op = None if var.owner is None else var.owner.op
+    if isinstance(op, OpFromGraph):
+        inner = walk(op.inner_outputs, through_shapes=False)
+        return any(v.owner is not None and isinstance(v.owner.op, Scan) for v in inner)
+    return isinstance(op, Scan)
+
+
+def _indexing(roots: Iterable[Any]) -> Iterator[Any]:
+    seen = set()
+    for var in walk(list(roots), through_shapes=False):
+        node = var.owner
+        if node is not None and node not in seen and isinstance(node.op, AdvancedSubtensor | Index):
+            seen.add(node)
+            yield node
+
+
+def _picks_first(node: Any) -> bool:
+    """Whether it is the first axis that is indexed."""
+    return isinstance(node.op, AdvancedSubtensor) and not isinstance(node.op.idx_list[0], slice)

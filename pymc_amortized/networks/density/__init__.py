@@ -1,0 +1,1 @@
+"""Inference networks: conditional densities of parameters, given a summary of the data."""

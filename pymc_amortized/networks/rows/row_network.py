@@ -1,0 +1,169 @@
+"""The density of a row as a torch module: what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.row_density.column_density import ColumnDensity, RowSize, chosen
+from pymc_amortized.row_density.columns import Layout
+
+__all__ = ["RowNetwork", "TorchArrays"]
+
+
+class TorchArrays:
+    """torch's functions, by the names of :class:`pymc_amortized.row_density.namespaces.Arrays`."""
+
+    exp, log, log1p, expm1, tanh = torch.exp, torch.log, torch.log1p, torch.expm1, torch.tanh
+    sigmoid, softplus, abs = torch.sigmoid, staticmethod(nn.functional.softplus), torch.abs
+    log_ndtr, silu = torch.special.log_ndtr, staticmethod(nn.functional.silu)
+
+    @staticmethod
+    def maximum(x: Tensor, bound: float) -> Tensor:
+        """At least `bound`."""
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def minimum(x: Tensor, bound: float) -> Tensor:
+        """At most `bound`."""
+        return x.clamp_max(bound)
+
+    @staticmethod
+    def where(condition: Tensor, x: Any, y: Any) -> Tensor:
+        """One where the condition holds, the other elsewhere."""
+        return torch.where(condition, x, y)
+
+    @staticmethod
+    def stack(parts: Sequence[Tensor]) -> Tensor:
+        """Stack on a new first axis."""
+        return torch.stack(list(parts))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Tensor]) -> Tensor:
+        """Join along the first axis."""
+        return torch.cat(list(parts))
+
+    @staticmethod
+    def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """Cut the first axis into parts."""
+        return x.split(list(sizes))
+
+    @staticmethod
+    def logsumexp(x: Tensor) -> Tensor:
+        """Over the first axis."""
+        # torch's own is three times as slow over a first axis
+        largest = x.detach().amax(0)
+        return (x - largest).exp().sum(0).log() + largest
+
+
+TORCH = TorchArrays()
+
+
+class RowNetwork(nn.Module):
+    """A network for each column of a row.
+
+    Parameters
+    ----------
+    layout : Layout
+    size : RowSize
+    """
+
+    def __init__(self, layout: Layout, size: RowSize) -> None:
+        super().__init__()
+        self.layout, self.size = layout, size
+        self.columns = [ColumnDensity(layout, i, size) for i in range(len(layout.columns))]
+        self.weights = nn.ModuleList(_initialized(column) for column in self.columns)
+
+    def loss(self, z: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Mean negative log density of prepared rows; a scalar.
+
+        Parameters
+        ----------
+        z : Tensor
+            (batch, 1), the logarithm of the derivative of what was done to a row, so that losses are those of the data.
+        encoded : mapping
+            From :func:`pymc_amortized.row_density.prepared.prepare`: "parameters" (batch, inputs), and for the column
+            at position i "given i", "values i", each (batch, ...). Where several rows share their parameters
+            (:func:`~pymc_amortized.row_density.prepared.prepare_together`): "given i" and "values i" (batch, each,
+            ...), and "fine" (batch, each), which is 0 for those that do not count; `z` is then summed over rows.
+        """
+        log_density, fine = self.log_density(encoded), encoded.get("fine")
+        if fine is None:
+            return -(log_density + z[:, 0]).mean()
+        return -((log_density * fine).sum() + z.sum()) / fine.sum().clamp_min(1.0)
+
+    def log_density(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Log density (batch,), or (batch, each), of prepared rows."""
+        f = encoded["parameters"].mT
+        total: Tensor | float = 0.0
+        for i, (column, weights) in enumerate(zip(self.columns, self.weights, strict=True)):
+            total = total + self._column(i, column, dict(weights.items()), f, encoded)  # type: ignore[operator]
+        assert isinstance(total, Tensor)
+        return total
+
+    def _column(
+        self, i: int, column: ColumnDensity, weights: dict[str, Any], f: Tensor, encoded: Mapping[str, Tensor]
+    ) -> Tensor:
+        values = encoded[f"values {i}"].movedim(-1, 0)
+        given = encoded[f"given {i}"].movedim(-1, 0) if column.given else None
+        shape = values.shape[1:]
+        if len(shape) == 1:
+            heads = column.evaluate(TORCH, weights, f, given)
+        elif given is None:  # once for all rows that share their parameters
+            heads = [head[..., None] for head in column.evaluate(TORCH, weights, f, None)]
+        else:
+            of_rows = f[..., None].expand(-1, *shape).flatten(1)
+            heads = [h.unflatten(1, shape) for h in column.evaluate(TORCH, weights, of_rows, given.flatten(1))]
+        switch = self.layout.switch(i)
+        head = chosen(heads, None if switch is None else encoded[f"values {switch}"].movedim(-1, 0))
+        if column.column.kind == "categorical":
+            return column.log_probability(TORCH, head, values)
+        if column.column.kind == "count":
+            return column.log_mass(TORCH, head, values[0], values[1], values[2] > 0, values[3] > 0)
+        return column.log_density(TORCH, head, values[0])
+
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """The weights of each column's network in float64, for NumPy and PyTensor."""
+        return [
+            {name: value.detach().cpu().double().numpy() for name, value in weights.items()}  # type: ignore[operator]
+            for weights in self.weights
+        ]
+
+    def start_at(self, position: int, linear: np.ndarray, bias: np.ndarray) -> None:
+        """Set the linear part of a column's network, which is 0 before.
+
+        Parameters
+        ----------
+        linear : ndarray (heads, started, linear inputs)
+            For the first numbers of each head.
+        bias : ndarray (heads, started)
+        """
+        weights: Any = self.weights[position]
+        heads, started = bias.shape
+        with torch.no_grad():
+            weights["linear"].unflatten(0, (heads, -1))[:, :started] = torch.as_tensor(linear, dtype=torch.float32)
+            weights["leave_bias"].unflatten(0, (heads, -1))[:, :started] = torch.as_tensor(bias, dtype=torch.float32)
+
+
+def _initialized(column: ColumnDensity) -> nn.ParameterDict:
+    """Hidden layers at random; what leaves the network is 0, and components together are the standard normal."""
+    weights = nn.ParameterDict()
+    for name, shape in column.shapes().items():
+        value = torch.zeros(shape)
+        if name in ("enter", "given") or (name.startswith("middle") and len(shape) == 2):
+            nn.init.normal_(value, std=shape[1] ** -0.5)
+        weights[name] = nn.Parameter(value)
+    nn.init.normal_(weights["enter_bias"], std=0.5)
+    if column.column.kind != "categorical":
+        k = column.size.components
+        locations = torch.linspace(-0.5, 0.5, k)
+        head = torch.zeros(column.numbers)
+        head[2 + k : 2 + 2 * k] = locations
+        head[2 + 2 * k :] = 0.5 * torch.log(1 - locations.var(correction=0))
+        with torch.no_grad():
+            weights["leave_bias"].copy_(head.repeat(column.heads))
+    return weights

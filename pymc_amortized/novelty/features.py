@@ -1,0 +1,74 @@
+"""What a data set is compared with simulations by: its learned summary, and the shape of its residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pymc_amortized.networks.choices import encoded_arrays
+from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
+from pymc_amortized.novelty.shape import ShapeStatistics
+from pymc_amortized.numerics.blocks import blocks
+
+__all__ = ["NoveltyFeatures"]
+
+AT_ONCE = 1_000  # data sets
+
+
+class Summarizing(Protocol):
+    """A network that encodes and summarizes data."""
+
+    encoder: DataEncoder
+
+    @property
+    def features(self) -> int:
+        """Width of the summary."""
+        ...
+
+    def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
+        """Raw data (batch, *shape) -> what is summarized."""
+        ...
+
+    def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Encoded data -> features (batch, features)."""
+        ...
+
+
+class NoveltyFeatures:
+    """Features of data sets, in two blocks.
+
+    Parameters
+    ----------
+    network : Summarizing
+        A posterior network, or a classifier.
+    """
+
+    def __init__(self, network: Summarizing) -> None:
+        self.network = network
+        self._shape = ShapeStatistics(encoded_arrays(network.encoder), network.encoder.layout)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Width of the summary, and number of statistics of shape."""
+        return self.network.features, len(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """What the statistics of shape are."""
+        return self._shape.names
+
+    @torch.inference_mode()
+    def __call__(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
+        """Raw data (n, *shape) -> features (n, width), float64."""
+        n = len(next(iter(data.values())))
+        parts = []
+        for rows in blocks(n, AT_ONCE):
+            some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
+            encoded = self.network.encode({name: values[rows] for name, values in data.items()}, some)
+            summary = self.network.summarize(encoded).double().cpu()
+            parts.append(torch.cat([summary, self._shape(encoded)], 1).numpy())
+        return np.nan_to_num(np.concatenate(parts), posinf=1e30, neginf=-1e30)

@@ -1,0 +1,1 @@
+"""Numerical methods on NumPy arrays alone. Nothing here imports anything of this package."""

@@ -1,0 +1,1 @@
+"""From arrays to an ArviZ DataTree, and back."""

@@ -1,0 +1,144 @@
+"""From arrays to ArviZ: the one place where groups, dims and coordinates are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from arviz_base import dict_to_dataset, make_attrs
+from pymc.backends.arviz import coords_and_dims_for_inferencedata
+
+import pymc_amortized
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.simulation.simulator import Simulations
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def posterior_tree(
+    spec: ModelSpec,
+    datasets: DataSets,
+    *,
+    variables: Arrays,
+    sample_stats: Mapping[str, tuple[Sequence[str], np.ndarray]],
+    attrs: Mapping[str, Any],
+) -> xr.DataTree:
+    """Lay out posterior draws as ``pm.sample`` does, after a leading ``dataset`` dim if batched.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    datasets : DataSets
+    variables : mapping of name to ndarray (datasets, chains, draws, *shape)
+    sample_stats : mapping of name to (dims, ndarray (datasets, *dims))
+    attrs : mapping
+        Attributes of the posterior group.
+    """
+    lead = [DATASET_DIM] if datasets.batched else []
+
+    def squeezed(arrays: Arrays) -> dict[str, np.ndarray]:
+        return {k: v if datasets.batched else v[0] for k, v in arrays.items()}
+
+    stats = {k: v for k, (_, v) in sample_stats.items()}
+    stat_dims = {k: [*lead, *dims] for k, (dims, _) in sample_stats.items()}
+    observed = {v.name: datasets.shown(v) for v in spec.observed}
+    groups = {
+        "posterior": _dataset(spec, squeezed(variables), [*lead, "chain", "draw"], datasets, attrs),
+        "sample_stats": _stats_dataset(squeezed(stats), stat_dims, datasets, attrs),
+        "observed_data": _dataset(spec, squeezed(observed), lead, datasets),
+    }
+    given = {c.name: datasets.shown(c) for c in spec.context}
+    given |= {f"{dim}_length": lengths for dim, lengths in datasets.lengths.items()}
+    given |= {f"{name}_missing": mask for name, mask in datasets.missing.items()}
+    constants = _constant_data(spec, squeezed(given), datasets)
+    if constants:
+        groups["constant_data"] = constants
+    return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+
+
+def sample_group(spec: ModelSpec, arrays: Arrays, datasets: DataSets) -> xr.Dataset:
+    """Lay out one group of what was computed for every draw, name -> ndarray (datasets, chains, draws, ...)."""
+    lead = [DATASET_DIM] if datasets.batched else []
+    squeezed = {k: v if datasets.batched else v[0] for k, v in arrays.items()}
+    return _dataset(spec, squeezed, [*lead, "chain", "draw"], datasets)
+
+
+def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
+    """Lay out simulations as ``pm.sample_prior_predictive`` does."""
+    sample = ["chain", "draw"]
+    one = DataSets({}, np.arange(1), False)
+    sets = of_simulations(simulations)
+    predictive = {v.name: sets.shown(v)[None] for v in spec.observed}
+    prior = {name: values[None] for name, values in simulations.variables.items()}
+    attrs = {"simulations_attempted": simulations.attempted}
+    attrs |= {f"dropped {reason}": count for reason, count in simulations.dropped.items()}
+    groups = {
+        "prior": _dataset(spec, prior, sample, one, attrs),
+        "prior_predictive": _dataset(spec, predictive, sample, one),
+    }
+    context = {c.name: sets.shown(c)[None] for c in spec.context}
+    context |= {f"{dim}_length": lengths[None] for dim, lengths in simulations.lengths.items()}
+    if context:
+        groups["prior_context"] = _dataset(spec, context, sample, one)
+    if spec.fixed:
+        groups["constant_data"] = _dataset(spec, {v.name: spec.held[v.name].copy() for v in spec.fixed}, [], one)
+    return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+
+
+def _constant_data(spec: ModelSpec, context: Arrays, datasets: DataSets) -> xr.Dataset | None:
+    lead = [DATASET_DIM] if datasets.batched else []
+    parts = []
+    if spec.fixed:
+        fixed = {v.name: spec.held[v.name].copy() for v in spec.fixed}
+        parts.append(_dataset(spec, fixed, [], DataSets({}, np.arange(1), False)))
+    if context:
+        parts.append(_dataset(spec, context, lead, datasets))
+    return xr.merge(parts, combine_attrs="override") if parts else None
+
+
+def _dataset(
+    spec: ModelSpec,
+    arrays: Arrays,
+    sample_dims: list[str],
+    datasets: DataSets,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    coords, dims = coords_and_dims_for_inferencedata(spec.model)
+    used = {d for name in arrays for d in dims.get(name, ())}
+    varying = {r.dim for r in spec.sizes}
+    coords = {name: labels for name, labels in coords.items() if name in used - varying}
+    coords |= {dim: labels for dim, labels in datasets.coords.items() if dim in used}
+    dims |= {v.name: list(v.dims) for v in spec.data if v.name in arrays and v.dims and v.sized}
+    dims |= {f"{v.name}_missing": dims[v.name] for v in spec.observed if v.missing and v.name in dims}
+    if DATASET_DIM in sample_dims:
+        coords[DATASET_DIM] = datasets.labels
+    laid_out = dict_to_dataset(
+        dict(arrays),
+        attrs=dict(attrs or {}),
+        inference_library=pymc_amortized,
+        coords=coords,
+        # a log density has fewer axes than its variable where that is multivariate
+        dims={name: dims[name][: values.ndim - len(sample_dims)] for name, values in arrays.items() if name in dims},
+        sample_dims=sample_dims,
+    )
+    # what ArviZ averages over: draws, never data sets; so that one of many can be taken out and plotted
+    laid_out.attrs["sample_dims"] = [d for d in sample_dims if d != DATASET_DIM]
+    return laid_out
+
+
+def _stats_dataset(
+    stats: Arrays,
+    dims: Mapping[str, list[str]],
+    datasets: DataSets,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    # laid out by hand: some statistics belong to a data set or a proposal, not to a draw
+    variables = {name: (dims[name], values) for name, values in stats.items()}
+    sizes = {d: n for name in stats for d, n in zip(dims[name], stats[name].shape, strict=True)}
+    coords: dict[str, Any] = {d: np.arange(n) for d, n in sizes.items()}
+    if DATASET_DIM in coords:
+        coords[DATASET_DIM] = datasets.labels
+    return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=pymc_amortized))

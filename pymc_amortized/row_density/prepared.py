@@ -1,0 +1,152 @@
+"""Rows, and what is made of them before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_amortized.row_density.columns import Layout
+from pymc_amortized.row_density.encoding import as_given, edges, encode_parameters, ends, one_hot, penalty, unbounded
+from pymc_amortized.row_density.namespaces import NUMPY, Array, Arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Simulated rows with their parameters.
+
+    Attributes
+    ----------
+    parameters : ndarray (parameters, n)
+    values : ndarray (columns, n)
+    past : ndarray (lags, columns, n) or None
+        Rows before each one, the latest first; NaN where there is none.
+    """
+
+    parameters: np.ndarray
+    values: np.ndarray
+    past: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.values.shape[-1]
+
+    def take(self, index: np.ndarray | slice) -> Rows:
+        """Return some of the rows."""
+        past = None if self.past is None else self.past[..., index]
+        return Rows(self.parameters[:, index], self.values[:, index], past)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Join rows of the same kind."""
+    past = None if parts[0].past is None else np.concatenate([p.past for p in parts if p.past is not None], -1)
+    return Rows(np.concatenate([p.parameters for p in parts], -1), np.concatenate([p.values for p in parts], -1), past)
+
+
+def given_numbers(
+    xp: Arrays, layout: Layout, position: int, values: Sequence[Array], past: Sequence[Sequence[Array]], bound: Array
+) -> Array | None:
+    """What the column at a position sees of earlier rows and columns: (given, rows), or None.
+
+    Parameters
+    ----------
+    values : sequence of (rows,)
+        The columns of the row, in the data's order.
+    past : sequence of sequences
+        For each lag whether there is such a row, then its columns; anything where there is none.
+    bound : sequence of (rows,)
+        The parameters.
+    """
+    numbers: list[Array] = []
+    for exists, *columns in past:
+        numbers.append(exists)
+        for column, y in zip(layout.columns, columns, strict=True):
+            lower = None if column.bound is None else bound[column.bound]
+            numbers += [xp.where(exists > 0, x, 0.0) for x in as_given(xp, column, y, lower)]
+    for earlier in layout.given(position):
+        column = layout.columns[layout.order[earlier]]
+        lower = None if column.bound is None else bound[column.bound]
+        numbers += as_given(xp, column, values[layout.order[earlier]], lower)
+    return xp.stack(numbers) if numbers else None
+
+
+def prepare(layout: Layout, rows: Rows, each: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What training takes of rows, float32.
+
+    Parameters
+    ----------
+    layout : Layout
+    rows : Rows
+    each : int
+        So many rows in a row share their parameters, which are prepared once for them.
+
+    Returns
+    -------
+    log_slope : ndarray (n, 1)
+        The logarithm of the derivative of the transforms.
+    encoded : dict of name to ndarray (n, ...)
+        "parameters" (n / each, inputs), and for the column at position i "given i" and "values i".
+    """
+    with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
+        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters[:, ::each]))
+        past = [] if rows.past is None else [_as_past(row) for row in rows.past]
+        encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
+        for position, index in enumerate(layout.order):
+            column, y = layout.columns[index], rows.values[index]
+            bound = None if column.bound is None else rows.parameters[column.bound]
+            given = given_numbers(NUMPY, layout, position, list(rows.values), past, rows.parameters)
+            if given is not None:
+                encoded[f"given {position}"] = given
+            if column.kind == "categorical":
+                encoded[f"values {position}"] = one_hot(NUMPY, column, y)
+            elif column.kind == "count":
+                low, width = edges(NUMPY, column, y)
+                encoded[f"values {position}"] = np.stack([low, width, *ends(column, y)])
+            else:
+                z, slope = unbounded(NUMPY, column, y, bound)
+                encoded[f"values {position}"] = z[None]
+                log_slope = log_slope + slope
+    return log_slope[:, None].astype("float32"), {
+        name: np.ascontiguousarray(value.T, dtype="float32") for name, value in encoded.items()
+    }
+
+
+def prepare_together(layout: Layout, rows: Rows, each: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The same for rows of which so many in a row share their parameters: these are put together.
+
+    Returns
+    -------
+    log_slope : ndarray (n, 1)
+        Summed over rows.
+    encoded : dict of name to ndarray
+        "parameters" (n, inputs); "given i" and "values i" (n, each, ...), 0 where a row is not usable, and "fine" (n,
+        each), which is 0 there.
+    """
+    log_slope, encoded = prepare(layout, rows, each)
+    f = encoded.pop("parameters")
+    fine = usable(log_slope, encoded) & np.repeat(np.isfinite(f).all(1), each)
+
+    def of_rows(values: np.ndarray) -> np.ndarray:
+        return np.where(fine[:, None], values, 0.0).astype("float32").reshape(-1, each, values.shape[1])
+
+    found = {name: of_rows(values) for name, values in encoded.items()}
+    return of_rows(log_slope).sum(1), found | {"parameters": f, "fine": fine.astype("float32").reshape(-1, each)}
+
+
+def usable(log_slope: np.ndarray, encoded: dict[str, np.ndarray]) -> np.ndarray:
+    """Which prepared rows (n,) are finite."""
+    fine = np.isfinite(log_slope).all(1)
+    for value in encoded.values():
+        fine &= np.isfinite(value).all(1)
+    return fine
+
+
+def inside(layout: Layout, parameters: Sequence[np.ndarray]) -> np.ndarray:
+    """Which rows' parameters lie in the region; broadcast over rows."""
+    with np.errstate(all="ignore"):
+        return np.asarray(penalty(NUMPY, layout, parameters)) == 0
+
+
+def _as_past(row: np.ndarray) -> list[np.ndarray]:
+    exists = ~np.isnan(row[0])
+    return [exists.astype(float), *(np.where(exists, y, 1.0) for y in row)]
