@@ -5,7 +5,7 @@ corrected and of raw draws. The posterior of the linear regression then answers 
 one data set again and again; zuko's coupling spline of the same size draws as much beside it. All times and
 ratios come from one run.
 
-Run: python benchmarks/posterior.py [models ...] [--datasets 1]
+Run: python benchmarks/posterior.py [models ...] [--datasets 1] [--steps 500]
 """
 
 from __future__ import annotations
@@ -144,10 +144,11 @@ def datasets(model: pm.Model, name: str, count: int) -> list[np.ndarray]:
     return [held, *simulated]
 
 
-def compare(name: str, count: int) -> tuple[pma.AmortizedPosterior, Nuts | None]:
+def compare(name: str, count: int, steps: int | None) -> tuple[pma.AmortizedPosterior, Nuts | None]:
     """Train on one model and print a line for each data set."""
     model = MODELS[name]()
-    posterior, training = timed(pma.fit_posterior, model, random_seed=1, progressbar=False)
+    options = None if steps is None else pma.Training(num_steps=steps)
+    posterior, training = timed(pma.fit_posterior, model, training=options, random_seed=1, progressbar=False)
     times = None
     for i, y in enumerate(datasets(model, name, count)):
         if name == "conjugate_normal":
@@ -239,12 +240,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all of them by default")
     parser.add_argument("--datasets", type=int, default=1, help="the model's own data set and simulated ones")
+    parser.add_argument("--steps", type=int, help="of training, so that a run can be repeated; by the clock by default")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     names = arguments.models or list(MODELS)
     print(HEADER)
-    kept = {name: compare(name, arguments.datasets) for name in names}
+    kept = {name: compare(name, arguments.datasets, arguments.steps) for name in names}
     if "linear_regression" in kept:
         posterior, times = kept["linear_regression"]
         many(posterior, linear_regression(), times)
