@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.structure import Structure, find_structure
+from pymc_amortized.graph.structure.structure import find_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 SIMULATIONS = 200

@@ -12,7 +12,7 @@ from scipy.special import softmax
 import pymc_amortized as pma
 from pymc_amortized.approximators.comparison.targets import CLEAR, contradiction, targets
 from pymc_amortized.graph.data.datasets import of_simulations
-from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.graph.data.simulations import Simulations
 
 LENGTHS = (5, 20)
 X = np.linspace(-1, 1, LENGTHS[1])

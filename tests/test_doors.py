@@ -14,9 +14,9 @@ from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
-from pymc_amortized.graph.simulation.context import ContextSampler, refuse_indices
+from pymc_amortized.graph.model.indices import index_limits, refuse_indices
+from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.clues import index_limits
 from pymc_amortized.results.unpacking import one_dataset
 
 INDEX = np.arange(12) % 4

@@ -21,11 +21,12 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.replace import graph_replace
 from scipy import stats
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity, Unconstrain
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.structure import find_structure
 
 INTERPRETED = {"mode": "FAST_COMPILE"}

@@ -11,10 +11,11 @@ import pytest
 from models import MODELS
 
 from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.model.axes import Axis, Structure
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.structure import Axis, Structure, find_structure
+from pymc_amortized.graph.structure.structure import find_structure
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 SIMULATIONS = 48

@@ -28,8 +28,8 @@ from pymc_amortized.diagnostics.statistics import (
 )
 from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT, Finding, find, metrics, off, warn
 from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.training.progress_of_checks import Progress
 

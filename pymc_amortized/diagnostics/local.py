@@ -30,7 +30,7 @@ from pymc_amortized.diagnostics.two_sample import Features
 from pymc_amortized.diagnostics.verdict import LEVEL, warn
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.graph.data.simulations import Simulations
 
 EXCHANGES = 999
 """Random exchanges that make the null distribution: p-values down to 0.001."""

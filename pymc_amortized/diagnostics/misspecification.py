@@ -15,8 +15,7 @@ from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequenc
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.simulation.context import refuse_indices
-from pymc_amortized.graph.structure.clues import index_limits
+from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.novelty.features import NoveltyFeatures
 from pymc_amortized.novelty.scores import Discrepancy, Whitening, pvalue, robust, squashed
 from pymc_amortized.numerics.uniformity import holm

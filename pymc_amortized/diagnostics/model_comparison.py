@@ -29,8 +29,8 @@ from pymc_amortized.approximators.fitting.arguments import mapping, whole
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.simulation.context import read_missing
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.numerics.odds import posterior_weights, prior_weights
 from pymc_amortized.numerics.uniformity import p_text
 

@@ -15,8 +15,9 @@ from pymc_amortized.approximators.fitting.arguments import Correction, whole
 from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.graph.simulation.simulator import Simulator
 
 logger = logging.getLogger("pymc_amortized")
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.each import DensitiesOf, EachLogDensity, find_band
 from pymc_amortized.graph.density.missing import Rules
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.parallel import run_tasks
-from pymc_amortized.graph.simulation.simulator import Simulations
-from pymc_amortized.graph.structure.structure import Structure
-from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
@@ -79,7 +79,7 @@ class Sketch:
         How many of these, the first ones, are drawn exactly, given the others: no network learns them.
     """
 
-    inputs: Inputs
+    inputs: DataInputs
     start: PosteriorNetwork
     density: EachLogDensity
     quadratic: Quadratic
@@ -269,7 +269,7 @@ def make_sketch(
     obstacle = sketch_obstacle(spec, gaps)
     if obstacle is not None:
         return obstacle
-    inputs, datasets = Inputs(spec, structure), of_simulations(pilot)
+    inputs, datasets = DataInputs(spec, structure), of_simulations(pilot)
     density = EachLogDensity(spec, gaps, compile_kwargs=compile_kwargs)
     if density.integrated:
         density.band = find_band(density, datasets, pilot.unconstrained)

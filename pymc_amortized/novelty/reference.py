@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
-from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.novelty.features import NoveltyFeatures, Summarizing
 from pymc_amortized.novelty.scores import Reference, Score, Whitening
 
@@ -20,7 +20,7 @@ SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening"
 WHITENING = tuple(field.name for field in fields(Whitening))
 
 
-def features_of(inputs: Inputs, network: Summarizing, datasets: DataSets) -> np.ndarray:
+def features_of(inputs: DataInputs, network: Summarizing, datasets: DataSets) -> np.ndarray:
     """Features (n, width) of data sets."""
     return NoveltyFeatures(network)(**inputs(datasets))
 
@@ -45,7 +45,7 @@ def _scalars(spec: ModelSpec) -> list[str]:
     return [c.name for c in spec.context if not c.shape and c.kind != "categorical"]
 
 
-def learn_reference(inputs: Inputs, network: Summarizing, learned: Simulations, ranked: Simulations) -> Reference:
+def learn_reference(inputs: DataInputs, network: Summarizing, learned: Simulations, ranked: Simulations) -> Reference:
     """Learn the score from some simulations, and score others.
 
     Parameters

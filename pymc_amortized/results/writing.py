@@ -12,8 +12,8 @@ from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
 import pymc_amortized
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
 
 Arrays = Mapping[str, np.ndarray]
 

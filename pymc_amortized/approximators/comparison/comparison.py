@@ -28,14 +28,14 @@ from pymc_amortized.correction.doubt import warn_of_extrapolation, warn_of_many_
 from pymc_amortized.correction.rounds import FEWEST_PROPOSALS
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import Common
+from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.simulation.context import refuse_indices
 from pymc_amortized.graph.simulation.pool import Pool
 from pymc_amortized.graph.simulation.replicas import NoSources
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.structure import Structure
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.features import NoveltyFeatures

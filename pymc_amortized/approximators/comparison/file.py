@@ -39,9 +39,9 @@ from pymc_amortized.approximators.storage.networks import (
     write,
 )
 from pymc_amortized.graph.model.common import common_data
+from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.structure.clues import index_limits
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import number_of_extents, reference_tensors

@@ -22,12 +22,12 @@ from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import FEWEST
 from pymc_amortized.graph.model.common import common_data
+from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.sizes import is_range
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import read_missing
-from pymc_amortized.graph.structure.clues import index_limits
 from pymc_amortized.networks.choices import SummaryChoice, check_choices
 from pymc_amortized.numerics.odds import prior_weights
 from pymc_amortized.training import (

@@ -13,9 +13,9 @@ from pymc_amortized.approximators.comparison.comparison import AmortizedComparis
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison.table import DECISIVE, disagreement
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.simulation.atoms import atoms
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.numerics.odds import Calibration
 from pymc_amortized.training import Trained, report
 

@@ -19,12 +19,12 @@ from scipy.special import log_softmax
 from pymc_amortized.approximators.comparison.model_evidence import data_of, fits
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import find_rules
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.simulation.simulator import Simulations
-from pymc_amortized.graph.structure.structure import Structure
 from pymc_amortized.inputs.sketch import Sketch, make_sketch
 
 logger = logging.getLogger("pymc_amortized")

@@ -42,14 +42,15 @@ from pymc_amortized.approximators.posterior.training import (
 )
 from pymc_amortized.correction.evidence import NOTABLE, kept_share
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import Common, common_structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool, labelled
-from pymc_amortized.graph.simulation.simulator import Simulations, describe_dropped
-from pymc_amortized.graph.structure.structure import Structure
+from pymc_amortized.graph.simulation.simulator import describe_dropped
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import SLOWEST, TIMED, seconds_for_each
 from pymc_amortized.networks.choices import SummaryChoice

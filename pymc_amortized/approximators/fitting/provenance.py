@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.training import Trained, Training
 
 

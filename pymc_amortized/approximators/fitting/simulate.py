@@ -15,13 +15,14 @@ from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequenc
 from pymc_amortized.graph.data.arrays import arranged
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import names_of, refuse_imputed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.results.writing import prior_tree
 
 if TYPE_CHECKING:

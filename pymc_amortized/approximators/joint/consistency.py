@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Constrain, LogPrior
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, hidden_name
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.rows.row_network import TORCH, RowNetwork

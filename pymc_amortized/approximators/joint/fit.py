@@ -38,6 +38,7 @@ from pymc_amortized.approximators.likelihood.fit import column_kinds
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
 from pymc_amortized.approximators.posterior.training import PosteriorFit
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import has_density
@@ -46,7 +47,7 @@ from pymc_amortized.graph.rows.learned import refuse_followers, with_learned_den
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, find_rows
 from pymc_amortized.graph.rows.samples import add_sized_row_parameters, some_rows
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.networks.rows.row_network import RowNetwork

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.row_density.namespaces import NUMPY
 from pymc_amortized.row_density.prepared import Rows, inside
 

@@ -19,12 +19,13 @@ from pymc_amortized.approximators.fitting.seeds import Stage, stage_integer, sta
 from pymc_amortized.approximators.likelihood.error import checked, row_error
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.posterior.training import NOTABLE_DROPS
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, add_row_parameters
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator, describe_dropped
+from pymc_amortized.graph.simulation.simulator import Simulator, describe_dropped
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize

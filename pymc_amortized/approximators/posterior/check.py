@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pymc_amortized.correction.rounds import Draws
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule
+from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
 from pymc_amortized.graph.simulation.replicas import Replicas
-from pymc_amortized.graph.structure.clues import index_limits
 
 
 class Compiled:

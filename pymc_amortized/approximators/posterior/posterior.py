@@ -50,12 +50,13 @@ from pymc_amortized.correction.rounds import FEWEST_PROPOSALS, sample_stats
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.model.axes import Structure
+from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.step import closed_model, log_orderings
 from pymc_amortized.graph.model.tensors import CompileKwargs, like
-from pymc_amortized.graph.simulation.context import ContextSampler, refuse_indices
+from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.structure import Structure
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.networks.posterior_network import PosteriorNetwork

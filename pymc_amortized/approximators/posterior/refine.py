@@ -21,9 +21,10 @@ from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.region import Region
 from pymc_amortized.approximators.posterior.training import PILOT, copied
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.density.log_density import Constrain, LogPrior
 from pymc_amortized.graph.simulation.alike import LocalSimulator, SimulatorGiven
-from pymc_amortized.graph.simulation.simulator import LARGEST_CHUNK, Simulations, concatenate
+from pymc_amortized.graph.simulation.simulator import LARGEST_CHUNK
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import (
     FixedSimulations,

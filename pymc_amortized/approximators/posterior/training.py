@@ -24,8 +24,10 @@ from pymc_amortized.approximators.fitting.seeds import (
 from pymc_amortized.approximators.posterior.check import warn_if_off
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.density.missing import Rule, find_rules
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.levels import hierarchy_levels
 from pymc_amortized.graph.model.sizes import GROUP
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -33,8 +35,8 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.atoms import refuse_prior_atoms
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator, describe_dropped
-from pymc_amortized.graph.structure.structure import Structure, find_structure
+from pymc_amortized.graph.simulation.simulator import Simulator, describe_dropped
+from pymc_amortized.graph.structure.structure import find_structure
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
 from pymc_amortized.networks.choices import density_options

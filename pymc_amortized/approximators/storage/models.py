@@ -20,6 +20,7 @@ from torch import Tensor
 from pymc_amortized.approximators.fitting.seeds import Stage, stage_seed
 from pymc_amortized.approximators.storage.networks import Part, damage
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
+from pymc_amortized.graph.model.axes import Axis, Structure
 from pymc_amortized.graph.model.sizes import Range, cut
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
@@ -27,7 +28,6 @@ from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, check_gaps, read_missing
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.graph.structure.structure import Axis, Structure
 
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""

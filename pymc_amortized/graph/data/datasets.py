@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.sizes import cut
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
 
 DATASET_DIM = "dataset"
 

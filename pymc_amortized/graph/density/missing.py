@@ -33,11 +33,11 @@ from pytensor.graph.replace import graph_replace
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.data.datasets import gaps_of
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Data, LogDensity, LogDensityByVariable
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.suitability import core_op
 from pymc_amortized.graph.model.tensors import CompileKwargs, plain
-from pymc_amortized.graph.simulation.simulator import Simulations
 
 Rule = Literal["element", "row", "normal", "quadratic"]
 Rules = Mapping[str, Rule | None]

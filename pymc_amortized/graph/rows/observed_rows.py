@@ -19,13 +19,13 @@ from pymc.distributions.simulator import SimulatorRV
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import ancestors
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.axes import FLAT, KINDS
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.suitability import core_op
 from pymc_amortized.graph.rows.fingerprint import drawing
 from pymc_amortized.graph.rows.origins import name_behind, picked_differently, unambiguous_leaves
 from pymc_amortized.graph.rows.row_arguments import arguments_of, inner_distributions, without_new_axes
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.graph.structure.clues import TIME_SERIES
 from pymc_amortized.row_density.columns import Kind as ColumnKind
 from pymc_amortized.row_density.prepared import Rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pymc as pm
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, hidden_name
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.row_density.prepared import Rows
 
 

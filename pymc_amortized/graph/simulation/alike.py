@@ -12,11 +12,12 @@ import pytensor.tensor as pt
 from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.data.datasets import DataSets, gaps_of
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import length_inputs, simulation_graph
 from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, like
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import Simulations, Simulator
+from pymc_amortized.graph.simulation.simulator import Simulator
 
 
 class ContextOfOne(ContextSampler):

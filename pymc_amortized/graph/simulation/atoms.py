@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
 
 REPEATED = 10
 """Times that a value comes up before it counts as an atom; continuous values do not come up twice."""

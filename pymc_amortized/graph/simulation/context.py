@@ -14,11 +14,11 @@ from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 from pytensor.tensor.random.basic import DirichletRV, MultinomialRV
 
+from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.graph.model.sizes import Range, is_range, read_range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.suitability import core_op
 from pymc_amortized.graph.model.tensors import DrawLoop, plain
-from pymc_amortized.graph.structure.clues import index_limits
 
 Source = Any
 """A PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"``, or a callable ``rng -> array``."""
@@ -203,18 +203,6 @@ def _row_ndim(spec: ModelSpec, variable: DataVariable) -> int:
         return 0
     support = op.ndim_supp
     return support if support < len(variable.shape) else 0
-
-
-def refuse_indices(values: Mapping[str, np.ndarray], limits: Mapping[str, tuple[int, int]], what: str) -> None:
-    """Refuse numbers that pick elements which do not exist."""
-    for name, (low, high) in limits.items():
-        index = np.trunc(values[name])
-        if index.size and (index.min() < low or index.max() > high):
-            wrong = index[(index < low) | (index > high)].flat[0]
-            hint = "; indices count from 0" if wrong == high + 1 else ""
-            raise ValueError(
-                f"{what}: {name!r} is an index of {high - low + 1} elements, {low} to {high}; got {wrong:g}{hint}"
-            )
 
 
 def _sized(variable: DataVariable, dist: Any, lengths: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import cloudpickle
@@ -19,8 +19,7 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
-if TYPE_CHECKING:
-    from pymc_amortized.graph.simulation.simulator import Simulations
+from pymc_amortized.graph.data.simulations import Simulations
 
 logger = logging.getLogger("pymc_amortized")
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.model.common import Common
+from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import SIZES, group_sizes, padded
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.simulation.context import ContextSampler, refuse_indices
+from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Task, Workers, in_chunks
-from pymc_amortized.graph.simulation.simulator import SimulationError, Simulations, Simulator, concatenate
+from pymc_amortized.graph.simulation.simulator import SimulationError, Simulator
 
 GROUP = 256
 """Simulations of one size and model in one call, at most: batches of a classifier are large."""

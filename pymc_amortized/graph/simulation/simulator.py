@@ -11,14 +11,15 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from pytensor.graph.replace import graph_replace
 
-from pymc_amortized.graph.model.sizes import at, cut, group_sizes, padded
+from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.model.sizes import at, group_sizes, padded
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import length_inputs, simulation_graph
 from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes
@@ -38,89 +39,6 @@ _ROW = "number of the context"
 
 class SimulationError(ValueError):
     """Hardly any simulation of the model can be used."""
-
-
-@dataclass(frozen=True)
-class Simulations:
-    """Draws from the joint distribution of parameters and data.
-
-    Attributes
-    ----------
-    unconstrained : ndarray (n, dim)
-        Parameters on the scale of the model's value variables, flattened in the model's order.
-    variables : dict of name to ndarray (n, *shape)
-        Free variables on their own scale, and deterministics.
-    data : dict of name to ndarray (n, *shape)
-        Observed and context variables, complete; at the largest lengths where those differ, NaN or 0 beyond a data
-        set's own.
-    lengths : dict of name to ndarray (n,)
-        Lengths of the dimensions that differ between data sets.
-    missing : dict of name to bool ndarray (n, *shape)
-        Where values of observed variables count as missing.
-    sketch : ndarray (n, width) or None
-        What is known of each posterior, where that was asked for.
-    attempted : int
-        Simulations made, including those that were dropped.
-    dropped : dict of str to int
-        Why simulations were dropped, and how many.
-    """
-
-    unconstrained: np.ndarray
-    variables: dict[str, np.ndarray]
-    data: dict[str, np.ndarray]
-    attempted: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    lengths: dict[str, np.ndarray] = field(default_factory=dict)
-    missing: dict[str, np.ndarray] = field(default_factory=dict)
-    sketch: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.unconstrained)
-
-    def take(self, index: Any) -> Simulations:
-        """Return some of the simulations; counts are those of all."""
-
-        def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: values[index] for name, values in arrays.items()}
-
-        return replace(
-            self,
-            unconstrained=self.unconstrained[index],
-            variables=taken(self.variables),
-            data=taken(self.data),
-            lengths=taken(self.lengths),
-            missing=taken(self.missing),
-            sketch=None if self.sketch is None else self.sketch[index],
-        )
-
-    def one(self, index: int, spec: ModelSpec) -> dict[str, Any]:
-        """Return one data set, cut to its own lengths, which are among the values."""
-        lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
-        return {v.name: cut(self.data[v.name][index], v.shape_at(lengths)) for v in spec.data} | lengths
-
-
-def concatenate(parts: list[Simulations]) -> Simulations:
-    """Join simulations of the same model."""
-    dropped: Counter[str] = Counter()
-    for part in parts:
-        dropped.update(part.dropped)
-
-    def joined(field: str) -> dict[str, np.ndarray]:
-        dicts = [getattr(part, field) for part in parts]
-        return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
-
-    sketches = [part.sketch for part in parts if part.sketch is not None]
-
-    return Simulations(
-        np.concatenate([p.unconstrained for p in parts]),
-        joined("variables"),
-        joined("data"),
-        sum(p.attempted for p in parts),
-        dict(dropped),
-        joined("lengths"),
-        joined("missing"),
-        np.concatenate(sketches) if len(sketches) == len(parts) else None,
-    )
 
 
 class Simulator:

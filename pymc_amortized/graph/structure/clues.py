@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from pymc.distributions.simulator import SimulatorRV
 from pytensor.compile.builders import OpFromGraph
-from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
-from pytensor.scalar.basic import Add, Cast, Cos, Sin, Sub
+from pytensor.scalar.basic import Cos, Sin
 from pytensor.scan.op import Scan
 from pytensor.tensor.basic import ARange
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.extra_ops import CumOp
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.subtensor import AdvancedSubtensor
-from pytensor.xtensor.indexing import Index
 
+from pymc_amortized.graph.model.indices import indexing_nodes
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import core_op, op_name, walk
 from pymc_amortized.graph.structure.carriers import Array, Pair, is_grid, is_monotone
@@ -127,7 +126,7 @@ def group_index(
     dict of str to int
         How many groups each tells apart; the most first.
     """
-    nodes = list(_indexing([spec.model[name] for name in observed]))
+    nodes = list(indexing_nodes([spec.model[name] for name in observed]))
     free = set(spec.model.free_RVs)
     found: dict[str, int] = {}
     for name, _ in pairs:
@@ -144,65 +143,6 @@ def group_index(
             exact = _picks_first(node) or indexed.type.ndim == 1
             found[name] = max(found.get(name, 0), largest + 1, int(length or 0) if exact else 0)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def index_limits(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Smallest and largest value of context arrays that pick elements: compiled code does not look whether these exist.
-
-    Arrays that are used as they are, or counted from another number on (``effect[index - 1]``).
-    """
-    limits: dict[str, tuple[int, int]] = {}
-    symbols = {spec.variable(v.name): v.name for v in spec.context}
-    for node in _indexing([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]):
-        for index, length in _picks(node):
-            symbol, shift = _shifted(index)
-            if length and symbol in symbols:
-                low, high = limits.get(symbols[symbol], (-shift, length - 1 - shift))
-                limits[symbols[symbol]] = (max(low, -shift), min(high, length - 1 - shift))
-    return limits
-
-
-def _picks(node: Any) -> Iterator[tuple[Any, int | None]]:
-    """Index arrays of a node, and the lengths of what they pick from."""
-    indexed, *indices = node.inputs
-    if isinstance(node.op, Index):
-        if indexed.type.ndim == 1 and indices:
-            yield indices[0], indexed.type.shape[0]
-        return
-    for axis, entry in enumerate(node.op.idx_list):
-        if isinstance(entry, int):
-            yield indices[entry], indexed.type.shape[axis]
-
-
-def _shifted(var: Any) -> tuple[Any, int]:
-    """What an index is computed from, seen through casts and added constants, and what is added."""
-    op = None if var.owner is None else var.owner.op
-    if isinstance(op, DimShuffle):
-        return _shifted(var.owner.inputs[0])
-    if not isinstance(op, Elemwise):
-        return var, 0
-    if isinstance(op.scalar_op, Cast):
-        return _shifted(var.owner.inputs[0])
-    if isinstance(op.scalar_op, Add | Sub) and len(var.owner.inputs) == 2:
-        one, two = var.owner.inputs
-        sign = -1 if isinstance(op.scalar_op, Sub) else 1
-        if (added := _whole_constant(two)) is not None:
-            symbol, shift = _shifted(one)
-            return symbol, shift + sign * added
-        if sign == 1 and (added := _whole_constant(one)) is not None:
-            symbol, shift = _shifted(two)
-            return symbol, shift + added
-    return var, 0
-
-
-def _whole_constant(var: Any) -> int | None:
-    """A whole number that is a constant of the graph."""
-    while var.owner is not None and isinstance(var.owner.op, DimShuffle):
-        var = var.owner.inputs[0]
-    if not isinstance(var, Constant) or np.size(var.data) != 1:
-        return None
-    value = float(np.asarray(var.data).reshape(()))
-    return int(value) if value == int(value) else None
 
 
 def drawn_independently(spec: ModelSpec, pair: Pair) -> bool:
@@ -252,15 +192,6 @@ def _has_scan(var: Any) -> bool:
         inner = walk(op.inner_outputs, through_shapes=False)
         return any(v.owner is not None and isinstance(v.owner.op, Scan) for v in inner)
     return isinstance(op, Scan)
-
-
-def _indexing(roots: Iterable[Any]) -> Iterator[Any]:
-    seen = set()
-    for var in walk(list(roots), through_shapes=False):
-        node = var.owner
-        if node is not None and node not in seen and isinstance(node.op, AdvancedSubtensor | Index):
-            seen.add(node)
-            yield node
 
 
 def _picks_first(node: Any) -> bool:

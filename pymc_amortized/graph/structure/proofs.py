@@ -21,9 +21,9 @@ from functools import cached_property
 
 import numpy as np
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity, Unconstrain
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.graph.structure.carriers import Array, Pair
 
 TRIALS = 16

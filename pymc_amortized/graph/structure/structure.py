@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.axes import Axis, Kind, Structure, UserKind, read_kinds
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulations
 from pymc_amortized.graph.structure import clues as evidence
 from pymc_amortized.graph.structure.assignment import assign
 from pymc_amortized.graph.structure.carriers import (
@@ -31,8 +31,6 @@ from pymc_amortized.graph.structure.carriers import (
     targets_of,
 )
 from pymc_amortized.graph.structure.proofs import Change, Proofs
-
-__all__ = ["Axis", "Kind", "Structure", "UserKind", "find_structure"]
 
 
 def find_structure(
