@@ -20,7 +20,7 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 
 autosummary_generate = True
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "inherited-members": "Module"}
 autodoc_member_order = "bysource"
 # The docstrings hold the types, with shapes; the signatures stay readable without them.
 autodoc_typehints = "none"

@@ -25,12 +25,12 @@ from pytensor.tensor.type_other import NoneTypeT
 
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
-    budget,
-    chosen_names,
-    known,
-    mapping,
-    wanted_groups,
-    whole,
+    check_correction_name,
+    check_integer,
+    read_groups,
+    read_mapping,
+    read_names,
+    read_nuts_budget,
 )
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.fit import fit_posterior
@@ -114,12 +114,12 @@ def sample_amortized(
     if model is not None and not isinstance(model, BaseModel):
         raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
     model = pm.modelcontext(model)
-    draws, chains = whole("draws", draws), whole("chains", chains)
-    known(correction)
-    budget(max_nuts, max_time)
-    wanted_groups(idata_kwargs)
-    chosen_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
-    context = mapping("context", context)
+    draws, chains = check_integer("draws", draws), check_integer("chains", chains)
+    check_correction_name(correction)
+    read_nuts_budget(max_nuts, max_time)
+    read_groups(idata_kwargs)
+    read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
+    context = read_mapping("context", context)
     fit_kwargs = _checked_fit_kwargs(fit_kwargs)
     fit_seed, sample_seed = seed_sequence(random_seed).spawn(2)
     fingerprint = _fingerprint(model, context, fit_kwargs)
@@ -152,7 +152,7 @@ def sample_amortized(
 
 
 def _checked_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    kwargs = mapping("fit_kwargs", fit_kwargs)
+    kwargs = read_mapping("fit_kwargs", fit_kwargs)
     allowed = set(inspect.signature(fit_posterior).parameters) - FIT_ONLY - {"observed"}
     unknown = sorted(set(kwargs) - allowed)
     if unknown:

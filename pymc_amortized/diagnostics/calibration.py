@@ -11,7 +11,13 @@ import xarray as xr
 from arviz_base import make_attrs
 
 import pymc_amortized
-from pymc_amortized.approximators.fitting.arguments import Correction, chosen_names, corrected, mapping, whole
+from pymc_amortized.approximators.fitting.arguments import (
+    Correction,
+    check_correction,
+    check_integer,
+    read_mapping,
+    read_names,
+)
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.coordinates import along, coverage, labels, scores, with_lead, without_clashes
@@ -120,11 +126,11 @@ def check_calibration(
     effective number.
     """
     spec = posterior.spec
-    num_datasets = whole("num_datasets", num_datasets, smallest=10)
-    draws = whole("draws", draws, smallest=FEWEST_DRAWS)
-    corrected(posterior.weighed_by, correction)
+    num_datasets = check_integer("num_datasets", num_datasets, smallest=10)
+    draws = check_integer("draws", draws, smallest=FEWEST_DRAWS)
+    check_correction(posterior.weighed_by, correction)
     free = [p.name for p in spec.parameters]
-    names = free if var_names is None else chosen_names(var_names, free + list(spec.deterministics))
+    names = free if var_names is None else read_names(var_names, free + list(spec.deterministics))
     refuse_varying(posterior, names)
     asked = _checked_quantities(quantities, names)
     simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
@@ -155,7 +161,7 @@ def refuse_varying(posterior: AmortizedPosterior, names: Sequence[str]) -> None:
 
 
 def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantity]:
-    asked = mapping("quantities", quantities)
+    asked = read_mapping("quantities", quantities)
     for name, quantity in asked.items():
         if not callable(quantity):
             raise TypeError(f"quantities[{name!r}] must be callable as (draws, data), got {type(quantity).__name__}")

@@ -12,7 +12,7 @@ from arviz_base import make_attrs
 from scipy import stats
 
 import pymc_amortized
-from pymc_amortized.approximators.fitting.arguments import chosen_names
+from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
 from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
@@ -126,7 +126,7 @@ def _common(first: xr.Dataset, second: xr.Dataset, var_names: Sequence[str] | No
     both = [str(name) for name in first.data_vars if name in second.data_vars]
     if not both:
         raise KeyError(f"a and b have no variable in common: {list(first.data_vars)} and {list(second.data_vars)}")
-    return chosen_names(var_names, both)
+    return read_names(var_names, both)
 
 
 def _refuse_other_shapes(first: xr.Dataset, second: xr.Dataset) -> None:

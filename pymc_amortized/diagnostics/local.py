@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import Correction, chosen_names, corrected, whole
+from pymc_amortized.approximators.fitting.arguments import Correction, check_correction, check_integer, read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check, refuse_varying
@@ -93,13 +93,13 @@ def check_local_calibration(
         When an argument does not fit the model; the message names it.
     """
     spec = posterior.spec
-    num_simulations = whole("num_simulations", num_simulations, smallest=100)
-    num_datasets = whole("num_datasets", num_datasets, smallest=50)
+    num_simulations = check_integer("num_simulations", num_simulations, smallest=100)
+    num_datasets = check_integer("num_datasets", num_datasets, smallest=50)
     if num_datasets >= num_simulations:
         raise ValueError(f"num_datasets ({num_datasets}) must be smaller than num_simulations ({num_simulations})")
-    draws = whole("draws", draws, smallest=FEWEST_DRAWS)
-    corrected(posterior.weighed_by, correction)
-    names = chosen_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
+    draws = check_integer("draws", draws, smallest=FEWEST_DRAWS)
+    check_correction(posterior.weighed_by, correction)
+    names = read_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
     names = [p.name for p in spec.parameters] if var_names is None else names
     refuse_varying(posterior, names)
     here = read_datasets(spec, observed)

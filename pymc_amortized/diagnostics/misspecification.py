@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import whole
+from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
@@ -100,7 +100,7 @@ def check_misspecification(
     refuse_indices(datasets.existing(spec), index_limits(spec), "observed")
     if num_simulations is None:
         num_simulations = int(np.clip(SIMULATIONS // len(datasets), *EACH))
-    num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)
+    num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST)
     simulating, choosing = seed_sequence(random_seed).spawn(2)
     compared = _compare(posterior, datasets, num_simulations, simulating)
     found = _summarized(compared, datasets)

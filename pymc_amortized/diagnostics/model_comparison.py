@@ -25,7 +25,7 @@ from scipy import stats
 import pymc_amortized
 from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, AmortizedComparison
 from pymc_amortized.approximators.comparison.judgement import DOUBTFUL
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
@@ -100,10 +100,10 @@ def check_comparison(
     """
     if not isinstance(comparison, AmortizedComparison):
         raise TypeError(f"comparison must be what fit_comparison returns, got {type(comparison).__name__}")
-    number = whole("num_datasets", num_datasets, smallest=FEWEST)
+    number = check_integer("num_datasets", num_datasets, smallest=FEWEST)
     weights = prior_weights(comparison.prior if prior is None else prior, comparison.names)
     if context is not None or missing is not None:
-        sources = {k: v for k, v in mapping("context", context).items() if k not in comparison.common.spec.largest}
+        sources = {k: v for k, v in read_mapping("context", context).items() if k not in comparison.common.spec.largest}
         gaps = read_missing(missing, [v.name for v in comparison.common.spec.observed])
         comparison = comparison.with_sources(sources, gaps)
     simulating, drawing = seed_sequence(random_seed).spawn(2)
@@ -123,7 +123,7 @@ def _lengths(comparison: AmortizedComparison, lengths: Any) -> dict[str, int] | 
     if not isinstance(lengths, Mapping) or set(lengths) != set(ranges):
         raise KeyError(f"lengths: {lengths!r} given; the dims whose length differs are {sorted(ranges)}")
     for dim, length in lengths.items():
-        whole(f"lengths[{dim!r}]", length)
+        check_integer(f"lengths[{dim!r}]", length)
         if not ranges[dim].smallest <= length <= ranges[dim].largest:
             raise ValueError(
                 f"lengths[{dim!r}] is {length}; the models were compared for {ranges[dim].smallest} to "

@@ -11,13 +11,11 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import Correction, whole
-from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again
+from pymc_amortized.approximators.fitting.arguments import Correction, check_integer
+from pymc_amortized.approximators.fitting.simulate import read_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import Simulator
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -66,11 +64,8 @@ def known_datasets(
             raise ValueError("lengths and simulations exclude each other")
         given = read_simulations(spec, simulations, posterior.compile_kwargs)
         return given.take(slice(number))
-    if context is None and missing is None:
-        simulator = posterior.simulator
-    else:
-        sampler = ContextSampler(spec, *sources_again(posterior, context, missing))
-        simulator = Simulator(spec, context=sampler, deterministics=False, compile_kwargs=posterior.compile_kwargs)
+    default = context is None and missing is None
+    simulator = posterior.simulator if default else posterior.simulator_of(context, missing)
     if lengths is None:
         return simulator(number, seed)
     lengths = _checked_lengths(posterior, lengths)
@@ -88,7 +83,7 @@ def _checked_lengths(posterior: AmortizedPosterior, lengths: Mapping[str, int]) 
     if set(lengths) != set(ranges):
         raise KeyError(f"lengths: {sorted(lengths)} given; the dims whose length differs are {sorted(ranges)}")
     for dim, length in lengths.items():
-        whole(f"lengths[{dim!r}]", length)
+        check_integer(f"lengths[{dim!r}]", length)
         if not ranges[dim].smallest <= length <= ranges[dim].largest:
             raise ValueError(
                 f"lengths[{dim!r}] is {length}; the posterior was trained for {ranges[dim].smallest} to "

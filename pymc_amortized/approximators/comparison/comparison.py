@@ -20,7 +20,7 @@ from pymc_amortized.approximators.comparison.table import (
     warn_of_disagreement,
     warn_of_no_table,
 )
-from pymc_amortized.approximators.fitting.arguments import whole
+from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
@@ -215,7 +215,7 @@ class AmortizedComparison:
             the posterior looked (logged). Unlike the posterior's own method
             this is under the prior that simulations come from: normalized over what the density allows.
         """
-        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_table(found, self.names, datasets)
@@ -262,7 +262,7 @@ class AmortizedComparison:
         goes on depending on it however many rows there are.
         """
         weights = self._prior(prior)
-        proposals = whole("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
         datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         self._warn(datasets, pvalues.max(1))

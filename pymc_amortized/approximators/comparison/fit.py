@@ -14,10 +14,10 @@ from pymc.model.core import BaseModel
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison.training import ComparisonFit
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.approximators.fitting.training_arguments import sketch_option, training_entropy, training_options
+from pymc_amortized.approximators.fitting.training_arguments import read_entropy, read_sketch_option, read_training
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import FEWEST
@@ -117,19 +117,19 @@ def fit_comparison(
     if not isinstance(posteriors, bool):
         raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
     weights = prior_weights(prior, list(models))
-    options = training_options(training, max_time)
+    options = read_training(training, max_time)
     place = choose_device(device)
     if num_simulations is not None:
-        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST)
+        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST)
     if cores is not None:
-        cores = whole("cores", cores)
+        cores = check_integer("cores", cores)
     check_choices(summary, "spline")
-    sketch = sketch_option(sketch, "auto")  # the classifier itself is not given any
-    structure = mapping("structure", structure)
+    sketch = read_sketch_option(sketch, "auto")  # the classifier itself is not given any
+    structure = read_mapping("structure", structure)
     context, missing = _sources(models, context, missing)
     specs, sources, gaps = _read(models, observed, context, missing)
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
-    entropy = training_entropy(random_seed)
+    entropy = read_entropy(random_seed)
     fit = ComparisonFit(common, specs, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     fit.sketched = sketch
     fit.pool.check_ends()  # before anything is trained
@@ -191,7 +191,7 @@ def _sources(models: Mapping[str, Entry], context: Any, missing: Any) -> tuple[d
         missing = {}
         for posterior in given:
             missing |= dict(posterior.missing or {})
-    return mapping("context", context), mapping("missing", missing)
+    return read_mapping("context", context), read_mapping("missing", missing)
 
 
 def _own(model: pm.Model, context: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import Evidence, kept_share, refuse_evidence
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -103,7 +103,7 @@ class Evidences:
 
 def estimated(
     names: Sequence[str],
-    posteriors: Mapping[str, AmortizedPosterior],
+    posteriors: Mapping[str, TrainedPosterior],
     kept: Mapping[str, Kept],
     simulators: Mapping[str, Simulator],
     datasets: DataSets,
@@ -116,7 +116,7 @@ def estimated(
     ----------
     names : sequence of str
         Of all models.
-    posteriors : mapping of name to AmortizedPosterior
+    posteriors : mapping of name to TrainedPosterior
         Of those that have a density.
     kept : mapping of name to Kept
     simulators : mapping of name to Simulator

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from pymc_amortized.approximators.comparison.model_evidence import data_of, fits
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import find_rules
@@ -76,7 +76,7 @@ def targets(simulations: Simulations, number: int) -> np.ndarray:
 def find_evidence(
     specs: Mapping[str, ModelSpec],
     structures: Mapping[str, Structure],
-    posteriors: Mapping[str, AmortizedPosterior],
+    posteriors: Mapping[str, TrainedPosterior],
     pilot: Mapping[str, Simulations],
     seed: np.random.SeedSequence,
     compile_kwargs: CompileKwargs | None,

@@ -16,7 +16,7 @@ from pymc_amortized.graph.model.suitability import names_of
 Correction = Literal["auto", "psis", "nuts"] | None
 
 
-def whole(name: str, value: Any, *, smallest: int = 1) -> int:
+def check_integer(name: str, value: Any, *, smallest: int = 1) -> int:
     """Check that an argument is an integer of at least `smallest`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer of at least {smallest}, got {value!r}")
@@ -25,16 +25,16 @@ def whole(name: str, value: Any, *, smallest: int = 1) -> int:
     return int(value)
 
 
-def mapping(name: str, value: Any) -> dict[str, Any]:
+def read_mapping(name: str, value: Any) -> dict[str, Any]:
     """Check that an argument is a mapping; None is an empty one."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a mapping of names, got {value!r}")
     return dict(value or {})
 
 
-def corrected(spec: ModelSpec, correction: Any) -> bool:
+def check_correction(spec: ModelSpec, correction: Any) -> bool:
     """Check `correction` against the model, and return whether draws are corrected."""
-    known(correction)
+    check_correction_name(correction)
     obstacle = spec.density_obstacle
     if correction in ("psis", "nuts") and obstacle:
         raise ValueError(f"correction={correction!r} needs the model's density: {obstacle}")
@@ -46,16 +46,16 @@ def corrected(spec: ModelSpec, correction: Any) -> bool:
     return correction is not None and obstacle is None
 
 
-def known(correction: Any) -> None:
+def check_correction_name(correction: Any) -> None:
     """Check that `correction` is one of those there are."""
     if correction is not None and correction not in ("auto", "psis", "nuts"):
         raise ValueError(f"correction must be 'auto', 'psis', 'nuts' or None, got {correction!r}")
 
 
-def budget(max_nuts: Any, max_time: Any) -> Budget:
+def read_nuts_budget(max_nuts: Any, max_time: Any) -> Budget:
     """Check how much NUTS there may be."""
     if max_nuts is not None:
-        max_nuts = whole("max_nuts", max_nuts, smallest=0)
+        max_nuts = check_integer("max_nuts", max_nuts, smallest=0)
     if max_time is not None:
         if isinstance(max_time, bool) or not isinstance(max_time, Real):
             raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
@@ -65,7 +65,7 @@ def budget(max_nuts: Any, max_time: Any) -> Budget:
     return Budget(max_nuts, max_time)
 
 
-def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
+def read_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
     """Check the names of variables to return."""
     if var_names is None:
         return allowed
@@ -76,16 +76,16 @@ def chosen_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[st
     return [name for name in allowed if name in var_names]
 
 
-def wanted_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
+def read_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
     """Check ``idata_kwargs``."""
-    kwargs = mapping("idata_kwargs", idata_kwargs)
+    kwargs = read_mapping("idata_kwargs", idata_kwargs)
     unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
     if unknown:
         raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
     return {name: bool(value) for name, value in kwargs.items()}
 
 
-def flat_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+def read_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
     """Flatten a point of value variables.
 
     Returns
@@ -95,7 +95,7 @@ def flat_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, t
         The leading shape that `n` stands for.
     """
     expected = {p.value_name: p for p in spec.parameters}
-    point = mapping("point", point)
+    point = read_mapping("point", point)
     if set(point) != set(expected):
         raise KeyError(f"point holds {sorted(point)}; the value variables are {sorted(expected)}")
     parts, leads = [], {}

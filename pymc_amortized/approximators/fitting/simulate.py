@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pymc as pm
 import xarray as xr
 from pymc.model.core import BaseModel
 
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.data.arrays import arranged
 from pymc_amortized.graph.data.datasets import DATASET_DIM
@@ -24,9 +24,6 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.results.writing import prior_tree
-
-if TYPE_CHECKING:
-    from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 
 SAMPLE = ("chain", "draw")
 FEWEST_USABLE = 20
@@ -70,8 +67,8 @@ def simulate(
         Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
         The attributes of ``prior`` count what was attempted and dropped.
     """
-    draws, cores = whole("draws", draws), whole("cores", cores)
-    context = mapping("context", context)
+    draws, cores = check_integer("draws", draws), check_integer("cores", cores)
+    context = read_mapping("context", context)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
     sampler = ContextSampler(spec, sources, gaps)
     simulator = Simulator(spec, context=sampler, compile_kwargs=compile_kwargs)
@@ -97,30 +94,29 @@ def read_model(
 
 
 def sources_again(
-    posterior: AmortizedPosterior, context: Mapping[str, Any] | None, missing: Mapping[str, Any] | None
+    spec: ModelSpec, context: Mapping[str, Any] | None, missing: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Find the sources of a posterior's context variables and gaps, to simulate once more.
+    """Check the sources of a snapshot's context variables and gaps, to simulate once more.
 
     Parameters
     ----------
+    spec : ModelSpec
     context, missing : mapping, optional
-        Given again by the user; by default, those of training.
+        Those of training, or given again by the user. Files hold none.
 
     Raises
     ------
     ValueError
-        When the posterior was read from a file, which holds none, and they are not given.
+        When a source is missing.
     """
-    spec = posterior.spec
-    sources = dict(context if context is not None else posterior.context or {})
-    sources = {name: source for name, source in sources.items() if name not in spec.largest}
+    sources = {name: source for name, source in (context or {}).items() if name not in spec.largest}
     unknown = [c.name for c in spec.context if c.name not in sources]
     if unknown:
         raise ValueError(
             f"context: sources of {unknown} are needed to simulate further (files hold none): pass context= and "
             "missing= as in fit_posterior"
         )
-    gaps = read_missing(missing if missing is not None else posterior.missing, [v.name for v in spec.observed])
+    gaps = read_missing(missing, [v.name for v in spec.observed])
     unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
     if unknown:
         raise ValueError(

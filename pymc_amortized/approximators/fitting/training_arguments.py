@@ -12,7 +12,7 @@ from pymc_amortized.networks.choices import SummaryChoice
 from pymc_amortized.training import Training
 
 
-def sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:
+def read_sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:
     """Check whether sketches are wanted."""
     if sketch is not None and not isinstance(sketch, bool | np.bool_):
         raise TypeError(f"sketch must be True, False or None, got {sketch!r}")
@@ -21,7 +21,7 @@ def sketch_option(sketch: bool | None, summary: SummaryChoice) -> bool | None:
     return None if sketch is None else bool(sketch)
 
 
-def training_options(training: Training | None, max_time: float | None) -> Training:
+def read_training(training: Training | None, max_time: float | None) -> Training:
     """Check the options of a training."""
     if training is not None and not isinstance(training, Training):
         raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
@@ -29,7 +29,7 @@ def training_options(training: Training | None, max_time: float | None) -> Train
     return options if max_time is None else replace(options, max_time=max_time)
 
 
-def training_entropy(random_seed: RandomState) -> tuple[int, ...]:
+def read_entropy(random_seed: RandomState) -> tuple[int, ...]:
     """Entropy of everything random, which repeats a training."""
     entropy = seed_sequence(random_seed).entropy
     return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())

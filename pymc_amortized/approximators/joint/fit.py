@@ -24,12 +24,12 @@ import numpy as np
 import pymc as pm
 import torch
 
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.pace import Making, others, pace_of
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, stage_integer, stage_seed
 from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model
-from pymc_amortized.approximators.fitting.training_arguments import sketch_option, training_entropy
+from pymc_amortized.approximators.fitting.training_arguments import read_entropy, read_sketch_option
 from pymc_amortized.approximators.joint.batches import covering_datasets, of_datasets, of_rows, row_tensors
 from pymc_amortized.approximators.joint.consistency import SelfConsistency, consistency_obstacle
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior, rows_at_largest
@@ -37,6 +37,7 @@ from pymc_amortized.approximators.likelihood.error import checked, row_error
 from pymc_amortized.approximators.likelihood.fit import column_kinds
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, LAGS, PILOT_ROWS, default_size
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.snapshot import take_snapshot
@@ -164,14 +165,14 @@ def fit_joint(
     options = _options(training, max_time)
     place = choose_device(device)
     if num_simulations is not None:
-        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     if network is not None and not isinstance(network, RowSize):
         raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
     if not isinstance(self_consistency, bool):
         raise TypeError(f"self_consistency must be True or False, got {self_consistency!r}")
-    lags = None if lags is None else whole("lags", lags)
-    cores = None if cores is None else whole("cores", cores)
-    context, structure = mapping("context", context), mapping("structure", structure)
+    lags = None if lags is None else check_integer("lags", lags)
+    cores = None if cores is None else check_integer("cores", cores)
+    context, structure = read_mapping("context", context), read_mapping("structure", structure)
     check_choices(summary, density)
     model = pm.modelcontext(model)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
@@ -182,14 +183,14 @@ def fit_joint(
     obstacle = consistency_obstacle(spec, rows) if self_consistency else None
     if obstacle:
         raise ValueError(f"self_consistency: {obstacle}")
-    entropy = training_entropy(random_seed)
+    entropy = read_entropy(random_seed)
     fit = _JointFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
-    fit.sketched = sketch_option(sketch, summary)
+    fit.sketched = read_sketch_option(sketch, summary)
     fit.simulate_rows(read_model(model, observed, None, context, missing)[0], alone, rows)
     fit.lags, fit.consistent = ((lags or LAGS) if rows.series else 0), self_consistency
     fit.plan(num_simulations, cores)
     size = network or default_size(rows)
-    return fit.run_jointly(summary, density, structure, size, column_kinds(rows, mapping("kinds", kinds)))
+    return fit.run_jointly(summary, density, structure, size, column_kinds(rows, read_mapping("kinds", kinds)))
 
 
 class _JointFit(PosteriorFit):
@@ -246,7 +247,7 @@ class _JointFit(PosteriorFit):
         terms = self._terms(network, row_network, statistics)
         source = self._joint_source(network, layout, statistics)
         trained = self._train_both(network, row_network, layout, source, held_out, terms)
-        posterior = self._finished(network, gaps, trained[0], held_out, pilot, some)
+        posterior = AmortizedPosterior.of(self._finished(network, gaps, trained[0], held_out, pilot, some))
         likelihood = self._likelihood(row_network.to("cpu"), trained[1], pilot)
         if self.spec.density_obstacle:
             posterior = learned_posterior(posterior, likelihood)

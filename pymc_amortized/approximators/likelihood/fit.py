@@ -10,10 +10,10 @@ from typing import Any
 import pymc as pm
 import torch
 
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.approximators.fitting.training_arguments import training_entropy
+from pymc_amortized.approximators.fitting.training_arguments import read_entropy
 from pymc_amortized.approximators.likelihood.likelihood import KINDS, AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.likelihood.training import (
     DEFAULT,
@@ -130,12 +130,12 @@ def fit_likelihood(
     if kind not in KINDS:
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
     if lags is not None:
-        lags = whole("lags", lags)
+        lags = check_integer("lags", lags)
     if num_simulations is not None:
-        num_simulations = whole("num_simulations", num_simulations, smallest=20)
+        num_simulations = check_integer("num_simulations", num_simulations, smallest=20)
     if network is not None and not isinstance(network, RowSize):
         raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
-    context, structure = mapping("context", context), mapping("structure", structure)
+    context, structure = read_mapping("context", context), read_mapping("structure", structure)
     model = pm.modelcontext(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
     rows = find_rows(spec, _chosen(spec, variable), structure)
@@ -147,17 +147,15 @@ def fit_likelihood(
         raise ValueError(f"region: the distribution of its rows is {theirs}, that of the model's {ours}")
     default = RATIO if kind == "ratio" else SHARED if rows_share(read_from) else DEFAULT
     options = _options(training, max_time, default)
-    fit = LikelihoodFit(
-        spec, simulated, rows, read_from, sources, options, training_entropy(random_seed), compile_kwargs
-    )
+    fit = LikelihoodFit(spec, simulated, rows, read_from, sources, options, read_entropy(random_seed), compile_kwargs)
     if kind == "ratio" and rows.series:
         raise ValueError(f"kind='ratio' is not supported for a series, which {rows.variable.name!r} is")
     fit.kind = kind
     fit.device, fit.progressbar = choose_device(device), progressbar
     fit.lags = (lags or LAGS) if rows.series else 0
-    fit.plan(num_simulations, whole("cores", cores) if cores is not None else None)
+    fit.plan(num_simulations, check_integer("cores", cores) if cores is not None else None)
     network = network or (RATIO_SIZE if kind == "ratio" else default_size(rows))
-    return fit.run(network, column_kinds(rows, mapping("kinds", kinds)))
+    return fit.run(network, column_kinds(rows, read_mapping("kinds", kinds)))
 
 
 def _options(training: Training | None, max_time: float | None, default: Training) -> Training:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
-
-if TYPE_CHECKING:
-    from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -27,24 +26,26 @@ LEVEL = 0.001
 MOST_NAMED = 5
 
 
-def warn_if_off(posterior: AmortizedPosterior, held_out: Simulations, seed: np.random.SeedSequence) -> None:
+def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations, seed: np.random.SeedSequence) -> None:
     """Log which parameters the network is biased, over- or under-confident about.
 
     Parameters
     ----------
-    posterior : AmortizedPosterior
+    network : PosteriorNetwork
+    inputs : Inputs
+        What it is given of data.
     held_out : Simulations
         Not used for training.
     seed : numpy.random.SeedSequence
     """
-    spec = posterior.spec
+    spec = inputs.spec
     known = held_out.take(slice(DATASETS))
     if spec.dim == 0 or spec.potentials:  # with potentials, simulations are not draws of the model
         return
     torch_seed, own_seed = seed.spawn(2)
-    generator = torch.Generator(device=posterior.network.device)
+    generator = torch.Generator(device=network.device)
     generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
-    theta, _ = posterior.approximation(of_simulations(known)).sample(DRAWS, generator, within=True)
+    theta, _ = Approximation(network, inputs, of_simulations(known)).sample(DRAWS, generator, within=True)
     values = pit(theta, known.unconstrained, np.random.default_rng(own_seed))
     results = [uniformity(column) for column in values.T]
     adjusted = holm(r.p_value for r in results)

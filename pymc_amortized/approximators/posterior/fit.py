@@ -9,10 +9,10 @@ import pymc as pm
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import mapping, whole
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model, read_simulations, sources_again
-from pymc_amortized.approximators.fitting.training_arguments import sketch_option, training_entropy, training_options
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model, read_simulations
+from pymc_amortized.approximators.fitting.training_arguments import read_entropy, read_sketch_option, read_training
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -120,17 +120,17 @@ def fit_posterior(
     The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
     Radev et al. 2020, arXiv 2003.06281).
     """
-    options = training_options(training, max_time)
+    options = read_training(training, max_time)
     place = choose_device(device)
     if num_simulations is not None:
-        num_simulations = whole("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     if cores is not None:
-        cores = whole("cores", cores)
-    context = mapping("context", context)
+        cores = check_integer("cores", cores)
+    context = read_mapping("context", context)
     check_choices(summary, density)
-    sketch = sketch_option(sketch, summary)
+    sketch = read_sketch_option(sketch, summary)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
-    entropy = training_entropy(random_seed)
+    entropy = read_entropy(random_seed)
     fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
     fit.sketched = sketch
     if simulations is not None:
@@ -139,36 +139,4 @@ def fit_posterior(
         fit.use(read_simulations(spec, simulations, compile_kwargs))
     else:
         fit.plan(num_simulations, cores)
-    return fit.run(summary, density, mapping("structure", structure))
-
-
-def continue_fit(
-    posterior: AmortizedPosterior,
-    options: Training,
-    *,
-    context: Mapping[str, Any] | None,
-    missing: Mapping[str, Any] | None,
-    simulations: xr.DataTree | None,
-    device: str | torch.device | None,
-    progressbar: bool,
-) -> AmortizedPosterior:
-    """Train a posterior further; see :meth:`AmortizedPosterior.continue_training`."""
-    spec, provenance = posterior.spec, posterior.provenance
-    sources, gaps = sources_again(posterior, context, missing)
-    fit = PosteriorFit(
-        spec,
-        sources,
-        gaps,
-        options,
-        provenance.entropy,
-        choose_device(device),
-        progressbar,
-        posterior.compile_kwargs,
-    )
-    if provenance.user_simulations:
-        if simulations is None:
-            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
-        fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
-    else:
-        fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
-    return fit.resume(posterior)
+    return AmortizedPosterior.of(fit.run(summary, density, read_mapping("structure", structure)))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import chosen_names
+from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -59,7 +59,7 @@ class Predictions:
         self._refuse_marginal("predictions")
         observed = [v.name for v in self.spec.observed]
         default = observed + read_from_observed(self.spec)
-        names = chosen_names(var_names, list(dict.fromkeys([*default, *self.spec.deterministics])))
+        names = read_names(var_names, list(dict.fromkeys([*default, *self.spec.deterministics])))
         names = default if var_names is None else names
         datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
         function, seeds = self._function(Predictive, names), seed.spawn(len(datasets))
@@ -87,7 +87,7 @@ class Predictions:
         """See :meth:`AmortizedPosterior.compute_log_likelihood`; likewise of free variables given their parents."""
         self._refuse_marginal("log densities")
         variables = self.spec.observed if kind == "likelihood" else self.spec.parameters
-        names = chosen_names(var_names, [v.name for v in variables])
+        names = read_names(var_names, [v.name for v in variables])
         model = self._weighed_by.model
         without = [name for name in names if not has_density(model, model[name])]
         if without:

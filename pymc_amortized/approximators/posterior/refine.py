@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE
 from pymc_amortized.approximators.posterior.region import Region
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.posterior.training import PILOT, copied
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
@@ -53,8 +55,8 @@ NOISE = 0.01
 """An importance efficiency below this rests on a few of some thousand proposals, and cannot tell two rounds apart."""
 
 
-def refine(
-    posterior: AmortizedPosterior,
+def refine[P: TrainedPosterior](
+    posterior: P,
     datasets: DataSets,
     *,
     rounds: int,
@@ -63,8 +65,13 @@ def refine(
     device: str | torch.device | None,
     random_seed: RandomState,
     progressbar: bool,
-) -> AmortizedPosterior:
-    """See :meth:`AmortizedPosterior.refine`."""
+) -> P:
+    """Train on around one data set; :meth:`AmortizedPosterior.refine` says how."""
+    if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < math.inf):
+        raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
+    if num_simulations is not None:
+        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    rounds = check_integer("rounds", rounds)
     number = num_simulations or min(posterior.provenance.num_simulations or ROUND, ROUND)
     work = _Refinement(posterior, datasets, number, choose_device(device), progressbar)
     seconds = (DEFAULT_SECONDS if max_time is None else max_time) / rounds
@@ -88,10 +95,10 @@ def refine(
 
 
 @dataclass(frozen=True, eq=False)
-class _Round:
+class _Round[P: TrainedPosterior]:
     """What came of a round."""
 
-    posterior: AmortizedPosterior
+    posterior: P
     trained: Trained
 
 
@@ -99,7 +106,7 @@ class _Refinement:
     """What all rounds share: the data set, and the compiled functions."""
 
     def __init__(
-        self, posterior: AmortizedPosterior, datasets: DataSets, number: int, device: torch.device, progressbar: bool
+        self, posterior: TrainedPosterior, datasets: DataSets, number: int, device: torch.device, progressbar: bool
     ) -> None:
         self.spec, self.inputs = posterior.spec, posterior.inputs
         self.datasets, self.number = self.inputs.sketched(datasets), number
@@ -112,12 +119,14 @@ class _Refinement:
         self.everything = held | datasets.one(self.spec, 0)
         self.tried: Simulations | None = None
 
-    def efficiency(self, posterior: AmortizedPosterior) -> float:
+    def efficiency(self, posterior: TrainedPosterior) -> float:
         """Importance effective sample size per proposal at the data set; NaN without a density."""
         weights = posterior.weights_of(self.datasets, np.random.SeedSequence(0))
         return weights[0].ess / weights[0].weights.size if weights else math.nan
 
-    def round(self, posterior: AmortizedPosterior, seconds: float, seed: np.random.SeedSequence) -> _Round | None:
+    def round[P: TrainedPosterior](
+        self, posterior: P, seconds: float, seed: np.random.SeedSequence
+    ) -> _Round[P] | None:
         """Simulate in the region of a posterior, and train on that; None where it cannot be drawn from."""
         region_seed, simulation_seed, network_seed = seed.spawn(3)
         simulations = self._simulate(posterior, self._region(posterior, region_seed), simulation_seed)
@@ -148,7 +157,7 @@ class _Refinement:
             )
         return _Round(self._described(posterior, trained, options, simulations), trained)
 
-    def _region(self, posterior: AmortizedPosterior, seed: np.random.SeedSequence) -> Region:
+    def _region(self, posterior: TrainedPosterior, seed: np.random.SeedSequence) -> Region:
         """Where the posterior lies: corrected draws, where the model's density gives any, lie inside."""
         corrected = None
         torch_seed, draw_seed = seed.spawn(2)
@@ -159,7 +168,7 @@ class _Refinement:
         return Region.around(posterior.approximation(self.datasets), corrected, generator)
 
     def _simulate(
-        self, posterior: AmortizedPosterior, region: Region, seed: np.random.SeedSequence
+        self, posterior: TrainedPosterior, region: Region, seed: np.random.SeedSequence
     ) -> Simulations | None:
         """Simulate data sets like this one from the prior inside the region."""
         tried_seed, more_seed, chain_seed = seed.spawn(3)
@@ -186,9 +195,7 @@ class _Refinement:
             if n:
                 yield self.simulator(n, child)
 
-    def _simulate_given(
-        self, posterior: AmortizedPosterior, region: Region, seed: np.random.SeedSequence
-    ) -> Simulations:
+    def _simulate_given(self, posterior: TrainedPosterior, region: Region, seed: np.random.SeedSequence) -> Simulations:
         chain_seed, torch_seed, data_seed = seed.spawn(3)
         generator = torch.Generator(device=posterior.network.device)
         generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
@@ -239,9 +246,9 @@ class _Refinement:
         z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
         return z, network.measured(encoded)
 
-    def _described(
-        self, posterior: AmortizedPosterior, trained: Trained, options: Training, simulations: Simulations
-    ) -> AmortizedPosterior:
+    def _described[P: TrainedPosterior](
+        self, posterior: P, trained: Trained, options: Training, simulations: Simulations
+    ) -> P:
         before = posterior.provenance
         provenance = replace(
             before,

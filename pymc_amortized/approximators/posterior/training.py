@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from pymc_amortized.approximators.fitting.pace import available_cores
 from pymc_amortized.approximators.fitting.plan import plan_posterior
@@ -21,8 +22,9 @@ from pymc_amortized.approximators.fitting.seeds import (
     stage_integer,
     stage_seed,
 )
+from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again
 from pymc_amortized.approximators.posterior.check import warn_if_off
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity
@@ -51,6 +53,7 @@ from pymc_amortized.training import (
     Trained,
     Training,
     TrainingState,
+    choose_device,
     report,
     torch_threads,
     train,
@@ -177,7 +180,7 @@ class PosteriorFit:
 
     def run(
         self, summary: SummaryChoice, density: DensityChoice, given: Mapping[str, str | Sequence[str]]
-    ) -> AmortizedPosterior:
+    ) -> TrainedPosterior:
         """Simulate, choose the networks and train."""
         pilot = self._pilot()
         structure = self._structure(pilot, given)
@@ -259,7 +262,7 @@ class PosteriorFit:
                 places=None if self.inputs.sketch is None else self.inputs.sketch.learned,
             )
 
-    def resume(self, posterior: AmortizedPosterior) -> AmortizedPosterior:
+    def resume(self, posterior: TrainedPosterior) -> TrainedPosterior:
         """Train a posterior's network further."""
         pilot, self.inputs = self._pilot(), Inputs(self.spec, posterior.structure)
         if posterior.sketch is not None:
@@ -395,7 +398,7 @@ class PosteriorFit:
         pilot: Simulations,
         learned: Simulations,
         state: TrainingState | None,
-    ) -> AmortizedPosterior:
+    ) -> TrainedPosterior:
         with torch_threads(self.options.threads or torch.get_num_threads()):
             trained: Trained = train(
                 network,
@@ -418,9 +421,9 @@ class PosteriorFit:
         held_out: Simulations,
         pilot: Simulations,
         learned: Simulations,
-    ) -> AmortizedPosterior:
+    ) -> TrainedPosterior:
         """Put together what was trained, and say how good it is."""
-        posterior = AmortizedPosterior(
+        posterior = TrainedPosterior(
             spec=self.spec,
             network=network,
             structure=self.inputs.structure,
@@ -443,7 +446,7 @@ class PosteriorFit:
             compile_kwargs=self.compile_kwargs,
         )
         self._report(trained, posterior, held_out)
-        warn_if_off(posterior, held_out, stage_seed(self.entropy, Stage.LOOP, 2))
+        warn_if_off(network, self.inputs, held_out, stage_seed(self.entropy, Stage.LOOP, 2))
         return posterior
 
     def _ranked(self, held_out: Simulations) -> Simulations:
@@ -452,7 +455,7 @@ class PosteriorFit:
             return held_out
         return self.simulator.sketching(None)(RANKED, stage_seed(self.entropy, Stage.NOVELTY), cores=self.cores)
 
-    def _report(self, trained: Trained, posterior: AmortizedPosterior, held_out: Simulations) -> None:
+    def _report(self, trained: Trained, posterior: TrainedPosterior, held_out: Simulations) -> None:
         """Log how training went, and how efficient its result is where the density can tell."""
         if self.spec.density_obstacle is not None:
             report(trained)
@@ -470,6 +473,47 @@ class PosteriorFit:
         )
         doubtful = efficiency < DOUBTFUL_EFFICIENCY or poor > DOUBTFUL_SHARE * len(weights)
         report(trained, remark, doubtful=doubtful or trained.history.restarts > 0)
+
+
+def continue_training(
+    posterior: TrainedPosterior,
+    num_steps: int | None,
+    *,
+    max_time: float | None,
+    context: Mapping[str, Any] | None,
+    missing: Mapping[str, Any] | None,
+    simulations: xr.DataTree | None,
+    device: str | torch.device | None,
+    progressbar: bool,
+) -> TrainedPosterior:
+    """Train a posterior further; :meth:`AmortizedPosterior.continue_training` says how."""
+    if posterior.local_to is not None:
+        raise ValueError("a refined posterior is trained by refine(), for its one data set")
+    spec, provenance = posterior.spec, posterior.provenance
+    steps = provenance.training.steps if num_steps is None else num_steps
+    options = replace(provenance.training, num_steps=steps, max_time=max_time)
+    sources, gaps = sources_again(
+        spec,
+        posterior.context if context is None else context,
+        posterior.missing if missing is None else missing,
+    )
+    fit = PosteriorFit(
+        spec,
+        sources,
+        gaps,
+        options,
+        provenance.entropy,
+        choose_device(device),
+        progressbar,
+        posterior.compile_kwargs,
+    )
+    if provenance.user_simulations:
+        if simulations is None:
+            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
+        fit.use(read_simulations(spec, simulations, posterior.compile_kwargs))
+    else:
+        fit.num_simulations, fit.cores = provenance.num_simulations, provenance.cores
+    return replace(fit.resume(posterior), learned=posterior.learned)
 
 
 def structure_of(

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from arviz_base import rcParams
 
-from pymc_amortized.approximators.fitting.arguments import chosen_names
+from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.diagnostics.coordinates import labels
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def choose(
     urgency : xarray.Dataset, optional
         For each quantity a number: the smallest are shown where there are too many.
     """
-    names = chosen_names(var_names, [str(name) for name in template.data_vars])
+    names = read_names(var_names, [str(name) for name in template.data_vars])
     panels = [
         Panel(str(label), name, place) for name in names for place, label in np.ndenumerate(labels(template[name]))
     ]

@@ -1,0 +1,100 @@
+"""Sampling a trained posterior: what is read, drawn, said about the data, and written as a tree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from pymc_amortized.approximators.fitting.arguments import (
+    Correction,
+    check_correction,
+    check_integer,
+    read_groups,
+    read_names,
+    read_nuts_budget,
+)
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.predictive import Kind
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.correction.correct import draw_corrected
+from pymc_amortized.correction.doubt import (
+    say_that_uncorrected,
+    warn_of_extrapolation,
+    warn_of_many_gaps,
+    warn_of_novelty,
+)
+from pymc_amortized.correction.rounds import sample_stats
+from pymc_amortized.results.writing import posterior_tree
+
+
+def sample(
+    posterior: TrainedPosterior,
+    observed: Mapping[str, Any] | xr.Dataset | None,
+    *,
+    draws: int,
+    chains: int,
+    batched: bool,
+    correction: Correction,
+    max_nuts: int | None,
+    max_time: float | None,
+    var_names: Sequence[str] | None,
+    random_seed: RandomState,
+    idata_kwargs: Mapping[str, Any] | None,
+    progressbar: bool,
+) -> xr.DataTree:
+    """Draw from the posterior of one data set, or of many; :meth:`AmortizedPosterior.sample` says how."""
+    started = time.perf_counter()
+    compiled = posterior.compiled
+    draws, chains = check_integer("draws", draws), check_integer("chains", chains)
+    names = read_names(var_names, compiled.constrain.names)
+    groups = read_groups(idata_kwargs)
+    correct = check_correction(posterior.weighed_by, correction)
+    datasets = posterior.read(observed, batched)
+    budget = read_nuts_budget(max_nuts, max_time)
+    datasets = posterior.inputs.sketched(datasets)
+    encoder = posterior.network.encoder
+    context = [c.name for c in posterior.spec.context]
+    warn_of_extrapolation(encoder.outside(**posterior.inputs(datasets)), datasets.labels, context, encoder.ranges())
+    warn_of_many_gaps(posterior.spec, datasets, posterior.missing or {})
+    ood = posterior.ood_pvalues(datasets)
+    warn_of_novelty(ood, datasets.labels)
+    results = draw_corrected(
+        posterior.conditions(datasets),
+        correction if correct else None,
+        compiled.samplers,
+        draws=draws,
+        chains=chains,
+        budget=budget,
+        seed=seed_sequence(random_seed),
+        progressbar=progressbar,
+    )
+    if correction == "auto" and (obstacle := posterior.weighed_by.density_obstacle):
+        say_that_uncorrected(posterior.spec, obstacle, len(datasets), len(datasets))
+    computed = compiled.constrain.names if any(groups.values()) else names
+    variables = compiled.variables(datasets, results, computed)
+    attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
+    attrs |= posterior.marks if correct else {}
+    tree = posterior_tree(
+        posterior.spec,
+        datasets,
+        variables=variables,
+        sample_stats=sample_stats(results) | {"ood_pvalue": ([], ood)},
+        attrs=attrs | posterior.provenance.attributes(),
+    )
+    return _with_groups(posterior, tree, groups, names)
+
+
+def _with_groups(
+    posterior: TrainedPosterior, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]
+) -> xr.DataTree:
+    """Add log densities, which read every free variable; then leave what was asked for."""
+    if not any(groups.values()):
+        return tree
+    kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
+    for group in (name for name, wanted in groups.items() if wanted):
+        posterior.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
+    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
+    return tree

@@ -1,0 +1,213 @@
+"""A posterior in the Bayesian workflow: evidence, the conditioned model, predictions, pointwise log likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import xarray as xr
+
+from pymc_amortized.approximators.fitting.arguments import check_integer
+from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.correction.evidence import (
+    evidence_dataset,
+    refuse_evidence,
+    warn_of_no_evidence,
+    warn_of_truncation,
+)
+from pymc_amortized.correction.rounds import FEWEST_PROPOSALS
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.model.spec import DataVariable
+from pymc_amortized.graph.model.step import closed_model, log_orderings
+from pymc_amortized.graph.model.tensors import like
+from pymc_amortized.results.unpacking import one_dataset
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorWorkflow(TrainedPosterior):
+    """A trained posterior with what goes on around sampling."""
+
+    def log_marginal_likelihood(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | None = None,
+        *,
+        batched: bool = False,
+        proposals: int = 10_000,
+        random_seed: RandomState = None,
+    ) -> xr.Dataset:
+        """Estimate the log marginal likelihood of one data set, or of many, by importance sampling.
+
+        Parameters
+        ----------
+        observed, batched
+            As in :meth:`AmortizedPosterior.sample`. What is missing is integrated out.
+        proposals : int
+            For each data set: half from the network, half from a Student t around what it found. Their number is
+            fixed, which keeps the estimate unbiased.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+
+        Returns
+        -------
+        xarray.Dataset
+            For each data set ``log_marginal_likelihood`` under the model's own density (a warning says so where that
+            excludes draws from its prior, as ordered transforms do), its Monte Carlo standard error ``mcse``, and
+            ``pareto_k`` and ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are
+            NaN, and that is logged. Where the likelihood is a learned one (:func:`fit_joint`), the attribute
+            ``density`` is "learned": its own error is not part of `mcse`.
+
+        Raises
+        ------
+        ValueError
+            When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
+        """
+        refuse_evidence(self.weighed_by)
+        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        datasets = self.read(observed, batched)
+        found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
+        warn_of_no_evidence(found, datasets.labels)
+        warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
+        return evidence_dataset(datasets, found).assign_attrs(self.marks)
+
+    def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
+        """Return the model conditioned on one data set, for everything that follows ``pm.sample``.
+
+        Parameters
+        ----------
+        observed : mapping of name to array_like, optional
+            As in :meth:`AmortizedPosterior.sample`; by default, what the model held.
+
+        Returns
+        -------
+        pymc.Model
+            A copy, to be used as a context: ``with posterior.to_model({"y": y}): pm.compute_log_likelihood(dt)``.
+        """
+        datasets = self.read(observed)
+        values = datasets.one(self.spec, 0)
+        model = closed_model(self.spec)
+        symbols = {v.name: like(model[v.name], pt.constant(_observed_values(v, datasets))) for v in self.spec.observed}
+        conditioned = pm.observe(model, symbols)
+        for r in self.spec.sizes:
+            labels = datasets.coords.get(r.dim, range(values[r.dim]))
+            conditioned.set_dim(r.dim, values[r.dim], coord_values=tuple(labels))
+        with conditioned:
+            for variable in self.spec.context:
+                pm.set_data({variable.name: values[variable.name]})
+        return conditioned
+
+    def sample_posterior_predictive(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        random_seed: RandomState = None,
+        extend_inferencedata: bool = False,
+    ) -> xr.DataTree:
+        """Draw from the posterior predictive distribution of every data set of a result.
+
+        What ``pm.sample_posterior_predictive`` does for one data set, compiled once for all of them. Values,
+        covariates, lengths and gaps are read from the result itself.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`AmortizedPosterior.sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            By default the observed variables, and the deterministics that are computed from them.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+        extend_inferencedata : bool
+            Whether to add the group to `tree` in place and return that, as in PyMC.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group ``posterior_predictive`` with dims ``([dataset,] chain, draw, ...)``, NaN beyond the length of a data
+            set, and the groups of the data.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there.
+        """
+        return self.compiled.predictions.sample(
+            tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
+        )
+
+    def compute_log_likelihood(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        extend_inferencedata: bool = True,
+    ) -> xr.DataTree | xr.Dataset:
+        """Compute the pointwise log likelihood of every data set of a result.
+
+        What ``pm.compute_log_likelihood`` does for one data set, compiled once for all of them.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`AmortizedPosterior.sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            Observed variables; all by default.
+        extend_inferencedata : bool
+            Whether to add the group ``log_likelihood`` to `tree` in place and return that, as in PyMC; otherwise
+            the group alone is returned.
+
+        Returns
+        -------
+        xarray.DataTree or xarray.Dataset
+            Dims ``([dataset,] chain, draw, ...)``; NaN beyond the length of a data set, and for each term that reads a
+            missing value. ``az.loo(posterior.one_dataset(tree, label))`` goes on from there.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            When a group or variable is not there, or a variable has no density.
+        """
+        return self.compiled.predictions.log_density(
+            tree, "likelihood", var_names=var_names, extend_inferencedata=extend_inferencedata
+        )
+
+    def one_dataset(self, tree: xr.DataTree, dataset: Any = None) -> xr.DataTree:
+        """Take one data set out of a result, with only what exists, for ArviZ.
+
+        Where all data sets have one size and no gaps, this is ``tree.sel(dataset=dataset)``. Otherwise NaN would
+        spoil what ArviZ computes: dimensions are cut to the data set's length, and missing values left out of
+        ``observed_data``, ``posterior_predictive`` and ``log_likelihood``; the axes of a variable with gaps become one,
+        ``<name>_present``, with the positions of what is there.
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`AmortizedPosterior.sample`.
+        dataset : scalar, optional
+            Label of a data set; not for a result of one data set.
+
+        Returns
+        -------
+        xarray.DataTree
+
+        Raises
+        ------
+        KeyError, ValueError
+            When there is no such data set.
+        """
+        return one_dataset(self.spec, tree, dataset)
+
+
+def _observed_values(variable: DataVariable, datasets: DataSets) -> np.ndarray:
+    """Values of one data set as the conditioned model observes them."""
+    values = datasets.shown(variable)[0]
+    if values.dtype.kind == "f" and np.dtype(variable.dtype).kind != "f":
+        raise ValueError(
+            f"{variable.name!r} has missing values, which a model of {variable.dtype} values cannot hold: "
+            "drop these entries"
+        )
+    return values
