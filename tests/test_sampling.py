@@ -24,7 +24,7 @@ def fits(monkeypatch, line_posterior):
     def fit(model, **kwargs):
         made.append(kwargs)
         # a snapshot of the model in hand, with the network of another
-        spec = pma.graph.snapshot.take_snapshot(model, context=kwargs["context"] or {})
+        spec = pma.graph.model.snapshot.take_snapshot(model, context=kwargs["context"] or {})
         values = {name: getattr(line_posterior, name) for name in line_posterior.__dataclass_fields__}
         return pma.AmortizedPosterior(**{**values, "spec": spec})
 
