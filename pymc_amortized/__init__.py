@@ -2,8 +2,6 @@
 
 import pymc as _pm
 
-__version__ = "0.1.0"
-
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.fit import fit_comparison
 from pymc_amortized.approximators.fitting.simulate import simulate
@@ -44,6 +42,7 @@ from pymc_amortized.networks import (
     Transformer,
     ZukoDensity,
 )
+from pymc_amortized.results.version import __version__ as __version__
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.sampling import sample_amortized
 from pymc_amortized.training import Training

@@ -217,7 +217,7 @@ def test_the_log_says_what_is_drawn_exactly(caplog):
 def test_a_part_of_what_is_weighted_comes_from_around_the_sketch(posterior, datasets):
     """Whatever the network says: weights cannot be larger than by the share that is not its own."""
     theta, log_q = drawn(posterior, datasets, 4000)
-    defended = posterior.conditions(datasets).source(np.arange(len(datasets)), weighted=True, raw=False)
+    defended = posterior.target(datasets).source(np.arange(len(datasets)), weighted=True, defended=True)
     mixed = defended.log_prob(theta, np.arange(len(datasets)))
     assert (mixed >= log_q + np.log(0.7) - 1e-6).all()
     every, log_mixed = defended.propose(np.arange(len(datasets)), 4000, torch.Generator().manual_seed(1))

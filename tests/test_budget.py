@@ -7,14 +7,14 @@ import pytest
 
 from pymc_amortized.correction import nuts as escalation
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.correction.nuts import Budget, escalate
-from pymc_amortized.correction.rounds import Draws
+from pymc_amortized.correction.draws import Budget, Draws, Request
+from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError
 
 
 def unsettled(chains: int = 4, draws: int = 10) -> Draws:
     theta, unknown = np.zeros((chains, draws, 1)), np.zeros((chains, draws))
-    return Draws(theta, unknown, unknown, unknown, None, 0, "failed")
+    return Draws(theta, unknown, unknown, unknown, None, 0, "weights", failed=True)
 
 
 @pytest.mark.parametrize(("divergences", "r_hat", "stage"), [(1, 1.0, "nuts"), (1, 1.5, "failed")])
@@ -31,20 +31,13 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
     monkeypatch.setattr(escalation._Runs, "_sample", sample)
     found = Convergence(r_hat, 2000.0, 2000.0, divergences, 4, 500)
     monkeypatch.setattr(Convergence, "of", classmethod(lambda cls, *args: found))
-    conditions = SimpleNamespace(
+    target = SimpleNamespace(
         spec=SimpleNamespace(circular=np.zeros(1, dtype=bool)),
         obstacles=[None],
         log_p=lambda theta, index: np.zeros(len(theta)),
         log_q=lambda theta, indices: np.zeros((len(theta), 1)),
     )
-    results, failures = escalate(
-        conditions,
-        [unsettled()],
-        [0],
-        None,
-        budget=Budget(max_time=60.0),
-        seed=np.random.SeedSequence(1),
-        progressbar=False,
-    )
+    request = Request(10, 4, Budget(max_time=60.0))
+    (result,) = Nuts().settle([unsettled()], [0], target, request, np.random.SeedSequence(1))
     assert len(attempts) == 2
-    assert results[0].stage == stage and bool(failures) == (stage == "failed")
+    assert result.stage == stage and bool(result.failure) == (stage == "failed")

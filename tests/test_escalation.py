@@ -12,16 +12,16 @@ from conftest import interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.correction.adaptation import tempered, whitening
 from pymc_amortized.correction.convergence import Convergence
+from pymc_amortized.correction.draws import Draws
 from pymc_amortized.correction.nuts import _elsewhere
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rounds import Draws, _poor, good_enough
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.nuts import samplers
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, PyMCSampler, Settings
-from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel, Whitening
-from pymc_amortized.numerics.importance import Weights
+from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel
+from pymc_amortized.numerics.importance import Weights, tempered
+from pymc_amortized.numerics.whitening import Whitening
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -421,12 +421,12 @@ def test_one_heavy_weight_asks_for_more_proposals():
     theta, log_q = rng.normal(size=(4000, 1)), np.zeros(4000)
     log_p = rng.normal(0, 0.1, size=4000)
     proposals.add_weighted(theta, log_q, log_p)
-    assert not _poor(proposals, 1000)
+    assert not proposals.want_more(1000)
     log_p[7] = np.log(50.0)
     heavy = Proposals(4)
     heavy.add_weighted(theta, log_q, log_p)
     assert heavy.weights.ess > 2000 and heavy.weights.heaviest == pytest.approx(50 / 4070, rel=0.02)
-    assert _poor(heavy, 1000)
+    assert heavy.want_more(1000)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_one_heavy_weight_asks_for_more_proposals():
 def test_a_tail_without_a_variance_settles_nothing_among_poor_weights(k, efficiency, heaviest, enough):
     """Standard deviations came out 5 to 25 % too small there, though Pareto k was below 0.7."""
     weights = Weights(np.full((4, 16_000), 1 / 16_000), k, 64_000 * efficiency, heaviest=heaviest)
-    assert weights.reliable and good_enough(weights, 4000) == enough
+    assert weights.reliable and weights.settle(4000) == enough
 
 
 def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():
@@ -489,7 +489,7 @@ def test_whitening_has_the_moments_of_weighted_draws():
     rng = np.random.default_rng(0)
     theta = rng.normal(size=(5000, 3)) @ rng.normal(size=(3, 3))
     weights = rng.dirichlet(np.ones(5000))
-    known = whitening(theta, weights)
+    known = Whitening.of(theta, weights)
     assert_allclose(known.mean, weights @ theta)
     assert_allclose(known.factor @ known.factor.T, np.cov(theta.T, aweights=weights, ddof=0), rtol=1e-4, atol=1e-5)
     assert_allclose(known.z(known.theta(theta)), theta, atol=1e-8)

@@ -20,17 +20,10 @@ from pymc_amortized.correction.conditional import ConditionalNormal
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
+from pymc_amortized.numerics.student_t import log_student_t
 from pymc_amortized.training import torch_threads
 
 __all__ = ["Approximation"]
-
-EACH = 4
-"""One of so many draws comes from the defending distribution: at most that share is lost where it is of no use."""
-DEGREES_OF_FREEDOM = 5
-"""Of it: heavier tails than most posteriors have."""
-SCOUTS = 20
-"""One of so many draws comes from a distribution as wide as the prior. Weights cannot tell of a mode in which nothing
-was proposed; among few parameters, 200 of 4,000 draws find one that fills a hundredth of the prior."""
 
 
 class Approximation:
@@ -46,7 +39,17 @@ class Approximation:
         Whether some of the draws come from Student t distributions around what a sketch found, if there is one: weights
         are then bounded wherever either of both has mass (a defensive mixture: Hesterberg 1995, Technometrics 37(2)).
         Some also come from a normal distribution with the location and the scale of the prior.
+
+    Attributes
+    ----------
+    each : int
+        One of so many draws comes from the Student t: at most that share is lost where it is of no use.
+    scouts : int
+        One of so many draws comes from the distribution as wide as the prior. Weights cannot tell of a mode in which
+        nothing was proposed; among few parameters, 200 of 4,000 draws find one that fills a hundredth of the prior.
     """
+
+    each, scouts = 4, 20
 
     def __init__(
         self, network: PosteriorNetwork, inputs: Inputs, datasets: DataSets, *, defended: bool = False
@@ -61,8 +64,8 @@ class Approximation:
             context = network.context(**self._given)
             if defended:
                 self._wide = [
-                    _Wide(network, context, DEGREES_OF_FREEDOM, 1 / EACH),
-                    _Wide(network, replace(context, frame=None), None, 1 / SCOUTS),
+                    _Wide(network, context, 5, 1 / self.each),
+                    _Wide(network, replace(context, frame=None), None, 1 / self.scouts),
                 ]
             self._rest = ConditionalNormal(network, context, sketch, datasets) if sketch.number_drawn else None
 
@@ -91,9 +94,9 @@ class Approximation:
         sample = self._network.sample_within if within else self._network.sample
         if not self._wide:
             return sample(draws, generator=generator, **self._given)
-        start = int(torch.randint(SCOUTS, (), generator=generator, device=generator.device))
-        turn = (torch.arange(draws) + start) % SCOUTS  # of each chain, whose draws are neighbors, the same shares
-        own, scout = (turn % EACH != 0) & (turn != 1), turn == 1
+        start = int(torch.randint(self.scouts, (), generator=generator, device=generator.device))
+        turn = (torch.arange(draws) + start) % self.scouts  # of each chain, whose draws are neighbors, the same shares
+        own, scout = (turn % self.each != 0) & (turn != 1), turn == 1
         drawn, log_own = sample(int(own.sum()), generator=generator, **self._given)
         theta, log_q = (drawn.new_empty(draws, *shape) for shape in (drawn.shape[1:], log_own.shape[1:]))
         theta[own], log_q[own] = drawn, log_own
@@ -135,7 +138,7 @@ class _Wide:
     context : Context
         Without a frame, locations and scales are those of the prior.
     freedom : int or None
-        Degrees of freedom; None for the normal distribution.
+        Degrees of freedom, few for heavier tails than most posteriors have; None for the normal distribution.
     share : float
         Of the draws that come from it.
     """
@@ -156,15 +159,8 @@ class _Wide:
     def log_prob(self, theta: np.ndarray | Tensor) -> Tensor:
         """Log density (draws, data sets) of what the network learns among theta (draws, data sets, parameters)."""
         z, log_det = self._network.standardized(theta, self._context)
-        return self._of(z) + log_det
-
-    def _of(self, z: Tensor) -> Tensor:
-        """Log density of the standard one."""
-        dim, freedom, square = z.shape[-1], self._freedom, z.square().sum(-1)
-        if freedom is None:
-            return -(square + dim * math.log(2 * math.pi)) / 2
-        constant = math.lgamma((freedom + dim) / 2) - math.lgamma(freedom / 2) - dim / 2 * math.log(freedom * math.pi)
-        return constant - (freedom + dim) / 2 * torch.log1p(square / freedom)
+        squared, freedom = z.square().sum(-1).numpy(), math.inf if self._freedom is None else self._freedom
+        return torch.from_numpy(log_student_t(squared, z.shape[-1], freedom)) + log_det
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

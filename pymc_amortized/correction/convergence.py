@@ -7,12 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from arviz_stats.base import array_stats
 
-LARGEST_R_HAT = 1.01
-"""Of the rank-normalized R-hat (section 4 of that paper)."""
-ESS_PER_CHAIN = 100
-"""Bulk and tail effective draws that R-hat and errors need, for each of at least four chains (same section)."""
-DIVERGENCES = 0.01
-"""Share of draws: PyMC and Stan warn of any; more than a few are no accident of one unlucky step."""
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,10 @@ class Convergence:
 
     def _judged(self) -> list[tuple[str, bool, str]]:
         """Each number, whether it is fine, and what is wanted."""
-        enough, most = ESS_PER_CHAIN * self.chains, DIVERGENCES * self.chains * self.draws
+        enough = THRESHOLDS.ess_per_chain * self.chains
+        most = THRESHOLDS.divergences * self.chains * self.draws
         return [
-            (f"R-hat {self.r_hat:.3f}", self.r_hat < LARGEST_R_HAT, f"below {LARGEST_R_HAT}"),
+            (f"R-hat {self.r_hat:.3f}", self.r_hat < THRESHOLDS.r_hat, f"below {THRESHOLDS.r_hat}"),
             (f"bulk ESS {self.ess_bulk:.0f}", self.ess_bulk > enough, f"above {enough}"),
             (f"tail ESS {self.ess_tail:.0f}", self.ess_tail > enough, f"above {enough}"),
             (f"{self.divergences} divergences", self.divergences <= most, f"at most {most:.0f}"),

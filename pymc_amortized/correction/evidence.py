@@ -11,29 +11,21 @@ their mean.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.correction.drawing import Conditions
+from pymc_amortized.correction.doubt import Doubt, at, labels_of, which
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rounds import FEWEST_PROPOSALS, Rounds
+from pymc_amortized.correction.rounds import Mixture, Network, Rounds
+from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.importance import smooth
-
-logger = logging.getLogger("pymc_amortized")
-
-LARGEST_K = 0.5
-"""Pareto k above which raw weights have no variance, and an error computed from them says nothing (Vehtari et al. 2024,
-section 2)."""
-NOTABLE = 0.005
-"""Share of excluded simulations that changes the log marginal likelihood by as much as its usual error."""
-AT_ONCE = 16
-"""Data sets whose proposals are kept in memory together."""
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -58,14 +50,14 @@ class Evidence:
         relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
         # each may have weighed as much as the heaviest of the others
         unknown = proposals.undefined * relative.max() / max(relative.sum(), 1.0)
-        if proposals.undefined and (unknown > NOTABLE or largest == -np.inf):
+        if proposals.undefined and (unknown > THRESHOLDS.excluded or largest == -np.inf):
             doubt = f"the log density was NaN or infinite at {proposals.undefined} of {log_weights.size} proposals"
         elif largest == -np.inf:
             doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
         elif weights.pareto_k == np.inf:
             doubt = "all but a few proposals have no density (do the data lie in the model's support?)"
-        elif weights.pareto_k > LARGEST_K and not weights.harmless:
-            doubt = f"Pareto k is {weights.pareto_k:.2f}, above {LARGEST_K}"
+        elif weights.pareto_k > THRESHOLDS.finite_variance and not weights.harmless:
+            doubt = f"Pareto k is {weights.pareto_k:.2f}, above {THRESHOLDS.finite_variance}"
         if doubt:
             impossible = not proposals.undefined and bool(largest == -np.inf)
             return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
@@ -90,36 +82,35 @@ def refuse_evidence(spec: ModelSpec) -> None:
         )
 
 
-def estimate(conditions: Conditions, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
+def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
     """Estimate the marginal likelihood of every data set.
 
     Parameters
     ----------
-    conditions : Conditions
+    target : PosteriorTarget
     proposals : int
         Per data set, half of them by the network.
     seed : numpy.random.SeedSequence
     """
     results = {
         i: Evidence(np.nan, np.nan, np.nan, np.nan, obstacle)
-        for i, obstacle in enumerate(conditions.obstacles)
+        for i, obstacle in enumerate(target.obstacles)
         if obstacle is not None
     }
-    free = np.array([i for i in range(len(conditions.datasets)) if i not in results], dtype=int)
-    blocks = [free[start : start + AT_ONCE] for start in range(0, len(free), AT_ONCE)]
-    for block, child in zip(blocks, seed.spawn(len(blocks)), strict=True):
-        source = conditions.source(block, weighted=True, raw=False)
+    free = np.array([i for i in range(len(target.datasets)) if i not in results], dtype=int)
+    some, first = list(blocks(len(free), 16)), THRESHOLDS.fewest_proposals  # of so many, proposals are in memory
+    for rows, child in zip(some, seed.spawn(len(some)), strict=True):
+        block = free[rows]
+        source = target.source(block, weighted=True, defended=True)
         pilot_seed, rounds_seed, final_seed, mixture_seed = child.spawn(4)
-        pilot = Rounds(
-            source, {i: Proposals(1, source.defended) for i in range(len(block))}, FEWEST_PROPOSALS, pilot_seed
-        )
-        pilot.until_good(FEWEST_PROPOSALS, True, rounds_seed)
+        pilot = Rounds(source, {i: Proposals(1, source.defended) for i in range(len(block))}, first, pilot_seed)
+        pilot.climb((Network(), Mixture()), first, rounds_seed)
         half = proposals // 2
         final = Rounds(source, {i: p.successor() for i, p in pilot.sets.items()}, half, final_seed)
         final.network(1)
         final.adapted(proposals - half, np.random.default_rng(mixture_seed))
         results |= {int(block[i]): Evidence.of(p) for i, p in final.sets.items()}
-    return [results[i] for i in range(len(conditions.datasets))]
+    return [results[i] for i in range(len(target.datasets))]
 
 
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
@@ -128,8 +119,8 @@ def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
     return 1 - (sum(dropped.values()) - raised) / max(attempted - raised, 1)
 
 
-def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> None:
-    """Log that the model's density is not normalized, where it excludes draws from its prior.
+def check_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> list[Doubt]:
+    """Find out whether the model's density excludes draws from its prior, and so is not normalized.
 
     Parameters
     ----------
@@ -140,13 +131,14 @@ def warn_of_truncation(dropped: Mapping[str, int], attempted: int, log_orderings
         Log of how many orderings of draws were taken for one.
     """
     kept = kept_share(dropped, attempted) * np.exp(-log_orderings)
-    if kept < 1 - NOTABLE:
-        logger.warning(
-            "The model's density allows %.1f%% of its prior's simulations (an ordered transform, bounds): over "
-            "these it is not normalized. The log marginal likelihood under the truncated prior is larger by %.2f.",
-            100 * kept,
-            -np.log(kept),
-        )
+    if kept >= 1 - THRESHOLDS.excluded:
+        return []
+    finding = (
+        f"The model's density allows {100 * kept:.1f}% of its prior's simulations (an ordered transform, bounds): over "
+        "these it is not normalized"
+    )
+    advice = f"The log marginal likelihood under the truncated prior is larger by {-np.log(kept):.2f}."
+    return [Doubt("truncation", finding, advice, float(kept))]
 
 
 def evidence_dataset(datasets: DataSets, found: list[Evidence]) -> xr.Dataset:
@@ -159,16 +151,14 @@ def evidence_dataset(datasets: DataSets, found: list[Evidence]) -> xr.Dataset:
     return xr.Dataset({name: (DATASET_DIM, values) for name, values in arrays.items()}, coords=coords)
 
 
-def warn_of_no_evidence(found: list[Evidence], labels: np.ndarray) -> None:
-    """Log which data sets have no estimate."""
-    without = [(str(label), e.doubt) for label, e in zip(labels, found, strict=True) if e.doubt]
-    if without:
-        label, doubt = without[0]
-        which = "The data set has" if len(found) == 1 else f"{len(without)} of {len(found)} data sets have"
-        logger.warning(
-            "%s no log marginal likelihood (NaN)%s: %s. Train longer "
-            "(posterior.continue_training), or run pm.sample_smc on posterior.to_model(...).",
-            which,
-            "" if len(found) == 1 else f", the first at data set {label}",
-            doubt,
-        )
+def check_evidence(found: list[Evidence], labels: np.ndarray) -> list[Doubt]:
+    """Find data sets that have no estimate."""
+    without = np.flatnonzero([e.doubt is not None for e in found])
+    if len(without) == 0:
+        return []
+    first = int(without[0])
+    subject = which(len(without), len(found), "The data set has", "{} have")
+    where = at(labels, first) and f", the first{at(labels, first)}"
+    finding = f"{subject} no log marginal likelihood (NaN){where}: {found[first].doubt}"
+    advice = "Train longer (posterior.continue_training), or run pm.sample_smc on posterior.to_model(...)."
+    return [Doubt("evidence", finding, advice, found[first].pareto_k, labels_of(labels, without))]

@@ -13,118 +13,112 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pymc_amortized.correction.adaptation import STARTS, Start, whitening
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.correction.drawing import Conditions
-from pymc_amortized.correction.rounds import Draws
+from pymc_amortized.correction.draws import Draws, Failure, Request, Start
+from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError, Settings
-from pymc_amortized.graph.nuts.samplers import NoGradientError, Samplers
+from pymc_amortized.graph.nuts.samplers import NoGradientError
+from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.numerics.whitening import Whitening
+from pymc_amortized.training.progress_of_checks import Progress
 
 logger = logging.getLogger("pymc_amortized")
 
-FEWEST_CHAINS = 4
-"""That R-hat should compare (Vehtari et al. 2021), however many are returned."""
-FEWEST_DRAWS = 500
-"""Per chain: enough for R-hat and tail ESS to meet their thresholds when chains mix well."""
-TUNE = 500
-"""Less than PyMC's 1,000: the mass matrix is nearly right from the start."""
-TARGET_ACCEPT = (0.8, 0.95)
-"""Of the first attempt, PyMC's default, and of the second, what it advises after divergences."""
-ELSEWHERE = 10.0
-"""Standard deviations from where chains are, beyond which what is as dense is another mode."""
-LONGER = 3
-"""Times as many tuning steps and draws in the second attempt."""
-
 
 @dataclass(frozen=True)
-class Budget:
-    """How much NUTS there may be.
+class Nuts:
+    """The rung of NUTS, one data set after the other, each twice if need be.
 
     Attributes
     ----------
-    max_nuts : int or None
-        Data sets.
-    max_time : float or None
-        Seconds.
+    fewest_chains : int
+        That R-hat should compare (Vehtari et al. 2021), however many are returned.
+    fewest_draws : int
+        Per chain: enough for R-hat and tail ESS to meet their thresholds when chains mix well.
+    tune : int
+        Less than PyMC's 1,000: the mass matrix is nearly right from the start.
+    target_accept : tuple of float
+        Of the first attempt, PyMC's default, and of the second, what it advises after divergences.
+    longer : int
+        Times as many tuning steps and draws in the second attempt.
     """
 
-    max_nuts: int | None = None
-    max_time: float | None = None
+    fewest_chains: int = 4
+    fewest_draws: int = 500
+    tune: int = 500
+    target_accept: tuple[float, ...] = (0.8, 0.95)
+    longer: int = 3
 
+    def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
+        """Why NUTS cannot sample for a data set: the density, or what is missing. None where it can."""
+        return target.obstacles[index] and target.samplers.obstacle(target.given(index))
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a data set that needed NUTS has no converged chains."""
+    def settle(
+        self,
+        draws: Sequence[Draws],
+        indices: Sequence[int],
+        target: PosteriorTarget,
+        request: Request,
+        seed: np.random.SeedSequence,
+    ) -> list[Draws]:
+        """Replace the draws of some data sets by those of NUTS, as far as the budget goes.
 
-    index: int
-    reason: str
-    details: str = ""
+        Parameters
+        ----------
+        draws : sequence of Draws
+            Of all data sets.
+        indices : sequence of int
+            Of data sets that go to NUTS.
+        target : PosteriorTarget
+        request : Request
+        seed : numpy.random.SeedSequence
 
-
-def escalate(
-    conditions: Conditions,
-    results: Sequence[Draws],
-    indices: Sequence[int],
-    samplers: Samplers,
-    *,
-    budget: Budget,
-    seed: np.random.SeedSequence,
-    progressbar: bool,
-) -> tuple[list[Draws], list[Failure]]:
-    """Replace the draws of some data sets by those of NUTS.
-
-    Parameters
-    ----------
-    conditions : Conditions
-    results : sequence of Draws
-        Of all data sets.
-    indices : sequence of int
-        Of data sets that go to NUTS.
-    samplers : Samplers
-    budget : Budget
-    seed : numpy.random.SeedSequence
-    progressbar : bool
-
-    Returns
-    -------
-    results : list of Draws
-        Those that NUTS did not settle are marked "failed".
-    failures : list of Failure
-    """
-    results = list(results)
-    for i in indices:
-        results[i] = replace(results[i], stage="failed")
-    allowed = indices[: budget.max_nuts]
-    stopped = f"max_nuts={budget.max_nuts} was reached"
-    finished: dict[int, Failure | None] = {}
-    if allowed:
-        logger.info("%d of %d data sets go to NUTS.", len(allowed), len(results))
-        runs = _Runs(conditions, samplers, budget.max_time)
-        try:
-            with _Display(len(allowed), progressbar) as display:
-                for index, child in zip(allowed, seed.spawn(len(allowed)), strict=True):
-                    results[index], finished[index] = runs(index, results[index], child)
-                    display.advance()
-        except OutOfTimeError:
-            stopped = f"max_time={budget.max_time:g} was reached"
-        except KeyboardInterrupt:
-            stopped = "NUTS was interrupted"
-        except NoGradientError as error:
-            stopped = f"the model has no gradient, which NUTS needs ({error})"
-    not_run = [Failure(i, stopped) for i in indices if i not in finished]
-    return results, [failure for failure in finished.values() if failure] + not_run
+        Returns
+        -------
+        list of Draws
+            Those that NUTS did not settle are marked, with the failure.
+        """
+        results, budget = list(draws), request.budget
+        allowed = indices[: budget.max_nuts]
+        stopped = f"max_nuts={budget.max_nuts} was reached"
+        left = set(indices)
+        if allowed:
+            logger.info("%d of %d data sets go to NUTS.", len(allowed), len(results))
+            runs = _Runs(self, target, budget.max_time)
+            try:
+                with Progress("NUTS", len(allowed), shown=request.progressbar) as display:
+                    for index, child in zip(allowed, seed.spawn(len(allowed)), strict=True):
+                        results[index] = runs(index, results[index], child)
+                        left.remove(index)
+                        display.advance(1)
+                        runs.say_how_long(len(indices) - len(left), len(allowed))
+            except OutOfTimeError:
+                stopped = f"max_time={budget.max_time:g} was reached"
+            except KeyboardInterrupt:
+                stopped = "NUTS was interrupted"
+            except NoGradientError as error:
+                stopped = f"the model has no gradient, which NUTS needs ({error})"
+        for i in left:
+            results[i] = replace(results[i], failed=True, failure=Failure(stopped))
+        return results
 
 
 class _Runs:
     """NUTS for one data set after the other, until time is up."""
 
-    def __init__(self, conditions: Conditions, samplers: Samplers, max_time: float | None) -> None:
-        self._conditions, self._samplers = conditions, samplers
+    def __init__(self, nuts: Nuts, target: PosteriorTarget, max_time: float | None) -> None:
+        self._nuts, self._target, self._last = nuts, target, time.monotonic()
         self._deadline = np.inf if max_time is None else time.monotonic() + max_time
 
-    def __call__(self, index: int, before: Draws, seed: np.random.SeedSequence) -> tuple[Draws, Failure | None]:
+    def say_how_long(self, done: int, total: int) -> None:
+        """Log how long the rest takes, once it is known."""
+        now = time.monotonic()
+        if done == 2 and total > 2:  # the first one compiled
+            logger.info("The other %d take about %.0f s.", total - 2, (total - 2) * (now - self._last))
+        self._last = now
+
+    def __call__(self, index: int, before: Draws, seed: np.random.SeedSequence) -> Draws:
         """Sample for one data set, twice if need be.
 
         Raises
@@ -137,7 +131,7 @@ class _Runs:
             start = Start.of(before.theta, unknown, np.random.default_rng(seed.spawn(1)[0]))
         best: tuple[np.ndarray, Convergence] | None = None
         reason = ""
-        for attempt, child in enumerate(seed.spawn(len(TARGET_ACCEPT))):
+        for attempt, child in enumerate(seed.spawn(len(self._nuts.target_accept))):
             shape = before.log_q.shape
             try:
                 theta, divergences = self._sample(index, start, self._settings(shape, attempt), child)
@@ -148,38 +142,43 @@ class _Runs:
             except RuntimeError as error:  # no chain found a point to start from
                 reason = str(error).strip().splitlines()[0]
                 continue
-            found = Convergence.of(theta, divergences, self._conditions.spec.circular)
+            found = Convergence.of(theta, divergences, self._target.spec.circular)
             if best is None or found.converged or not best[1].r_hat <= found.r_hat:
                 best = theta, found
             if found.converged and divergences == 0:
                 break
             start = _learned(theta, start, child)
         if best is None:
-            return before, Failure(index, "NUTS stopped", reason)
-        result = self._result(index, before, *best)
-        if not best[1].converged:
-            return result, Failure(index, "chains of NUTS did not converge", str(best[1]))
-        if number := _elsewhere(before, result, self._conditions.spec.circular):
-            details = f"{number} proposals as probable lie more than {ELSEWHERE:.0f} sds from all chains"
-            return replace(result, stage="failed"), Failure(index, "NUTS found one mode of several", details)
-        return result, None
+            return replace(before, failed=True, failure=Failure("NUTS stopped", reason))
+        return self._judged(before, self._result(index, before, *best))
+
+    def _judged(self, before: Draws, result: Draws) -> Draws:
+        """Mark draws of chains that did not converge, or that missed a mode."""
+        convergence = result.convergence
+        assert convergence is not None
+        if not convergence.converged:
+            return replace(result, failed=True, failure=Failure("chains of NUTS did not converge", str(convergence)))
+        if number := _elsewhere(before, result, self._target.spec.circular):
+            far = f"{number} proposals as probable lie more than {THRESHOLDS.elsewhere:.0f} sds from all chains"
+            return replace(result, failed=True, failure=Failure("NUTS found one mode of several", far))
+        return result
 
     def _settings(self, shape: tuple[int, ...], attempt: int) -> Settings:
-        chains, draws = shape
-        factor = LONGER if attempt else 1
+        (chains, draws), nuts = shape, self._nuts
+        factor = nuts.longer if attempt else 1
         return Settings(
-            chains=max(chains, FEWEST_CHAINS),
-            draws=factor * max(draws, FEWEST_DRAWS),
-            tune=factor * TUNE,
-            target_accept=TARGET_ACCEPT[attempt],
+            chains=max(chains, nuts.fewest_chains),
+            draws=factor * max(draws, nuts.fewest_draws),
+            tune=factor * nuts.tune,
+            target_accept=nuts.target_accept[attempt],
         )
 
     def _sample(
         self, index: int, start: Start, settings: Settings, seed: np.random.SeedSequence
     ) -> tuple[np.ndarray, int]:
         """Run chains; returns theta (chains, draws, dim) and the number of divergences."""
-        spec, data = self._conditions.spec, self._conditions.given(index)
-        compiled = self._samplers.compiled_for(self._samplers.needs(data))
+        spec, samplers, data = self._target.spec, self._target.samplers, self._target.given(index)
+        compiled = samplers.compiled_for(samplers.needs(data))
         if time.monotonic() > self._deadline:
             raise OutOfTimeError
         run_seed, slot_seed = seed.spawn(2)
@@ -197,15 +196,16 @@ class _Runs:
         chains, draws = before.log_q.shape
         theta = theta[:chains, np.linspace(0, theta.shape[1] - 1, draws).round().astype(int)]
         flat = theta.reshape(chains * draws, -1)
-        known = self._conditions.obstacles[index] is None
-        log_p = self._conditions.log_p(flat, index) if known else np.full(len(flat), np.nan)
-        log_q = self._conditions.log_q(flat[:, None], np.array([index]))[:, 0]
+        known = self._target.obstacles[index] is None
+        log_p = self._target.log_p(flat, index) if known else np.full(len(flat), np.nan)
+        log_q = self._target.log_q(flat[:, None], np.array([index]))[:, 0]
         return replace(
             before,
             theta=theta,
             log_q=log_q.reshape(chains, draws),
             log_p=log_p.reshape(chains, draws),
-            stage="nuts" if convergence.converged else "failed",
+            rung="nuts",
+            failed=False,
             convergence=convergence,
         )
 
@@ -213,7 +213,7 @@ class _Runs:
 def _elsewhere(before: Draws, found: Draws, circular: np.ndarray) -> int:
     """How many draws from before lie far from those of NUTS, where the model's density is as high."""
     middle, sd = (statistic(found.theta, axis=(0, 1)) for statistic in (np.mean, np.std))
-    far = (np.abs(before.theta - middle) > ELSEWHERE * sd)[..., ~circular].any(axis=-1)
+    far = (np.abs(before.theta - middle) > THRESHOLDS.elsewhere * sd)[..., ~circular].any(axis=-1)
     return int((far & (before.log_p >= np.median(found.log_p))).sum())
 
 
@@ -222,37 +222,5 @@ def _learned(theta: np.ndarray, start: Start, seed: np.random.SeedSequence) -> S
     late = theta[:, theta.shape[1] // 2 :].reshape(-1, theta.shape[-1])
     if not np.isfinite(late).all():
         return start
-    points = late[np.random.default_rng(seed.spawn(1)[0]).integers(len(late), size=STARTS)]
-    return Start(whitening(late, np.full(len(late), 1 / len(late))), points)
-
-
-class _Display:
-    """A progress bar, and a line that says how long the rest will take."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            disable=not shown,
-        )
-        self._task = self._bar.add_task("NUTS", total=total)
-        self._total, self._done, self._last = total, 0, time.monotonic()
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        """One more data set is done."""
-        self._done += 1
-        self._bar.advance(self._task)
-        now = time.monotonic()
-        if self._done == 2 and self._total > 2:  # the first one compiled
-            logger.info("The other %d take about %.0f s.", self._total - 2, (self._total - 2) * (now - self._last))
-        self._last = now
+    points = late[np.random.default_rng(seed.spawn(1)[0]).integers(len(late), size=len(start.points))]
+    return Start(Whitening.of(late, np.full(len(late), 1 / len(late))), points)

@@ -14,18 +14,13 @@ own draws: what one chain has not found, the others may, and R-hat sees it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from scipy import linalg, special, stats
+from scipy import special
 
-from pymc_amortized.correction.adaptation import tempered, whitening
-from pymc_amortized.graph.nuts.whitened import Whitening
-from pymc_amortized.numerics.importance import Weights, smooth
-
-DEGREES_OF_FREEDOM = 5.0
-"""Of the t: tails heavier than most posteriors', with a variance (as in Cornuet et al. 2012 and for Stan's pathfinder
-a normal, which has lighter ones)."""
+from pymc_amortized.numerics.importance import Weights, smooth, tempered
+from pymc_amortized.numerics.student_t import draw_student_t, log_student_t
+from pymc_amortized.numerics.whitening import Whitening
 
 
 @dataclass(eq=False)
@@ -74,6 +69,15 @@ class Proposals:
         self._components.append((per_chain, component))
         return component.draw(per_chain, rng).reshape(-1, self._theta[0].shape[-1])
 
+    def want_more(self, draws: int) -> bool:
+        """Whether more proposals are worth their time, for so many draws per chain."""
+        return self.weights is not None and self.weights.want_more(self.chains * draws)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some are adapted to what was found before."""
+        return bool(self._components)
+
     def successor(self) -> Proposals:
         """Return empty proposals, whose component is adapted to these."""
         return Proposals(self.chains, self.defended, planned=_Component.of(self.theta, self.log_weights))
@@ -113,29 +117,25 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A t distribution for each chain, standard in whitened coordinates: scales may differ by any factor."""
+    """A Student t distribution for each chain, standard in whitened coordinates: scales may differ by any factor.
+
+    With 5 degrees of freedom, tails are heavier than most posteriors', and have a variance.
+    """
 
     places: list[Whitening]
+    freedom: float = 5.0
 
     @classmethod
     def of(cls, theta: np.ndarray, log_weights: np.ndarray) -> _Component:
         pairs = zip(theta, log_weights, strict=True)
-        return cls([whitening(draws, tempered(some, draws.shape[1])) for draws, some in pairs])
-
-    @property
-    def standard(self) -> Any:
-        dim = len(self.places[0].mean)
-        return stats.multivariate_t(np.zeros(dim), np.eye(dim), DEGREES_OF_FREEDOM)
+        return cls([Whitening.of(draws, tempered(some, draws.shape[1])) for draws, some in pairs])
 
     def draw(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Draw (chains, per_chain, dim)."""
-        size = (per_chain, len(self.places[0].mean))
-        return np.stack([p.theta(self.standard.rvs(per_chain, random_state=rng).reshape(size)) for p in self.places])
+        return np.stack([p.theta(draw_student_t(per_chain, len(p.mean), self.freedom, rng)) for p in self.places])
 
     def log_density(self, theta: np.ndarray) -> np.ndarray:
         """Log densities (chains, n) at theta (chains, n, dim), by the chain's own distribution."""
-        found = []
-        for place, t in zip(self.places, theta, strict=True):
-            z = linalg.solve_triangular(place.factor, (t - place.mean).T, lower=True).T
-            found.append(np.atleast_1d(self.standard.logpdf(z)) - np.log(np.diag(place.factor)).sum())
-        return np.stack(found)
+        squared = [np.square(p.z(t)).sum(axis=-1) for p, t in zip(self.places, theta, strict=True)]
+        log_scale = np.array([[p.log_scale] for p in self.places])
+        return log_student_t(np.stack(squared), theta.shape[-1], self.freedom) - log_scale

@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 from arviz_base import make_attrs
 
-import pymc_amortized
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
     check_correction,
@@ -37,6 +36,7 @@ from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.results.version import LIBRARY
 from pymc_amortized.training.progress_of_checks import Progress
 
 BATCH_VALUES = 2**22
@@ -278,7 +278,7 @@ class Check:
                 {name: (DATASET_DIM, values) for name, values in stats.items()}, {DATASET_DIM: np.arange(number)}
             ),
         }
-        made = make_attrs(attrs, inference_library=pymc_amortized)
+        made = make_attrs(attrs, inference_library=LIBRARY)
         tree = xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
         return tree, findings
 

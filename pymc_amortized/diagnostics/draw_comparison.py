@@ -11,12 +11,12 @@ import xarray as xr
 from arviz_base import make_attrs
 from scipy import stats
 
-import pymc_amortized
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
 from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.results.version import LIBRARY
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -72,7 +72,7 @@ def compare_draws(
     rng = np.random.default_rng(seed_sequence(random_seed))
     moments = _moments(first, second)
     groups = {"moments": moments, "c2st": _c2st(first, second, rng)}
-    attrs = make_attrs({}, inference_library=pymc_amortized)
+    attrs = make_attrs({}, inference_library=LIBRARY)
     return xr.DataTree.from_dict({name: group.assign_attrs(attrs) for name, group in groups.items()})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,13 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.correction.doubt import Doubt, at, labels_of, tell, which
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.novelty.features import NoveltyFeatures
 from pymc_amortized.novelty.scores import Discrepancy, Whitening, pvalue, robust, squashed
 from pymc_amortized.numerics.uniformity import holm
-
-logger = logging.getLogger("pymc_amortized")
 
 SIMULATIONS = 100_000
 """In all, for many data sets: some seconds of an ordinary simulator."""
@@ -71,7 +69,8 @@ def check_misspecification(
         For each data set ``score``, ``pvalue``, the ``reference_score`` of simulations, and ``deviation``: each
         statistic of shape in units of its spread over simulations. For several data sets together ``mmd``, the
         squared maximum mean discrepancy from simulations, ``mmd_pvalue``, and ``mmd_null``: that of collections that
-        the model simulates. :func:`plot_novelty` draws it.
+        the model simulates. :func:`plot_novelty` draws it. Its attribute ``doubts`` holds what is logged, as that of
+        :meth:`AmortizedPosterior.sample` does.
 
     Raises
     ------
@@ -106,8 +105,7 @@ def check_misspecification(
     found = _summarized(compared, datasets)
     if datasets.batched and len(datasets) > 1:
         found = found.merge(_together(compared, np.random.default_rng(choosing)))
-    _warn(found)
-    return found
+    return found.assign_attrs(tell(_doubts(found, datasets.labels), spec))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,22 +133,23 @@ class _Compared:
 def _compare(
     posterior: AmortizedPosterior, datasets: DataSets, num_simulations: int, seed: np.random.SeedSequence
 ) -> _Compared:
-    shape = NoveltyFeatures(posterior.inputs.summarized_by(posterior.network)[1])
-    given = posterior.features_of(datasets)
+    inputs, network = posterior.inputs.summarized_by(posterior.network)
+    features_of = NoveltyFeatures(network)
+    given = features_of(**inputs(datasets))
     half = num_simulations // 2
     observed, simulated = [], []
     made = posterior.compiled.replicas(datasets, 2 * half, seed)
     for own, some in zip(given, made, strict=True):
-        features = posterior.features_of(some)
+        features = features_of(**inputs(some))
         center, scale = robust(features[:half])
         # where simulations do not differ at all, any other value is as far as can be
         scale = np.where(np.isinf(scale), 1e-6 * (1 + np.abs(center)), scale)
         observed.append(squashed((own - center) / scale))
         simulated.append(squashed((features - center) / scale).astype(np.float32))
     units, reference = np.stack(observed), np.stack(simulated)
-    whitening = Whitening.fit(reference[:, :half].reshape(-1, units.shape[1]), shape.blocks)
+    whitening = Whitening.fit(reference[:, :half].reshape(-1, units.shape[1]), features_of.blocks)
     learned, ranked = whitening(reference[:, :half]), whitening(reference[:, half:])
-    return _Compared(whitening(units), learned, ranked, units[:, shape.blocks[0] :], shape.names)
+    return _Compared(whitening(units), learned, ranked, units[:, features_of.blocks[0] :], features_of.names)
 
 
 def _summarized(compared: _Compared, datasets: DataSets) -> xr.Dataset:
@@ -180,32 +179,31 @@ def _together(compared: _Compared, rng: np.random.Generator) -> xr.Dataset:
     )
 
 
-def _warn(found: xr.Dataset) -> None:
-    """Log which data sets, or whether all together, are unlike simulations."""
+def _doubts(found: xr.Dataset, labels: np.ndarray) -> list[Doubt]:
+    """Find data sets that are unlike simulations, or that are so all together."""
     pvalues = np.atleast_1d(found["pvalue"].values)
     novel = holm(pvalues) < DOUBTFUL
     if novel.any():
         smallest = int(np.argmin(pvalues))
         one = found.isel({DATASET_DIM: smallest}) if DATASET_DIM in found.dims else found
-        which = "The data set is" if len(pvalues) == 1 else f"{int(novel.sum())} of {len(pvalues)} data sets are"
-        where = "" if len(pvalues) == 1 else f" at data set {one[DATASET_DIM].item()}"
-        logger.warning(
-            "%s %s at that size and context (p = %.1g%s).%s Look for errors in the data, parameters far out in their "
-            "prior, another family of noise, or another link.",
-            which,
-            "unlike anything the model simulates" if pvalues[smallest] < CERTAIN else "unusual for the model",
-            pvalues[smallest],
-            where,
-            _unusual(one["deviation"]),
+        subject = which(int(novel.sum()), len(pvalues), "The data set is", "{} are")
+        unlike = "unlike anything the model simulates" if pvalues[smallest] < CERTAIN else "unusual for the model"
+        finding = f"{subject} {unlike} at that size and context (p = {pvalues[smallest]:.1g}{at(labels, smallest)})"
+        advice = (
+            f"{_unusual(one['deviation'])}Look for errors in the data, parameters far out in their prior, another "
+            "family of noise, or another link."
         )
-    elif "mmd_pvalue" in found and found["mmd_pvalue"] < DOUBTFUL:
-        logger.warning(
-            "Together the %d data sets are not like what the model simulates (p = %.1g), though none stands out by "
-            "itself.%s The prior, the family of noise or the link may be off a little for all of them.",
-            len(pvalues),
-            found["mmd_pvalue"].item(),
-            _unusual(found["deviation"].mean(DATASET_DIM) * np.sqrt(len(pvalues))),
+        return [Doubt("novelty", finding, advice, float(pvalues[smallest]), labels_of(labels, novel))]
+    if "mmd_pvalue" in found and found["mmd_pvalue"] < DOUBTFUL:
+        together = found["mmd_pvalue"].item()
+        finding = (
+            f"Together the {len(pvalues)} data sets are not like what the model simulates (p = {together:.1g}), though "
+            "none stands out by itself"
         )
+        unusual = _unusual(found["deviation"].mean(DATASET_DIM) * np.sqrt(len(pvalues)))
+        advice = f"{unusual}The prior, the family of noise or the link may be off a little for all of them."
+        return [Doubt("novelty", finding, advice, together, labels_of(labels, np.arange(len(labels))))]
+    return []
 
 
 def _unusual(deviation: xr.DataArray) -> str:
@@ -213,4 +211,4 @@ def _unusual(deviation: xr.DataArray) -> str:
     order = np.argsort(-np.abs(deviation.values))[:NAMED]
     named = [f"{deviation['statistic'].values[i]} ({deviation.values[i]:+.1f})" for i in order]
     far = [name for name, i in zip(named, order, strict=True) if abs(deviation.values[i]) > 3]  # three sigma
-    return f" Most unusual, in units of their spread: {', '.join(far)}." if far else ""
+    return f"Most unusual, in units of their spread: {', '.join(far)}. " if far else ""

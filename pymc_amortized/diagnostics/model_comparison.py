@@ -22,7 +22,6 @@ import xarray as xr
 from arviz_base import make_attrs
 from scipy import stats
 
-import pymc_amortized
 from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, AmortizedComparison
 from pymc_amortized.approximators.comparison.judgement import DOUBTFUL
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
@@ -33,6 +32,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.simulation.context import read_missing
 from pymc_amortized.numerics.odds import posterior_weights, prior_weights
 from pymc_amortized.numerics.uniformity import p_text
+from pymc_amortized.results.version import LIBRARY
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -186,7 +186,7 @@ def assess(
     }
     for dim, length in (lengths or {}).items():
         groups["by_size"] = _by_size(names, label, probability, dim, length, rng, groups.get("by_size"))
-    made = make_attrs({"num_datasets": len(label)}, inference_library=pymc_amortized)
+    made = make_attrs({"num_datasets": len(label)}, inference_library=LIBRARY)
     return xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-import pymc_amortized
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import check_calibration
@@ -31,6 +30,7 @@ from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.importance import k_threshold
+from pymc_amortized.results.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ def page(sections: Mapping[str, str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Amortized posterior</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>Amortized posterior</h1>\n"
-        f'<p class="note">pymc_amortized {escape(pymc_amortized.__version__)}</p>\n{body}\n</body></html>\n'
+        f'<p class="note">pymc_amortized {escape(__version__)}</p>\n{body}\n</body></html>\n'
     )
 
 

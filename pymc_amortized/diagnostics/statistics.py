@@ -38,11 +38,10 @@ def effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray:
         return worth
     if "importance_ess" in stats:
         worth = stats["importance_ess"].to_numpy().copy()
-    if "divergences" in stats:  # draws of a Markov chain, settled or not, were not weighted
-        for i in np.flatnonzero(np.isfinite(stats["divergences"].to_numpy())):
-            some = posterior.to_dataset()[list(names)].isel({DATASET_DIM: i})
-            ess = min(float(values.min()) for values in az.ess(some).data_vars.values())
-            worth[i] = ess if np.isfinite(ess) else 1.0
+    for i in np.flatnonzero(stats["rung"].to_numpy() == "nuts"):  # draws of chains, settled or not, were not weighted
+        some = posterior.to_dataset()[list(names)].isel({DATASET_DIM: i})
+        ess = min(float(values.min()) for values in az.ess(some).data_vars.values())
+        worth[i] = ess if np.isfinite(ess) else 1.0
     return np.clip(np.where(np.isnan(worth), total, worth), 1.0, total)
 
 

@@ -16,8 +16,6 @@ from pymc_amortized.numerics.blocks import blocks
 
 __all__ = ["NoveltyFeatures"]
 
-AT_ONCE = 1_000  # data sets
-
 
 class Summarizing(Protocol):
     """A network that encodes and summarizes data."""
@@ -66,7 +64,7 @@ class NoveltyFeatures:
         """Raw data (n, *shape) -> features (n, width), float64."""
         n = len(next(iter(data.values())))
         parts = []
-        for rows in blocks(n, AT_ONCE):
+        for rows in blocks(n, 1_000):
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.network.encode({name: values[rows] for name, values in data.items()}, some)
             summary = self.network.summarize(encoded).double().cpu()

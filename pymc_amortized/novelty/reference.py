@@ -53,11 +53,11 @@ def learn_reference(inputs: DataInputs, network: Summarizing, learned: Simulatio
     learned, ranked : Simulations
         Of contexts drawn from their sources. The network may have seen the first, not the second.
     """
-    blocks = NoveltyFeatures(network).blocks
+    features = NoveltyFeatures(network)
     seen, fresh = of_simulations(learned), of_simulations(ranked)
-    score = Score.fit(features_of(inputs, network, seen), extents(inputs.spec, seen), blocks)
+    score = Score.fit(features(**inputs(seen)), extents(inputs.spec, seen), features.blocks)
     at = extents(inputs.spec, fresh)
-    return Reference(score, score(features_of(inputs, network, fresh), at), at)
+    return Reference(score, score(features(**inputs(fresh)), at), at)
 
 
 def reference_tensors(reference: Reference | None) -> dict[str, Tensor]:

@@ -26,10 +26,6 @@ from pymc_amortized.networks.summary.join import EncodedArray, Join, Rows, trimm
 
 __all__ = ["ShapeStatistics"]
 
-COVARIATES_UP_TO = 24  # columns of a regression within one data set
-CHANNELS_UP_TO = 4  # of one array that are told apart; of more, means and the largest absolute values
-FEWEST = 8  # values of a data set at its largest, below which there is no shape to speak of
-RIDGE = 1e-4  # relative: one-hot covariates are collinear
 FLOOR = 1e-10  # of a variance, beside encoded values of order one
 ALONE = ("skewness", "kurtosis", "largest", "neighbours")
 FITTED = ("curvature", "cubic curvature", "variance trend", "variance curvature")
@@ -68,7 +64,8 @@ class ShapeStatistics:
 
 
 def _has_shape(array: EncodedArray) -> bool:
-    return not array.given and array.groups == 0 and array.width() // array.channels >= FEWEST
+    """Whether an observed array can hold at least eight values: of fewer there is no shape to speak of."""
+    return not array.given and array.groups == 0 and array.width() // array.channels >= 8
 
 
 def _suffixes(channels: int) -> list[str]:
@@ -85,14 +82,15 @@ class _Shape:
         self.channels = list(range(starts[index], starts[index + 1]))
         given = [i for i, a in enumerate(join.arrays) if a.given or a.groups]
         covariates = [c for i in given for c in range(starts[i], starts[i + 1])]
-        self.covariates = [] if self.alone or len(covariates) > COVARIATES_UP_TO else covariates
+        self.covariates = [] if self.alone or len(covariates) > 24 else covariates  # of a regression in one data set
         kinds = [axis.kind for axis in join.axes]
         self.lagged = kinds == ["sequence"]
         self.grouped = len(kinds) == 2 and kinds[0] == "groups"
         fitted = bool(self.covariates) or self.lagged
         own = [*ALONE, *(FITTED if fitted else ())]
         own += [f"{name} of {what}" for what in ("group means", "group variances") * self.grouped for name in ALONE[:3]]
-        self.fitted, self.pooled = fitted, not self.alone and len(self.channels) > CHANNELS_UP_TO
+        # up to four channels are told apart; of more, means and the largest absolute values
+        self.fitted, self.pooled = fitted, not self.alone and len(self.channels) > 4
         suffixes = [" (mean)", " (largest)"] if self.pooled else _suffixes(1 if self.alone else len(self.channels))
         self.names = [f"{array.name}: {name}{suffix}" for suffix in suffixes for name in own]
 
@@ -156,8 +154,8 @@ def _alone(values: Tensor, weights: Tensor) -> Tensor:
 def _fitted(values: Tensor, weights: Tensor, given: Tensor) -> Tensor:
     """Shape of the residuals of values (batch, n) regressed on what is given (batch, n, k): (batch, 8)."""
     design = torch.cat([torch.ones_like(given[..., :1]), given], -1) * weights[..., None]
-    gram = design.mT @ design
-    penalty = torch.diag_embed(RIDGE * (gram.diagonal(dim1=-2, dim2=-1) + 1e-6))
+    gram = design.mT @ design  # one-hot covariates are collinear: a ridge, relative to their size
+    penalty = torch.diag_embed(1e-4 * (gram.diagonal(dim1=-2, dim2=-1) + 1e-6))
     slopes, _ = torch.linalg.solve_ex(gram + penalty, design.mT @ (values * weights)[..., None])
     fit = (design @ slopes)[..., 0]
     residual = _standardized(values * weights - fit, weights)

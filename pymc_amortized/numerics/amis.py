@@ -16,6 +16,9 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import chi2, norm, qmc
 
+from pymc_amortized.numerics.importance import largest_power
+from pymc_amortized.numerics.student_t import log_student_t
+
 Evaluated = tuple[np.ndarray, np.ndarray, np.ndarray]
 LogDensities = Callable[[np.ndarray, np.ndarray], Evaluated]
 """Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m), and the mean (k, m, rest) and
@@ -25,17 +28,8 @@ FEWEST = 8.0
 """Effective points that moments rest on at least; the density is flattened until they do."""
 ENOUGH = 24.0
 """Effective points at which a target is done."""
-WIDER = 1.2
-"""How much wider than what was found a stage draws: what lies beyond light tails would not be seen."""
-LOWEST, HALVINGS = -40.0, 14
-"""Log of the power to which densities are flattened at most, and steps in which it is sought."""
-DOUBT = 16.0
-"""A correlation is believed by half where this many times the effective points are as many as the parameters."""
 SMALLEST = 1e-6
 """Scale that is added to every stage's: points must not fall together."""
-TAILS = 5.0
-"""Degrees of freedom of Student t distributions."""
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 IMPOSSIBLE = -1e100
 """Stands for the log density where there is none."""
 
@@ -115,7 +109,7 @@ def adapt(
     if dim == 0:
         return _exact(log_density, n)
     found = Found(mean.copy(), covariance.copy(), *(np.zeros(shape) for shape in ((n, number), n, n, n, n)))
-    active, mixture = np.arange(n), _Mixture(n, dim, number - dim, TAILS if careful else math.inf)
+    active, mixture = np.arange(n), _Mixture(n, dim, number - dim, 5.0 if careful else math.inf)
     for stage, normal in enumerate(points):
         ess = found.ess[active] if stage > careful else np.full(n, np.inf)  # what was given is not doubted
         center, proposed = found.mean[active, :dim], _proposed(found.covariance[active, :dim, :dim], ess)
@@ -148,8 +142,10 @@ def _exact(log_density: LogDensities, n: int) -> Found:
 def _proposed(covariance: np.ndarray, ess: np.ndarray) -> np.ndarray:
     """Widen covariances (n, dim, dim), and trust correlations a little less where few effective points say so."""
     eye = np.eye(covariance.shape[-1])
-    doubt = (len(eye) / (DOUBT * ess + len(eye)))[:, None, None]
-    return WIDER**2 * (covariance - doubt * covariance * (1 - eye)) + SMALLEST**2 * eye
+    # a correlation is believed by half where 16 times the effective points are as many as the parameters
+    doubt = (len(eye) / (16.0 * ess + len(eye)))[:, None, None]
+    # wider by a fifth than what was found: what lies beyond light tails would not be seen
+    return 1.2**2 * (covariance - doubt * covariance * (1 - eye)) + SMALLEST**2 * eye
 
 
 class _Mixture:
@@ -186,7 +182,7 @@ class _Mixture:
         log_scale = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
         points = normal * _radii(len(normal), self._freedom)[:, None]
         new = mean[:, None] + points @ factor.swapaxes(1, 2)
-        own = _log_standard(np.square(points).sum(axis=1), len(normal[0]), self._freedom) - log_scale[:, None]
+        own = log_student_t(np.square(points).sum(axis=1), len(normal[0]), self._freedom) - log_scale[:, None]
         others = self._log_density(new[:, None], self._means, self._inverses, self._log_scales)
         at_new = np.logaddexp.reduce(np.concatenate([others, own[:, None]], axis=1), axis=1)
         here = (part[:, None] for part in (mean, inverse, log_scale))
@@ -210,7 +206,7 @@ class _Mixture:
     ) -> np.ndarray:
         """Log densities (n, k, m) of k distributions at points (n, 1, m, dim), by the inverse of Cholesky factors."""
         z = (theta - mean[:, :, None]) @ inverse.swapaxes(2, 3)
-        return _log_standard(np.square(z).sum(axis=3), theta.shape[-1], self._freedom) - log_scale[:, :, None]
+        return log_student_t(np.square(z).sum(axis=3), theta.shape[-1], self._freedom) - log_scale[:, :, None]
 
     def keep(self, some: np.ndarray) -> None:
         """Go on with some of the targets."""
@@ -223,7 +219,7 @@ class _Mixture:
         log_weight = self.log_p - self.log_q
         largest = log_weight.max(axis=1, keepdims=True)
         relative = log_weight - largest
-        power = _flattened(relative)
+        power = largest_power(relative, FEWEST)
         weight = np.exp(power[:, None] * relative)
         total = weight.sum(axis=1, keepdims=True)
         stages, points = self._means.shape[1], self.log_p.shape[1]
@@ -253,29 +249,3 @@ def _radii(number: int, freedom: float) -> np.ndarray:
         return np.ones(number)
     levels = np.random.default_rng(1).permutation((np.arange(number) + 0.5) / number)
     return np.sqrt(freedom / chi2.ppf(levels, freedom))
-
-
-def _log_standard(squared: np.ndarray, dim: int, freedom: float) -> np.ndarray:
-    """Log density of a standard normal or Student t distribution, given squared distances from its middle."""
-    if math.isinf(freedom):
-        return -0.5 * squared - dim * HALF_LOG_2PI
-    constant = math.lgamma((freedom + dim) / 2) - math.lgamma(freedom / 2) - 0.5 * dim * math.log(freedom * math.pi)
-    return constant - 0.5 * (freedom + dim) * np.log1p(squared / freedom)
-
-
-def _flattened(relative: np.ndarray) -> np.ndarray:
-    """Largest power (n,), at most 1, to which weights can be raised so that few enough carry all; by bisection."""
-    power = np.ones(len(relative))
-    (poor,) = np.nonzero(_effective(relative) < FEWEST)
-    low, high = np.full(len(poor), LOWEST), np.zeros(len(poor))  # of its logarithm
-    for _ in range(HALVINGS if len(poor) else 0):
-        middle = (low + high) / 2
-        fine = _effective(np.exp(middle)[:, None] * relative[poor]) >= FEWEST
-        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
-    power[poor] = np.exp(low)
-    return power
-
-
-def _effective(relative: np.ndarray) -> np.ndarray:
-    weight = np.exp(relative)
-    return np.square(weight.sum(axis=1)) / np.square(weight).sum(axis=1)

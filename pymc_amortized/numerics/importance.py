@@ -13,27 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from arviz_stats.base import array_stats
 
-FEWEST_FOR_TAIL = 25
-"""Fewer finite weights than this do not make a tail that a Pareto distribution can be fitted to."""
-HARMLESS_WEIGHT, HARMLESS_IF_DEFENDED = 2.0, 5.0
-"""Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant: k says what
-may lie where the proposal has next to nothing. Where a part of it has heavy tails there is less of that: a share of 2 %
-five standard deviations away gives weights of 10 and more, four or five of them among a thousand such proposals."""
-HARMLESS_SHARE = 0.002
-"""Of all weights, that one of many such proposals may have: with four like it, the share of what they stand for is
-known to 0.4 %, by which a variance is off by a tenth if that is five standard deviations away."""
-MOST_LOST = 0.1
-"""Share of the weights that smoothing may take away. Of weights that follow a Pareto distribution of shape 0.7 it takes
-more from one set of 4,000 in ten; from a mode that three proposals hit, all but a hundredth."""
-BEYOND_DOUBLES = 1e4
-"""Log weights that far below the largest are zero in double precision."""
-FEWEST_POSITIVE = 0.1
-"""Share of the proposals that at least have to have weight then."""
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 
 def k_threshold(proposals: int) -> float:
     """Largest Pareto k that `proposals` weights can be trusted with (Vehtari et al. 2024, eq. 13)."""
-    return min(1 - 1 / np.log10(max(proposals, 11)), 0.7)
+    return min(1 - 1 / np.log10(max(proposals, 11)), THRESHOLDS.pareto_k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +55,24 @@ class Weights:
         k is a shape without a scale: where no weight counts for much, the tail does not matter, whatever its shape.
         """
         threshold = k_threshold(int(np.count_nonzero(self.weights)))
-        return self.lost <= MOST_LOST and (self.harmless or self.pareto_k <= threshold)
+        return self.lost <= THRESHOLDS.lost and (self.harmless or self.pareto_k <= threshold)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether single weights, or a tail without a variance, count for much."""
+        efficient = self.ess >= THRESHOLDS.wanted_efficiency * self.weights.size
+        light = self.harmless or efficient or self.pareto_k <= THRESHOLDS.finite_variance
+        return self.heaviest > THRESHOLDS.heaviest or not light
+
+    def settle(self, draws: int) -> bool:
+        """Whether weights can be trusted, and are worth enough of the draws asked for in all."""
+        enough = self.ess >= min(THRESHOLDS.fewest_effective, draws / 2)
+        return self.reliable and enough and not self.heavy
+
+    def want_more(self, draws: int) -> bool:
+        """Whether more proposals are worth their time, for so many draws in all."""
+        few = self.ess < THRESHOLDS.wanted_efficiency * draws
+        return few or self.lost > THRESHOLDS.notably_lost or self.heavy or not self.reliable
 
 
 def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
@@ -91,15 +93,16 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     log_weights = np.array(log_ratios, dtype=float)
     finite = np.isfinite(log_weights)
     k, lost, largest_raw, heaviest = np.inf, 0.0, np.inf, 1.0
-    if finite.sum() >= FEWEST_FOR_TAIL:
+    if finite.sum() >= THRESHOLDS.fewest_for_tail:
         raw = log_weights[finite] - log_weights[finite].max()
-        near = np.maximum(raw, -BEYOND_DOUBLES)  # beside numbers like 1e17 what smoothing divides by is rounded away
+        # weights that small are zero, and beside numbers like 1e17 what smoothing divides by is rounded away
+        near = np.maximum(raw, -1e4)
         smoothed, k = _smooth_tail(near)
         least = near.argmin()  # is not part of the tail, and tells by what the others were divided
         divided = smoothed[least] - near[least]
         total = np.exp(raw).sum()
         lost = float(1 - np.exp(smoothed - divided).sum() / total)
-        largest_raw = max(len(raw), FEWEST_POSITIVE * log_weights.size) / total
+        largest_raw = max(len(raw), THRESHOLDS.fewest_positive * log_weights.size) / total
         heaviest = float(1 / total)
         log_weights[finite] = smoothed + (raw - near)
     largest = log_weights.max(axis=1, keepdims=True)
@@ -109,7 +112,9 @@ def smooth(log_ratios: np.ndarray, *, defended: bool = False) -> Weights:
     if empty.any():
         k = np.inf  # draws of that chain are not draws from the target
     ess = np.where(empty[:, 0], 0.0, 1 / np.square(weights).sum(axis=1))
-    most = max(HARMLESS_IF_DEFENDED, HARMLESS_SHARE * log_weights.size) if defended else HARMLESS_WEIGHT
+    most = THRESHOLDS.harmless
+    if defended:
+        most = max(THRESHOLDS.harmless_if_defended, THRESHOLDS.harmless_share * log_weights.size)
     harmless = largest_raw <= most and k < np.inf
     return Weights(weights, float(k), float(ess.sum()), bool(harmless), lost, heaviest)
 
@@ -123,6 +128,62 @@ def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if not np.isfinite(k) or not np.isfinite(smoothed).all():
         return log_weights, np.inf
     return smoothed, float(k)
+
+
+def tempered(log_weights: np.ndarray, dim: int) -> np.ndarray:
+    """Temper weights until they are worth enough draws for moments.
+
+    A few large weights say nothing about a covariance. Weights are raised to the largest power at which they are still
+    worth enough draws (nonlinear importance weights: Koblents & Míguez 2015, Statistics and Computing 25(2)): from poor
+    weights comes a distribution between proposal and target, from good ones the target.
+
+    Parameters
+    ----------
+    log_weights : ndarray (n,)
+        Raw; -inf is a weight of zero.
+    dim : int
+
+    Returns
+    -------
+    ndarray (n,)
+        Normalized weights; equal ones where none is positive.
+    """
+    finite = np.isfinite(log_weights)
+    if not finite.any():
+        return np.full(len(log_weights), 1 / len(log_weights))
+    relative = np.where(finite, log_weights - log_weights[finite].max(), -np.inf)
+    # with 5 draws for each dimension a sample covariance is known to a factor of two (its eigenvalues lie within
+    # (1 ± sqrt(1/5))^2 of the true ones: Marchenko-Pastur)
+    power = largest_power(relative[None], min(25 + 5 * dim, finite.sum() / 2))
+    weights = np.exp(np.where(finite, power * np.where(finite, relative, 0.0), -np.inf))
+    return weights / weights.sum()
+
+
+def largest_power(log_weights: np.ndarray, worth: float) -> np.ndarray:
+    """Largest powers (n,), at most 1, to which weights can be raised so that they are worth enough draws.
+
+    Parameters
+    ----------
+    log_weights : ndarray (n, m)
+        Raw, of which the largest is 0.
+    worth : float
+        Effective draws.
+    """
+    power = np.ones(len(log_weights))
+    (poor,) = np.nonzero(effective_size(log_weights) < worth)
+    low, high = np.full(len(poor), -40.0), np.zeros(len(poor))  # of the logarithm, by bisection
+    for _ in range(14 if len(poor) else 0):
+        middle = (low + high) / 2
+        fine = effective_size(np.exp(middle)[:, None] * log_weights[poor]) >= worth
+        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+    power[poor] = np.exp(low)
+    return power
+
+
+def effective_size(log_weights: np.ndarray) -> np.ndarray:
+    """Effective draws (...) that weights (..., m) are worth; of these, the largest logarithm is about 0."""
+    weights = np.exp(log_weights)
+    return np.square(weights.sum(axis=-1)) / np.square(weights).sum(axis=-1)
 
 
 def resample(weights: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -22,10 +22,6 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-BELIEVED = 3.0
-"""Standard errors by which a temperature has to improve the log score on simulations it was not learned from."""
-SHARES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Shares that are tried, in units of the smallest."""
 UNRESOLVED = 2.0
 """A probability below this multiple of what it is given in any case says no more than that it is small."""
 
@@ -95,11 +91,12 @@ class Calibration:
             learned = _temperature(logits[one], labels[one], offsets[one])
             gains[other] = _scores(learned, logits[other], labels[other], offsets[other])
             gains[other] -= _scores(none, logits[other], labels[other], offsets[other])
-        better = gains.mean() > BELIEVED * gains.std(ddof=1) / np.sqrt(len(gains))
+        # a temperature has to improve the log score on simulations it was not learned from by three standard errors
+        better = gains.mean() > 3.0 * gains.std(ddof=1) / np.sqrt(len(gains))
         temperature = _temperature(logits, labels, offsets) if better else none
         log_q = _scores(temperature, logits, labels, offsets)
         smallest, number = 1 / len(labels), logits.shape[1]
-        shares = [share for s in SHARES if (share := s * smallest) < 0.5]
+        shares = [share for s in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0) if (share := s * smallest) < 0.5]
         best = max(shares, key=lambda e: np.logaddexp(np.log1p(-e) + log_q, np.log(e / number)).mean())
         return cls(temperature, center, best)
 

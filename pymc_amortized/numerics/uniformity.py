@@ -23,16 +23,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
-EVALUATED = 100
-"""Points at which the empirical distribution function is compared: finer ones see the same data."""
-FEWEST_VALUES = 10
-"""With fewer values nothing is said."""
-TESTS = 3
 SMALLEST = 1e-15
 """P-values come from differences to one, which double precision cannot resolve further."""
-BISECTIONS = 60
-CLEAR = 0.01
-"""A test whose p-value is below this is mentioned beside the one with the smallest."""
 
 
 def pit(
@@ -92,7 +84,7 @@ class Uniformity:
     @property
     def p_value(self) -> float:
         """Of all three tests together (Bonferroni)."""
-        return min(1.0, TESTS * min(self.p_uniform, self.p_bias, self.p_spread))
+        return min(1.0, 3 * min(self.p_uniform, self.p_bias, self.p_spread))
 
 
 def uniformity(values: np.ndarray) -> Uniformity:
@@ -101,11 +93,11 @@ def uniformity(values: np.ndarray) -> Uniformity:
     Parameters
     ----------
     values : ndarray (n,)
-        NaN is left out.
+        NaN is left out. Of fewer than ten, nothing is said.
     """
     values = values[np.isfinite(values)]
     n = len(values)
-    if n < FEWEST_VALUES:
+    if n < 10:
         return Uniformity(n, 1.0, 1.0, 1.0, np.nan, np.nan, np.nan)
     scores = ndtri(np.clip(values, SMALLEST, 1 - SMALLEST))
     mean, variance = scores.mean(), scores.var(ddof=1)
@@ -165,7 +157,7 @@ def band(n: int, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         From (0, 0, 0) to (1, 1, 1).
     """
     inside, outside = 1e-12, 0.5  # a pointwise tail at which the band is wide enough, and one at which it is not
-    for _ in range(BISECTIONS):
+    for _ in range(60):
         middle = np.sqrt(inside * outside)
         if _probability_within(*_limits(n, middle), n) >= prob:
             inside = middle
@@ -180,7 +172,8 @@ def band(n: int, prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _points(n: int) -> np.ndarray:
-    number = min(n, EVALUATED)
+    """Points at which the empirical distribution function is compared: finer ones see the same data."""
+    number = min(n, 100)
     return np.arange(1, number) / number
 
 
@@ -232,7 +225,7 @@ def describe(result: Uniformity) -> str:
     spread = f"{confidence}: its sd is about {result.sd_ratio:.2f} of what it should be"
     shape = f"its distribution is off by up to {result.deviation:.2f}"
     named = sorted([(result.p_bias, bias), (result.p_spread, spread), (result.p_uniform, shape)])
-    clear = [words for p, words in named[:1] + [other for other in named[1:] if other[0] < CLEAR]]
+    clear = [words for p, words in named[:1] + [other for other in named[1:] if other[0] < 0.01]]
     if len(clear) > 1 and shape in clear:  # bias and spread say more
         clear.remove(shape)
     return " and ".join(clear)

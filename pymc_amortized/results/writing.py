@@ -10,10 +10,10 @@ import xarray as xr
 from arviz_base import dict_to_dataset, make_attrs
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
-import pymc_amortized
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.results.version import LIBRARY
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -118,7 +118,7 @@ def _dataset(
     laid_out = dict_to_dataset(
         dict(arrays),
         attrs=dict(attrs or {}),
-        inference_library=pymc_amortized,
+        inference_library=LIBRARY,
         coords=coords,
         # a log density has fewer axes than its variable where that is multivariate
         dims={name: dims[name][: values.ndim - len(sample_dims)] for name, values in arrays.items() if name in dims},
@@ -141,4 +141,4 @@ def _stats_dataset(
     coords: dict[str, Any] = {d: np.arange(n) for d, n in sizes.items()}
     if DATASET_DIM in coords:
         coords[DATASET_DIM] = datasets.labels
-    return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=pymc_amortized))
+    return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=LIBRARY))

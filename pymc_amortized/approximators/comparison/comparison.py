@@ -24,8 +24,8 @@ from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.correction.doubt import warn_of_extrapolation, warn_of_many_gaps
-from pymc_amortized.correction.rounds import FEWEST_PROPOSALS
+from pymc_amortized.correction.check_results import check_gaps, check_novelty, check_range
+from pymc_amortized.correction.doubt import tell
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.model.axes import Structure
@@ -42,14 +42,12 @@ from pymc_amortized.novelty.features import NoveltyFeatures
 from pymc_amortized.novelty.reference import extents
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.odds import Calibration, posterior_weights, prior_weights
-from pymc_amortized.numerics.uniformity import holm
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import History
 
 logger = logging.getLogger("pymc_amortized")
 
 MODEL_DIM, AGAINST_DIM = "model", "against"
-NOVEL = 0.01
-"""Chance of any false alarm in a call, however many data sets, as for posteriors."""
 UNKNOWN = 0.05
 """How far a probability may be from what is given before that is said."""
 
@@ -215,7 +213,7 @@ class AmortizedComparison:
             the posterior looked (logged). Unlike the posterior's own method
             this is under the prior that simulations come from: normalized over what the density allows.
         """
-        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self._read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         warn_of_no_table(found, self.names, datasets)
@@ -262,7 +260,7 @@ class AmortizedComparison:
         goes on depending on it however many rows there are.
         """
         weights = self._prior(prior)
-        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         self._warn(datasets, pvalues.max(1))
@@ -445,19 +443,6 @@ class AmortizedComparison:
         encoder = self.network.encoder
         given = Inputs(spec, self.structure)(datasets)
         context = [c.name for c in spec.context]
-        warn_of_extrapolation(encoder.outside(**given), datasets.labels, context, encoder.ranges())
-        warn_of_many_gaps(spec, datasets, self.missing or {})
-        novel = int((holm(pvalues) < NOVEL).sum())
-        if novel:
-            smallest = int(np.argmin(pvalues))
-            which = "The data set is" if len(pvalues) == 1 else f"{novel} of {len(pvalues)} data sets are"
-            where = "" if len(pvalues) == 1 else f" at data set {datasets.labels[smallest]}"
-            logger.warning(
-                "%s unlike what any of the models %s simulates (ood_pvalue %.1g%s): none of them may be right, and the "
-                "probabilities say only which one the network puts nearest. Look for errors in the data, widen the "
-                "priors, or add a model.",
-                which,
-                self.names,
-                pvalues[smallest],
-                where,
-            )
+        doubts = check_range(encoder.outside(**given), datasets.labels, context, encoder.ranges())
+        doubts += check_gaps(spec, datasets, self.missing or {})
+        tell(doubts + check_novelty(pvalues, datasets.labels, self.names), spec)

@@ -12,6 +12,7 @@ import pandas as pd
 from pymc_amortized.approximators.comparison.model_evidence import Evidences
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.numerics.odds import Calibration, log_odds, posterior_weights
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -28,8 +29,6 @@ DIGITS = {"log_ml": 2, "pareto_k": 2} | dict.fromkeys(
     ("se", "log_bf", "dse", "p_evidence", "p_se", "p_classifier", "ood_pvalue"), 3
 )
 """Digits after the point that a table is printed with: those of a usual error."""
-NOVEL = 0.01
-"""Below this p-value of every model, none of them makes such data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +130,7 @@ def evidence_table(
             "pareto_k": found.pareto_k[0],
             "ood_pvalue": pvalues,
             "warning": apart.beyond[0]
-            | (pvalues < NOVEL).all()
+            | (pvalues < THRESHOLDS.novel).all()
             | [n in found.known and np.isnan(v) for n, v in zip(names, log_ml, strict=True)],
         },
         index=pd.Index(names, name="model"),

@@ -40,7 +40,7 @@ from pymc_amortized.approximators.posterior.training import (
     TIMED_SECONDS,
     structure_of,
 )
-from pymc_amortized.correction.evidence import NOTABLE, kept_share
+from pymc_amortized.correction.evidence import kept_share
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.axes import Structure
@@ -57,6 +57,7 @@ from pymc_amortized.networks.choices import SummaryChoice
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, learn_reference
 from pymc_amortized.numerics.odds import Calibration
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -204,7 +205,7 @@ class ComparisonFit:
             dropped = 1 - len(made) / made.attempted if made.dropped else 0.0
             if made.dropped:
                 logger.log(
-                    logging.WARNING if dropped > NOTABLE else logging.INFO,
+                    logging.WARNING if dropped > THRESHOLDS.excluded else logging.INFO,
                     "Of %d simulations of model %r, %.2f%% were dropped: %s. What is compared is the model with its "
                     "prior truncated to the rest.",
                     made.attempted,

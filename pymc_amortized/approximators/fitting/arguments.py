@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pymc_amortized.correction.nuts import Budget
+from pymc_amortized.correction.draws import Budget
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import names_of
 

@@ -10,7 +10,7 @@ import numpy as np
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.approximators.posterior.predictive import Predictions, stacked
-from pymc_amortized.correction.rounds import Draws
+from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule

@@ -109,11 +109,15 @@ class AmortizedPosterior(PosteriorWorkflow):
             each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
             ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
             and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
-            The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there are,
-            and should not be used. The p-value says how often the model simulates data as unusual as these, covariates
-            included, at about that size (:func:`check_misspecification` simulates at exactly that size, with those
-            covariates). Where draws were corrected by a learned likelihood (:func:`fit_joint`), the attribute
-            ``density`` of ``posterior`` and ``sample_stats`` is "learned".
+            The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there
+            are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw", "weights",
+            "mixture" (of the network and what was found so far) or "nuts". The p-value says how often the model
+            simulates data as unusual as these, covariates included, at about that size (:func:`check_misspecification`
+            simulates at exactly that size, with those covariates). Where draws were corrected by a learned likelihood
+            (:func:`fit_joint`), the attribute ``density`` of ``posterior`` and ``sample_stats`` is "learned". What is
+            logged as a warning is also in their attribute ``doubts``: a JSON list (read it by ``json.loads``) of
+            objects with a ``kind``, the ``finding``, the ``advice``, the ``number`` that speaks against the result,
+            and labels of the ``datasets`` concerned.
 
         Raises
         ------

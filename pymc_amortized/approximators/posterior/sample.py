@@ -1,4 +1,4 @@
-"""Sampling a trained posterior: what is read, drawn, said about the data, and written as a tree."""
+"""Sampling a trained posterior: arguments and data are read, draws are made, doubts gathered, all written as a tree."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from pymc_amortized.approximators.fitting.arguments import (
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.predictive import Kind
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.correction.correct import draw_corrected
-from pymc_amortized.correction.doubt import (
-    say_that_uncorrected,
-    warn_of_extrapolation,
-    warn_of_many_gaps,
-    warn_of_novelty,
-)
-from pymc_amortized.correction.rounds import sample_stats
+from pymc_amortized.correction.check_results import check_corrected, check_gaps, check_novelty, check_range
+from pymc_amortized.correction.doubt import Doubt, tell
+from pymc_amortized.correction.draws import Request, sample_stats
+from pymc_amortized.correction.ladder import LADDERS, draw_corrected
+from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.results.writing import posterior_tree
 
 
@@ -55,28 +52,20 @@ def sample(
     datasets = posterior.read(observed, batched)
     budget = read_nuts_budget(max_nuts, max_time)
     datasets = posterior.inputs.sketched(datasets)
-    encoder = posterior.network.encoder
-    context = [c.name for c in posterior.spec.context]
-    warn_of_extrapolation(encoder.outside(**posterior.inputs(datasets)), datasets.labels, context, encoder.ranges())
-    warn_of_many_gaps(posterior.spec, datasets, posterior.missing or {})
-    ood = posterior.ood_pvalues(datasets)
-    warn_of_novelty(ood, datasets.labels)
-    results = draw_corrected(
-        posterior.conditions(datasets),
-        correction if correct else None,
-        compiled.samplers,
-        draws=draws,
-        chains=chains,
-        budget=budget,
-        seed=seed_sequence(random_seed),
-        progressbar=progressbar,
+    results, doubts = draw_corrected(
+        posterior.target(datasets),
+        LADDERS[correction if correct else None],
+        Request(draws, chains, budget, progressbar),
+        seed_sequence(random_seed),
     )
-    if correction == "auto" and (obstacle := posterior.weighed_by.density_obstacle):
-        say_that_uncorrected(posterior.spec, obstacle, len(datasets), len(datasets))
+    if correction == "auto" and not correct:
+        doubts += check_corrected([posterior.weighed_by.density_obstacle] * len(datasets), datasets.labels)
+    ood = posterior.ood_pvalues(datasets)
+    doubts = _check_data(posterior, datasets) + check_novelty(ood, datasets.labels) + doubts
     computed = compiled.constrain.names if any(groups.values()) else names
     variables = compiled.variables(datasets, results, computed)
     attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
-    attrs |= posterior.marks if correct else {}
+    attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec)
     tree = posterior_tree(
         posterior.spec,
         datasets,
@@ -85,6 +74,14 @@ def sample(
         attrs=attrs | posterior.provenance.attributes(),
     )
     return _with_groups(posterior, tree, groups, names)
+
+
+def _check_data(posterior: TrainedPosterior, datasets: DataSets) -> list[Doubt]:
+    """Find data sets that the network extrapolates to."""
+    encoder, context = posterior.network.encoder, [c.name for c in posterior.spec.context]
+    outside = encoder.outside(**posterior.inputs(datasets))
+    found = check_range(outside, datasets.labels, context, encoder.ranges())
+    return found + check_gaps(posterior.spec, datasets, posterior.missing or {})
 
 
 def _with_groups(

@@ -14,9 +14,10 @@ from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.simulate import sources_again
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.correction.approximation import Approximation
-from pymc_amortized.correction.drawing import Conditions, draw_given
+from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.evidence import Evidence, estimate
-from pymc_amortized.correction.rounds import FEWEST_PROPOSALS
+from pymc_amortized.correction.ladder import LADDERS, WEIGHED, draw_proposals
+from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.missing import Rule
@@ -32,6 +33,7 @@ from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.novelty.reference import extents, features_of
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.importance import Weights
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import History, TrainingState
 
 
@@ -145,20 +147,22 @@ class TrainedPosterior:
         refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         return datasets
 
-    def conditions(self, datasets: DataSets) -> Conditions:
-        """Several data sets, with what it takes to draw given them.
+    def target(self, datasets: DataSets) -> PosteriorTarget:
+        """Posteriors of several data sets, with what it takes to draw from them.
 
         Parameters
         ----------
         datasets : DataSets
         """
-        return Conditions(
+        return PosteriorTarget(
             self.weighed_by,
-            self.network,
             self.inputs.sketched(datasets),
+            lambda some, defended: Approximation(self.network, self.inputs, some, defended=defended),
             self.compiled.log_density,
             self.compiled.obstacles(datasets),
-            self.inputs,
+            self.compiled.samplers,
+            self.network.device,
+            self.sketch is not None,
             self.compile_kwargs,
         )
 
@@ -179,13 +183,13 @@ class TrainedPosterior:
         datasets : DataSets
         seed : numpy.random.SeedSequence
         """
-        conditions = self.conditions(datasets)
-        results = draw_given(conditions, draws=FEWEST_PROPOSALS, chains=1, mode="raw", seed=seed)
+        results = draw_proposals(self.target(datasets), WEIGHED, Request(THRESHOLDS.fewest_proposals, 1), seed)
         return [r.weights for r in results if r.weights is not None]
 
     def corrected_draws(self, datasets: DataSets, seed: np.random.SeedSequence) -> np.ndarray:
         """Corrected unconstrained draws (n, dim) of one data set that has a density."""
-        (result,) = draw_given(self.conditions(datasets), draws=FEWEST_PROPOSALS, chains=1, mode="adapted", seed=seed)
+        request = Request(THRESHOLDS.fewest_proposals, 1)
+        (result,) = draw_proposals(self.target(datasets), LADDERS["auto"], request, seed)
         return result.theta[0]
 
     def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
@@ -198,7 +202,7 @@ class TrainedPosterior:
             For each.
         seed : numpy.random.SeedSequence
         """
-        return estimate(self.conditions(datasets), proposals, seed)
+        return estimate(self.target(datasets), proposals, seed)
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
         """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference.

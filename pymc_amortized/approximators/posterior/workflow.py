@@ -14,17 +14,13 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.correction.evidence import (
-    evidence_dataset,
-    refuse_evidence,
-    warn_of_no_evidence,
-    warn_of_truncation,
-)
-from pymc_amortized.correction.rounds import FEWEST_PROPOSALS
+from pymc_amortized.correction.doubt import tell
+from pymc_amortized.correction.evidence import check_evidence, check_truncation, evidence_dataset, refuse_evidence
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.spec import DataVariable
 from pymc_amortized.graph.model.step import closed_model, log_orderings
 from pymc_amortized.graph.model.tensors import like
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.results.unpacking import one_dataset
 
 
@@ -59,7 +55,8 @@ class PosteriorWorkflow(TrainedPosterior):
             excludes draws from its prior, as ordered transforms do), its Monte Carlo standard error ``mcse``, and
             ``pareto_k`` and ``importance_ess`` of the weights. Where these are poor (k above 0.5), the first two are
             NaN, and that is logged. Where the likelihood is a learned one (:func:`fit_joint`), the attribute
-            ``density`` is "learned": its own error is not part of `mcse`.
+            ``density`` is "learned": its own error is not part of `mcse`. The attribute ``doubts`` holds what is
+            logged, as in :meth:`AmortizedPosterior.sample`.
 
         Raises
         ------
@@ -67,12 +64,12 @@ class PosteriorWorkflow(TrainedPosterior):
             When the model's density cannot be evaluated or is not normalized (``pm.Potential``).
         """
         refuse_evidence(self.weighed_by)
-        proposals = check_integer("proposals", proposals, smallest=FEWEST_PROPOSALS)
+        proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self.read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
-        warn_of_no_evidence(found, datasets.labels)
-        warn_of_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
-        return evidence_dataset(datasets, found).assign_attrs(self.marks)
+        doubts = check_evidence(found, datasets.labels)
+        doubts += check_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
+        return evidence_dataset(datasets, found).assign_attrs(self.marks | tell(doubts, self.spec))
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.

@@ -11,7 +11,6 @@ compiled once for all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,32 +23,10 @@ from pymc_amortized.graph.density.imputed import Slots
 from pymc_amortized.graph.density.log_density import Data, LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rules
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.numerics.whitening import Whitening
 
 NAME = "whitened_parameters"
 """Of the one variable of a whitened model."""
-
-
-@dataclass(frozen=True, eq=False)
-class Whitening:
-    """Place and shape of an approximate posterior.
-
-    Attributes
-    ----------
-    mean : ndarray (dim,)
-    factor : ndarray (dim, dim)
-        Lower triangular: the Cholesky factor of the covariance.
-    """
-
-    mean: np.ndarray
-    factor: np.ndarray
-
-    def theta(self, z: np.ndarray) -> np.ndarray:
-        """Map standardized draws (..., dim) to unconstrained parameters."""
-        return self.mean + z @ self.factor.T
-
-    def z(self, theta: np.ndarray) -> np.ndarray:
-        """Standardize unconstrained parameters (..., dim)."""
-        return np.linalg.solve(self.factor, (theta - self.mean)[..., None])[..., 0]
 
 
 class WhitenedModel:

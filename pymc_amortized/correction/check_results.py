@@ -1,0 +1,239 @@
+"""What speaks against draws: checks of data, of proposals and their weights, and of chains, each returning doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pymc_amortized.correction.doubt import Doubt, at, labels_of, which
+from pymc_amortized.correction.draws import Draws, Failure
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.density.log_density import LogDensityByVariable
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.numerics.importance import k_threshold
+from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.numerics.uniformity import holm
+
+
+def check_range(
+    distances: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    context: Collection[str],
+    ranges: Mapping[str, tuple[float, float]],
+) -> list[Doubt]:
+    """Find variables of which a data set lies beyond anything that was simulated; distances (n,)."""
+    found = []
+    for name, distance in distances.items():
+        far = distance > THRESHOLDS.far_outside
+        if not far.any():
+            continue
+        worst = int(np.argmax(distance))
+        low, high = ranges[name]
+        where = "" if len(labels) == 1 else f" in {far.sum()} of {len(labels)} data sets, most in {labels[worst]}"
+        source = f"its source in context[{name!r}]" if name in context else "the priors"
+        found.append(
+            Doubt(
+                "extrapolation",
+                f"Some values of {name!r} lie beyond anything the model simulated ({low:.4g} to {high:.4g}), by "
+                f"{distance[worst]:.2g} times that range{where}: the network extrapolates",
+                f"Check units, or widen {source}.",
+                float(distance[worst]),
+                labels_of(labels, far),
+            )
+        )
+    return found
+
+
+def check_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, Any]) -> list[Doubt]:
+    """Find variables of which more values are missing than in any simulation."""
+    found = []
+    for variable in (v for v in spec.observed if v.missing):
+        name = variable.name
+        mask, rate = datasets.missing[name], rates.get(name)
+        if callable(rate) or rate is None:
+            continue
+        existing = (~datasets.outside(variable)).reshape(len(mask), -1).sum(1)
+        shares = mask.reshape(len(mask), -1).sum(1) / np.maximum(existing, 1)
+        worst, most = int(np.argmax(shares)), min(2 * rate, 1)
+        if shares[worst] > most + THRESHOLDS.far_outside:
+            where = "" if len(shares) == 1 else f" in data set {datasets.labels[worst]}"
+            found.append(
+                Doubt(
+                    "gaps",
+                    f"Of {name!r}, {100 * shares[worst]:.0f}% are missing{where}; training knew 0 to {100 * most:.0f}%"
+                    ": the network extrapolates",
+                    f"Train with a higher rate in missing[{name!r}].",
+                    float(shares[worst]),
+                    labels_of(datasets.labels, shares > most + THRESHOLDS.far_outside),
+                )
+            )
+    return found
+
+
+def check_novelty(pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str] = ()) -> list[Doubt]:
+    """Find data sets that are unlike anything the model simulates.
+
+    Parameters
+    ----------
+    pvalues : ndarray (n,)
+        All NaN where there is no reference.
+    labels : ndarray (n,)
+    models : sequence of str
+        Where several are compared, their names: the p-values are then the largest of them.
+    """
+    if np.isnan(pvalues).all():
+        return []
+    novel = holm(pvalues) < THRESHOLDS.novel
+    if not novel.any():
+        return []
+    smallest, total = int(np.argmin(pvalues)), len(pvalues)
+    where = at(labels, smallest)
+    if models:
+        like = f"any of the models {list(models)} simulates"
+        meaning = (
+            "none of them may be right, and the probabilities say only which one the network puts nearest",
+            "Look for errors in the data, widen the priors, or add a model.",
+        )
+    else:
+        like, where = "the model simulates", where and f"{where}, with allowance for their number"
+        meaning = (
+            "the network extrapolates, and the model may not fit",
+            "pymc_amortized.check_misspecification tells what is unusual.",
+        )
+    subject = which(int(novel.sum()), total, "The data set is", "{} are")
+    finding = f"{subject} unlike what {like} (ood_pvalue {pvalues[smallest]:.1g}{where}): {meaning[0]}"
+    return [Doubt("novelty", finding, meaning[1], float(pvalues[smallest]), labels_of(labels, novel))]
+
+
+def check_corrected(obstacles: Sequence[str | None], labels: np.ndarray) -> list[Doubt]:
+    """Find data sets whose draws stay the network's own, because of an obstacle to their density."""
+    without = np.flatnonzero([bool(obstacle) for obstacle in obstacles])
+    if len(without) == 0:
+        return []
+    every = len(without) == len(labels)
+    subject = "Draws" if every else f"Draws of {len(without)} of {len(labels)} data sets"
+    finding = f"{subject} are the network's own, uncorrected: {obstacles[without[0]]}"
+    return [Doubt("uncorrected", finding, datasets=labels_of(labels, without), once=every)]
+
+
+def check_defined(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
+    """Count the proposals at which the model's density was not a number."""
+    undefined = np.array([r.undefined for r in results])
+    total = undefined.sum()
+    if not total:
+        return []
+    finding = (
+        f"The model's log density was NaN or infinite at {total} of {sum(r.log_weights.size for r in results)} "
+        "proposals, which got no weight"
+    )
+    advice = "Look for operations in the model that overflow."
+    return [Doubt("undefined", finding, advice, float(total), labels_of(labels, undefined > 0))]
+
+
+def check_failures(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
+    """Find data sets that needed NUTS and have no converged chains."""
+    by_reason: dict[str, list[tuple[int, Failure]]] = {}
+    for i, failure in ((i, r.failure) for i, r in enumerate(results)):
+        if failure:
+            by_reason.setdefault(failure.reason, []).append((i, failure))
+    found = []
+    for reason, some in by_reason.items():
+        index, first = some[0]
+        subject = which(len(some), len(labels), "The draws are", "Draws of {} are")
+        where = "" if len(labels) == 1 else f" (the first: {labels[index]})"
+        details = f" ({first.details})" if first.details else ""
+        advice = (
+            "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
+            "parametrization."
+            if details
+            else "Allow more NUTS, or train longer (posterior.continue_training) for better importance weights."
+        )
+        finding = f'{subject} marked "failed"{where} and should not be used: {reason}{details}'
+        indices = np.array([i for i, _ in some])
+        found.append(Doubt("failed", finding, advice, len(some), labels_of(labels, indices)))
+    return found
+
+
+def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = False) -> list[Doubt]:
+    """Find data sets whose weights count on few proposals, or have a Pareto k above the threshold."""
+    weighted = [(i, r.weights) for i, r in enumerate(results) if r.weights is not None]
+    few = [(i, w) for i, w in weighted if w.reliable and not w.settle(results[i].log_q.size)]
+    poor = [(i, w) for i, w in weighted if not w.reliable]
+    found = []
+    if few:
+        worst, weights = min(few, key=lambda pair: (pair[1].ess, pair[1].pareto_k, pair[1].heaviest, pair[0]))
+        subject = which(len(few), len(results), "The weights", "The weights of {}")
+        finding = (
+            f"{subject} count on few proposals (effective sample size {weights.ess:.0f}, Pareto k "
+            f"{weights.pareto_k:.2f}, one has {100 * weights.heaviest:.1f}% of all{at(labels, worst)}): estimates are "
+            "noisy, and standard deviations may be too small"
+        )
+        advice = "Train longer (posterior.continue_training), or let correction='auto' go further."
+        concerned = labels_of(labels, np.array([i for i, _ in few]))
+        found.append(Doubt("few weights", finding, advice, weights.ess, concerned))
+    if poor:
+        worst, weights = max(poor, key=lambda pair: (pair[1].pareto_k, -pair[0]))
+        subject = which(len(poor), len(results), "The importance weights have", "{} have")
+        finding = (
+            f"{subject} a Pareto k above {k_threshold(weights.weights.size):.2f} (largest: {weights.pareto_k:.2f}"
+            f"{at(labels, worst)}): corrected draws cannot be trusted there"
+        )
+        model = "a model of what is present" if gaps else "posterior.to_model(...)"
+        advice = (
+            "Let correction='auto' go further, train longer (posterior.continue_training), check that the data are "
+            f"like what the model simulates, or run pm.sample on {model}."
+        )
+        concerned = labels_of(labels, np.array([i for i, _ in poor]))
+        found.append(Doubt("weights", finding, advice, weights.pareto_k, concerned))
+    return found
+
+
+def check_possible(
+    spec: ModelSpec, datasets: DataSets, results: Sequence[Draws], compile_kwargs: CompileKwargs | None
+) -> list[Doubt]:
+    """Find out why no proposal for a data set is possible under the model.
+
+    Raises
+    ------
+    ValueError
+        When it is because of a value that the model cannot produce.
+    """
+    found = []
+    for index, result in enumerate(results):
+        if not np.all(np.isneginf(result.log_weights)) or any(m[index].any() for m in datasets.missing.values()):
+            continue
+        theta = result.theta.reshape(-1, spec.dim)
+        fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
+        given = {**fixed, **datasets.one(spec, index)}
+        parts = LogDensityByVariable(spec, compile_kwargs)(theta, given)
+        where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
+        for variable in spec.observed:
+            _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)
+        names = [n for n, part in parts.items() if not np.isfinite(part).any()]
+        scalars = {c.name: given[c.name].item() for c in spec.context if not c.shape}
+        if names and scalars and {*names} <= {p.name for p in spec.parameters}:
+            raise ValueError(
+                f"the context {scalars}{where}: the prior of {names} has no density there at any proposed parameter; "
+                "these values may be outside of what it is defined for"
+            )
+        finding = f"No proposed parameter{where} has a finite log density ({', '.join(names) or 'jointly'})"
+        found.append(
+            Doubt("impossible", f"{finding}: its draws are uncorrected", datasets=(str(datasets.labels[index]),))
+        )
+    return found
+
+
+def _refuse_impossible_value(name: str, log_density: np.ndarray, value: Any, where: str) -> None:
+    part = log_density.reshape(len(log_density), -1)
+    never = np.all(~np.isfinite(part), axis=0)
+    if not never.any():
+        return
+    element = int(np.argmax(never))
+    shown = value.flat[element] if part.shape[1] == value.size else value
+    raise ValueError(
+        f"the value {shown} of {name!r}{where} (element {element}) has no density under the model at any proposed "
+        "parameter: it is outside the variable's support, or far from anything the prior can produce"
+    )

@@ -1,0 +1,191 @@
+"""The ladder from the network's draws to corrected ones: what is tried in turn until the draws of a data set are good.
+
+A rung is an object with a method ``settle``. First come those that add proposals until importance weights are good,
+for a block of data sets at a time (:mod:`pymc_amortized.correction.rounds`). Then come samplers, which replace the
+draws of data sets that weights do not settle (:mod:`pymc_amortized.correction.nuts`). A new rung is a file of its own
+and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc_amortized.numerics.thresholds` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pymc_amortized.correction.check_results import (
+    check_corrected,
+    check_defined,
+    check_failures,
+    check_possible,
+    check_weights,
+)
+from pymc_amortized.correction.doubt import Doubt
+from pymc_amortized.correction.draws import Draws, Request, Start
+from pymc_amortized.correction.nuts import Nuts
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds, first_proposals
+from pymc_amortized.correction.target import PosteriorTarget, Source
+from pymc_amortized.numerics.importance import resample
+
+
+class SamplingRung(Protocol):
+    """A rung that replaces the draws of data sets which weights do not settle."""
+
+    def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
+        """Why a data set cannot be sampled; None where it can."""
+        ...
+
+    def settle(
+        self,
+        draws: Sequence[Draws],
+        indices: Sequence[int],
+        target: PosteriorTarget,
+        request: Request,
+        seed: np.random.SeedSequence,
+    ) -> list[Draws]:
+        """Replace the draws of some of all data sets; what is not settled then is marked, with the failure."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What is tried in turn, until the draws of a data set are good.
+
+    Attributes
+    ----------
+    proposing : tuple of ProposingRung
+        Each adds proposals for data sets whose weights are poor.
+    sampling : tuple of SamplingRung
+        Each replaces the draws of data sets that are not settled yet.
+    every : bool
+        Whether the first of these replaces the draws of all data sets.
+    resampled : bool
+        Whether draws are resampled by their weights; these are computed in any case.
+    defended : bool
+        Whether proposals also come from distributions with heavy tails, where there is a sketch.
+    """
+
+    proposing: tuple[ProposingRung, ...]
+    sampling: tuple[SamplingRung, ...] = ()
+    every: bool = False
+    resampled: bool = True
+    defended: bool = True
+
+    def obstacles(self, target: PosteriorTarget) -> list[str | None]:
+        """Why draws of each data set stay the network's own; None where some rung corrects them."""
+        found = list(target.obstacles)
+        for rung in self.sampling:
+            found = [obstacle and rung.obstacle(target, i) for i, obstacle in enumerate(found)]
+        return found
+
+
+LADDERS: dict[str | None, Ladder] = {
+    None: Ladder((Network(),), resampled=False, defended=False),
+    "psis": Ladder((Network(), Network(4), Network(16))),
+    "auto": Ladder((Network(), Mixture()), (Nuts(),)),
+    "nuts": Ladder((Network(),), (Nuts(),), every=True),
+}
+"""By the name of the correction."""
+WEIGHED = Ladder((Network(),), resampled=False)
+"""For the weights of proposals alone."""
+
+
+def draw_corrected(
+    target: PosteriorTarget, ladder: Ladder, request: Request, seed: np.random.SeedSequence
+) -> tuple[list[Draws], list[Doubt]]:
+    """Draw from the posterior of every data set, and find what speaks against the draws.
+
+    Parameters
+    ----------
+    target : PosteriorTarget
+    ladder : Ladder
+    request : Request
+    seed : numpy.random.SeedSequence
+
+    Raises
+    ------
+    ValueError
+        When a data set holds a value that the model cannot produce.
+    """
+    draws, labels = draw_proposals(target, ladder, request, seed), target.datasets.labels
+    doubts = check_possible(target.spec, target.datasets, draws, target.compile_kwargs)
+    if not ladder.resampled:
+        return draws, doubts
+    doubts += check_defined(draws, labels) + check_corrected(ladder.obstacles(target), labels)
+    if not ladder.sampling:
+        gaps = any(mask.any() for mask in target.datasets.missing.values())
+        return draws, doubts + check_weights(draws, labels, gaps=gaps)
+    for number, rung in enumerate(ladder.sampling):
+        every = ladder.every and number == 0
+        rest = [i for i, d in enumerate(draws) if (every or not d.settled) and rung.obstacle(target, i) is None]
+        draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
+    return draws, doubts + check_failures(draws, labels)
+
+
+def draw_proposals(
+    target: PosteriorTarget, ladder: Ladder, request: Request, seed: np.random.SeedSequence
+) -> list[Draws]:
+    """Draw for all data sets by the proposing rungs; those without a density stay as the network draws them.
+
+    Parameters
+    ----------
+    target : PosteriorTarget
+    ladder : Ladder
+    request : Request
+    seed : numpy.random.SeedSequence
+    """
+    free = np.array([obstacle is None for obstacle in target.obstacles])
+    results: dict[int, Draws] = {}
+    for weighted, child in zip((True, False), seed.spawn(2), strict=True):
+        indices = np.flatnonzero(free == weighted)
+        if len(indices) == 0:
+            continue
+        source = target.source(indices, weighted=weighted, defended=weighted and ladder.defended)
+        drawn = propose(source, len(indices), ladder, request, child)
+        results |= dict(zip(indices.tolist(), drawn, strict=True))
+    return [results[i] for i in range(len(free))]
+
+
+def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:
+    """Draw for `number` data sets of a source, block by block."""
+    draws, chains = request.draws, request.chains
+    first = first_proposals(draws, chains) if source.log_density else draws
+    block = max(1, AT_ONCE // (first * chains))
+    starts = range(0, number, block)
+    results: list[Draws] = []
+    for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
+        indices = range(start, min(start + block, number))
+        torch_seed, resampling_seed = child.spawn(2)
+        rounds = Rounds(source, {i: Proposals(chains, source.defended) for i in indices}, first, torch_seed)
+        rounds.climb(ladder.proposing, draws, child)
+        rng = np.random.default_rng(resampling_seed)
+        results += [_taken(proposals, ladder, draws, rng) for proposals in rounds.sets.values()]
+    return results
+
+
+def _taken(proposals: Proposals, ladder: Ladder, draws: int, rng: np.random.Generator) -> Draws:
+    """Resample by the weights, if there are any; otherwise take the first draws as they are."""
+    weights = proposals.weights
+    resampled = weights is not None and ladder.resampled
+    if weights is not None and resampled:
+        # rounds come from different distributions: in their order, a chain would seem to drift
+        order = rng.permuted(np.broadcast_to(np.arange(weights.weights.shape[1]), weights.weights.shape), axis=1)
+        index = np.take_along_axis(order, resample(np.take_along_axis(weights.weights, order, axis=1), draws, rng), 1)
+    else:
+        index = np.broadcast_to(np.arange(draws), (proposals.chains, draws))
+    settled = weights is not None and weights.settle(index.size)
+    unsure = resampled and ladder.sampling and (ladder.every or not settled)
+    rows = np.arange(proposals.chains)[:, None]
+    return Draws(
+        proposals.theta[rows, index],
+        proposals.log_q[rows, index],
+        proposals.log_p[rows, index],
+        proposals.log_weights,
+        weights,
+        proposals.undefined,
+        rung=("mixture" if proposals.mixed else "weights") if resampled else "raw",
+        failed=resampled and not settled,
+        start=Start.of(proposals.theta, proposals.log_weights, rng) if unsure else None,
+    )

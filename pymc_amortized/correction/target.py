@@ -1,0 +1,127 @@
+"""The posteriors that are drawn from: data sets, what proposes draws, and the density that judges these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.nuts.samplers import Samplers
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where draws come from, and what they are weighed by.
+
+    Attributes
+    ----------
+    propose : callable
+        Draws of the network: (indices of data sets, draws, generator) -> theta (draws, data sets, dim) and its log
+        density (draws, data sets).
+    log_prob : callable
+        The network's log density: (theta (draws, data sets, dim), indices of data sets) -> (draws, data sets).
+    log_density : callable or None
+        The model's: (theta (draws, dim), index of a data set) -> (draws,).
+    device : torch.device
+        Of the network.
+    defended : bool
+        Whether a good part of the draws comes from distributions with heavy tails.
+    """
+
+    propose: Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
+    log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    log_density: Callable[[np.ndarray, int], np.ndarray] | None
+    device: torch.device
+    defended: bool = False
+
+
+class Approximate(Protocol):
+    """The approximate posteriors of some data sets."""
+
+    def sample(self, draws: int, generator: torch.Generator, *, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Draw theta (draws, data sets, dim), with log densities (draws, data sets)."""
+        ...
+
+    def log_prob(self, theta: np.ndarray) -> np.ndarray:
+        """Log density (draws, data sets) of theta (draws, data sets, dim)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorTarget:
+    """The posteriors of some data sets, with what it takes to draw from them.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+    datasets : DataSets
+    approximate : callable
+        (data sets, defended) -> their approximate posteriors, with heavy tails if defended.
+    log_density : LogDensity
+        The model's.
+    obstacles : sequence of str or None
+        Why the density of each data set cannot be evaluated.
+    samplers : Samplers
+        What NUTS has compiled.
+    device : torch.device
+        Of the network.
+    sketched : bool
+        Whether approximate posteriors have heavy tails if defended.
+    """
+
+    spec: ModelSpec
+    datasets: DataSets
+    approximate: Callable[[DataSets, bool], Approximate]
+    log_density: LogDensity
+    obstacles: Sequence[str | None]
+    samplers: Samplers
+    device: torch.device
+    sketched: bool
+    compile_kwargs: CompileKwargs | None = None
+    fixed: Mapping[str, np.ndarray] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fixed", {v.name: self.spec.held[v.name] for v in self.spec.unchanging})
+
+    def given(self, index: int) -> dict[str, Any]:
+        """One data set with what the model holds fixed, as densities take it."""
+        return {**self.fixed, **self.datasets.one(self.spec, index)}
+
+    def log_p(self, theta: np.ndarray, index: int) -> np.ndarray:
+        """The model's log density (n,) at theta (n, dim)."""
+        return self.log_density(theta, self.given(index))
+
+    def log_q(self, theta: np.ndarray, indices: Any) -> np.ndarray:
+        """Log density (n, data sets) of what is proposed, at theta (n, data sets, dim)."""
+        return self.approximate(self.datasets.take(indices), True).log_prob(theta)
+
+    def source(self, indices: np.ndarray, *, weighted: bool, defended: bool) -> Source:
+        """Return what draws for some of the data sets.
+
+        Parameters
+        ----------
+        indices : ndarray of int
+        weighted : bool
+            Whether the model's density is there.
+        defended : bool
+            Whether some of the draws come from distributions with heavy tails. Otherwise they are the network's alone,
+            within the range of what was simulated.
+        """
+
+        def of(some: np.ndarray) -> Approximate:
+            return self.approximate(self.datasets.take(indices[some]), defended)
+
+        return Source(
+            lambda some, n, generator: of(some).sample(n, generator, within=not defended),
+            lambda theta, some: of(some).log_prob(theta),
+            (lambda theta, index: self.log_p(theta, int(indices[index]))) if weighted else None,
+            self.device,
+            defended=defended and self.sketched,
+        )

@@ -1,0 +1,55 @@
+"""Place and shape of a distribution, by which its draws are standardized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """Place and shape of an approximate posterior.
+
+    Attributes
+    ----------
+    mean : ndarray (dim,)
+    factor : ndarray (dim, dim)
+        Lower triangular: the Cholesky factor of the covariance.
+    """
+
+    mean: np.ndarray
+    factor: np.ndarray
+
+    @classmethod
+    def of(cls, theta: np.ndarray, weights: np.ndarray) -> Whitening:
+        """Mean and covariance of weighted draws.
+
+        Parameters
+        ----------
+        theta : ndarray (n, dim)
+        weights : ndarray (n,)
+            Normalized.
+        """
+        mean = weights @ theta
+        centred = theta - mean
+        covariance = (centred * weights[:, None]).T @ centred
+        spread = theta.var(axis=0)
+        # a share of the variances of all draws, whatever their weights, keeps it positive definite
+        covariance += np.diag(1e-6 * np.where(spread > 0, spread, 1.0))
+        return cls(mean, np.linalg.cholesky(covariance))
+
+    def theta(self, z: np.ndarray) -> np.ndarray:
+        """Map standardized draws (..., dim) to unconstrained parameters."""
+        return self.mean + z @ self.factor.T
+
+    def z(self, theta: np.ndarray) -> np.ndarray:
+        """Standardize unconstrained parameters (..., dim)."""
+        flat = (theta - self.mean).reshape(-1, len(self.mean))
+        return linalg.solve_triangular(self.factor, flat.T, lower=True, check_finite=False).T.reshape(theta.shape)
+
+    @property
+    def log_scale(self) -> float:
+        """Log of the volume that a unit of standardized parameters has."""
+        return float(np.log(np.diag(self.factor)).sum())

@@ -1,0 +1,93 @@
+"""Doubts are values: what they say, what of them is logged, and how a result keeps them."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pymc_amortized.correction.check_results import check_corrected, check_novelty, check_range
+from pymc_amortized.correction.doubt import Doubt, at, tell, which
+from pymc_amortized.numerics.thresholds import THRESHOLDS
+
+NAN, ROOT = float("nan"), Path(__file__).parents[1]
+
+
+class Model:
+    """Stands for a model."""
+
+
+def test_a_single_data_set_is_not_counted():
+    (doubt,) = check_novelty(np.array([0.001]), np.array([0]))
+    assert str(doubt).startswith("The data set is unlike what the model simulates (ood_pvalue 0.001):")
+    assert doubt.kind == "novelty" and doubt.number == 0.001 and doubt.datasets == ("0",)
+
+
+def test_of_many_the_worst_is_named_and_all_are_kept():
+    pvalues, labels = np.array([0.5, 1e-6, 1e-5, 0.2]), np.array(list("abcd"))
+    (doubt,) = check_novelty(pvalues, labels)
+    assert "2 of 4 data sets are" in doubt.finding and "at data set b" in doubt.finding
+    assert doubt.datasets == ("b", "c") and "check_misspecification" in doubt.advice
+    (compared,) = check_novelty(pvalues, labels, ["one", "two"])
+    assert "any of the models ['one', 'two'] simulates" in str(compared)
+
+
+@pytest.mark.parametrize("pvalues", [np.array([0.4, 0.02]), np.array([NAN, NAN])])
+def test_usual_data_are_not_doubted(pvalues):
+    assert check_novelty(pvalues, np.arange(2)) == []
+
+
+@pytest.mark.parametrize(("context", "advice"), [((), "widen the priors"), (("x",), "its source in context['x']")])
+def test_extrapolation_says_where_and_what_to_widen(context, advice):
+    distances, labels = {"x": np.array([0.0, 2.0, 0.5]), "y": np.zeros(3)}, np.arange(3)
+    (doubt,) = check_range(distances, labels, context, {"x": (0.0, 1.0), "y": (0.0, 1.0)})
+    assert doubt.number == 2.0 and doubt.datasets == ("1", "2") and advice in doubt.advice
+    assert "by 2 times that range in 2 of 3 data sets, most in 1" in doubt.finding
+
+
+def test_obstacles_of_some_or_of_all():
+    (some,) = check_corrected([None, "no density", None], np.arange(3))
+    assert str(some) == "Draws of 1 of 3 data sets are the network's own, uncorrected: no density." and not some.once
+    (every,) = check_corrected(["no density"], np.arange(1))
+    assert str(every) == "Draws are the network's own, uncorrected: no density." and every.once
+    assert not check_corrected([None], np.arange(1))
+
+
+def test_words_for_one_and_for_several():
+    assert which(1, 1, "The data set is", "{} are") == "The data set is" and at(np.arange(1), 0) == ""
+    assert which(2, 9, "The data set is", "{} are") == "2 of 9 data sets are"
+    assert at(np.array(["a", "b"]), 1) == " at data set b"
+
+
+def test_each_is_logged_and_those_about_the_model_once(caplog):
+    doubts = [Doubt("failed", "Something failed", "Look at it."), Doubt("uncorrected", "Nothing corrects", once=True)]
+    model = Model()
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        first, second = tell(doubts, model), tell(doubts, model)
+    messages = [r.getMessage() for r in caplog.records]
+    assert messages == ["Something failed. Look at it.", "Nothing corrects.", "Something failed. Look at it."]
+    assert first == second and len(json.loads(first["doubts"])) == 2
+
+
+@pytest.mark.parametrize("doubts", [[], [Doubt("weights", "k is large", "Go on.", np.inf, ("a", "b"))]])
+def test_a_file_keeps_them(doubts, tmp_path):
+    attrs = tell(doubts, Model())
+    xr.Dataset({"x": 1.0}, attrs=attrs).to_netcdf(tmp_path / "result.nc", engine="scipy")
+    with xr.open_dataset(tmp_path / "result.nc", engine="scipy") as found:
+        kept = json.loads(found.attrs["doubts"])
+    assert [(k["kind"], k["number"], k["datasets"]) for k in kept] == [("weights", None, ["a", "b"])] * len(doubts)
+
+
+def test_the_guide_tells_the_thresholds_of_the_table():
+    row = next(line for line in (ROOT / "docs/trust.md").read_text().splitlines() if line.startswith('| `"psis"`'))
+    t = THRESHOLDS
+    for said in (
+        f"one is above {100 * t.heaviest:g} % of all",
+        f"min(1 - 1/log10(S), {t.pareto_k:g})",
+        f"a weight above {100 * t.harmless_share:g} % of all (or five times the mean)",
+        f"k above {t.finite_variance:g} while",
+    ):
+        assert said in row
+    assert t.harmless_if_defended == 5.0 and t.wanted_efficiency == 0.5
