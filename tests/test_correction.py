@@ -14,6 +14,7 @@ from scipy import stats
 from pymc_amortized import AmortizedPosterior
 from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.ladder import LADDERS
+from pymc_amortized.correction.ladder import propose as draw
 from pymc_amortized.correction.target import Source
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.importance import k_threshold, resample, smooth
@@ -329,7 +330,7 @@ def test_chains_of_several_rounds_do_not_seem_to_drift():
         return stats.norm.logpdf(theta[..., 0], 2, 0.5)
 
     source = Source(propose, log_q, lambda theta, i: stats.norm.logpdf(theta[:, 0]), torch.device("cpu"))
-    for r in propose(source, 10, LADDERS["auto"], Request(1000, 4), np.random.SeedSequence(1)):
+    for r in draw(source, 10, LADDERS["auto"], Request(1000, 4), np.random.SeedSequence(1)):
         assert r.stage == "psis" and r.log_weights.shape[1] > 1000
         chains = xr.DataArray(r.theta[..., 0], dims=("chain", "draw"))
         assert float(az.rhat(chains)) < 1.02 and float(az.ess(chains)) > 400
