@@ -30,6 +30,8 @@ Kind = Literal[
     "failed",  # NUTS did not settle draws that needed it
     "evidence",  # no marginal likelihood
     "truncation",  # the density is not normalized over the prior
+    "disagreement",  # of classifier and evidence
+    "resolution",  # probabilities that a classifier cannot tell
 ]
 
 

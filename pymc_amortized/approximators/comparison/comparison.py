@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,19 +12,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pymc_amortized.approximators.comparison.doubts import check_agreement, check_evidences, check_resolution
 from pymc_amortized.approximators.comparison.model_evidence import Evidences, Kept, estimated, evidence_obstacle
-from pymc_amortized.approximators.comparison.table import (
-    disagreement,
-    evidence_table,
-    warn_of_disagreement,
-    warn_of_no_table,
-)
+from pymc_amortized.approximators.comparison.table import disagreement, evidence_table
 from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.correction.check_results import check_gaps, check_novelty, check_range
-from pymc_amortized.correction.doubt import tell
+from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.model.axes import Structure
@@ -45,11 +40,7 @@ from pymc_amortized.numerics.odds import Calibration, posterior_weights, prior_w
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import History
 
-logger = logging.getLogger("pymc_amortized")
-
 MODEL_DIM, AGAINST_DIM = "model", "against"
-UNKNOWN = 0.05
-"""How far a probability may be from what is given before that is said."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +125,8 @@ class AmortizedComparison:
             unequal that what the classifier cannot tell from 0 moves the probability by more than 0.05 (logged); and
             ``ood_pvalue_model``: how often that model simulates data as unusual. ``ood_pvalue`` is the largest of
             these: a p-value for the hypothesis that any of the models is right. Where it is small, none of them
-            simulates such data, probabilities say little, and a warning is logged.
+            simulates such data, probabilities say little, and a warning is logged. What is logged is also in the
+            attribute ``doubts``, as in :meth:`AmortizedPosterior.sample`.
 
         Raises
         ------
@@ -144,15 +136,16 @@ class AmortizedComparison:
         weights = self._prior(prior)
         datasets = self._read(observed, batched)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
-        self._warn(datasets, pvalues.max(1))
+        resolved, doubts = self._resolved(log_p, weights, datasets)
         found = {
             "probability": self._laid(posterior_weights(log_p, weights), datasets),
-            "resolved": self._laid(self._resolved(log_p, weights), datasets),
+            "resolved": self._laid(resolved, datasets),
             "ood_pvalue": self._laid(pvalues.max(1), datasets),
             "ood_pvalue_model": self._laid(pvalues, datasets),
         }
         priors = {f"prior_{name}": float(w) for name, w in zip(self.names, weights, strict=True)}
-        return xr.Dataset(found, attrs=priors)
+        doubts = self._check_data(datasets, pvalues.max(1)) + doubts
+        return xr.Dataset(found, attrs=priors | tell(doubts, self.common.spec))
 
     def bayes_factors(
         self, observed: Mapping[str, Any] | xr.Dataset | None = None, *, batched: bool = False
@@ -176,7 +169,6 @@ class AmortizedComparison:
         log_p = self.log_probabilities(datasets)
         resolved = self.calibration.resolved(log_p)
         pvalues = self.ood_pvalues(datasets).max(1)
-        self._warn(datasets, pvalues)
         log_factor = log_p[:, :, None] - log_p[:, None, :]
         found = {
             "log_bayes_factor": self._laid(log_factor, datasets),
@@ -184,7 +176,7 @@ class AmortizedComparison:
             "resolved": self._laid(resolved[:, :, None] & resolved[:, None, :], datasets),
             "ood_pvalue": self._laid(pvalues, datasets),
         }
-        return xr.Dataset(found)
+        return xr.Dataset(found, attrs=tell(self._check_data(datasets, pvalues), self.common.spec))
 
     def log_marginal_likelihood(
         self,
@@ -216,14 +208,15 @@ class AmortizedComparison:
         proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self._read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
-        warn_of_no_table(found, self.names, datasets)
         arrays = {
             "log_marginal_likelihood": found.log_evidence,
             "mcse": found.error,
             "pareto_k": found.pareto_k,
             "importance_ess": found.ess,
         }
-        return xr.Dataset({name: self._laid(values, datasets) for name, values in arrays.items()})
+        doubts = check_evidences(found, self.names, datasets.labels)
+        laid = {name: self._laid(values, datasets) for name, values in arrays.items()}
+        return xr.Dataset(laid, attrs=tell(doubts, self.common.spec))
 
     def compare(
         self,
@@ -263,13 +256,14 @@ class AmortizedComparison:
         proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
-        self._warn(datasets, pvalues.max(1))
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
-        warn_of_no_table(found, self.names, datasets)
         apart = disagreement(log_p, found, self.calibration, self.error)
-        warn_of_disagreement(apart, found, self.names)
+        resolved, unresolved = self._resolved(log_p, weights, datasets)
         table = evidence_table(self.names, found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
-        table["warning"] |= pd.Series(~self._resolved(log_p, weights)[0], index=self.names).reindex(table.index)
+        table["warning"] |= pd.Series(~resolved[0], index=self.names).reindex(table.index)
+        doubts = self._check_data(datasets, pvalues.max(1)) + check_evidences(found, self.names, datasets.labels)
+        doubts += check_agreement(apart, found, self.names, datasets.labels) + unresolved
+        table.attrs |= tell(doubts, self.common.spec)
         return table
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -397,20 +391,12 @@ class AmortizedComparison:
     def _prior(self, prior: Mapping[str, float] | None) -> np.ndarray:
         return prior_weights(self.prior if prior is None else prior, self.names)
 
-    def _resolved(self, log_probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Which probabilities (n, models) the classifier knows under these prior weights; the others are logged."""
+    def _resolved(
+        self, log_probability: np.ndarray, weights: np.ndarray, datasets: DataSets, most: float = 0.05
+    ) -> tuple[np.ndarray, list[Doubt]]:
+        """Which probabilities (n, models) are known to `most` under these prior weights, and doubt about the others."""
         unknown = self.calibration.unknown(log_probability, weights)
-        if (unknown > UNKNOWN).any():
-            logger.warning(
-                "Under these prior weights the classifier cannot tell probabilities better than to %.2f%s: it resolves "
-                "log Bayes factors up to %.1f, and the log prior odds reach %.1f. The evidence has no such limit "
-                "(comparison.compare).",
-                unknown.max(),
-                "" if len(unknown) == 1 else f" ({(unknown > UNKNOWN).any(1).sum()} of {len(unknown)} data sets)",
-                self.calibration.largest,
-                np.log(weights.max() / weights[weights > 0].min()),
-            )
-        return unknown <= UNKNOWN
+        return unknown <= most, check_resolution(unknown, most, self.calibration, weights, datasets.labels)
 
     def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool) -> DataSets:
         spec = self.common.spec
@@ -437,12 +423,12 @@ class AmortizedComparison:
         array = xr.DataArray(values, dims=dims, coords={dim: coords[dim] for dim in dims})
         return array if datasets.batched else array.isel({DATASET_DIM: 0}, drop=True)
 
-    def _warn(self, datasets: DataSets, pvalues: np.ndarray) -> None:
-        """Say what the classifier extrapolates to."""
+    def _check_data(self, datasets: DataSets, pvalues: np.ndarray) -> list[Doubt]:
+        """Find data sets that the classifier extrapolates to, or that none of the models makes."""
         spec = self.common.spec
         encoder = self.network.encoder
         given = Inputs(spec, self.structure)(datasets)
         context = [c.name for c in spec.context]
         doubts = check_range(encoder.outside(**given), datasets.labels, context, encoder.ranges())
         doubts += check_gaps(spec, datasets, self.missing or {})
-        tell(doubts + check_novelty(pvalues, datasets.labels, self.names), spec)
+        return doubts + check_novelty(pvalues, datasets.labels, self.names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pymc_amortized.approximators.comparison.model_evidence import Evidences
-from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.numerics.odds import Calibration, log_odds, posterior_weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-
-logger = logging.getLogger("pymc_amortized")
 
 DECISIVE = 5.0
 """Log odds from which on evidence is very strong (Kass & Raftery 1995, JASA 90: 2 log B above 10); how much stronger
@@ -137,54 +133,3 @@ def evidence_table(
     ).iloc[order]
     table.insert(0, "rank", range(len(names)))
     return table
-
-
-def warn_of_no_table(found: Evidences, names: Sequence[str], datasets: DataSets) -> None:
-    """Log which models' evidence could not be estimated."""
-    for k, name in enumerate(names):
-        impossible = np.isneginf(found.log_evidence[:, k])
-        if impossible.any():
-            some = "" if len(datasets) == 1 else f" on {impossible.sum()} of {len(datasets)} data sets"
-            logger.warning(
-                "Model %r has density 0 wherever its posterior looked%s, and the classifier finds no trace of it: it "
-                "is taken as impossible there (log marginal likelihood -inf, probability 0). Do the data lie in its "
-                "support?",
-                name,
-                some,
-            )
-        doubts = zip(datasets.labels, found.doubts[name], impossible, strict=True)
-        without = [(label, doubt) for label, doubt, zero in doubts if doubt and not zero]
-        if without:
-            label, doubt = without[0]
-            some = "" if len(datasets) == 1 else f" for {len(without)} of {len(datasets)} data sets (first: {label})"
-            logger.warning(
-                "Model %r has no log marginal likelihood (NaN)%s: %s. What is left there is the classifier. Train its "
-                "posterior longer (comparison.posteriors[%r].continue_training, then with_posterior(%r, ...)), or run "
-                "pm.sample_smc.",
-                name,
-                some,
-                doubt,
-                name,
-                name,
-            )
-
-
-def warn_of_disagreement(apart: Disagreement, found: Evidences, names: Sequence[str]) -> None:
-    """Log where classifier and evidence contradict each other, for one data set."""
-    if not apart.beyond[0].any():
-        return
-    worst = int(np.argmax(np.abs(apart.classifier[0] - apart.evidence[0]) - apart.allowed[0]))
-    logger.warning(
-        "Classifier and evidence disagree: log odds of model %r are %.2f by the classifier and %.2f by the evidence, "
-        "where errors explain %.2f (odds beyond %g count as that). %s The classifier knows only data like its "
-        "simulations. Where densities of models are of different kinds (an atom in one of them), the classifier is "
-        "right.",
-        names[worst],
-        apart.classifier[0, worst],
-        apart.evidence[0, worst],
-        apart.allowed[0, worst],
-        DECISIVE,
-        "The evidence comes from the exact density, and is the safer one: Pareto k is small."
-        if np.isfinite(found.pareto_k[0]).all()
-        else "A density of 0 at all proposals is no proof that a model is impossible.",
-    )
