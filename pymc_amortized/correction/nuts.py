@@ -206,6 +206,7 @@ class _Runs:
             log_p=log_p.reshape(chains, draws),
             rung="nuts",
             failed=False,
+            failure=None,
             convergence=convergence,
         )
 
