@@ -7,14 +7,14 @@ import pytest
 
 from pymc_amortized.correction import nuts as escalation
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.correction.draws import Budget, Draws, Request
+from pymc_amortized.correction.draws import Budget, Draws, Failure, Request
 from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError
 
 
 def unsettled(chains: int = 4, draws: int = 10) -> Draws:
     theta, unknown = np.zeros((chains, draws, 1)), np.zeros((chains, draws))
-    return Draws(theta, unknown, unknown, unknown, None, 0, "weights", failed=True)
+    return Draws(theta, unknown, unknown, unknown, None, 0, "weights", Failure("the weights are poor"))
 
 
 @pytest.mark.parametrize(("divergences", "r_hat", "stage"), [(1, 1.0, "nuts"), (1, 1.5, "failed")])

@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a data set that needed a sampler has no draws that can be used."""
+    """Why a data set has no draws that can be used."""
 
     reason: str
     details: str = ""
@@ -97,10 +97,8 @@ class Draws:
         Proposals at which the model's log density was NaN or +inf.
     rung : str
         Name of the rung of the ladder that the draws come from; "raw" without a correction.
-    failed : bool
-        Whether these are the best draws there are, and should not be used.
     failure : Failure or None
-        Why, where a sampler had to settle the data set.
+        Why these, the best draws there are, should not be used.
     start : Start or None
         What a sampler begins with, where one may have to.
     convergence : Convergence or None
@@ -114,7 +112,6 @@ class Draws:
     weights: Weights | None
     undefined: int
     rung: str = "raw"
-    failed: bool = False
     failure: Failure | None = None
     start: Start | None = None
     convergence: Convergence | None = None
@@ -122,12 +119,12 @@ class Draws:
     @property
     def settled(self) -> bool:
         """Whether draws are corrected, and can be used."""
-        return not self.failed and self.rung != "raw"
+        return self.failure is None and self.rung != "raw"
 
     @property
     def stage(self) -> str:
         """What users are told of the draws: "raw", "psis", "nuts" or "failed"."""
-        if self.failed:
+        if self.failure:
             return "failed"
         return "psis" if self.rung in ("weights", "mixture") else self.rung
 

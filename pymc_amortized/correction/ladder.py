@@ -22,7 +22,7 @@ from pymc_amortized.correction.check_results import (
     check_weights,
 )
 from pymc_amortized.correction.doubt import Doubt
-from pymc_amortized.correction.draws import Draws, Request, Start
+from pymc_amortized.correction.draws import Draws, Failure, Request, Start
 from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds, first_proposals
@@ -97,13 +97,6 @@ def draw_corrected(
 ) -> tuple[list[Draws], list[Doubt]]:
     """Draw from the posterior of every data set, and find what speaks against the draws.
 
-    Parameters
-    ----------
-    target : PosteriorTarget
-    ladder : Ladder
-    request : Request
-    seed : numpy.random.SeedSequence
-
     Raises
     ------
     ValueError
@@ -127,15 +120,7 @@ def draw_corrected(
 def draw_proposals(
     target: PosteriorTarget, ladder: Ladder, request: Request, seed: np.random.SeedSequence
 ) -> list[Draws]:
-    """Draw for all data sets by the proposing rungs; those without a density stay as the network draws them.
-
-    Parameters
-    ----------
-    target : PosteriorTarget
-    ladder : Ladder
-    request : Request
-    seed : numpy.random.SeedSequence
-    """
+    """Draw for all data sets by the proposing rungs; those without a density stay as the network draws them."""
     free = np.array([obstacle is None for obstacle in target.obstacles])
     results: dict[int, Draws] = {}
     for weighted, child in zip((True, False), seed.spawn(2), strict=True):
@@ -186,6 +171,6 @@ def _taken(proposals: Proposals, ladder: Ladder, draws: int, rng: np.random.Gene
         weights,
         proposals.undefined,
         rung=("mixture" if proposals.mixed else "weights") if resampled else "raw",
-        failed=resampled and not settled,
+        failure=Failure("the weights are poor") if resampled and not settled else None,
         start=Start.of(proposals.theta, proposals.log_weights, rng) if unsure else None,
     )

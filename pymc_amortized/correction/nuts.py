@@ -100,7 +100,7 @@ class Nuts:
             except NoGradientError as error:
                 stopped = f"the model has no gradient, which NUTS needs ({error})"
         for i in left:
-            results[i] = replace(results[i], failed=True, failure=Failure(stopped))
+            results[i] = replace(results[i], failure=Failure(stopped))
         return results
 
 
@@ -149,7 +149,7 @@ class _Runs:
                 break
             start = _learned(theta, start, child)
         if best is None:
-            return replace(before, failed=True, failure=Failure("NUTS stopped", reason))
+            return replace(before, failure=Failure("NUTS stopped", reason))
         return self._judged(before, self._result(index, before, *best))
 
     def _judged(self, before: Draws, result: Draws) -> Draws:
@@ -157,10 +157,10 @@ class _Runs:
         convergence = result.convergence
         assert convergence is not None
         if not convergence.converged:
-            return replace(result, failed=True, failure=Failure("chains of NUTS did not converge", str(convergence)))
+            return replace(result, failure=Failure("chains of NUTS did not converge", str(convergence)))
         if number := _elsewhere(before, result, self._target.spec.circular):
             far = f"{number} proposals as probable lie more than {THRESHOLDS.elsewhere:.0f} sds from all chains"
-            return replace(result, failed=True, failure=Failure("NUTS found one mode of several", far))
+            return replace(result, failure=Failure("NUTS found one mode of several", far))
         return result
 
     def _settings(self, shape: tuple[int, ...], attempt: int) -> Settings:
@@ -205,7 +205,6 @@ class _Runs:
             log_q=log_q.reshape(chains, draws),
             log_p=log_p.reshape(chains, draws),
             rung="nuts",
-            failed=False,
             failure=None,
             convergence=convergence,
         )
