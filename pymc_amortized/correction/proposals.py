@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special
+from scipy import linalg, special
 
 from pymc_amortized.numerics.importance import Weights, smooth, tempered
 from pymc_amortized.numerics.student_t import draw_student_t, log_student_t
@@ -136,6 +136,9 @@ class _Component:
 
     def log_density(self, theta: np.ndarray) -> np.ndarray:
         """Log densities (chains, n) at theta (chains, n, dim), by the chain's own distribution."""
-        squared = [np.square(p.z(t)).sum(axis=-1) for p, t in zip(self.places, theta, strict=True)]
-        log_scale = np.array([[p.log_scale] for p in self.places])
-        return log_student_t(np.stack(squared), theta.shape[-1], self.freedom) - log_scale
+        found = []
+        for place, t in zip(self.places, theta, strict=True):
+            z = linalg.solve_triangular(place.factor, (t - place.mean).T, lower=True)
+            density = log_student_t(np.square(z).sum(axis=0), len(z), self.freedom)
+            found.append(density - np.log(np.diag(place.factor)).sum())
+        return np.stack(found)
