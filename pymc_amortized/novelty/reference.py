@@ -15,6 +15,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.novelty.features import NoveltyFeatures, Summarizing
 from pymc_amortized.novelty.scores import Reference, Score, Whitening
+from pymc_amortized.numerics.kinds import KINDS
 
 SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening")
 WHITENING = tuple(field.name for field in fields(Whitening))
@@ -42,7 +43,7 @@ def number_of_extents(spec: ModelSpec) -> int:
 
 
 def _scalars(spec: ModelSpec) -> list[str]:
-    return [c.name for c in spec.context if not c.shape and c.kind != "categorical"]
+    return [c.name for c in spec.context if not c.shape and KINDS[c.kind].ordered]
 
 
 def learn_reference(inputs: DataInputs, network: Summarizing, learned: Simulations, ranked: Simulations) -> Reference:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
+from pymc_amortized.numerics.kinds import KINDS
 
 
 def read_array(
@@ -149,20 +150,11 @@ def _check_values(variable: DataVariable, array: np.ndarray) -> None:
             f"{variable.name!r} has infinite values ({int(infinite.sum())} of {array.size}, the first at "
             f"{_first(infinite)})"
         )
-    present = ~np.isnan(array)
-    if variable.kind == "binary":
-        outside = (array != 0) & (array != 1)
-    elif variable.kind == "categorical":
-        outside = (array < 0) | (array != np.floor(array))
-    elif variable.kind == "count":
-        outside = array != np.floor(array)
-    else:
-        return
-    outside &= present
+    kind = KINDS[variable.kind]
+    outside = ~(kind.possible(array) | np.isnan(array))
     if outside.any():
-        kinds = {"binary": "0 or 1", "categorical": "0, 1, 2, ...", "count": "whole numbers"}
         raise ValueError(
-            f"{variable.name!r} must hold {kinds[variable.kind]}; got {array[outside].flat[0]} at {_first(outside)}"
+            f"{variable.name!r} must hold {kind.allowed}; got {array[outside].flat[0]} at {_first(outside)}"
         )
 
 

@@ -38,6 +38,7 @@ from pymc_amortized.graph.density.log_density import Data, LogDensity, LogDensit
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.suitability import core_op
 from pymc_amortized.graph.model.tensors import CompileKwargs, plain
+from pymc_amortized.numerics.kinds import KINDS
 
 Rule = Literal["element", "row", "normal", "quadratic"]
 Rules = Mapping[str, Rule | None]
@@ -234,11 +235,11 @@ def find_rules(
         elif alone and trials.factorizes(v):
             element = trials.term_ndim(v) == len(v.shape)
             # a series among several may lack some values: that can be integrated where it is quadratic
-            partly = not element and v.kind == "real" and trials.quadratic([v])
+            partly = not element and KINDS[v.kind].continuous and trials.quadratic([v])
             rules[v.name] = "element" if element else "quadratic" if partly else "row"
             otherwise |= {v.name: "row"} if partly else {}
         else:
-            rules[v.name] = "quadratic" if v.kind == "real" else None
+            rules[v.name] = "quadratic" if KINDS[v.kind].continuous else None
     together = [v for v in gappy if rules[v.name] == "quadratic"]
     if together and not trials.quadratic(together):
         rules |= {v.name: otherwise.get(v.name) for v in together}
@@ -287,9 +288,8 @@ class _Trials:
         for i, data in enumerate(self._sets):
             value = data[variable.name]
             part = self._rng.random(value.shape[:lead]) < 0.5
-            changed = np.where(
-                part.reshape(*part.shape, *[1] * (value.ndim - lead)), self._other(variable, value), value
-            )
+            other = KINDS[variable.kind].changed(value, self._spread[variable.name])
+            changed = np.where(part.reshape(*part.shape, *[1] * (value.ndim - lead)), other, value)
             theta = self._theta[i : i + 1]
             before = self._terms(theta, data)[variable.name][0]
             if before.shape != part.shape:  # not one term for each value, or row
@@ -298,14 +298,6 @@ class _Trials:
             if not np.allclose(before[~part], after[~part], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 return False
         return True
-
-    def _other(self, variable: DataVariable, value: np.ndarray) -> np.ndarray:
-        """Values that differ from those given, possible ones where that is known."""
-        if variable.kind == "binary":
-            return 1 - value
-        if variable.kind == "categorical":
-            return np.where(value > 0, 0, 1)
-        return value + 1 if variable.kind == "count" else value + self._spread[variable.name] + 1e-6
 
     def quadratic(self, variables: list[DataVariable]) -> bool:
         """Whether the log density is strictly concave and quadratic in the values of all, wherever they lie."""

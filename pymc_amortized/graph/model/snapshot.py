@@ -18,7 +18,7 @@ from pytensor.tensor.random.type import RandomGeneratorType
 
 from pymc_amortized.graph.model.constants import open_constants, substitute
 from pymc_amortized.graph.model.sizes import Range, with_free_lengths
-from pymc_amortized.graph.model.spec import DataVariable, Kind, ModelSpec, Parameter, Role
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
     names_of,
     op_name,
@@ -291,11 +291,11 @@ def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> 
     )
 
 
-def _array_kind(value: np.ndarray) -> Kind:
-    return {"f": "real", "b": "binary"}.get(value.dtype.kind, "count")  # type: ignore[return-value]
+def _array_kind(value: np.ndarray) -> str:
+    return {"f": "real", "b": "binary"}.get(value.dtype.kind, "count")
 
 
-def _kind(var: Any) -> Kind:
+def _kind(var: Any) -> str:
     if var.type.dtype == "bool" or op_name(var) == "BernoulliRV":
         return "binary"
     if op_name(var) == "CategoricalRV":

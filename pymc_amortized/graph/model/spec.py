@@ -22,7 +22,6 @@ from pymc_amortized.graph.model.suitability import (
     density_obstacle,
 )
 
-Kind = Literal["real", "count", "binary", "categorical"]
 Role = Literal["observed", "context", "fixed", "constant"]
 
 
@@ -52,7 +51,8 @@ class DataVariable:
     """None for the length of a dimension that differs between data sets."""
     dtype: str
     dims: tuple[str | None, ...]
-    kind: Kind
+    kind: str
+    """Of :data:`pymc_amortized.numerics.kinds.KINDS`."""
     role: Role
     container: str | None = None
     """Name of the ``pm.Data`` that holds an observed variable's values, if there is one."""

@@ -1,8 +1,8 @@
-"""One raw array -> what a network sees of it, by robust statistics of simulations."""
+"""One raw array -> what a network sees of it, by robust statistics of simulations; a class for each kind of data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.networks.encoding.layout import ArrayLayout
-from pymc_amortized.networks.encoding.robust import (
-    HEAVY,
-    LARGEST,
-    STATISTICS_SIZE,
-    HostModule,
-    robust,
-    squash,
-    standardize,
-    thin,
-)
+from pymc_amortized.networks.encoding.robust import HEAVY, LARGEST, HostModule, robust, squash, standardize, thin
 
-__all__ = ["ArrayEncoder"]
+__all__ = ["ArrayEncoder", "encoder_of"]
 
 
 class ArrayEncoder(HostModule):
-    """One raw array (batch, *shape) -> float32 (batch, *shape, channels)."""
+    """One raw array (batch, *shape) -> float32 (batch, *shape, channels).
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+    heavy : bool
+        Whether the tails are heavy; learned by :meth:`fit`.
+    """
 
     center: Tensor
     scale: Tensor
@@ -35,79 +33,47 @@ class ArrayEncoder(HostModule):
     low: Tensor
     high: Tensor
 
-    def __init__(self, layout: ArrayLayout, heavy: bool, groups: int) -> None:
+    def __init__(self, layout: ArrayLayout, heavy: bool = False) -> None:
         super().__init__()
-        self.layout, self.heavy, self.groups = layout, heavy, groups
-        zeros, ones = np.zeros(layout.feature_shape), np.ones(layout.feature_shape)
-        for name in ("center", "tail_center", "low"):
-            self.register_buffer(name, torch.as_tensor(zeros.copy()))
-        for name in ("scale", "tail_scale", "high"):
-            self.register_buffer(name, torch.as_tensor(ones.copy()))
+        self.layout, self.heavy = layout, heavy
+        for start, names in ((0, ("center", "tail_center", "low")), (1, ("scale", "tail_scale", "high"))):
+            for name in names:
+                self.register_buffer(name, torch.full(layout.feature_shape, start, dtype=torch.float64))
 
-    @classmethod
-    def fit(cls, layout: ArrayLayout, groups: int, raw: np.ndarray, present: np.ndarray | None) -> ArrayEncoder:
+    def fit(self, raw: np.ndarray, present: np.ndarray | None) -> None:
         """Learn the statistics of raw (n, *shape) where present, to be broadcast against it."""
-        values, gaps = _by_feature(layout, raw, present)
-        if layout.frame or values.size == 0 or (gaps is not None and gaps.all()):
-            return cls(replace(layout, categories=max(layout.categories, layout.kind == "categorical")), False, groups)
-        if layout.kind == "categorical" and not layout.categories:
-            layout = replace(layout, categories=max(int(np.clip(np.nanmax(values), 0, 10_000)) + 1, 1))
+        values, gaps = _by_feature(self.layout, raw, present)
+        if values.size == 0 or (gaps is not None and gaps.all()):
+            return
         columns = _columns(values, gaps)
-        statistics: dict[str, np.ndarray] = {
-            "low": _each(columns, layout, lambda v: v.min(axis=0)),
-            "high": _each(columns, layout, lambda v: v.max(axis=0)),
-        }
-        columns = [thin(column, STATISTICS_SIZE // len(columns)) for column in columns]
-        heavy = False
-        if layout.kind == "categorical" or groups:
-            levels = groups or layout.categories
-            statistics = {"low": np.zeros(layout.feature_shape), "high": np.full(layout.feature_shape, levels - 1.0)}
-        elif layout.kind == "binary":
-            frequency = _each(columns, layout, lambda v: v.mean(axis=0))
-            # A frequency of 1 % would make the rare value ten scales wide: stop there.
-            spread = np.sqrt(np.clip(frequency * (1 - frequency), 0.01, None))
-            statistics |= {"center": frequency, "scale": spread}
-        else:
-            parts = [robust(column) for column in columns]
-            statistics["center"], statistics["scale"] = (_stacked([p[i] for p in parts], layout) for i in (0, 1))
-            wide = [_wide(c, *p) for c, p in zip(columns, parts, strict=True)]
-            heavy = not layout.statistic and bool(np.quantile(np.concatenate(wide), 0.999) > HEAVY)
-        encoder = cls(layout, heavy, groups)
-        encoder._set(statistics)
-        if heavy:
-            encoder._fit_tail(columns)
-        return encoder
+        self._set(low=self._stacked([c.min(axis=0) for c in columns]))
+        self._set(high=self._stacked([c.max(axis=0) for c in columns]))
+        self._learn([thin(column, len(columns)) for column in columns])
 
-    def _fit_tail(self, columns: Sequence[np.ndarray]) -> None:
-        flat = zip(self.center.reshape(-1), self.scale.reshape(-1), strict=True)
-        places = [(self.center, self.scale)] if len(columns) == 1 else list(flat)
-        parts = [robust(self._tail(torch.as_tensor(c), *p).numpy()) for c, p in zip(columns, places, strict=True)]
-        center, scale = (_stacked([p[i] for p in parts], self.layout) for i in (0, 1))
-        self._set({"tail_center": center, "tail_scale": np.maximum(scale, 0.1)})
+    def _learn(self, columns: Sequence[np.ndarray]) -> None:
+        """Learn more than the range: of all features at once (n, *features), or of one after the other (n,)."""
+        raise NotImplementedError
 
-    def _set(self, statistics: Mapping[str, np.ndarray]) -> None:
+    def _encode(self, x: Tensor) -> Tensor:
+        """Encode float64 (batch, *shape) to float32 (batch, *shape, values); what is absent is 0."""
+        raise NotImplementedError
+
+    def _set(self, **statistics: Any) -> None:
         for name, value in statistics.items():
             getattr(self, name).copy_(torch.as_tensor(np.asarray(value, dtype=np.float64)))
+
+    def _stacked(self, parts: Sequence[Any]) -> np.ndarray:
+        return np.reshape(parts[0] if len(parts) == 1 else np.stack(parts), self.layout.feature_shape)
 
     @property
     def values(self) -> int:
         """Channels of the values alone."""
-        if self.groups:
-            return 1
-        if self.layout.kind == "categorical":
-            return self.layout.categories
-        return 2 if self.heavy else 1
+        return 1
 
     @property
     def channels(self) -> int:
         """Channels of all that is encoded."""
         return self.values + self.layout.missing
-
-    def _tail(self, x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
-        """What tells values in the tail apart: logarithmic in the value."""
-        if self.layout.kind == "count":
-            return torch.sign(x) * torch.log1p(x.abs().clamp_max(LARGEST))
-        return torch.asinh(standardize(x, center, scale))
 
     def _along(self, statistic: Tensor) -> Tensor:
         """A statistic of the plain axes, to be broadcast against (batch, *shape)."""
@@ -117,9 +83,7 @@ class ArrayEncoder(HostModule):
         )
 
     def forward(self, raw: Tensor, present: Tensor | None) -> Tensor:
-        """Encode, given which entries exist (batch, *shape), None if all do; a frame stays as it is."""
-        if self.layout.frame:
-            return raw.double()
+        """Encode, given which entries exist (batch, *shape), None if all do."""
         x = raw.to(device="cpu", dtype=torch.float64)
         if self.layout.missing:
             observed = ~x.isnan()
@@ -134,19 +98,6 @@ class ArrayEncoder(HostModule):
                 out = torch.cat([out, seen.expand(*out.shape[:-1], 1)], -1)
         return out
 
-    def _encode(self, x: Tensor) -> Tensor:
-        if self.groups:
-            number = x + 1
-            return torch.where((number >= 1) & (number <= self.groups), number, 0.0).float()[..., None]
-        if self.layout.kind == "categorical":
-            return (x[..., None] == torch.arange(self.layout.categories)).float()
-        center, scale = self._along(self.center), self._along(self.scale)
-        w = standardize(x, center, scale)
-        if not self.heavy:
-            return squash(w, HEAVY).float()[..., None]
-        tail = (self._tail(x, center, scale) - self._along(self.tail_center)) / self._along(self.tail_scale)
-        return torch.stack([HEAVY * torch.tanh(w / HEAVY), squash(tail, HEAVY)], -1).float()
-
     def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> np.ndarray:
         """Worst distance of each data set (n,) beyond the simulated range, in units of its width."""
         # Halves: differences must not overflow.
@@ -159,6 +110,127 @@ class ArrayEncoder(HostModule):
             distance = np.where(present, distance, 0.0)
         distance = np.nan_to_num(distance, nan=0.0 if ignore_nan else np.inf)
         return distance.reshape(len(distance), -1).max(axis=1, initial=0.0)
+
+
+class RealEncoder(ArrayEncoder):
+    """Real numbers: standardized, with a second channel for the tail where that is heavy."""
+
+    @property
+    def values(self) -> int:
+        """Channels of the values alone."""
+        return 2 if self.heavy else 1
+
+    def _learn(self, columns: Sequence[np.ndarray]) -> None:
+        parts = [robust(column) for column in columns]
+        self._set(center=self._stacked([p[0] for p in parts]), scale=self._stacked([p[1] for p in parts]))
+        wide = np.concatenate([_wide(c, *p) for c, p in zip(columns, parts, strict=True)])
+        self.heavy = not self.layout.statistic and bool(np.quantile(wide, 0.999) > HEAVY)
+        if self.heavy:
+            tails = [self._tail(*map(torch.as_tensor, (c, *p))).numpy() for c, p in zip(columns, parts, strict=True)]
+            parts = [robust(tail) for tail in tails]
+            self._set(tail_center=self._stacked([p[0] for p in parts]))
+            self._set(tail_scale=np.maximum(self._stacked([p[1] for p in parts]), 0.1))
+
+    def _tail(self, x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
+        """What tells values in the tail apart: logarithmic in the value."""
+        return torch.asinh(standardize(x, center, scale))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        center, scale = self._along(self.center), self._along(self.scale)
+        w = standardize(x, center, scale)
+        if not self.heavy:
+            return squash(w, HEAVY).float()[..., None]
+        tail = (self._tail(x, center, scale) - self._along(self.tail_center)) / self._along(self.tail_scale)
+        return torch.stack([HEAVY * torch.tanh(w / HEAVY), squash(tail, HEAVY)], -1).float()
+
+
+class CountEncoder(RealEncoder):
+    """Whole numbers: the tail is the logarithm of the number itself."""
+
+    def _tail(self, x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
+        return torch.sign(x) * torch.log1p(x.abs().clamp_max(LARGEST))
+
+
+class BinaryEncoder(RealEncoder):
+    """0 and 1: standardized by their frequency."""
+
+    def _learn(self, columns: Sequence[np.ndarray]) -> None:
+        frequency = self._stacked([c.mean(axis=0) for c in columns])
+        # A frequency of 1 % would make the rare value ten scales wide: stop there.
+        self._set(center=frequency, scale=np.sqrt(np.clip(frequency * (1 - frequency), 0.01, None)))
+
+
+class CategoricalEncoder(ArrayEncoder):
+    """Codes of categories: a channel for each, of which there are as many as in the simulations unless said."""
+
+    @property
+    def values(self) -> int:
+        """Channels of the values alone."""
+        return self.layout.categories
+
+    def fit(self, raw: np.ndarray, present: np.ndarray | None) -> None:
+        """Learn the categories of raw (n, *shape) where present; at least one."""
+        super().fit(raw, present)
+        self.layout = replace(self.layout, categories=max(self.layout.categories, 1))
+
+    def _learn(self, columns: Sequence[np.ndarray]) -> None:
+        categories = self.layout.categories or int(self.high.clamp(0, 10_000).max()) + 1
+        self.layout = replace(self.layout, categories=categories)
+        self._set(low=0, high=categories - 1)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return (x[..., None] == torch.arange(self.layout.categories)).float()
+
+
+class GroupEncoder(ArrayEncoder):
+    """An index of groups: the number of the group, counted from 1, and 0 for an unknown one."""
+
+    def __init__(self, layout: ArrayLayout, groups: int) -> None:
+        super().__init__(layout)
+        self.groups = groups
+
+    def _learn(self, columns: Sequence[np.ndarray]) -> None:
+        self._set(low=0, high=self.groups - 1)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        number = x + 1
+        return torch.where((number >= 1) & (number <= self.groups), number, 0.0).float()[..., None]
+
+
+class FrameEncoder(ArrayEncoder):
+    """A mean and a whitening matrix, which stay as they are."""
+
+    def fit(self, raw: np.ndarray, present: np.ndarray | None) -> None:
+        """Learn nothing."""
+
+    def forward(self, raw: Tensor, present: Tensor | None) -> Tensor:
+        """Return the same in float64."""
+        return raw.double()
+
+
+ENCODERS: dict[str, type[ArrayEncoder]] = {
+    "real": RealEncoder,
+    "count": CountEncoder,
+    "binary": BinaryEncoder,
+    "categorical": CategoricalEncoder,
+}
+"""By kind of data."""
+
+
+def encoder_of(layout: ArrayLayout, groups: int, heavy: bool = False) -> ArrayEncoder:
+    """Make the encoder of an array, before its statistics are learned or loaded.
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+    groups : int
+        How many groups the array tells apart, as an index; 0 for any other.
+    heavy : bool
+        Whether its tails are heavy.
+    """
+    if layout.frame:
+        return FrameEncoder(layout)
+    return GroupEncoder(layout, groups) if groups else ENCODERS[layout.kind](layout, heavy)
 
 
 def _by_feature(
@@ -182,14 +254,6 @@ def _columns(values: np.ndarray, gaps: np.ndarray | None) -> list[np.ndarray]:
     flat, absent = values.reshape(len(values), -1), gaps.reshape(len(values), -1)
     columns = [flat[~absent[:, i], i] for i in range(flat.shape[1])]
     return [column if len(column) else np.zeros(1) for column in columns]
-
-
-def _stacked(parts: Sequence[np.ndarray], layout: ArrayLayout) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.stack(parts).reshape(layout.feature_shape)
-
-
-def _each(columns: Sequence[np.ndarray], layout: ArrayLayout, statistic: Callable[[np.ndarray], Any]) -> np.ndarray:
-    return np.reshape(_stacked([statistic(column) for column in columns], layout), layout.feature_shape)
 
 
 def _wide(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:

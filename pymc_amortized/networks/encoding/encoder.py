@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding.array_encoder import ArrayEncoder
+from pymc_amortized.networks.encoding.array_encoder import ArrayEncoder, encoder_of
 from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.encoding.robust import HostModule
 
@@ -45,12 +45,12 @@ class DataEncoder(HostModule):
 
     def __init__(self, layout: DataLayout, heavy: Sequence[bool]) -> None:
         super().__init__()
-        pairs = zip(layout.arrays, heavy, strict=True)
-        self._assemble(layout.axes, [ArrayEncoder(a, tail, layout.groups_of(a.name)) for a, tail in pairs])
-
-    def _assemble(self, axes: tuple[AxisLayout, ...], arrays: Sequence[ArrayEncoder]) -> None:
+        self.axes = layout.axes
         # A list rather than a ModuleDict: variables may be called "a.b", "values" or "train".
-        self.axes, self.arrays = axes, nn.ModuleList(arrays)
+        self.arrays = nn.ModuleList(
+            encoder_of(array, layout.groups_of(array.name), tail)
+            for array, tail in zip(layout.arrays, heavy, strict=True)
+        )
 
     @classmethod
     def fit(cls, layout: DataLayout, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> DataEncoder:
@@ -71,14 +71,11 @@ class DataEncoder(HostModule):
         for array in layout.arrays:
             _check_shape(array, layout, raws[array.name].shape[1:])
         masks = _masks(layout, {name: raw.shape for name, raw in raws.items()}, sizes)
-        encoders = []
-        for array in layout.arrays:
-            present = _present(array, masks)
-            seen = None if present is None else present.numpy()
-            encoders.append(ArrayEncoder.fit(array, layout.groups_of(array.name), raws[array.name], seen))
-        encoder = cls(DataLayout(()), [])
-        encoder._assemble(layout.axes, encoders)
-        return encoder
+        made = cls(layout, [False] * len(layout.arrays))
+        for encoder in made._encoders():
+            present = _present(encoder.layout, masks)
+            encoder.fit(raws[encoder.layout.name], None if present is None else present.numpy())
+        return made
 
     def _encoders(self) -> Iterator[ArrayEncoder]:
         return (array for array in self.arrays if isinstance(array, ArrayEncoder))

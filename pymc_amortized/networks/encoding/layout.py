@@ -10,9 +10,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["ArrayLayout", "AxisKind", "AxisLayout", "DataLayout", "Kind"]
+from pymc_amortized.numerics.kinds import KINDS
 
-Kind = Literal["real", "count", "binary", "categorical"]
+__all__ = ["ArrayLayout", "AxisKind", "AxisLayout", "DataLayout"]
+
 AxisKind = Literal["set", "sequence", "groups"]
 
 
@@ -68,8 +69,8 @@ class ArrayLayout:
         Name of the variable.
     shape : tuple of int
         Shape in one data set, at the largest sizes.
-    kind : {"real", "count", "binary", "categorical"}
-        What the values are.
+    kind : str
+        What the values are, of :data:`pymc_amortized.numerics.kinds.KINDS`.
     axes : tuple of str or None
         For each axis the name of an :class:`AxisLayout`, or None for plain features; by default all are plain.
     missing : bool
@@ -86,7 +87,7 @@ class ArrayLayout:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: str
     axes: tuple[str | None, ...] = ()
     missing: bool = False
     categories: int = 0
@@ -98,8 +99,8 @@ class ArrayLayout:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
         axes = tuple(self.axes) or (None,) * len(self.shape)
         object.__setattr__(self, "axes", axes)
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind of {self.name!r} is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind of {self.name!r} is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if len(axes) != len(self.shape):
             raise ValueError(f"{self.name!r} has shape {self.shape}, but {len(axes)} axes: {axes}")
         named = [axis for axis in axes if axis is not None]

@@ -14,21 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "HEAVY",
-    "LARGEST",
-    "STATISTICS_SIZE",
-    "HostModule",
-    "robust",
-    "squash",
-    "standardize",
-    "thin",
-]
+__all__ = ["HEAVY", "LARGEST", "HostModule", "robust", "squash", "standardize", "thin"]
 
 # 99.9 % of normal values lie within 3.3 scales, of exponential ones within 8.5, of t(3) within 13.
 HEAVY = 10.0
 LARGEST = 1e300  # leaves room for the arithmetic of float64
-STATISTICS_SIZE = 2_000_000  # values per array that quantiles are taken from: a fraction of a second
 
 
 class HostModule(nn.Module):
@@ -73,7 +63,10 @@ def robust(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return median, np.where(scale > floor, scale, 1.0)
 
 
-def thin(values: np.ndarray, size: int) -> np.ndarray:
-    """Every k-th simulation of (n, ...), so that about ``size`` values remain."""
-    step = max(1, values.size // size)
+def thin(values: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Every k-th simulation of (n, ...), one of so many parts of an array, for quantiles of it.
+
+    About two million values remain of the array: their quantiles take a fraction of a second.
+    """
+    step = max(1, values.size // (2_000_000 // parts))
     return values[:: min(step, max(1, len(values) // 200))]

@@ -20,23 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding.robust import (
-    HEAVY,
-    LARGEST,
-    STATISTICS_SIZE,
-    HostModule,
-    robust,
-    standardize,
-    thin,
-)
+from pymc_amortized.networks.encoding.robust import HEAVY, LARGEST, HostModule, robust, standardize, thin
 
 __all__ = ["ParameterStandardizer"]
 
-TAIL = 1e-3  # probability of each tail that is looked at
-LOPSIDED = 2.0  # how much farther the left one reaches: 4 for the logarithm of a half-normal scale, 1.7 for a gamma's
-LIGHT = 6.0  # scales to the right of the middle that a light tail reaches when bent: exponential ones 5.1
 STRAIGHT, HIGHEST = 40.0, 600.0  # of what is bent: below, the difference is rounded away; above, exp overflows
-MARGIN = 0.1  # of the simulated range, by which parameters may lie beyond it
 
 
 class ParameterStandardizer(HostModule):
@@ -62,18 +50,11 @@ class ParameterStandardizer(HostModule):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        for name, value in (
-            ("center", 0.0),
-            ("scale", 1.0),
-            ("knee", 0.0),
-            ("tail_center", 0.0),
-            ("tail_scale", 1.0),
-            ("low", -math.inf),
-            ("high", math.inf),
-        ):
+        start = {"center": 0.0, "scale": 1.0, "knee": 0.0, "tail_center": 0.0, "tail_scale": 1.0}
+        for name, value in (start | {"low": -math.inf, "high": math.inf}).items():
             self.register_buffer(name, torch.full((dim,), value, dtype=torch.float64))
-        self.register_buffer("heavy", torch.zeros(dim, dtype=torch.bool))
-        self.register_buffer("bent", torch.zeros(dim, dtype=torch.bool))
+        for name in ("heavy", "bent"):
+            self.register_buffer(name, torch.zeros(dim, dtype=torch.bool))
 
     @classmethod
     def fit(cls, theta: np.ndarray) -> ParameterStandardizer:
@@ -82,7 +63,7 @@ class ParameterStandardizer(HostModule):
         if theta.ndim != 2 or 0 in theta.shape:
             raise ValueError(f"theta has shape {theta.shape}, expected (simulations, parameters), neither 0")
         standardizer = cls(theta.shape[1])
-        sample = np.clip(thin(theta, STATISTICS_SIZE), -LARGEST, LARGEST)
+        sample = np.clip(thin(theta), -LARGEST, LARGEST)
         standardizer.knee.copy_(torch.as_tensor(np.median(sample, axis=0)))
         standardizer.bent.copy_(_worth_bending(sample, standardizer.knee))
         sample = standardizer._bend(torch.as_tensor(sample)).numpy()
@@ -90,14 +71,11 @@ class ParameterStandardizer(HostModule):
         w = np.clip((sample - center) / scale, -LARGEST, LARGEST)
         heavy = (np.quantile(np.abs(w), 0.999, axis=0) > HEAVY) & ~standardizer.bent.numpy()
         tail_center, tail_scale = robust(np.arcsinh(w))
-        standardizer.center.copy_(torch.as_tensor(center))
-        standardizer.scale.copy_(torch.as_tensor(scale))
-        standardizer.heavy.copy_(torch.as_tensor(heavy))
-        standardizer.tail_center.copy_(torch.as_tensor(tail_center))
-        standardizer.tail_scale.copy_(torch.as_tensor(tail_scale))
         low, high = theta.min(axis=0), theta.max(axis=0)
-        standardizer.low.copy_(torch.as_tensor(low - MARGIN * (high - low)))
-        standardizer.high.copy_(torch.as_tensor(high + MARGIN * (high - low)))
+        margin = 0.1 * (high - low)  # parameters may lie so far beyond the simulated range
+        learned = {"center": center, "scale": scale, "tail_center": tail_center, "tail_scale": tail_scale}
+        for name, values in (learned | {"heavy": heavy, "low": low - margin, "high": high + margin}).items():
+            getattr(standardizer, name).copy_(torch.as_tensor(values))
         return standardizer
 
     def of(self, places: Sequence[int] | np.ndarray) -> ParameterStandardizer:
@@ -182,11 +160,12 @@ class ParameterStandardizer(HostModule):
 
 def _worth_bending(sample: np.ndarray, knee: Tensor) -> Tensor:
     """Tell for which parameters (n, dim) the right tail is much lighter than the left, and bent is not heavy."""
-    low, high = np.quantile(sample, [TAIL, 1 - TAIL], axis=0)
-    lopsided = (knee.numpy() - low) > LOPSIDED * (high - knee.numpy())
+    low, high = np.quantile(sample, [0.001, 0.999], axis=0)
+    # the left one reaches 4 times as far for the logarithm of a half-normal scale, 1.7 times for that of a gamma's
+    lopsided = (knee.numpy() - low) > 2.0 * (high - knee.numpy())
     bent = bend(torch.as_tensor(sample) - knee).numpy()
     center, scale = robust(bent)
-    light = np.quantile((bent - center) / scale, 1 - TAIL, axis=0) < LIGHT
+    light = np.quantile((bent - center) / scale, 0.999, axis=0) < 6.0  # exponential tails reach 5.1
     return torch.as_tensor(lopsided & light)
 
 
