@@ -14,12 +14,14 @@ from scipy import stats
 import pymc_amortized as pma
 from pymc_amortized.graph.rows.emulator import PYTENSOR, _shared
 from pymc_amortized.networks.rows.row_network import RowNetwork
-from pymc_amortized.row_density.column_density import RowSize, log_interval
-from pymc_amortized.row_density.columns import Column, Layout, Parameter
-from pymc_amortized.row_density.encoding import bounded, unbounded
+from pymc_amortized.row_density.column_density import RowSize
+from pymc_amortized.row_density.columns import CategoricalColumn, CountColumn, RealColumn
 from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.row_density.mixtures import log_interval
 from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.prepared import Rows, inside, prepare
+from pymc_amortized.row_density.row_layout import Layout
 
 QUIET = {"progressbar": False, "random_seed": 1}
 STEPS = pma.Training(num_steps=150, batch_size=2048, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)
@@ -103,21 +105,20 @@ def series():
 class TestNumbers:
     @pytest.mark.parametrize("transform", ["identity", "log", "logit", "above"])
     def test_transforms_are_undone_and_their_slopes_right(self, transform):
-        column = Column(
-            "real", transform=transform, lower=0.0, upper=2.0, softness=1e-3, center=0.3, scale=1.7, bound=0
-        )
-        bound = np.full(7, 0.1)
-        y = np.array([0.1002, 0.101, 0.2, 0.5, 1.0, 1.5, 1.9])
-        z, slope = unbounded(NUMPY, column, y, bound)
-        assert_allclose(bounded(NUMPY, column, z, bound), y, rtol=1e-9)
+        above = {"softness": 1e-3, "bound": 0} if transform == "above" else {}
+        column = RealColumn(transform, **above, center=0.3, scale=1.7)
+        bound = [np.full(7, 0.1)]
+        y = np.array([0.1002, 0.101, 0.2, 0.5, 0.75, 0.9, 0.95])
+        (z,), slope = column.encode(NUMPY, y, bound)
+        assert_allclose(column.decode(z, bound), y, rtol=1e-9)
         step = 1e-7
-        moved = [unbounded(NUMPY, column, y + d, bound)[0] for d in (step, -step)]
+        moved = [column.encode(NUMPY, y + d, bound)[0][0] for d in (step, -step)]
         assert_allclose(np.log((moved[0] - moved[1]) / (2 * step)), slope, rtol=1e-5, atol=1e-5)
 
     def test_a_bound_that_is_passed_costs_more_and_more_without_a_cliff(self):
-        column = Column("real", transform="above", softness=1e-2, bound=0)
+        column = RealColumn("above", bound=0, softness=1e-2)
         y = np.linspace(0.2, -0.2, 4001)
-        z, slope = unbounded(NUMPY, column, y, np.zeros_like(y))
+        (z,), slope = column.encode(NUMPY, y, [np.zeros_like(y)])
         assert np.isfinite(z).all() and np.isfinite(slope).all()
         assert (np.diff(z) < 0).all()
         assert np.abs(np.diff(z, 2)).max() < 1e-3  # no kink
@@ -142,10 +143,10 @@ def random_density(seed=0, lags=0):
         Parameter("bound", "logit", 0.0, 1.0, -2.0, 2.0, (0.5, 0.2)),
     )
     columns = (
-        Column("real", transform="above", bound=2, softness=1e-3),
-        Column("categorical", levels=(-1.0, 1.0, 2.0)),
-        Column("count", lower=0.0, center=1.0, scale=0.7),
-        Column("real", center=0.5, scale=2.0),
+        RealColumn("above", bound=2, softness=1e-3),
+        CategoricalColumn((-1.0, 1.0, 2.0)),
+        CountColumn(center=1.0, scale=0.7),
+        RealColumn(center=0.5, scale=2.0),
     )
     layout = Layout(parameters, columns, (1, 2, 0, 3), lags)
     torch.manual_seed(seed)
@@ -241,9 +242,7 @@ class TestThreeLibraries:
         total = np.exp(small.log_density(NUMPY, [levels.ravel(), numbers.ravel()], p)).sum()
         assert total == pytest.approx(1, abs=1e-6)
         torch.manual_seed(0)
-        network = RowNetwork(
-            Layout(layout.parameters, (Column("real", transform="above", bound=2, softness=1e-2),), (0,)), RowSize()
-        )
+        network = RowNetwork(Layout(layout.parameters, (RealColumn("above", bound=2, softness=1e-2),), (0,)), RowSize())
         real = RowDensity(network.layout, network.size, tuple(network.arrays()))
         y = 0.4 + np.concatenate([-np.geomspace(1e-9, 3, 200_001)[::-1], np.geomspace(1e-9, 1e4, 400_001)])
         assert np.trapezoid(np.exp(real.log_density(NUMPY, [y], p)), y) == pytest.approx(1, abs=1e-5)

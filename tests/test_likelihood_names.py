@@ -10,7 +10,7 @@ import pymc_amortized as pma
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.rows.observed_rows import distribution_of, find_rows
-from pymc_amortized.row_density.fitting import _column
+from pymc_amortized.row_density.columns import fit_column
 
 STEPS = pma.Training(num_steps=60, batch_size=1024, learning_rate=3e-3, weight_decay=0, evaluations=2, threads=1)
 
@@ -92,10 +92,10 @@ def test_a_number_with_atoms_is_refused(caplog: pytest.LogCaptureFixture) -> Non
     rng = np.random.default_rng(1)
     y = rng.normal(size=10_000)
     with pytest.raises(ValueError, match="have no density"):
-        _column(np.maximum(y, 0), None)
-    assert _column(np.round(y, 2), None).kind == "real"
-    assert _column(np.sign(y) / 2, None).levels == (-0.5, 0.5)
-    assert _column(np.maximum(y, 0), "real").kind == "real"
+        fit_column(np.maximum(y, 0), None)
+    assert fit_column(np.round(y, 2), None).kind == "real"
+    assert fit_column(np.sign(y) / 2, None).levels == (-0.5, 0.5)
+    assert fit_column(np.maximum(y, 0), "real").kind == "real"
     assert "0 makes up" in caplog.text and "spike" in caplog.text
     with pm.Model() as model:
         pm.Censored("y", pm.Normal.dist(pm.Normal("a"), 1), lower=0, upper=None, observed=np.ones(20))

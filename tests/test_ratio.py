@@ -12,11 +12,14 @@ from scipy import stats
 import pymc_amortized as pma
 from pymc_amortized.graph.rows.emulator import PYTENSOR
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
+from pymc_amortized.networks.rows.row_network import TORCH
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Column, Layout, Parameter
+from pymc_amortized.row_density.columns import CategoricalColumn, CountColumn, RealColumn
 from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.prepared import Rows
-from pymc_amortized.row_density.ratio import RowRatio, prepare_pairs
+from pymc_amortized.row_density.ratio import RowRatio, log_ratio, prepare_pairs
+from pymc_amortized.row_density.row_layout import Layout
 
 STEPS = pma.Training(num_steps=600, batch_size=512, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)
 QUIET = {"progressbar": False, "random_seed": 1}
@@ -53,9 +56,9 @@ def random_ratio():
         Parameter("width", "log", 0.0, 0.5, -2.0, 2.0, (1.0, 0.5)),
     )
     columns = (
-        Column("real", center=0.5, scale=2.0),
-        Column("categorical", levels=(-1.0, 1.0, 2.0)),
-        Column("count", lower=0.0, center=1.0, scale=0.7),
+        RealColumn(center=0.5, scale=2.0),
+        CategoricalColumn((-1.0, 1.0, 2.0)),
+        CountColumn(center=1.0, scale=0.7),
     )
     layout = Layout(parameters, columns, (1, 2, 0))
     torch.manual_seed(0)
@@ -79,7 +82,8 @@ class TestThreeLibraries:
         expected = ratio.log_density(NUMPY, rows.values, rows.parameters)
         with torch.no_grad():
             _, encoded = prepare_pairs(ratio.layout, rows)
-            trained = network.log_ratio({name: torch.from_numpy(v) for name, v in encoded.items()})
+            f, g = (torch.from_numpy(encoded[name]).mT for name in ("parameters", "features"))
+            trained = log_ratio(TORCH, network.size, network.weights_of(0), f, g)
         assert_allclose(trained.numpy(), expected, rtol=1e-4, atol=1e-4)
         values, parameters = ([pt.constant(row) for row in part] for part in (rows.values, rows.parameters))
         assert_allclose(ratio.log_density(PYTENSOR, values, parameters).eval(mode="FAST_COMPILE"), expected, rtol=1e-9)

@@ -7,13 +7,14 @@ import torch
 from pymc_amortized.approximators.likelihood.training import rows_together
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Column, Layout, Parameter
-from pymc_amortized.row_density.encoding import encode_parameters, extent, penalty
+from pymc_amortized.row_density.columns import COLUMNS, CategoricalColumn, CountColumn, RealColumn, fit_column
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.fitting import fit_layout, fit_parameter
 from pymc_amortized.row_density.namespaces import NUMPY
+from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.places import places_differ
 from pymc_amortized.row_density.prepared import Rows, prepare, prepare_together, usable
+from pymc_amortized.row_density.row_layout import Layout
 
 N = 40_000
 RNG = np.random.default_rng(1)
@@ -25,7 +26,7 @@ def layout_of(names, parameters, values=None, kinds=(None,)):
 
 
 def furthest(layout, *parameters):
-    return max(float(np.max(e)) for e in extent(NUMPY, layout, [np.array([p], dtype=float) for p in parameters]))
+    return max(float(np.max(e)) for e in layout.extent(NUMPY, [np.array([p], dtype=float) for p in parameters]))
 
 
 def test_parameters_that_go_together_have_a_region_together():
@@ -38,7 +39,7 @@ def test_parameters_that_go_together_have_a_region_together():
     for mean in (40, 200):  # alpha and p have been this large and this small, though not at once
         p = 48 / (48 + mean)
         assert furthest(Layout(tuple(each_alone), layout.columns, layout.order), 48, p) < 1 < furthest(layout, 48, p)
-        assert penalty(NUMPY, layout, [np.array([48.0]), np.array([p])]) > 0
+        assert layout.penalty(NUMPY, [np.array([48.0]), np.array([p])]) > 0
     assert Layout.from_description(layout.description()) == layout
 
 
@@ -74,7 +75,7 @@ def test_the_way_back_is_smooth_and_finite(draws, low, wild):
     x = edge + away * np.linspace(-0.02, 0.02, 4001)
 
     def of(values):
-        return encode_parameters(NUMPY, layout, [values])
+        return layout.encode_parameters(NUMPY, [values])
 
     f, cost = of(x)
     slopes = np.diff(f[0]) / np.diff(x)
@@ -89,7 +90,7 @@ def density(columns, parameters=1, **size):
     layout = Layout(
         tuple(Parameter(f"p{i}", "identity", 0.0, 1.0, -3.0, 3.0) for i in range(parameters)),
         columns,
-        tuple(sorted(range(len(columns)), key=lambda i: columns[i].kind != "categorical")),
+        tuple(sorted(range(len(columns)), key=lambda i: not columns[i].choices)),
     )
     torch.manual_seed(1)
     network = RowNetwork(layout, RowSize(**size))
@@ -116,10 +117,10 @@ def test_counts_with_a_largest_value_have_no_mass_beyond():
 @pytest.mark.parametrize(
     ("column", "possible", "impossible"),
     [
-        (Column("categorical", levels=(0.0, 1.0, 2.0)), [0, 2], [7, -3, 0.5]),
-        (Column("count"), [0, 12], [-1]),
-        (Column("real", transform="log"), [0.1], [0.0, -2.0]),
-        (Column("real", transform="logit", upper=2.0), [0.1, 1.9], [0.0, 2.0, 5.0]),
+        (CategoricalColumn((0.0, 1.0, 2.0)), [0, 2], [7, -3, 0.5]),
+        (CountColumn(), [0, 12], [-1]),
+        (RealColumn("log"), [0.1], [0.0, -2.0]),
+        (RealColumn("logit"), [0.1, 0.9], [0.0, 1.0, 5.0]),
     ],
 )
 def test_rows_outside_the_support_have_no_density(column, possible, impossible):
@@ -127,6 +128,20 @@ def test_rows_outside_the_support_have_no_density(column, possible, impossible):
     for values, fine in ((possible, True), (impossible, False)):
         log_density = row.log_density(NUMPY, [np.array(values, float)], [np.zeros(len(values))])
         assert np.isfinite(log_density).all() if fine else np.isneginf(log_density).all()
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_column_of_each_kind_is_recognized_and_draws_what_it_allows(kind):
+    values = {"categorical": RNG.integers(3, size=N), "count": RNG.poisson(30, N), "real": RNG.normal(size=N)}
+    y = values[kind].astype(float)
+    column = fit_column(y, None)
+    assert column.kind == kind and column == fit_column(y, kind)
+    _, row = density((column,))
+    drawn = row.sample(np.random.default_rng(1), [np.zeros(500)])
+    column.check(drawn[0], "y")
+    assert np.isfinite(row.log_density(NUMPY, drawn, [np.zeros(500)])).all()
+    with pytest.raises(ValueError, match=r"y: .*, got inf"):
+        column.check(np.array([y[0], np.inf]), "y")
 
 
 def test_numbers_that_add_up_have_no_density():
@@ -137,7 +152,7 @@ def test_numbers_that_add_up_have_no_density():
 
 
 def test_rows_that_share_their_parameters_have_the_loss_of_single_ones():
-    columns = (Column("real"), Column("categorical", levels=(0.0, 1.0)), Column("real", transform="log"))
+    columns = (RealColumn(), CategoricalColumn((0.0, 1.0)), RealColumn("log"))
     network, _ = density(columns, parameters=2)
     shared = RNG.normal(size=(2, 30)) * 0.5
     rows = Rows(
@@ -180,4 +195,4 @@ def test_a_region_may_end_at_the_last_numbers_below_one():
         (Parameter("p", "logit", 0.0, 1.0, -40.0, 40.0), Parameter("s", "log", 0.0, 1.0, -800.0, 5.0)), (), ()
     )
     values = [np.array([0.5, 0.9]), np.array([1.0, 1e-200])]
-    assert np.isfinite(encode_parameters(NUMPY, layout, values)[0]).all()
+    assert np.isfinite(layout.encode_parameters(NUMPY, values)[0]).all()

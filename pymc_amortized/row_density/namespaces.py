@@ -58,3 +58,8 @@ class NumpyArrays:
 
 
 NUMPY = NumpyArrays()
+
+
+def equal(xp: Arrays, y: Array, level: float) -> Array:
+    """Tell which values are a level, but for rounding."""
+    return xp.abs(y - level) < 1e-6 * max(1.0, abs(level))

@@ -11,11 +11,6 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-LEVEL = 1e-6
-"""Of all tests together: a false alarm in a million trainings."""
-PLACES = 100
-"""Looked at, at most."""
-
 
 def places_differ(values: np.ndarray, parameters: np.ndarray) -> bool:
     """Tell whether the place of a row matters.
@@ -26,7 +21,7 @@ def places_differ(values: np.ndarray, parameters: np.ndarray) -> bool:
         Of data sets whose rows share their parameters.
     parameters : ndarray (parameters, n)
     """
-    chosen = np.unique(np.linspace(0, values.shape[2] - 1, PLACES).astype(int))
+    chosen = np.unique(np.linspace(0, values.shape[2] - 1, 100).astype(int))
     if len(chosen) < 2:
         return False
     weights = [np.ones(values.shape[1]), *(_standardized(p) for p in parameters)]
@@ -35,7 +30,7 @@ def places_differ(values: np.ndarray, parameters: np.ndarray) -> bool:
         ranks = stats.rankdata(column, axis=1) - (len(chosen) + 1) / 2
         for scores in (ranks, ranks**2):
             smallest = min(smallest, *(_p_value(scores, w) for w in weights))
-    return smallest < LEVEL / (2 * len(values) * len(weights))
+    return smallest < 1e-6 / (2 * len(values) * len(weights))  # a false alarm in a million trainings
 
 
 def _standardized(parameter: np.ndarray) -> np.ndarray:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_amortized.row_density.columns import Layout
-from pymc_amortized.row_density.encoding import as_given, edges, encode_parameters, ends, one_hot, penalty, unbounded
 from pymc_amortized.row_density.namespaces import NUMPY, Array, Arrays
+from pymc_amortized.row_density.row_layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +36,13 @@ class Rows:
         return Rows(self.parameters[:, index], self.values[:, index], past)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
-    """Join rows of the same kind."""
-    past = None if parts[0].past is None else np.concatenate([p.past for p in parts if p.past is not None], -1)
-    return Rows(np.concatenate([p.parameters for p in parts], -1), np.concatenate([p.values for p in parts], -1), past)
-
-
 def given_numbers(
-    xp: Arrays, layout: Layout, position: int, values: Sequence[Array], past: Sequence[Sequence[Array]], bound: Array
+    xp: Arrays,
+    layout: Layout,
+    position: int,
+    values: Sequence[Array],
+    past: Sequence[Sequence[Array]],
+    parameters: Sequence[Array],
 ) -> Array | None:
     """What the column at a position sees of earlier rows and columns: (given, rows), or None.
 
@@ -54,19 +52,15 @@ def given_numbers(
         The columns of the row, in the data's order.
     past : sequence of sequences
         For each lag whether there is such a row, then its columns; anything where there is none.
-    bound : sequence of (rows,)
-        The parameters.
+    parameters : sequence of (rows,)
     """
     numbers: list[Array] = []
     for exists, *columns in past:
         numbers.append(exists)
         for column, y in zip(layout.columns, columns, strict=True):
-            lower = None if column.bound is None else bound[column.bound]
-            numbers += [xp.where(exists > 0, x, 0.0) for x in as_given(xp, column, y, lower)]
+            numbers += [xp.where(exists > 0, x, 0.0) for x in column.as_given(xp, y, parameters)]
     for earlier in layout.given(position):
-        column = layout.columns[layout.order[earlier]]
-        lower = None if column.bound is None else bound[column.bound]
-        numbers += as_given(xp, column, values[layout.order[earlier]], lower)
+        numbers += layout.column(earlier).as_given(xp, values[layout.order[earlier]], parameters)
     return xp.stack(numbers) if numbers else None
 
 
@@ -88,31 +82,23 @@ def prepare(layout: Layout, rows: Rows, each: int = 1) -> tuple[np.ndarray, dict
         "parameters" (n / each, inputs), and for the column at position i "given i" and "values i".
     """
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters[:, ::each]))
+        f, _ = layout.encode_parameters(NUMPY, rows.parameters[:, ::each])
         past = [] if rows.past is None else [_as_past(row) for row in rows.past]
         encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
         for position, index in enumerate(layout.order):
-            column, y = layout.columns[index], rows.values[index]
-            bound = None if column.bound is None else rows.parameters[column.bound]
-            given = given_numbers(NUMPY, layout, position, list(rows.values), past, rows.parameters)
+            given = given_numbers(NUMPY, layout, position, rows.values, past, rows.parameters)
             if given is not None:
                 encoded[f"given {position}"] = given
-            if column.kind == "categorical":
-                encoded[f"values {position}"] = one_hot(NUMPY, column, y)
-            elif column.kind == "count":
-                low, width = edges(NUMPY, column, y)
-                encoded[f"values {position}"] = np.stack([low, width, *ends(column, y)])
-            else:
-                z, slope = unbounded(NUMPY, column, y, bound)
-                encoded[f"values {position}"] = z[None]
-                log_slope = log_slope + slope
+            values, slope = layout.columns[index].encode(NUMPY, rows.values[index], rows.parameters)
+            encoded[f"values {position}"] = np.stack(values)
+            log_slope = log_slope + slope
     return log_slope[:, None].astype("float32"), {
         name: np.ascontiguousarray(value.T, dtype="float32") for name, value in encoded.items()
     }
 
 
 def prepare_together(layout: Layout, rows: Rows, each: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The same for rows of which so many in a row share their parameters: these are put together.
+    """What training takes of rows of which so many in a row share their parameters: these are put together.
 
     Returns
     -------
@@ -144,7 +130,7 @@ def usable(log_slope: np.ndarray, encoded: dict[str, np.ndarray]) -> np.ndarray:
 def inside(layout: Layout, parameters: Sequence[np.ndarray]) -> np.ndarray:
     """Which rows' parameters lie in the region; broadcast over rows."""
     with np.errstate(all="ignore"):
-        return np.asarray(penalty(NUMPY, layout, parameters)) == 0
+        return np.asarray(layout.penalty(NUMPY, parameters)) == 0
 
 
 def _as_past(row: np.ndarray) -> list[np.ndarray]:

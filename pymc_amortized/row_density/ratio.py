@@ -16,13 +16,9 @@ from typing import NoReturn
 import numpy as np
 
 from pymc_amortized.row_density.column_density import RowSize, Weights
-from pymc_amortized.row_density.columns import Column, Layout, Transform
-from pymc_amortized.row_density.encoding import as_given, encode_parameters
 from pymc_amortized.row_density.namespaces import NUMPY, Array, Arrays
 from pymc_amortized.row_density.prepared import Rows
-
-FAR = 6.0
-"""Standardized data beyond this, the squares of which grow no more than linearly."""
+from pymc_amortized.row_density.row_layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,29 +49,17 @@ class RowRatio:
 
         Parameters are those of :meth:`pymc_amortized.row_density.evaluation.RowDensity.log_density`.
         """
-        f, penalty = encode_parameters(xp, self.layout, parameters)
+        f, penalty = self.layout.encode_parameters(xp, parameters)
         ratio = log_ratio(xp, self.size, self.weights[0], f, features(xp, self.layout, values), shared)
         return ratio - (penalty if shared is None else penalty[shared])
 
-    def sample(
-        self, rng: np.random.Generator, parameters: Sequence[np.ndarray], past: Sequence[Sequence[np.ndarray]] = ()
-    ) -> np.ndarray:
-        """Refuse to draw.
-
-        Raises
-        ------
-        NotImplementedError
-        """
+    def sample(self, *arguments: object) -> NoReturn:
+        """Refuse to draw: NotImplementedError."""
         refuse_draws()
 
 
 def refuse_draws() -> NoReturn:
-    """Say that a ratio has no sampler.
-
-    Raises
-    ------
-    NotImplementedError
-    """
+    """Say that a ratio has no sampler: NotImplementedError."""
     raise NotImplementedError(
         "a likelihood of kind='ratio' says how likely rows are, up to a function of the rows, and cannot draw any: "
         "simulate with the model itself, or train with kind='density'"
@@ -121,38 +105,28 @@ def features(xp: Arrays, layout: Layout, values: Sequence[Array]) -> Array:
     """Numbers (numbers, rows) that the ratio sees of a row: standardized, and squares."""
     numbers: list[Array] = []
     for column, y in zip(layout.columns, values, strict=True):
-        own = as_given(xp, column, y, None)
+        own = column.as_given(xp, y, ())
         numbers += own
-        if column.kind != "categorical":
-            numbers += [z * z / (1.0 + xp.abs(z) / FAR) for z in own]
+        if not column.choices:  # squares grow no more than linearly beyond 6
+            numbers += [z * z / (1.0 + xp.abs(z) / 6.0) for z in own]
     return xp.stack(numbers)
 
 
 def feature_count(layout: Layout) -> int:
     """How many these are."""
-    return sum(c.given_size * (1 if c.kind == "categorical" else 2) for c in layout.columns)
+    return sum(c.given_size * (1 if c.choices else 2) for c in layout.columns)
 
 
 def without_bounds(layout: Layout, rows: Rows) -> Layout:
     """Let no column be transformed by a parameter: features of a row are those of the row alone."""
-    columns = tuple(
-        c if c.transform != "above" else _plain(y) for c, y in zip(layout.columns, rows.values, strict=True)
-    )
-    return replace(layout, columns=columns)
-
-
-def _plain(y: np.ndarray) -> Column:
-    transform: Transform = "log" if y.min() > 0 else "identity"
-    t = np.log(y) if transform == "log" else y
-    low, median, high = np.quantile(t, [0.16, 0.5, 0.84])
-    return Column("real", transform=transform, center=float(median), scale=float((high - low) / 2) or 1.0)
+    return replace(layout, columns=tuple(c.alone(y) for c, y in zip(layout.columns, rows.values, strict=True)))
 
 
 def prepare_pairs(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What training takes of rows, float32: zeros (n, 1), and "parameters" and "features", each (n, ...)."""
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = encode_parameters(NUMPY, layout, list(rows.parameters))
-        encoded = {"parameters": f, "features": features(NUMPY, layout, list(rows.values))}
+        f, _ = layout.encode_parameters(NUMPY, rows.parameters)
+        encoded = {"parameters": f, "features": features(NUMPY, layout, rows.values)}
     return np.zeros((len(rows), 1), "float32"), {
         name: np.ascontiguousarray(value.T, dtype="float32") for name, value in encoded.items()
     }

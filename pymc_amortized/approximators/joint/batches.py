@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pymc_amortized.row_density.columns import Layout, Parameter
 from pymc_amortized.row_density.prepared import Rows, inside, prepare, usable
+from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch
 
 PREFIX = "rows: "
@@ -84,21 +84,14 @@ def covering_datasets(layout: Layout, rows: Rows, datasets: int) -> Layout:
     """
     parameters = []
     for p, values in zip(layout.parameters, rows.parameters, strict=True):
-        t = (_moved(p, values) - p.center) / p.scale
+        t = p.simulated(values)
         each = np.where(np.isfinite(t), t, 0.0).reshape(datasets, -1)
         low, high = np.quantile(each.min(1), OUTSIDE), np.quantile(each.max(1), 1 - OUTSIDE)
         parameters.append(replace(p, low=min(p.low, float(low)), high=max(p.high, float(high))))
-    x = np.stack([(_moved(p, v) - p.center) / p.scale for p, v in zip(layout.parameters, rows.parameters, strict=True)])
+    x = np.stack([p.simulated(v) for p, v in zip(layout.parameters, rows.parameters, strict=True)])
     combinations = []
     for c in layout.combinations:
         each = np.nan_to_num(np.asarray(c.weights) @ x).reshape(datasets, -1)
         low, high = np.quantile(each.min(1), OUTSIDE), np.quantile(each.max(1), 1 - OUTSIDE)
         combinations.append(replace(c, low=min(c.low, float(low)), high=max(c.high, float(high))))
     return replace(layout, parameters=tuple(parameters), combinations=tuple(combinations))
-
-
-def _moved(parameter: Parameter, values: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        if parameter.transform == "log":
-            return np.log(values)
-        return np.log(values) - np.log1p(-values) if parameter.transform == "logit" else values

@@ -53,8 +53,8 @@ from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Kind, Layout
 from pymc_amortized.row_density.fitting import fit_layout
+from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -229,7 +229,7 @@ class _JointFit(PosteriorFit):
         density: DensityChoice,
         given: Mapping[str, str | Sequence[str]],
         size: RowSize,
-        kinds: list[Kind | None],
+        kinds: list[str | None],
     ) -> AmortizedJoint:
         """Simulate, choose the networks and train."""
         pilot = self._pilot()
@@ -270,7 +270,7 @@ class _JointFit(PosteriorFit):
         return with_learned_density(self.spec, rows_at_largest(self.spec, self.rows), emulator)
 
     def _row_network(
-        self, statistics: Simulations, size: RowSize, kinds: list[Kind | None]
+        self, statistics: Simulations, size: RowSize, kinds: list[str | None]
     ) -> tuple[Layout, RowNetwork]:
         """Choose the layout of rows, and start the network at a regression."""
         some = statistics.take(slice(PILOT))

@@ -23,7 +23,7 @@ from pymc_amortized.graph.rows.observed_rows import distribution_of, find_rows
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Layout
+from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import History, TrainingState
 
 if TYPE_CHECKING:

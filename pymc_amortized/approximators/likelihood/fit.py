@@ -30,7 +30,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.rows.widened import Region, widened
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Kind
+from pymc_amortized.row_density.columns import COLUMNS
 from pymc_amortized.training import (
     Training,
     choose_device,
@@ -176,7 +176,7 @@ def _chosen(spec: ModelSpec, variable: str | None) -> str:
     return variable
 
 
-def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]:
+def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[str | None]:
     """Read ``kinds=``; None for what simulations have to tell."""
     name = rows.variable.name
     unknown = sorted(set(given) - {name})
@@ -186,8 +186,8 @@ def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[Kind | None]
     if said is None:
         return [rows.kind] * rows.columns
     kinds: list[Any] = [said] * rows.columns if isinstance(said, str) else list(said)
-    allowed = ("real", "count", "categorical")
-    if len(kinds) != rows.columns or any(k not in allowed for k in kinds):
+    if len(kinds) != rows.columns or any(k not in COLUMNS for k in kinds):
+        allowed = ", ".join(map(repr, COLUMNS))
         raise ValueError(f"kinds[{name!r}] must be one of {allowed} for each of {rows.columns} numbers, got {said!r}")
     return list(kinds)
 

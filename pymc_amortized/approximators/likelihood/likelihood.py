@@ -29,7 +29,6 @@ from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_o
 from pymc_amortized.graph.rows.origins import recomputed
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
-from pymc_amortized.row_density.encoding import extent
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.namespaces import NUMPY, Arrays
 from pymc_amortized.row_density.ratio import RowRatio, refuse_draws
@@ -439,7 +438,7 @@ class AmortizedLikelihood:
             size = int(np.prod(p.core_shape, dtype=int))
             flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size])
             elements += [flat[..., j].astype("float64") for j in range(size)]
-        return extent(xp, self.network.layout, elements)
+        return self.network.layout.extent(xp, elements)
 
 
 def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:

@@ -12,7 +12,7 @@ from pytensor.graph.basic import Constant
 
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
-from pymc_amortized.row_density.columns import Column, Layout
+from pymc_amortized.row_density.row_layout import Layout
 
 
 def read_values(observed: Any, spec: ModelSpec, rows: ObservedRows, layout: Layout) -> np.ndarray:
@@ -57,8 +57,7 @@ def check_values(values: np.ndarray, rows: ObservedRows, layout: Layout, what: s
         raise ValueError(f"{what}: missing values (NaN) are not supported: leave these rows out")
     columns = values.reshape(-1, rows.columns).T.astype(float)
     for i, (column, y) in enumerate(zip(layout.columns, columns, strict=True)):
-        where = what if len(columns) == 1 else f"{what}, number {i} of the rows"
-        _check_column(column, y, where)
+        column.check(y, what if len(columns) == 1 else f"{what}, number {i} of the rows")
 
 
 def values_of(observed: Any) -> np.ndarray:
@@ -68,25 +67,3 @@ def values_of(observed: Any) -> np.ndarray:
     if isinstance(observed, Constant):
         return np.asarray(observed.data)
     return np.asarray(observed)
-
-
-def _check_column(column: Column, y: np.ndarray, where: str) -> None:
-    if column.kind == "categorical":
-        unknown = sorted(set(np.unique(y).tolist()) - set(column.levels))
-        if unknown:
-            raise ValueError(f"{where}: {unknown[:5]} given; the categories are {list(column.levels)}")
-    elif column.kind == "count":
-        if (y != np.round(y)).any() or (y < column.lower).any():
-            wrong = y[(y != np.round(y)) | (y < column.lower)][0]
-            raise ValueError(f"{where}: counts from {column.lower:g} on are allowed, got {wrong:g}")
-        if column.top is not None and (y > column.top).any():
-            raise ValueError(f"{where}: counts up to {column.top:g} are allowed, got {y.max():g}")
-    elif column.transform in ("log", "logit"):
-        beyond = (y <= column.lower) | ((y >= column.upper) & (column.transform == "logit"))
-        if beyond.any():
-            allowed = (
-                f"above {column.lower:g}" if column.transform == "log" else f"in {column.lower:g} to {column.upper:g}"
-            )
-            raise ValueError(f"{where}: values {allowed} are allowed, got {y[beyond][0]:g}")
-    if not np.isfinite(y).all():
-        raise ValueError(f"{where}: infinite values are not allowed")

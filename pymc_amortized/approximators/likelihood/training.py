@@ -29,11 +29,11 @@ from pymc_amortized.graph.simulation.simulator import Simulator, describe_droppe
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Kind, Layout
 from pymc_amortized.row_density.fitting import fit_layout
 from pymc_amortized.row_density.places import places_differ
 from pymc_amortized.row_density.prepared import Rows, inside, prepare, prepare_together, usable
 from pymc_amortized.row_density.ratio import prepare_pairs, without_bounds
+from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -127,7 +127,7 @@ class LikelihoodFit:
         slow = self.cost * self._pilot_size() > PILOT_SHARE * self._seconds()
         self.cores = cores or (available_cores() if slow else 1)
 
-    def run(self, size: RowSize, kinds: list[Kind | None]) -> AmortizedLikelihood:
+    def run(self, size: RowSize, kinds: list[str | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
         pilot = self.simulator(self._pilot_size(), stage_seed(self.entropy, Stage.PILOT), cores=self.cores)
         _report_drops(pilot)
@@ -188,7 +188,7 @@ class LikelihoodFit:
                 self.rows.variable.name,
             )
 
-    def _network(self, rows: Rows, size: RowSize, kinds: list[Kind | None]) -> tuple[Layout, RowNetwork | RatioNetwork]:
+    def _network(self, rows: Rows, size: RowSize, kinds: list[str | None]) -> tuple[Layout, RowNetwork | RatioNetwork]:
         """Choose the layout; the network of a density starts at a regression."""
         names = [number for p in self.rows.parameters for number in p.numbers]
         layout, starts = fit_layout(names, rows, kinds, self.lags)

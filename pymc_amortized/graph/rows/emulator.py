@@ -23,9 +23,6 @@ from pytensor.tensor.subtensor import AdvancedSubtensor
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.ratio import RowRatio
 
-MOST_COMBINATIONS = 0.5
-"""Share of the rows that different combinations of constants may be, to be worth picking from."""
-
 
 class PytensorArrays:
     """PyTensor's functions, by the names of :class:`pymc_amortized.row_density.namespaces.Arrays`."""
@@ -226,7 +223,7 @@ def _shared(parameters: Sequence[Any]) -> tuple[list[Any], Any] | None:
         return None
     columns = [np.unique(v, return_inverse=True)[1] for v in leaves.values()]
     _, first, combination = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
-    if len(first) > MOST_COMBINATIONS * len(combination):
+    if len(first) > 0.5 * len(combination):  # not worth picking from
         return None
     known: dict[Any, Any] = {}
     return [_at(p, first, leaves, known) for p in parameters], pt.constant(combination.reshape(-1))

@@ -27,7 +27,6 @@ from pymc_amortized.graph.rows.fingerprint import drawing
 from pymc_amortized.graph.rows.origins import name_behind, picked_differently, unambiguous_leaves
 from pymc_amortized.graph.rows.row_arguments import arguments_of, inner_distributions, without_new_axes
 from pymc_amortized.graph.structure.clues import TIME_SERIES
-from pymc_amortized.row_density.columns import Kind as ColumnKind
 from pymc_amortized.row_density.prepared import Rows
 
 MOST_COLUMNS = 32
@@ -94,7 +93,7 @@ class ObservedRows:
     series: bool
     event_shape: tuple[int, ...]
     parameters: tuple[RowParameter, ...]
-    kind: ColumnKind | None
+    kind: str | None
 
     @property
     def columns(self) -> int:
@@ -324,7 +323,7 @@ def _core_shape(var: Any, parameter: Any, core_ndim: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _column_kind(variable: DataVariable, var: Any) -> ColumnKind | None:
+def _column_kind(variable: DataVariable, var: Any) -> str | None:
     if np.dtype(variable.dtype).kind == "f":
         return None
     return None if type(core_op(var)).__name__ in BOUNDED or variable.dtype == "bool" else "count"

@@ -14,26 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pymc_amortized.networks.rows.row_network import TORCH
+from pymc_amortized.networks.rows.row_network import TORCH, RowWeights
 from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.row_density.columns import Layout
 from pymc_amortized.row_density.ratio import log_ratio, shapes
+from pymc_amortized.row_density.row_layout import Layout
 
 __all__ = ["RatioNetwork"]
 
-CONTRASTS = 16
-"""Sets of parameters that a row is shown. The paper finds larger ones better, and 10 to 100 worth their time."""
-GAMMA = 1.0
-"""Odds of any against none: the paper's default, at which its results are best or close to it."""
 
-
-class RatioNetwork(nn.Module):
+class RatioNetwork(RowWeights):
     """The log ratio of a row.
 
     Parameters
@@ -43,16 +36,7 @@ class RatioNetwork(nn.Module):
     """
 
     def __init__(self, layout: Layout, size: RowSize) -> None:
-        super().__init__()
-        self.layout, self.size = layout, size
-        weights = nn.ParameterDict()
-        for name, shape in shapes(layout, size).items():
-            value = torch.zeros(shape)
-            if name in ("enter", "given") or (name.startswith("middle") and len(shape) == 2):
-                nn.init.normal_(value, std=shape[1] ** -0.5)
-            weights[name] = nn.Parameter(value)
-        nn.init.normal_(weights["enter_bias"], std=0.5)
-        self.weights = nn.ModuleList([weights])
+        super().__init__(layout, size, [shapes(layout, size)])
 
     def loss(self, z: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """Mean negative log probability of the right classes; a scalar.
@@ -67,29 +51,20 @@ class RatioNetwork(nn.Module):
         """
         f, g = encoded["parameters"].mT, encoded["features"].mT
         n = f.shape[1]
-        k = min(CONTRASTS, n - 1)
+        # the paper finds more sets of parameters better, and 10 to 100 worth their time
+        k = min(16, n - 1)
         if k < 1:
             raise ValueError("a ratio needs at least two rows in a batch")
         rows = torch.arange(n, device=f.device)
         shared = torch.cat([(rows + j) % n for j in range(k + 1)])
-        weights = dict(self.weights[0].items())  # type: ignore[operator]
-        logits = log_ratio(TORCH, self.size, weights, f, g.repeat(1, k + 1), shared).view(k + 1, n)
-        drawn = math.log(GAMMA) + logits[0] - _log_total(logits[:k], k)
-        none = math.log(k) - _log_total(logits[1:], k)
-        return -(GAMMA * drawn + none).mean() / (1 + GAMMA)
-
-    def log_ratio(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Log ratio (batch,) of prepared rows."""
-        weights = dict(self.weights[0].items())  # type: ignore[operator]
-        return log_ratio(TORCH, self.size, weights, encoded["parameters"].mT, encoded["features"].mT)
-
-    def arrays(self) -> list[dict[str, np.ndarray]]:
-        """The weights in float64, for NumPy and PyTensor."""
-        weights: Any = self.weights[0]
-        return [{name: value.detach().cpu().double().numpy() for name, value in weights.items()}]
+        logits = log_ratio(TORCH, self.size, self.weights_of(0), f, g.repeat(1, k + 1), shared).view(k + 1, n)
+        gamma = 1.0  # odds of any against none: the paper's default, at which its results are best or close to it
+        drawn = math.log(gamma) + logits[0] - _log_total(logits[:k], gamma)
+        none = math.log(k) - _log_total(logits[1:], gamma)
+        return -(gamma * drawn + none).mean() / (1 + gamma)
 
 
-def _log_total(logits: Tensor, k: int) -> Tensor:
-    """``log(K + gamma * sum(exp(logits)))`` over the first axis."""
-    constant = torch.full_like(logits[:1], math.log(k))
-    return torch.cat([constant, logits + math.log(GAMMA)]).logsumexp(0)
+def _log_total(logits: Tensor, gamma: float) -> Tensor:
+    """``log(K + gamma * sum(exp(logits)))`` over the first axis, of length K."""
+    constant = torch.full_like(logits[:1], math.log(len(logits)))
+    return torch.cat([constant, logits + math.log(gamma)]).logsumexp(0)

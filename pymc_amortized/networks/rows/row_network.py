@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.row_density.column_density import ColumnDensity, RowSize, chosen
-from pymc_amortized.row_density.columns import Layout
+from pymc_amortized.row_density.row_layout import Layout
 
 __all__ = ["RowNetwork", "TorchArrays"]
 
@@ -63,7 +63,44 @@ class TorchArrays:
 TORCH = TorchArrays()
 
 
-class RowNetwork(nn.Module):
+class RowWeights(nn.Module):
+    """Weights of networks for a row: hidden layers start at random, all else at 0.
+
+    Parameters
+    ----------
+    layout : Layout
+    size : RowSize
+    shapes : sequence of mapping
+        Of each network's weights, by name.
+    """
+
+    def __init__(self, layout: Layout, size: RowSize, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
+        super().__init__()
+        self.layout, self.size = layout, size
+        self.weights = nn.ModuleList()
+        for shapes_of_one in shapes:
+            weights = nn.ParameterDict()
+            for name, shape in shapes_of_one.items():
+                value = torch.zeros(shape)
+                if name in ("enter", "given") or (name.startswith("middle") and len(shape) == 2):
+                    nn.init.normal_(value, std=shape[1] ** -0.5)
+                weights[name] = nn.Parameter(value)
+            nn.init.normal_(weights["enter_bias"], std=0.5)
+            self.weights.append(weights)
+
+    def weights_of(self, i: int) -> dict[str, Any]:
+        """Weights of one network, by name."""
+        return dict(self.weights[i].items())  # type: ignore[operator]
+
+    def arrays(self) -> list[dict[str, np.ndarray]]:
+        """The weights of each network in float64, for NumPy and PyTensor."""
+        return [
+            {name: value.detach().cpu().double().numpy() for name, value in self.weights_of(i).items()}
+            for i in range(len(self.weights))
+        ]
+
+
+class RowNetwork(RowWeights):
     """A network for each column of a row.
 
     Parameters
@@ -73,10 +110,17 @@ class RowNetwork(nn.Module):
     """
 
     def __init__(self, layout: Layout, size: RowSize) -> None:
-        super().__init__()
-        self.layout, self.size = layout, size
-        self.columns = [ColumnDensity(layout, i, size) for i in range(len(layout.columns))]
-        self.weights = nn.ModuleList(_initialized(column) for column in self.columns)
+        columns = [ColumnDensity(layout, i, size) for i in range(len(layout.columns))]
+        super().__init__(layout, size, [column.shapes() for column in columns])
+        self.columns, k = columns, size.components
+        for i, column in enumerate(columns):
+            if not column.column.choices:  # components together are the standard normal
+                locations = torch.linspace(-0.5, 0.5, k)
+                head = torch.zeros(column.numbers)
+                head[2 + k : 2 + 2 * k] = locations
+                head[2 + 2 * k :] = 0.5 * torch.log(1 - locations.var(correction=0))
+                with torch.no_grad():
+                    self.weights_of(i)["leave_bias"].copy_(head.repeat(column.heads))
 
     def loss(self, z: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """Mean negative log density of prepared rows; a scalar.
@@ -100,8 +144,8 @@ class RowNetwork(nn.Module):
         """Log density (batch,), or (batch, each), of prepared rows."""
         f = encoded["parameters"].mT
         total: Tensor | float = 0.0
-        for i, (column, weights) in enumerate(zip(self.columns, self.weights, strict=True)):
-            total = total + self._column(i, column, dict(weights.items()), f, encoded)  # type: ignore[operator]
+        for i, column in enumerate(self.columns):
+            total = total + self._column(i, column, self.weights_of(i), f, encoded)
         assert isinstance(total, Tensor)
         return total
 
@@ -120,18 +164,7 @@ class RowNetwork(nn.Module):
             heads = [h.unflatten(1, shape) for h in column.evaluate(TORCH, weights, of_rows, given.flatten(1))]
         switch = self.layout.switch(i)
         head = chosen(heads, None if switch is None else encoded[f"values {switch}"].movedim(-1, 0))
-        if column.column.kind == "categorical":
-            return column.log_probability(TORCH, head, values)
-        if column.column.kind == "count":
-            return column.log_mass(TORCH, head, values[0], values[1], values[2] > 0, values[3] > 0)
-        return column.log_density(TORCH, head, values[0])
-
-    def arrays(self) -> list[dict[str, np.ndarray]]:
-        """The weights of each column's network in float64, for NumPy and PyTensor."""
-        return [
-            {name: value.detach().cpu().double().numpy() for name, value in weights.items()}  # type: ignore[operator]
-            for weights in self.weights
-        ]
+        return column.log_density(TORCH, head, values)
 
     def start_at(self, position: int, linear: np.ndarray, bias: np.ndarray) -> None:
         """Set the linear part of a column's network, which is 0 before.
@@ -142,28 +175,8 @@ class RowNetwork(nn.Module):
             For the first numbers of each head.
         bias : ndarray (heads, started)
         """
-        weights: Any = self.weights[position]
+        weights = self.weights_of(position)
         heads, started = bias.shape
         with torch.no_grad():
             weights["linear"].unflatten(0, (heads, -1))[:, :started] = torch.as_tensor(linear, dtype=torch.float32)
             weights["leave_bias"].unflatten(0, (heads, -1))[:, :started] = torch.as_tensor(bias, dtype=torch.float32)
-
-
-def _initialized(column: ColumnDensity) -> nn.ParameterDict:
-    """Hidden layers at random; what leaves the network is 0, and components together are the standard normal."""
-    weights = nn.ParameterDict()
-    for name, shape in column.shapes().items():
-        value = torch.zeros(shape)
-        if name in ("enter", "given") or (name.startswith("middle") and len(shape) == 2):
-            nn.init.normal_(value, std=shape[1] ** -0.5)
-        weights[name] = nn.Parameter(value)
-    nn.init.normal_(weights["enter_bias"], std=0.5)
-    if column.column.kind != "categorical":
-        k = column.size.components
-        locations = torch.linspace(-0.5, 0.5, k)
-        head = torch.zeros(column.numbers)
-        head[2 + k : 2 + 2 * k] = locations
-        head[2 + 2 * k :] = 0.5 * torch.log(1 - locations.var(correction=0))
-        with torch.no_grad():
-            weights["leave_bias"].copy_(head.repeat(column.heads))
-    return weights
