@@ -39,10 +39,6 @@ from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.results.version import LIBRARY
 from pymc_amortized.training.progress_of_checks import Progress
 
-BATCH_VALUES = 2**22
-"""Values of draws that are held at once: 32 MiB, some copies of which are made."""
-LARGEST_BATCH = 64
-"""Data sets in a batch: few enough for a progress bar to move."""
 FEWEST_DRAWS = 20
 """Below this, ranks say little."""
 
@@ -175,7 +171,8 @@ def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quan
 
 
 def _batches(number: int, values_per_dataset: int) -> list[slice]:
-    size = int(np.clip(BATCH_VALUES // values_per_dataset, 1, LARGEST_BATCH))
+    """Split data sets: 32 MiB of draws at once, of which copies are made; few enough for a progress bar to move."""
+    size = int(np.clip(2**22 // values_per_dataset, 1, 64))
     return list(blocks(number, size))
 
 

@@ -14,11 +14,8 @@ from pymc_amortized.diagnostics.verdict import DISTANCE
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.numerics.uniformity import band
 
-LEVELS = np.round(np.linspace(0, 1, 101), 2)
-"""Nominal coverage at which the empirical one is given."""
 BAND_PROB = 0.95
-OWN_DIMS = ("chain", "draw", DATASET_DIM, "metric", "level", "estimate", "score", "statistic")
-"""Dims of results; a model's dim of that name gets an underscore."""
+"""Probability that all of a calibrated curve lies within its band."""
 
 
 def labels(values: xr.DataArray) -> np.ndarray:
@@ -32,7 +29,8 @@ def labels(values: xr.DataArray) -> np.ndarray:
 
 def without_clashes(template: xr.Dataset) -> xr.Dataset:
     """Rename dims of a model that have the names of dims of results."""
-    return template.rename({dim: f"{dim}_" for dim in template.dims if dim in OWN_DIMS})
+    results = {"chain", "draw", DATASET_DIM, "metric", "level", "estimate", "score", "statistic"}
+    return template.rename({dim: f"{dim}_" for dim in template.dims if dim in results})
 
 
 def with_lead(template: xr.Dataset, lead: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
@@ -50,18 +48,18 @@ def along(dim: str, entries: Sequence[str], template: xr.Dataset, arrays: Mappin
 
 def coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) -> xr.Dataset:
     """Share of true values within central intervals, and of TARP's balls, at each nominal level."""
-    shares = {}
+    shares, levels = {}, np.round(np.linspace(0, 1, 101), 2)
     for name, values in pits.items():
         inside = values if name == DISTANCE else np.abs(2 * values - 1)
         known = np.isfinite(inside).sum(axis=0)
-        counts = np.stack([(inside <= level).sum(axis=0) for level in LEVELS])
+        counts = np.stack([(inside <= level).sum(axis=0) for level in levels])
         shares[name] = counts / np.where(known > 0, known, np.nan)
     laid = with_lead(template, ["level"], shares)
     points, lower, upper = band(number, BAND_PROB)
     bounds: dict[str, Any] = {
-        "level": LEVELS,
-        "band_lower": ("level", np.interp(LEVELS, points, lower)),
-        "band_upper": ("level", np.interp(LEVELS, points, upper)),
+        "level": levels,
+        "band_lower": ("level", np.interp(levels, points, lower)),
+        "band_upper": ("level", np.interp(levels, points, upper)),
     }
     return laid.assign_coords(bounds)
 

@@ -14,18 +14,12 @@ from scipy import stats
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
+from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.results.version import LIBRARY
 
 logger = logging.getLogger("pymc_amortized")
-
-SAMPLE = ("chain", "draw")
-FEWEST = 50
-"""Independent draws of either with fewer of which a classifier has nothing to learn from."""
-MOST = 5000
-"""Draws of either that are classified: its error is then half a percent."""
-SHIFTS = ("shift", "shift_mcse", "sd_ratio", "sd_ratio_mcse")
 
 
 def compare_draws(
@@ -153,17 +147,19 @@ def _moments(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
                 sd_error_a[name].to_numpy() / sd_a[name].to_numpy(), sd_error_b[name].to_numpy() / scale
             )
         arrays[name] = np.stack([shift, shift_error, ratio, ratio * relative])
-    return with_lead(without_clashes(mean_b), ["statistic"], arrays).assign_coords(statistic=list(SHIFTS))
+    found = with_lead(without_clashes(mean_b), ["statistic"], arrays)
+    return found.assign_coords(statistic=["shift", "shift_mcse", "sd_ratio", "sd_ratio_mcse"])
 
 
 def _c2st(first: xr.Dataset, second: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     sets = [_independent(ds) for ds in (first, second)]
     number = min(len(draws) for draws, _ in sets)
-    if number < FEWEST:
+    fewest = 50  # independent draws: from fewer a classifier learns nothing
+    if number < fewest:
         few = [len(draws) for draws, _ in sets]
-        logger.warning("Only %d and %d independent draws: too few for a classifier (%d), c2st is NaN.", *few, FEWEST)
+        logger.warning("Only %d and %d independent draws: too few for a classifier (%d), c2st is NaN.", *few, fewest)
         return xr.Dataset({"c2st": np.nan, "standard_error": np.nan, "p_value": np.nan, "draws": number})
-    half = min(number, MOST) // 2
+    half = min(number, 5000) // 2  # the error of its accuracy is then half a percent
     parts = [_halves(draws, counts, half, rng) for draws, counts in sets]
     train, test = (np.concatenate([draws for draws, _ in some]) for some in zip(*parts, strict=True))
     train_counts, test_counts = (np.concatenate([counts for _, counts in some]) for some in zip(*parts, strict=True))

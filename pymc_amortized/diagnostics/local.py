@@ -32,14 +32,8 @@ from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.data.simulations import Simulations
 
-EXCHANGES = 999
-"""Random exchanges that make the null distribution: p-values down to 0.001."""
-RIDGE = 10.0
-"""Inverse prior variance of standardized coefficients that predict parameters."""
 FARTHEST = 5.0
 """Standardized values are cut off here: one wild simulation must not decide what is near."""
-MOST_VALUES = 200
-"""Values of a data variable up to which each is a feature by itself."""
 
 
 def check_local_calibration(
@@ -149,7 +143,8 @@ def _robust(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _predicted(x: np.ndarray, z: np.ndarray, x_here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression's predictions where it learned, and here."""
     mean, center = z.mean(axis=0), x.mean(axis=0)
-    gram = (x - center).T @ (x - center) + RIDGE * np.eye(x.shape[1])
+    penalty = 10.0 * np.eye(x.shape[1])  # inverse prior variance of standardized coefficients
+    gram = (x - center).T @ (x - center) + penalty
     slope = np.linalg.solve(gram, (x - center).T @ (z - mean))
     return mean + (x - center) @ slope, mean + (x_here - center) @ slope
 
@@ -162,7 +157,7 @@ def _features(posterior: AmortizedPosterior, datasets: DataSets) -> np.ndarray:
     parts = [learned.cpu().double().numpy().reshape(n, -1)]
     for variable in posterior.spec.data:
         values = datasets.shown(variable).astype(float).reshape(n, -1)
-        if values.shape[1] <= MOST_VALUES and not variable.sized and not variable.missing:
+        if values.shape[1] <= 200 and not variable.sized and not variable.missing:
             parts.append(values)
         known = np.isfinite(values)
         count = np.maximum(known.sum(axis=1), 1)
@@ -202,7 +197,7 @@ def local_c2st(true: np.ndarray, drawn: np.ndarray, points: np.ndarray, rng: np.
     x = features(both)
     difference = (x[: len(true)] - x[len(true) :]) / 2
     gram = x.T @ x + np.diag(4 * features.penalty)  # a logistic regression's curvature is a quarter
-    signs = rng.choice([-1.0, 1.0], size=(len(true), EXCHANGES + 1))
+    signs = rng.choice([-1.0, 1.0], size=(len(true), 1 + 999))  # exchanges: p-values down to 0.001
     signs[:, 0] = 1.0
     guesses = features(points) @ np.linalg.solve(gram, difference.T @ signs)
     statistics = np.square(guesses).mean(axis=0)

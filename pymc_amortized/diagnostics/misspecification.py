@@ -13,26 +13,13 @@ from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.correction.doubt import Doubt, at, labels_of, tell, which
+from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.novelty.features import NoveltyFeatures
 from pymc_amortized.novelty.scores import Discrepancy, Whitening, pvalue, robust, squashed
 from pymc_amortized.numerics.uniformity import holm
-
-SIMULATIONS = 100_000
-"""In all, for many data sets: some seconds of an ordinary simulator."""
-EACH = (400, 2000)
-"""Fewest and most per data set by default. Half are ranked: of 200 a p-value of 5 % has 1.5 % of error."""
-FEWEST = 100
-CERTAIN = 1e-3
-"""One well-specified data set in a thousand is as unusual: below it, the words are stronger."""
-DOUBTFUL = 0.05
-"""P-value, over all data sets together, below which a warning is logged."""
-COLLECTION = 500
-"""Data sets of more that are tested together: the cost grows with their square, and their power is ample."""
-NAMED = 3
-"""Statistics that a warning names."""
 
 
 def check_misspecification(
@@ -98,8 +85,9 @@ def check_misspecification(
     datasets = read_datasets(spec, observed, batched=batched)
     refuse_indices(datasets.existing(spec), index_limits(spec), "observed")
     if num_simulations is None:
-        num_simulations = int(np.clip(SIMULATIONS // len(datasets), *EACH))
-    num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST)
+        # In all some seconds of an ordinary simulator. Of 200 that are ranked a p-value of 5 % has 1.5 % of error.
+        num_simulations = int(np.clip(100_000 // len(datasets), 400, 2000))
+    num_simulations = check_integer("num_simulations", num_simulations, smallest=100)
     simulating, choosing = seed_sequence(random_seed).spawn(2)
     compared = _compare(posterior, datasets, num_simulations, simulating)
     found = _summarized(compared, datasets)
@@ -171,7 +159,7 @@ def _summarized(compared: _Compared, datasets: DataSets) -> xr.Dataset:
 def _together(compared: _Compared, rng: np.random.Generator) -> xr.Dataset:
     """Discrepancy of the whole collection, beside that of collections the model simulates."""
     discrepancy = Discrepancy.fit(compared.learned.reshape(-1, compared.learned.shape[-1]), rng)
-    some = np.sort(rng.permutation(len(compared.observed))[:COLLECTION])
+    some = np.sort(rng.permutation(len(compared.observed))[:500])  # the cost grows with the square; power is ample
     mmd = discrepancy(compared.observed[some])
     null = np.array([discrepancy(compared.ranked[some, i]) for i in range(compared.ranked.shape[1])])
     return xr.Dataset(
@@ -182,19 +170,19 @@ def _together(compared: _Compared, rng: np.random.Generator) -> xr.Dataset:
 def _doubts(found: xr.Dataset, labels: np.ndarray) -> list[Doubt]:
     """Find data sets that are unlike simulations, or that are so all together."""
     pvalues = np.atleast_1d(found["pvalue"].values)
-    novel = holm(pvalues) < DOUBTFUL
+    novel = holm(pvalues) < LEVEL
     if novel.any():
         smallest = int(np.argmin(pvalues))
         one = found.isel({DATASET_DIM: smallest}) if DATASET_DIM in found.dims else found
         subject = which(int(novel.sum()), len(pvalues), "The data set is", "{} are")
-        unlike = "unlike anything the model simulates" if pvalues[smallest] < CERTAIN else "unusual for the model"
+        unlike = "unlike anything the model simulates" if pvalues[smallest] < 1e-3 else "unusual for the model"
         finding = f"{subject} {unlike} at that size and context (p = {pvalues[smallest]:.1g}{at(labels, smallest)})"
         advice = (
             f"{_unusual(one['deviation'])}Look for errors in the data, parameters far out in their prior, another "
             "family of noise, or another link."
         )
         return [Doubt("novelty", finding, advice, float(pvalues[smallest]), labels_of(labels, novel))]
-    if "mmd_pvalue" in found and found["mmd_pvalue"] < DOUBTFUL:
+    if "mmd_pvalue" in found and found["mmd_pvalue"] < LEVEL:
         together = found["mmd_pvalue"].item()
         finding = (
             f"Together the {len(pvalues)} data sets are not like what the model simulates (p = {together:.1g}), though "
@@ -208,7 +196,7 @@ def _doubts(found: xr.Dataset, labels: np.ndarray) -> list[Doubt]:
 
 def _unusual(deviation: xr.DataArray) -> str:
     """Name the statistics of shape that are furthest off, in units of their spread."""
-    order = np.argsort(-np.abs(deviation.values))[:NAMED]
+    order = np.argsort(-np.abs(deviation.values))[:3]
     named = [f"{deviation['statistic'].values[i]} ({deviation.values[i]:+.1f})" for i in order]
     far = [name for name, i in zip(named, order, strict=True) if abs(deviation.values[i]) > 3]  # three sigma
     return f"Most unusual, in units of their spread: {', '.join(far)}. " if far else ""

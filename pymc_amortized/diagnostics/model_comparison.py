@@ -26,6 +26,7 @@ from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, Amorti
 from pymc_amortized.approximators.comparison.judgement import DOUBTFUL
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.diagnostics.coordinates import BAND_PROB
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
@@ -36,15 +37,8 @@ from pymc_amortized.results.version import LIBRARY
 
 logger = logging.getLogger("pymc_amortized")
 
-BINS = 15
-"""As in most of the literature since Guo et al. (2017)."""
-FEWEST_IN_BIN = 20
-RESAMPLED = 500
-"""Repetitions: a p-value of 5 % has an error of 1 %."""
-BAND_PROB = 0.95
-GROUPS = 4
-"""Ranges of size, each with as many data sets, in which errors are given apart."""
 FEWEST = 100
+"""Data sets from which on errors are given."""
 
 
 def check_comparison(
@@ -210,8 +204,8 @@ def _squared_error(is_it: np.ndarray, p: np.ndarray) -> float:
 
 
 def _bins(p: np.ndarray) -> list[np.ndarray]:
-    """Rows in bins of equal numbers, by probability."""
-    number = int(np.clip(len(p) // FEWEST_IN_BIN, 1, BINS))
+    """Rows in bins of equal numbers, by probability: 15, as in most papers since Guo et al. (2017), of 20 at least."""
+    number = int(np.clip(len(p) // 20, 1, 15))
     return np.array_split(np.argsort(p, kind="stable"), number)
 
 
@@ -232,7 +226,7 @@ def _scores(names: list[str], label: np.ndarray, probability: np.ndarray, rng: n
         "accuracy": (probability.argmax(1) == label).mean(),
         "calibration_error": (MODEL_DIM, _root(squared)),
         "expected_calibration_error": float(_root(squared.mean())),
-        "p_value": (1 + (null >= squared.mean()).sum()) / (RESAMPLED + 1),
+        "p_value": (1 + (null >= squared.mean()).sum()) / (len(null) + 1),
     }
     return xr.Dataset(values, {MODEL_DIM: names})
 
@@ -240,7 +234,7 @@ def _scores(names: list[str], label: np.ndarray, probability: np.ndarray, rng: n
 def _null(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Errors, averaged over models, of models drawn from the probabilities themselves."""
     below = np.cumsum(probability, axis=1)[:, :-1]
-    draws = ((rng.random((len(below), 1)) > below).sum(1) for _ in range(RESAMPLED))
+    draws = ((rng.random((len(below), 1)) > below).sum(1) for _ in range(500))  # a p-value of 5 % has an error of 1 %
     return np.array([calibration_errors(drawn, probability).mean() for drawn in draws])
 
 
@@ -286,8 +280,8 @@ def _by_size(
     rng: np.random.Generator,
     before: xr.Dataset | None,
 ) -> xr.Dataset:
-    """Scores in ranges of length with about as many data sets each."""
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, GROUPS + 1)[1:-1], method="nearest"))
+    """Scores in four ranges of length with about as many data sets each."""
+    edges = np.unique(np.quantile(length, [0.25, 0.5, 0.75], method="nearest"))
     group = np.searchsorted(edges, length, side="left")
     parts = []
     for g in np.unique(group):

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 60
 """Rows of a table beyond which only those furthest off are shown."""
-RESOLUTION = 110
-"""Dots per inch: sharp on a screen, and some tens of kilobytes a plot."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #23282d; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -130,7 +128,7 @@ def picture(figure: Figure, alternative: str) -> str:
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=RESOLUTION)
+    figure.savefig(buffer, format="png", dpi=110)  # sharp on a screen, and some tens of kilobytes
     plt.close(figure)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f'<p><img alt="{escape(alternative)}" src="data:image/png;base64,{encoded}"></p>'

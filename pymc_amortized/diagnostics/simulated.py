@@ -19,9 +19,6 @@ from pymc_amortized.graph.data.simulations import Simulations
 
 logger = logging.getLogger("pymc_amortized")
 
-CHAINS = 4
-"""As many as a user gets by default: corrected draws are resampled within each."""
-
 
 def known_datasets(
     posterior: AmortizedPosterior,
@@ -109,8 +106,8 @@ def sample_known(
     def sample(some: DataSets, how: Correction) -> xr.DataTree:
         return posterior.sample(
             cast(Any, some),  # checked: it was simulated
-            draws=max(draws // CHAINS, 1),
-            chains=CHAINS,
+            draws=max(draws // 4, 1),
+            chains=4,  # as by default: corrected draws are resampled within each
             batched=True,
             correction=how,
             var_names=names,

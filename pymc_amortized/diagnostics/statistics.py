@@ -25,7 +25,6 @@ Numbers = dict[str, np.ndarray]
 """Name of a quantity -> (data sets, *shape)."""
 
 SAMPLE = ("chain", "draw")
-NORMAL_IQR = 1.349
 """Interquartile range of a standard normal."""
 
 
@@ -80,7 +79,7 @@ def standardized(draws: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray
     flat = np.concatenate([values.reshape(*first.shape[:2], -1) for values in draws.values()], axis=-1)
     flat_truth = np.concatenate([truth[name].reshape(first.shape[1], -1) for name in draws], axis=-1)
     low, middle, high = np.quantile(flat, [0.25, 0.5, 0.75], axis=0)
-    scale = (high - low) / NORMAL_IQR
+    scale = (high - low) / 1.349  # sds of a normal distribution
     weight = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1.0), 0.0)
     return (flat - middle) * weight, (flat_truth - middle) * weight
 

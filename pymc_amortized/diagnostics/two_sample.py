@@ -14,14 +14,7 @@ from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
 COSINES = 150
-MOST_PRODUCTS = 300
-"""Products of pairs of coordinates beyond which only squares are taken."""
-WIDTHS = (0.5, 1.0, 2.0)
-"""Of the random cosines, in units of the median distance: coarse and fine structure."""
-RIDGES = (1.0, 10.0, 100.0)
-"""Inverse prior variances of the coefficients of coordinates, products and cosines: simple differences come first."""
-UNPENALIZED = 1e-6
-NEWTON_STEPS = 8
+"""How many random ones are features."""
 
 
 def normal_scores(values: np.ndarray) -> np.ndarray:
@@ -41,16 +34,17 @@ class Features:
 
     @property
     def penalty(self) -> np.ndarray:
-        """Of the coefficient of each feature."""
+        """Inverse prior variance of each coefficient: simple differences come first, the constant is free."""
         columns = len(self.frequencies)
         products = len(self.mean) - columns - COSINES
-        return np.repeat([UNPENALIZED, *RIDGES], [1, columns, products, COSINES])
+        return np.repeat([1e-6, 1.0, 10.0, 100.0], [1, columns, products, COSINES])
 
     @classmethod
     def fit(cls, coordinates: np.ndarray, rng: np.random.Generator) -> Features:
         """Choose random cosines, and learn the features' scales."""
         columns = coordinates.shape[1]
-        width = np.sqrt(2 * columns) * rng.choice(WIDTHS, size=COSINES)  # typical distance of standard normal points
+        # coarse and fine structure, in units of the typical distance of standard normal points
+        width = np.sqrt(2 * columns) * rng.choice((0.5, 1.0, 2.0), size=COSINES)
         frequencies = rng.standard_normal((columns, COSINES)) / width * np.sqrt(2)
         phases = rng.uniform(0, 2 * np.pi, COSINES)
         raw = _raw(coordinates, frequencies, phases)
@@ -65,7 +59,7 @@ class Features:
 
 def _raw(x: np.ndarray, frequencies: np.ndarray, phases: np.ndarray) -> np.ndarray:
     i, j = np.triu_indices(x.shape[1])
-    if len(i) > MOST_PRODUCTS:
+    if len(i) > 300:  # too many products: squares alone
         i = j = np.arange(x.shape[1])
     return np.column_stack([x, x[:, i] * x[:, j], np.cos(x @ frequencies + phases)])
 
@@ -79,7 +73,7 @@ def fit_logistic(
     """
     counts = np.ones(len(labels)) if weights is None else weights
     beta = np.zeros(features.shape[1])
-    for _ in range(NEWTON_STEPS):
+    for _ in range(8):
         p = expit(features @ beta)
         weight = counts * np.maximum(p * (1 - p), 1e-6)
         hessian = (features * weight[:, None]).T @ features + np.diag(penalty)

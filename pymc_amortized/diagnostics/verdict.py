@@ -18,8 +18,6 @@ LEVEL = 0.05
 METRICS = ("p_value", "p_adjusted", "p_uniform", "p_bias", "p_spread", "bias", "sd_ratio", "deviation")
 LOG_JOINT = "log_joint"
 DISTANCE = "tarp"
-MOST_NAMED = 5
-"""Quantities that a warning describes; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,10 @@ def warn(findings: list[Finding], what: str, advice: str, further: Sequence[str]
     if not wrong and not further:
         logger.info("%s: none of %d quantities is off.", what, len(findings))
         return
-    lines = [explain(f) for f in wrong[:MOST_NAMED]]
-    if len(wrong) > MOST_NAMED:
-        lines.append(f"and {len(wrong) - MOST_NAMED} more")
+    described = 5
+    lines = [explain(f) for f in wrong[:described]]
+    if len(wrong) > described:
+        lines.append(f"and {len(wrong) - described} more")
     lines += further
     logger.warning(
         "%s: %d of %d quantities are off.\n  %s\n%s",

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Figsize = tuple[float, float] | None
-MOST_POINTS = 300
-"""Points of a scatter with error bars that can still be told apart."""
-FAR = 5.0
-"""Interquartile ranges beyond the quartiles up to which an axis reaches: one extreme draw must not decide the scale."""
-LOWEST_CONTRACTION = -0.5
-STEEP = 3.5
-"""Z-scores up to here are shown in any case; few of a calibrated posterior lie beyond."""
 
 
 def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
@@ -131,7 +124,7 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     figure, drawn = grid(choose_of(check, "recovery", ["estimate", DATASET_DIM], var_names), figsize=figsize)
     for panel, ax in drawn:
         true, mean, _, sd = panel.of(found.transpose("estimate", DATASET_DIM, ...))
-        some = slice(MOST_POINTS)
+        some = slice(300)  # points with error bars that can still be told apart
         ax.errorbar(true[some], mean[some], sd[some], fmt="o", ms=2.2, color=BLUE, ecolor=GREY, elinewidth=0.7, mew=0)
         low, high = _most(true)
         margin = 0.08 * (high - low) or 1.0
@@ -165,21 +158,22 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     """
     found = group(check, "contraction")
     figure, drawn = grid(choose_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize)
+    lowest, steep = -0.5, 3.5  # shown in any case: few z-scores of a calibrated posterior lie beyond
     for panel, ax in drawn:
         contraction, z = panel.of(found.transpose("score", DATASET_DIM, ...))
         known = np.isfinite(contraction) & np.isfinite(z)
         contraction, z = contraction[known], z[known]
-        beside = contraction < LOWEST_CONTRACTION
-        shown = np.maximum(contraction, LOWEST_CONTRACTION)
+        beside = contraction < lowest
+        shown = np.maximum(contraction, lowest)
         ax.scatter(shown[~beside], z[~beside], s=5, color=BLUE, alpha=0.5, lw=0)
         ax.scatter(shown[beside], z[beside], s=9, color=RED, marker="<", lw=0)
         for height in (-2, 2):
             ax.axhline(height, color=DARK, lw=0.8, ls=":")
-        reach = max(STEEP, 1.05 * _most(np.abs(z))[1]) if len(z) else STEEP
+        reach = max(steep, 1.05 * _most(np.abs(z))[1]) if len(z) else steep
         ax.set(xlim=(min(-0.05, shown.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
         beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
         words = f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown"
-        wider = f"{beside.sum()} below {LOWEST_CONTRACTION}\n" if beside.any() else ""
+        wider = f"{beside.sum()} below {lowest}\n" if beside.any() else ""
         note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
     _title(figure, check, "Contraction")
     figure.supxlabel("posterior contraction", fontsize=SMALL + 1)
@@ -230,7 +224,7 @@ def choose_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequenc
 def _most(values: np.ndarray) -> tuple[float, float]:
     """Range of values, extreme ones left out."""
     low, high = np.nanquantile(values, [0.25, 0.75])
-    reach = FAR * (high - low)
+    reach = 5.0 * (high - low)  # one extreme draw must not decide the scale
     return max(float(np.nanmin(values)), low - reach), min(float(np.nanmax(values)), high + reach)
 
 

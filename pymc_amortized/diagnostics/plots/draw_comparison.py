@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
 Figsize = tuple[float, float] | None
 Trained = AmortizedPosterior | AmortizedLikelihood | AmortizedComparison
-CLEAR = 4.0
-"""Monte Carlo errors beyond which a difference of two sets of draws is marked."""
-NOTABLE_SHIFT, NOTABLE_RATIO = 0.1, 0.1
-"""Differences, in sds and relative, that a reader would see."""
-FLOOR = 1e-3
-"""Weights below this, in units of the mean, all count as none."""
-LARGEST_K = 1.5
-"""Larger ones are drawn here: nothing is worse than infinite variance and mean."""
-SHOWN = 0.001
-"""Share of draws beyond either end of an axis."""
 
 
 def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Figure:
@@ -109,7 +99,7 @@ def _one_set_of_weights(ax: Axes, stats: xr.Dataset) -> None:
     ax.axhline(1, color=DARK, lw=0.8, ls=":")
     if len(finite):
         weights = np.sort(np.exp(finite - finite.max()))[::-1]
-        weights = np.maximum(weights * n / weights.sum(), FLOOR)
+        weights = np.maximum(weights * n / weights.sum(), 1e-3)  # less of the mean is none
         ax.plot(np.arange(1, len(weights) + 1), weights, color=RED if poor else BLUE, lw=1.5)
     ax.set(
         xscale="log", yscale="log", xlabel="proposals, from the heaviest to the lightest", ylabel="weight / mean weight"
@@ -125,7 +115,8 @@ def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
     efficiency = stats["importance_ess"].to_numpy() / np.maximum(number, 1)
     limits = np.array([k_threshold(int(n)) for n in number])
     poor = ~(k <= limits)
-    shown = np.minimum(k, LARGEST_K)
+    largest = 1.5  # nothing is worse than infinite variance and mean
+    shown = np.minimum(k, largest)
     place = np.arange(len(k))
     left.scatter(place[~poor], shown[~poor], s=8, color=BLUE, lw=0)
     left.scatter(place[poor], shown[poor], s=12, color=RED, lw=0)
@@ -133,7 +124,7 @@ def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
     left.set(xlabel="data set", ylabel="Pareto k")
     note(left, f"{poor.sum()} of {len(k)} above {limits.max():.2f}", alarming=bool(poor.any()))
     lowest = float(np.min(shown, initial=0.0, where=np.isfinite(shown)))
-    left.set_ylim(max(lowest, -1.0) - 0.1, LARGEST_K + 0.4)
+    left.set_ylim(max(lowest, -1.0) - 0.1, largest + 0.4)
     right.hist(efficiency[np.isfinite(efficiency)], bins=np.linspace(0, 1, 31).tolist(), color=BLUE, edgecolor="white")
     right.set(xlabel="effective draws per proposal", ylabel="data sets", xlim=(0, 1))
     right.axvline(float(np.nanmedian(efficiency)), color=DARK, lw=0.8, ls=":")
@@ -177,10 +168,9 @@ def plot_comparison(
         values = panel.of(sides[0]).astype(float).ravel()
         handles = [_density(ax, reference, GREY, filled=True), _density(ax, values, BLUE, filled=False)]
         shift, shift_error, ratio, ratio_error = panel.of(moments)
-        wrong = abs(shift) > max(NOTABLE_SHIFT, CLEAR * shift_error) or abs(ratio - 1) > max(
-            NOTABLE_RATIO, CLEAR * ratio_error
-        )
-        ends = np.quantile(np.concatenate([reference, values]), [SHOWN, 1 - SHOWN])
+        # differences that a reader sees, and that are more than Monte Carlo error
+        wrong = abs(shift) > max(0.1, 4 * shift_error) or abs(ratio - 1) > max(0.1, 4 * ratio_error)
+        ends = np.quantile(np.concatenate([reference, values]), [0.001, 0.999])
         if ends[1] > ends[0]:
             ax.set_xlim(*ends)
         ax.locator_params(axis="x", nbins=4)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Figsize = tuple[float, float] | None
-READABLE = 0.55
-"""Share above which a cell is dark enough for white letters."""
 
 
 def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
@@ -41,7 +39,7 @@ def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     figure, (ax,) = figure_of(1, 1, figsize=figsize or (side, side - 0.3))
     ax.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(share):
-        color = "white" if value > READABLE else DARK
+        color = "white" if value > 0.55 else DARK
         ax.text(j, i - 0.08, f"{value:.0%}", ha="center", va="center", color=color, fontsize=SMALL + 2)
         ax.text(j, i + 0.22, f"mean {mean[i, j]:.2f}", ha="center", va="center", color=color, fontsize=SMALL - 1)
     ax.set_xticks(range(len(names)), names)

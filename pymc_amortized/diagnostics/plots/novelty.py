@@ -8,14 +8,12 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, figure_of
+from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-LEVEL = 0.05
-"""P-value that the pictures mark."""
 
 
 def plot_novelty(check: xr.Dataset) -> Figure:

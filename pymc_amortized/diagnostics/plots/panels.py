@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pymc_amortized")
 
 BLUE, RED, GREY, DARK = "#2a6f9e", "#c0392b", "#c9ced3", "#4a4f55"
-COLUMNS = 4
-PANEL = (2.7, 2.3)
-"""Inches."""
 SMALL = 8.5
-LONGEST_LABEL = 34
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,9 @@ def grid(
     panels: Sequence[Panel], *, figsize: tuple[float, float] | None = None, shared: bool = False
 ) -> tuple[Figure, Iterator[tuple[Panel, Axes]]]:
     """Make a figure with one titled panel each."""
-    columns = min(COLUMNS, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = figure_of(
-        rows, columns, figsize=figsize or (PANEL[0] * max(columns, 2), PANEL[1] * rows + 0.5), shared=shared
-    )
+    figure, axes = figure_of(rows, columns, figsize=figsize or (2.7 * max(columns, 2), 2.3 * rows + 0.5), shared=shared)
     for unused in axes[len(panels) :]:
         unused.remove()
     for lowest in axes[max(len(panels) - columns, 0) : len(panels)]:  # where a shared axis would show its numbers below
@@ -136,4 +130,4 @@ def note(ax: Axes, text: str, *, alarming: bool = False, top: bool = True) -> No
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+    return label if len(label) <= 34 else f"{label[:33]}…"
