@@ -32,6 +32,7 @@ SCHOOLS = [
 EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 STANDARD_ERROR = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 NAMES = ["mu", "tau", "theta"]
+SHORT = {"max_time": 40}  # seconds of training, so that this is a demonstration; by default two or three minutes
 
 
 def eight_schools() -> pm.Model:
@@ -91,11 +92,11 @@ def main(output: Path) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pymc_amortized").setLevel(logging.INFO)
     with eight_schools():
-        amortized, training = timed(pm.sample_amortized, random_seed=1)
+        amortized, training = timed(pm.sample_amortized, random_seed=1, fit_kwargs=SHORT)
         nuts, sampling = timed(pm.sample, chains=4, random_seed=1, progressbar=False, target_accept=0.95)
         # another data set: nothing is trained again
         pm.set_data({"effect": EFFECT[::-1].copy()})
-        _, again = timed(pm.sample_amortized, random_seed=2)
+        _, again = timed(pm.sample_amortized, random_seed=2, fit_kwargs=SHORT)
     compare(amortized, nuts)
     print(
         f"Training and sampling took {training:.0f} s, NUTS {sampling:.0f} s; the next data set {1e3 * again:.0f} ms."

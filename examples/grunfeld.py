@@ -132,7 +132,8 @@ def main(output: Path) -> None:
     # drawn from a large pool: a callable runs once for each simulation, so it should be quick
     pool = wandering(50_000, np.random.default_rng(1))
     context = {"x": lambda rng: pool[rng.integers(len(pool))]}
-    posterior, training = timed(pma.fit_posterior, model, context=context, random_seed=1)
+    short = {"max_time": 40}  # seconds of training, so that this is a demonstration; by default two or three minutes
+    posterior, training = timed(pma.fit_posterior, model, context=context, random_seed=1, **short)
     posterior.sample(firms, batched=True, draws=10)  # compiles
     amortized, answering = timed(posterior.sample, firms, batched=True, random_seed=1)
     nuts, sampling = timed(run_nuts, model, firms)
