@@ -35,9 +35,9 @@ demo: $(STAMP) ## eight schools and the Grunfeld panel against NUTS, with plots 
 	MPLBACKEND=Agg $(PY) examples/grunfeld.py
 	@echo; echo "Written to $(OUTPUT)/:"; ls $(OUTPUT) | sed 's/^/  /'
 
-# Files of tests share trained posteriors, so that each goes to one process, which computes with one thread.
+# Tests that share trained posteriors go to one process, which computes with one thread (tests/conftest.py).
 test: $(STAMP) ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST_FLAGS)
 
 test-slow: $(STAMP) ## the slow tests alone
 	$(PY) -m pytest -m slow $(PYTEST_FLAGS)

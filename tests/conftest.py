@@ -15,6 +15,28 @@ import pymc_amortized as pma
 # Before anything imports matplotlib, and inherited by processes that tests start: no windows.
 os.environ["MPLBACKEND"] = "Agg"
 
+# Files that share trained posteriors, and what is compiled for them, go to one process of pytest-xdist.
+TOGETHER = {
+    "closed forms": ["approximation", "correction", "escalation", "evidence", "posterior"],
+    "small models": ["datasets", "diagnostics", "files", "sampling", "state"],
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of pytest-xdist one core: what is trained in it then starts no further processes."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and those of files that belong together."""
+    groups = {f"test_{file}": group for group, files in TOGETHER.items() for file in files}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
+
 
 # Posteriors that several files of tests sample from: trained briefly, and once
 

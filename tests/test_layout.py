@@ -1,7 +1,6 @@
-"""The shape of the package: what may import what, docstrings, and the README's code."""
+"""The shape of the package: what may import what, and its docstrings."""
 
 import inspect
-import re
 import subprocess
 import sys
 import types
@@ -269,30 +268,3 @@ def test_public_names_are_documented(name):
     errors = validate(f"pymc_amortized.{name}")["errors"]
     checks = CHECKS if inspect.isfunction(getattr(pymc_amortized, name, None)) else FEWER_CHECKS
     assert not [f"{code} {text}" for code, text in errors if code in checks]
-
-
-def python_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and code of each Python block that no `<!-- skip -->` stands before."""
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if not text[: match.start()].rstrip().endswith("<!-- skip -->"):
-            yield text.count("\n", 0, match.start(1)), match.group(1)
-
-
-def test_python_blocks():
-    blocks = ["```python\nb\n```", "<!-- skip -->", "```python\nc\n```", "```sh\nd\n```"]
-    text = "\n".join(["a", *blocks, "```python\ne\n```"])
-    assert list(python_blocks(text)) == [(2, "b\n"), (12, "e\n")]
-
-
-def test_readme_code_runs(tmp_path, monkeypatch):
-    """The blocks run in order in one module, in a folder of their own; trained for a quarter of the time."""
-    readme = ROOT / "README.md"
-    blocks = list(python_blocks(readme.read_text(encoding="utf-8")))
-    assert blocks, "README.md holds no Python block"
-    monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("readme")
-    monkeypatch.setitem(sys.modules, "readme", module)
-    for line, code in blocks:
-        # Empty lines before it let tracebacks point at the README's own lines.
-        shorter = re.sub(r"(max_time\W+)20\b", r"\g<1>5", code)
-        exec(compile("\n" * line + shorter, str(readme), "exec"), vars(module))
