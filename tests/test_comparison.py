@@ -13,7 +13,7 @@ from scipy import stats
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.comparison.fit import _read, _sources
-from pymc_amortized.diagnostics.model_comparison import assess, calibration_errors
+from pymc_amortized.diagnostics.model_comparison import estimate_calibration_errors, judge_probabilities
 from pymc_amortized.graph.model.axes import Axis, Structure
 from pymc_amortized.graph.model.common import common_data, common_structure
 from pymc_amortized.graph.simulation.pool import Pool
@@ -366,10 +366,10 @@ def test_an_over_or_underconfident_classifier_is_caught(pair, temperature, caplo
 def test_a_misplaced_prior_weight_is_caught(pair, simulated):
     y, label = simulated
     twice = posterior_weights(log_evidence(y), np.array([0.7, 0.3]))  # data sets came half and half
-    scores = assess(["narrow", "wide"], label, twice, np.random.default_rng(1))["scores"]
+    scores = judge_probabilities(["narrow", "wide"], label, twice, np.random.default_rng(1))["scores"]
     assert scores.attrs["calibrated"] == 0 and float(scores["expected_calibration_error"]) > 0.05
     right = posterior_weights(log_evidence(y), np.array([0.5, 0.5]))
-    right_scores = assess(["narrow", "wide"], label, right, np.random.default_rng(1))["scores"]
+    right_scores = judge_probabilities(["narrow", "wide"], label, right, np.random.default_rng(1))["scores"]
     assert right_scores.attrs["calibrated"] == 1
     assert float(right_scores["log_score"]) > float(scores["log_score"])
 
@@ -380,7 +380,7 @@ def test_the_calibration_error_is_not_biased():
     for _ in range(300):
         p = rng.dirichlet([0.7, 0.7, 0.7], size=400)
         label = (rng.random((400, 1)) > p.cumsum(1)[:, :-1]).sum(1)
-        errors.append(calibration_errors(label, p).mean())
+        errors.append(estimate_calibration_errors(label, p).mean())
     z = np.mean(errors) / (np.std(errors) / np.sqrt(len(errors)))
     assert abs(z) < 4
 

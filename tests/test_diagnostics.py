@@ -16,12 +16,12 @@ from small_models import brief_fit, held_data
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.posterior.check import warn_if_off
-from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
-from pymc_amortized.diagnostics.local import local_c2st
-from pymc_amortized.diagnostics.simulated import known_datasets
-from pymc_amortized.diagnostics.statistics import distance_ranks, ranks, standardized
-from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
-from pymc_amortized.diagnostics.verdict import METRICS, find, off
+from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
+from pymc_amortized.diagnostics.local import run_local_c2st
+from pymc_amortized.diagnostics.simulated import simulate_known
+from pymc_amortized.diagnostics.statistics import rank_distance, rank_truth, standardize
+from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
+from pymc_amortized.diagnostics.verdict import METRICS, judge_quantities, select_wrong
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.numerics.importance import resample, smooth
 from pymc_amortized.numerics.uniformity import band, band_p_value, describe, holm, pit, uniformity
@@ -124,10 +124,10 @@ def test_a_whole_check_raises_false_alarms_at_its_nominal_rate():
         truth = {"a": center + rng.normal(size=(100, 3))}
         draws = {"a": center + rng.normal(size=(60, 100, 3))}
         all_of_them = np.full(100, 60.0)
-        pits = {"a": ranks(draws["a"], truth["a"], rng, all_of_them)}
-        pits["tarp"] = distance_ranks(*standardized(draws, truth), rng, all_of_them)
-        findings = find(pits, {"a": np.array(["a0", "a1", "a2"]), "tarp": np.array("tarp")})
-        alarms += bool(off(findings))
+        pits = {"a": rank_truth(draws["a"], truth["a"], rng, all_of_them)}
+        pits["tarp"] = rank_distance(*standardize(draws, truth), rng, all_of_them)
+        findings = judge_quantities(pits, {"a": np.array(["a0", "a1", "a2"]), "tarp": np.array("tarp")})
+        alarms += bool(select_wrong(findings))
     assert alarms / repetitions < 0.05 + 3 * np.sqrt(0.05 * 0.95 / repetitions)
 
 
@@ -375,7 +375,7 @@ def test_potentials_are_refused():
         pm.Potential("close", -((model["mu"][0] - model["mu"][1]) ** 2))
     posterior = SimpleNamespace(spec=take_snapshot(model))
     with pytest.raises(ValueError, match="are no part of its simulations"):
-        known_datasets(posterior, 10, np.random.SeedSequence(1))
+        simulate_known(posterior, 10, np.random.SeedSequence(1))
 
 
 def test_without_a_density_there_is_no_joint_density(caplog):
@@ -401,7 +401,7 @@ def test_a_posterior_from_a_file_needs_its_sources(sized, tmp_path):
 
 def test_models_dims_that_results_use_themselves():
     template = xr.Dataset({"mu": ("metric", [0.0, 0.0])}, coords={"metric": ["x", "y"]})
-    laid = with_lead(without_clashes(template), ["metric"], {"mu": np.zeros((3, 2))})
+    laid = lay_out(rename_clashing_dims(template), ["metric"], {"mu": np.zeros((3, 2))})
     assert laid["mu"].dims == ("metric", "metric_") and list(laid["metric_"].to_numpy()) == ["x", "y"]
 
 
@@ -502,11 +502,11 @@ def test_a_right_posterior_passes_at_a_data_set(caplog):
 
 def test_the_local_classifier_holds_its_level_and_finds_differences():
     rng = np.random.default_rng(6)
-    p = np.array([local_c2st(*rng.normal(size=(3, 150, 2)), rng)["p_value"] for _ in range(150)])
+    p = np.array([run_local_c2st(*rng.normal(size=(3, 150, 2)), rng)["p_value"] for _ in range(150)])
     assert stats.kstest(p, "uniform").pvalue > 0.001
     true, drawn, points = rng.normal(size=(3, 300, 2))
     true[:, 1] = 0.8 * true[:, 0] + 0.6 * true[:, 1]
-    assert local_c2st(true, drawn, points, rng)["p_value"] < 0.01
+    assert run_local_c2st(true, drawn, points, rng)["p_value"] < 0.01
 
 
 def test_local_checks_refuse_what_makes_no_sense():
@@ -552,9 +552,9 @@ def test_the_classifier_is_nearly_as_good_as_can_be():
 
     def found(a, b):
         half = len(a) // 2
-        scores = normal_scores(np.concatenate([a[:half], b[:half], a[half:], b[half:]]))
+        scores = take_normal_scores(np.concatenate([a[:half], b[:half], a[half:], b[half:]]))
         labels = np.repeat([0.0, 1.0], half)
-        return accuracy(scores[: 2 * half], labels, scores[2 * half :], labels, rng).mean()
+        return guess_labels(scores[: 2 * half], labels, scores[2 * half :], labels, rng).mean()
 
     error = 0.5 / np.sqrt(3000)
     shifted = found(rng.normal(size=(3000, 1)) + 1, rng.normal(size=(3000, 1)))

@@ -14,7 +14,7 @@ from planted import standing_in
 
 import pymc_amortized as pma
 from pymc_amortized.diagnostics.plots.panels import BLUE, RED
-from pymc_amortized.diagnostics.report import page, table
+from pymc_amortized.diagnostics.report import lay_out_page, lay_out_table
 from pymc_amortized.training import History
 
 
@@ -226,7 +226,7 @@ def test_the_report_makes_its_own_check(tmp_path, monkeypatch):
 
 
 def test_names_are_escaped():
-    text = page({"<b>": table(["a&b"], [["<script>alert(1)</script>"]])})
+    text = lay_out_page({"<b>": lay_out_table(["a&b"], [["<script>alert(1)</script>"]])})
     assert "<script>" not in text and "&lt;script&gt;" in text and "<h2>&lt;b&gt;</h2>" in text
 
 

@@ -19,19 +19,35 @@ from pymc_amortized.approximators.fitting.arguments import (
 )
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.diagnostics.coordinates import along, coverage, labels, scores, with_lead, without_clashes
-from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
+from pymc_amortized.diagnostics.coordinates import (
+    compute_coverage,
+    compute_scores,
+    label_elements,
+    lay_out,
+    lay_out_along,
+    rename_clashing_dims,
+)
+from pymc_amortized.diagnostics.simulated import sample_known, simulate_known
 from pymc_amortized.diagnostics.statistics import (
     Quantity,
-    distance_ranks,
-    effective_draws,
-    flat_draws,
-    location_and_spread,
-    ranks,
-    standardized,
-    user_quantity,
+    count_effective_draws,
+    evaluate_quantity,
+    flatten_draws,
+    rank_distance,
+    rank_truth,
+    standardize,
+    summarize_draws,
 )
-from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT, Finding, find, metrics, off, warn
+from pymc_amortized.diagnostics.verdict import (
+    DISTANCE,
+    LEVEL,
+    LOG_JOINT,
+    Finding,
+    judge_quantities,
+    lay_out_findings,
+    log_verdict,
+    select_wrong,
+)
 from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
@@ -128,9 +144,9 @@ def check_calibration(
     free = [p.name for p in spec.parameters]
     names = free if var_names is None else read_names(var_names, free + list(spec.deterministics))
     refuse_varying(posterior, names)
-    asked = _checked_quantities(quantities, names)
+    asked = _read_quantities(quantities, names)
     simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
-    known = known_datasets(
+    known = simulate_known(
         posterior,
         num_datasets,
         simulate_seed,
@@ -142,7 +158,7 @@ def check_calibration(
     check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed))
     check.run(known, sample_seed, progressbar=progressbar)
     tree, findings = check.tree()
-    warn(findings, f"Calibration on {len(known)} simulated data sets", check.advice())
+    log_verdict(findings, f"Calibration on {len(known)} simulated data sets", check.advice())
     return tree
 
 
@@ -156,7 +172,7 @@ def refuse_varying(posterior: AmortizedPosterior, names: Sequence[str]) -> None:
         )
 
 
-def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantity]:
+def _read_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantity]:
     asked = read_mapping("quantities", quantities)
     for name, quantity in asked.items():
         if not callable(quantity):
@@ -170,7 +186,7 @@ def _checked_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quan
     return asked
 
 
-def _batches(number: int, values_per_dataset: int) -> list[slice]:
+def _split_batches(number: int, values_per_dataset: int) -> list[slice]:
     """Split data sets: 32 MiB of draws at once, of which copies are made; few enough for a progress bar to move."""
     size = int(np.clip(2**22 // values_per_dataset, 1, 64))
     return list(blocks(number, size))
@@ -209,7 +225,7 @@ class Check:
 
     def run(self, known: Simulations, seed: np.random.SeedSequence, *, progressbar: bool) -> None:
         """Go through simulated data sets in batches of bounded memory."""
-        batches = _batches(len(known), self.values_per_dataset)
+        batches = _split_batches(len(known), self.values_per_dataset)
         with Progress("Checking", len(known), shown=progressbar) as progress:
             for batch, child in zip(batches, seed.spawn(len(batches)), strict=True):
                 self.add(known.take(batch), child)
@@ -220,26 +236,26 @@ class Check:
         datasets = of_simulations(known)
         tree = sample_known(self.posterior, datasets, self.draws, self.correction, self._drawn, seed)
         truth = self._truth(known)
-        effective = effective_draws(tree, self.names)
+        effective = count_effective_draws(tree, self.names)
         posterior, stats = (tree[group].to_dataset() for group in ("posterior", "sample_stats"))
-        drawn = {name: flat_draws(posterior[name]) for name in self.names}
-        pits = {name: ranks(values, truth[name], self.rng, effective) for name, values in drawn.items()}
+        drawn = {name: flatten_draws(posterior[name]) for name in self.names}
+        pits = {name: rank_truth(values, truth[name], self.rng, effective) for name, values in drawn.items()}
         if "lp" in stats:
             log_joint = self.posterior.compiled.log_joint(known.unconstrained, datasets)
-            pits[LOG_JOINT] = ranks(flat_draws(stats["lp"]), log_joint, self.rng, effective)
-        near, near_truth = standardized(drawn, truth)
-        pits[DISTANCE] = distance_ranks(near, near_truth, self.rng, effective)
+            pits[LOG_JOINT] = rank_truth(flatten_draws(stats["lp"]), log_joint, self.rng, effective)
+        near, near_truth = standardize(drawn, truth)
+        pits[DISTANCE] = rank_distance(near, near_truth, self.rng, effective)
         self.pairs.append((near_truth, near[self.rng.integers(len(near), size=len(known)), np.arange(len(known))]))
         for name, quantity in self.quantities.items():
-            pits[name] = ranks(*user_quantity(name, quantity, tree, truth), self.rng, effective)
+            pits[name] = rank_truth(*evaluate_quantity(name, quantity, tree, truth), self.rng, effective)
         self.pits.append(pits)
-        recovered = {name: {"true": truth[name]} | location_and_spread(values) for name, values in drawn.items()}
+        recovered = {name: {"true": truth[name]} | summarize_draws(values) for name, values in drawn.items()}
         self.recovered.append({name: np.stack([*r.values()]) for name, r in recovered.items()})
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
         self.stats.append({"effective_draws": effective, "pareto_k": k})
         if self.template is None:
             first = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
-            self.template = without_clashes(first)
+            self.template = rename_clashing_dims(first)
 
     def _truth(self, known: Simulations) -> dict[str, np.ndarray]:
         derived = [name for name in self._drawn if name not in known.variables]
@@ -253,24 +269,26 @@ class Check:
         """Lay out everything, with what was found."""
         assert self.template is not None
         template = self.template
-        pits = _concatenated(self.pits)
-        stats = _concatenated(self.stats)
+        pits = _concatenate(self.pits)
+        stats = _concatenate(self.stats)
         recovered = {name: np.concatenate([r[name] for r in self.recovered], axis=1) for name in self.names}
         for name in pits.keys() - set(self.names):
             template = template.assign({name: ((), 0.0)})
         template = template[list(pits)]
-        findings = find(pits, {str(name): labels(values) for name, values in template.data_vars.items()})
+        findings = judge_quantities(
+            pits, {str(name): label_elements(values) for name, values in template.data_vars.items()}
+        )
         number = len(stats["pareto_k"])
-        wrong = off(findings)
+        wrong = select_wrong(findings)
         attrs = {"num_datasets": number, "draws": self.draws, "correction": self.correction or "none"}
         verdict = {"calibrated": int(not wrong), "level": LEVEL, "off": "; ".join(f.label for f in wrong)}
         parameters = template[self.names]
         groups = {
-            "prior_sbc": with_lead(template, ["chain", "draw"], {name: values[None] for name, values in pits.items()}),
-            "calibration": metrics(findings, template).assign_attrs(verdict),
-            "coverage": coverage(template, pits, number),
-            "recovery": along("estimate", ["true", "mean", "median", "sd"], parameters, recovered),
-            "contraction": along("score", ["contraction", "z_score"], parameters, scores(recovered)),
+            "prior_sbc": lay_out(template, ["chain", "draw"], {name: values[None] for name, values in pits.items()}),
+            "calibration": lay_out_findings(findings, template).assign_attrs(verdict),
+            "coverage": compute_coverage(template, pits, number),
+            "recovery": lay_out_along("estimate", ["true", "mean", "median", "sd"], parameters, recovered),
+            "contraction": lay_out_along("score", ["contraction", "z_score"], parameters, compute_scores(recovered)),
             "sample_stats": xr.Dataset(
                 {name: (DATASET_DIM, values) for name, values in stats.items()}, {DATASET_DIM: np.arange(number)}
             ),
@@ -300,5 +318,5 @@ class Check:
         )
 
 
-def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

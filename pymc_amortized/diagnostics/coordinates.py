@@ -18,7 +18,7 @@ BAND_PROB = 0.95
 """Probability that all of a calibrated curve lies within its band."""
 
 
-def labels(values: xr.DataArray) -> np.ndarray:
+def label_elements(values: xr.DataArray) -> np.ndarray:
     """What ArviZ calls each element of a variable, (*shape)."""
     found = np.empty(values.shape, dtype=object)
     selections = xarray_sel_iter(values.to_dataset(name=values.name), skip_dims=set())
@@ -27,13 +27,13 @@ def labels(values: xr.DataArray) -> np.ndarray:
     return found
 
 
-def without_clashes(template: xr.Dataset) -> xr.Dataset:
+def rename_clashing_dims(template: xr.Dataset) -> xr.Dataset:
     """Rename dims of a model that have the names of dims of results."""
     results = {"chain", "draw", DATASET_DIM, "metric", "level", "estimate", "score", "statistic"}
     return template.rename({dim: f"{dim}_" for dim in template.dims if dim in results})
 
 
-def with_lead(template: xr.Dataset, lead: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+def lay_out(template: xr.Dataset, lead: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Lay out arrays (*lead, *shape), of variables that a template has without their leading dims."""
     variables = {name: ((*lead, *template[name].dims), array) for name, array in arrays.items()}
     sizes = dict(zip(lead, next(iter(arrays.values())).shape, strict=False))
@@ -41,12 +41,14 @@ def with_lead(template: xr.Dataset, lead: Sequence[str], arrays: Mapping[str, np
     return xr.Dataset(variables, coords=coords)
 
 
-def along(dim: str, entries: Sequence[str], template: xr.Dataset, arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+def lay_out_along(
+    dim: str, entries: Sequence[str], template: xr.Dataset, arrays: Mapping[str, np.ndarray]
+) -> xr.Dataset:
     """Lay out arrays (entries, data sets, *shape)."""
-    return with_lead(template, [dim, DATASET_DIM], arrays).assign_coords({dim: list(entries)})
+    return lay_out(template, [dim, DATASET_DIM], arrays).assign_coords({dim: list(entries)})
 
 
-def coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) -> xr.Dataset:
+def compute_coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) -> xr.Dataset:
     """Share of true values within central intervals, and of TARP's balls, at each nominal level."""
     shares, levels = {}, np.round(np.linspace(0, 1, 101), 2)
     for name, values in pits.items():
@@ -54,7 +56,7 @@ def coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) 
         known = np.isfinite(inside).sum(axis=0)
         counts = np.stack([(inside <= level).sum(axis=0) for level in levels])
         shares[name] = counts / np.where(known > 0, known, np.nan)
-    laid = with_lead(template, ["level"], shares)
+    laid = lay_out(template, ["level"], shares)
     points, lower, upper = band(number, BAND_PROB)
     bounds: dict[str, Any] = {
         "level": levels,
@@ -64,7 +66,7 @@ def coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) 
     return laid.assign_coords(bounds)
 
 
-def scores(recovered: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def compute_scores(recovered: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Contraction and z-score of each data set, (2, data sets, *shape)."""
     found = {}
     for name, (true, mean, _, sd) in recovered.items():

@@ -13,9 +13,9 @@ from scipy import stats
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.diagnostics.coordinates import with_lead, without_clashes
+from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
 from pymc_amortized.diagnostics.statistics import SAMPLE
-from pymc_amortized.diagnostics.two_sample import accuracy, normal_scores
+from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.results.version import LIBRARY
 
@@ -147,7 +147,7 @@ def _moments(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
                 sd_error_a[name].to_numpy() / sd_a[name].to_numpy(), sd_error_b[name].to_numpy() / scale
             )
         arrays[name] = np.stack([shift, shift_error, ratio, ratio * relative])
-    found = with_lead(without_clashes(mean_b), ["statistic"], arrays)
+    found = lay_out(rename_clashing_dims(mean_b), ["statistic"], arrays)
     return found.assign_coords(statistic=["shift", "shift_mcse", "sd_ratio", "sd_ratio_mcse"])
 
 
@@ -163,9 +163,9 @@ def _c2st(first: xr.Dataset, second: xr.Dataset, rng: np.random.Generator) -> xr
     parts = [_halves(draws, counts, half, rng) for draws, counts in sets]
     train, test = (np.concatenate([draws for draws, _ in some]) for some in zip(*parts, strict=True))
     train_counts, test_counts = (np.concatenate([counts for _, counts in some]) for some in zip(*parts, strict=True))
-    scores = normal_scores(np.concatenate([train, test]))
+    scores = take_normal_scores(np.concatenate([train, test]))
     labels = np.repeat([0.0, 1.0], half)
-    right = accuracy(scores[: 2 * half], labels, scores[2 * half :], labels, rng, train_counts)
+    right = guess_labels(scores[: 2 * half], labels, scores[2 * half :], labels, rng, train_counts)
     found = np.average(right, weights=test_counts)
     error = 0.5 * np.sqrt(np.square(test_counts).sum()) / test_counts.sum()
     p_value = float(stats.norm.sf((found - 0.5) / error))

@@ -24,10 +24,10 @@ from pymc_amortized.approximators.fitting.arguments import Correction, check_cor
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check, refuse_varying
-from pymc_amortized.diagnostics.simulated import known_datasets, sample_known
-from pymc_amortized.diagnostics.statistics import flat_draws, standardized
+from pymc_amortized.diagnostics.simulated import sample_known, simulate_known
+from pymc_amortized.diagnostics.statistics import flatten_draws, standardize
 from pymc_amortized.diagnostics.two_sample import Features
-from pymc_amortized.diagnostics.verdict import LEVEL, warn
+from pymc_amortized.diagnostics.verdict import LEVEL, log_verdict
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.data.simulations import Simulations
@@ -98,28 +98,28 @@ def check_local_calibration(
     refuse_varying(posterior, names)
     here = read_datasets(spec, observed)
     simulate_seed, sample_seed, here_seed, own_seed = seed_sequence(random_seed).spawn(4)
-    known = known_datasets(
+    known = simulate_known(
         posterior, num_simulations, simulate_seed, simulations=simulations, context=context, missing=missing
     )
-    near = known.take(nearest(posterior, known, here, num_datasets))
+    near = known.take(find_nearest(posterior, known, here, num_datasets))
     rng = np.random.default_rng(own_seed)
     check = Check(posterior, names, {}, draws, correction, rng)
     check.run(near, sample_seed, progressbar=progressbar)
     tree, findings = check.tree()
     at = sample_known(posterior, here.many(), draws, correction, names, here_seed)
-    drawn = {name: flat_draws(at["posterior"].to_dataset()[name]) for name in names}
-    points, _ = standardized(drawn, {name: values[0] for name, values in drawn.items()})
+    drawn = {name: flatten_draws(at["posterior"].to_dataset()[name]) for name in names}
+    points, _ = standardize(drawn, {name: values[0] for name, values in drawn.items()})
     true, drawn_once = (np.concatenate(part) for part in zip(*check.pairs, strict=True))
-    c2st = local_c2st(true, drawn_once, points[:, 0], rng)
+    c2st = run_local_c2st(true, drawn_once, points[:, 0], rng)
     tree["c2st"] = xr.DataTree(xr.Dataset(c2st))
     extra = []
     if c2st["p_value"] < LEVEL:
         extra.append(f"a classifier tells true parameters from draws (local C2ST, p = {c2st['p_value']:.2g})")
-    warn(findings, f"Calibration on the {len(near)} of {len(known)} simulations nearest", check.advice(), extra)
+    log_verdict(findings, f"Calibration on the {len(near)} of {len(known)} simulations nearest", check.advice(), extra)
     return tree
 
 
-def nearest(posterior: AmortizedPosterior, known: Simulations, here: DataSets, number: int) -> np.ndarray:
+def find_nearest(posterior: AmortizedPosterior, known: Simulations, here: DataSets, number: int) -> np.ndarray:
     """Indices of the simulations that are most like a data set, (number,)."""
     sets = of_simulations(known)
     features, feature = _features(posterior, sets), _features(posterior, here)
@@ -168,7 +168,9 @@ def _features(posterior: AmortizedPosterior, datasets: DataSets) -> np.ndarray:
     return np.nan_to_num(np.concatenate(parts, axis=1), posinf=0.0, neginf=0.0)
 
 
-def local_c2st(true: np.ndarray, drawn: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+def run_local_c2st(
+    true: np.ndarray, drawn: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> dict[str, float]:
     """Test whether true parameters and draws differ where the observed data set is.
 
     Parameters

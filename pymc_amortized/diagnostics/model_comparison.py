@@ -105,7 +105,7 @@ def check_comparison(
     made = _of_prior(comparison, number, weights, _lengths(comparison, lengths), simulating, rng)
     datasets, label = of_simulations(made), made.unconstrained[:, 0].astype(int)
     probability = posterior_weights(comparison.log_probabilities(datasets), weights)
-    tree = assess(comparison.names, label, probability, rng, _extents(comparison, datasets, lengths))
+    tree = judge_probabilities(comparison.names, label, probability, rng, _extents(comparison, datasets, lengths))
     _warn(tree, comparison.error)
     return tree
 
@@ -147,7 +147,7 @@ def _extents(comparison: AmortizedComparison, datasets: DataSets, lengths: Any) 
     return {} if lengths is not None else {r.dim: datasets.lengths[r.dim] for r in comparison.common.spec.sizes}
 
 
-def assess(
+def judge_probabilities(
     names: list[str],
     label: np.ndarray,
     probability: np.ndarray,
@@ -184,7 +184,7 @@ def assess(
     return xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
 
 
-def calibration_errors(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+def estimate_calibration_errors(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Squared calibration errors (models,), debiased: they may be below 0.
 
     Parameters
@@ -217,7 +217,7 @@ def _scores(names: list[str], label: np.ndarray, probability: np.ndarray, rng: n
     n = len(label)
     with np.errstate(divide="ignore"):
         log_p = np.log(probability[np.arange(n), label])
-    squared = calibration_errors(label, probability)
+    squared = estimate_calibration_errors(label, probability)
     null = _null(probability, rng)
     values: dict[str, Any] = {
         "log_score": log_p.mean(),
@@ -235,7 +235,7 @@ def _null(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Errors, averaged over models, of models drawn from the probabilities themselves."""
     below = np.cumsum(probability, axis=1)[:, :-1]
     draws = ((rng.random((len(below), 1)) > below).sum(1) for _ in range(500))  # a p-value of 5 % has an error of 1 %
-    return np.array([calibration_errors(drawn, probability).mean() for drawn in draws])
+    return np.array([estimate_calibration_errors(drawn, probability).mean() for drawn in draws])
 
 
 def _confusion(names: list[str], label: np.ndarray, probability: np.ndarray) -> xr.Dataset:

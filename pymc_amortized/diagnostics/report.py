@@ -16,7 +16,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import check_calibration
-from pymc_amortized.diagnostics.coordinates import labels
+from pymc_amortized.diagnostics.coordinates import label_elements
 from pymc_amortized.diagnostics.plots import (
     plot_calibration,
     plot_contraction,
@@ -25,7 +25,7 @@ from pymc_amortized.diagnostics.plots import (
     plot_recovery,
     plot_weights,
 )
-from pymc_amortized.diagnostics.plots.checks import correlation
+from pymc_amortized.diagnostics.plots.checks import correlate
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -103,10 +103,10 @@ def report(
     }
     if observed is not None:
         sections["Observed data"] = _observed(posterior, observed, rng)
-    Path(path).write_text(page(sections), encoding="utf-8")
+    Path(path).write_text(lay_out_page(sections), encoding="utf-8")
 
 
-def page(sections: Mapping[str, str]) -> str:
+def lay_out_page(sections: Mapping[str, str]) -> str:
     """Put sections, title to HTML, on one page; those without content are left out."""
     body = "\n".join(f"<h2>{escape(title)}</h2>\n{content}" for title, content in sections.items() if content)
     return (
@@ -116,14 +116,14 @@ def page(sections: Mapping[str, str]) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> str:
+def lay_out_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> str:
     """Lay out a table of text, all of it escaped."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return f"<table{' class="words"' if words else ''}><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def picture(figure: Figure, alternative: str) -> str:
+def embed_figure(figure: Figure, alternative: str) -> str:
     """Embed a figure, and close it."""
     import matplotlib.pyplot as plt
 
@@ -144,7 +144,7 @@ def _model(posterior: AmortizedPosterior) -> str:
     density = f"No density: {obstacle}." if obstacle else "The model has a density: draws can be corrected."
     if posterior.learned is not None:
         density = "The likelihood is learned: draws can be corrected by that."
-    return table(["variable", "role", "shape", ""], rows, words=True) + f"<p>{escape(density)}</p>"
+    return lay_out_table(["variable", "role", "shape", ""], rows, words=True) + f"<p>{escape(density)}</p>"
 
 
 def _shape(shape: Sequence[int | None], dims: Sequence[str | None] | None) -> str:
@@ -175,8 +175,8 @@ def _training(posterior: AmortizedPosterior) -> str:
         ["seed", ", ".join(map(str, p.entropy))],
     ]
     rows += [["dropped simulations", f"{why}: {count} of {p.attempted}"] for why, count in p.dropped.items()]
-    plot = picture(plot_history(history), "losses during training") if len(history.step) > 1 else ""
-    return table(["", ""], rows, words=True) + plot
+    plot = embed_figure(plot_history(history), "losses during training") if len(history.step) > 1 else ""
+    return lay_out_table(["", ""], rows, words=True) + plot
 
 
 def _calibration(check: xr.DataTree) -> str:
@@ -198,8 +198,8 @@ def _calibration(check: xr.DataTree) -> str:
         f"A p-value (adjusted for the number of quantities) below {LEVEL} is off. Bias is in posterior sds; the sd is "
         "relative to what it should be, below one over-confident. log_joint is the joint density of parameters and "
         f"data, tarp the coverage of the joint posterior. {note}</p>"
-        + table(["quantity", "p", "bias", "sd", "largest ECDF difference"], cells)
-        + picture(plot_calibration(check), "ECDF differences of PIT values")
+        + lay_out_table(["quantity", "p", "bias", "sd", "largest ECDF difference"], cells)
+        + embed_figure(plot_calibration(check), "ECDF differences of PIT values")
     )
 
 
@@ -208,7 +208,7 @@ def _coverage(check: xr.DataTree) -> str:
     nominal = [0.5, 0.9, 0.95]
     shown = group.sel(level=nominal, method="nearest").rename(level="metric")
     rows = [[str(name), *(f"{share:.0%}" for share in shares)] for name, *shares in _rows(shown, None)[:MOST_ROWS]]
-    return table(["share of true values within", *(f"{level:.0%}" for level in nominal)], rows) + picture(
+    return lay_out_table(["share of true values within", *(f"{level:.0%}" for level in nominal)], rows) + embed_figure(
         plot_coverage(check), "coverage"
     )
 
@@ -219,13 +219,13 @@ def _recovery(check: xr.DataTree) -> str:
     for name in recovery.data_vars:
         found = recovery[name].transpose("estimate", "dataset", ...)
         learned = contraction[name].sel(score="contraction").median("dataset")
-        for place, label in np.ndenumerate(labels(found[0, 0])):
+        for place, label in np.ndenumerate(label_elements(found[0, 0])):
             true, mean = found.to_numpy()[(slice(0, 2), slice(None), *place)]
-            rows.append([str(label), f"{correlation(true, mean):.2f}", f"{float(learned.to_numpy()[place]):.2f}"])
+            rows.append([str(label), f"{correlate(true, mean):.2f}", f"{float(learned.to_numpy()[place]):.2f}"])
     return (
-        table(["parameter", "correlation", "median contraction"], rows[:MOST_ROWS])
-        + picture(plot_recovery(check), "recovery")
-        + picture(plot_contraction(check), "contraction and z-scores")
+        lay_out_table(["parameter", "correlation", "median contraction"], rows[:MOST_ROWS])
+        + embed_figure(plot_recovery(check), "recovery")
+        + embed_figure(plot_contraction(check), "contraction and z-scores")
     )
 
 
@@ -247,11 +247,11 @@ def _observed(posterior: AmortizedPosterior, observed: Any, rng: np.random.Gener
     estimates = xr.concat([draws.mean(SAMPLE), draws.std(SAMPLE)], dim="metric")
     rows = [[str(name), f"{mean:.3g}", f"{sd:.2g}"] for name, mean, sd in _rows(estimates, None)[:MOST_ROWS]]
     weighted = "proposal_log_weight" in dt["sample_stats"]
-    plot = picture(plot_weights(dt), "importance weights") if weighted else ""
+    plot = embed_figure(plot_weights(dt), "importance weights") if weighted else ""
     stats = dt["sample_stats"].to_dataset()
     k = f", Pareto k {stats['pareto_k'].item():.2f}" if "pareto_k" in stats else ""
     how = f"<p>Stage: {escape(str(stats['stage'].item()))}{k}.</p>"
-    return how + table(["variable", "mean", "sd"], rows) + plot
+    return how + lay_out_table(["variable", "mean", "sd"], rows) + plot
 
 
 def _rows(dataset: xr.Dataset, metrics: list[str] | None) -> list[tuple[Any, ...]]:
@@ -260,6 +260,6 @@ def _rows(dataset: xr.Dataset, metrics: list[str] | None) -> list[tuple[Any, ...
     found: list[tuple[Any, ...]] = []
     for name in chosen.data_vars:
         values = chosen[name].transpose("metric", ...)
-        for place, label in np.ndenumerate(labels(values[0])):
+        for place, label in np.ndenumerate(label_elements(values[0])):
             found.append((str(label), *values.to_numpy()[(slice(None), *place)].tolist()))
     return found

@@ -20,7 +20,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 logger = logging.getLogger("pymc_amortized")
 
 
-def known_datasets(
+def simulate_known(
     posterior: AmortizedPosterior,
     number: int,
     seed: np.random.SeedSequence,

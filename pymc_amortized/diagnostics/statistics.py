@@ -28,7 +28,7 @@ SAMPLE = ("chain", "draw")
 """Interquartile range of a standard normal."""
 
 
-def effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray:
+def count_effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray:
     """Return how many independent draws those of each data set are worth, (data sets,)."""
     posterior, stats = tree["posterior"], tree["sample_stats"]
     number, total = posterior.sizes[DATASET_DIM], posterior.sizes["chain"] * posterior.sizes["draw"]
@@ -44,24 +44,24 @@ def effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray:
     return np.clip(np.where(np.isnan(worth), total, worth), 1.0, total)
 
 
-def flat_draws(values: xr.DataArray) -> np.ndarray:
+def flatten_draws(values: xr.DataArray) -> np.ndarray:
     """(data set, chain, draw, *shape) -> (draws, data sets, *shape)."""
     array = values.transpose(DATASET_DIM, *SAMPLE, ...).to_numpy()
     return np.moveaxis(array.reshape(len(array), -1, *array.shape[3:]), 1, 0)
 
 
-def location_and_spread(draws: np.ndarray) -> Numbers:
+def summarize_draws(draws: np.ndarray) -> Numbers:
     """Posterior mean, median and sd (data sets, *shape) of draws (draws, data sets, *shape)."""
     return {"mean": draws.mean(axis=0), "median": np.median(draws, axis=0), "sd": draws.std(axis=0, ddof=1)}
 
 
-def ranks(draws: np.ndarray, truth: np.ndarray, rng: np.random.Generator, effective: np.ndarray) -> np.ndarray:
+def rank_truth(draws: np.ndarray, truth: np.ndarray, rng: np.random.Generator, effective: np.ndarray) -> np.ndarray:
     """PIT values (data sets, *shape), of draws (draws, data sets, *shape) that are worth `effective` (data sets,)."""
     worth = effective.reshape(-1, *[1] * (truth.ndim - 1))
     return pit(draws, truth, rng, np.broadcast_to(worth, truth.shape))
 
 
-def standardized(draws: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def standardize(draws: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Standardize by the median and the interquartile range of each posterior.
 
     Parameters
@@ -84,7 +84,7 @@ def standardized(draws: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray
     return (flat - middle) * weight, (flat_truth - middle) * weight
 
 
-def distance_ranks(draws: np.ndarray, truth: np.ndarray, rng: np.random.Generator, effective: np.ndarray) -> np.ndarray:
+def rank_distance(draws: np.ndarray, truth: np.ndarray, rng: np.random.Generator, effective: np.ndarray) -> np.ndarray:
     """PIT values (data sets,) of the truth's distance from a random point among those of the draws.
 
     Parameters
@@ -98,7 +98,7 @@ def distance_ranks(draws: np.ndarray, truth: np.ndarray, rng: np.random.Generato
     return pit(squared, np.square(truth - reference).sum(axis=-1), rng, effective)
 
 
-def user_quantity(
+def evaluate_quantity(
     name: str, quantity: Quantity, tree: xr.DataTree, truth: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evaluate a user's test quantity.

@@ -17,7 +17,7 @@ COSINES = 150
 """How many random ones are features."""
 
 
-def normal_scores(values: np.ndarray) -> np.ndarray:
+def take_normal_scores(values: np.ndarray) -> np.ndarray:
     """Map each column of (n, columns) to normal scores of its ranks; columns that do not vary are dropped."""
     values = values[:, np.ptp(values, axis=0) > 0]
     return ndtri((rankdata(values, axis=0) - 0.5) / len(values))
@@ -84,7 +84,7 @@ def fit_logistic(
     return beta
 
 
-def accuracy(
+def guess_labels(
     train: np.ndarray,
     train_labels: np.ndarray,
     test: np.ndarray,

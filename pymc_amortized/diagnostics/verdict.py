@@ -31,7 +31,7 @@ class Finding:
     p_adjusted: float
 
 
-def find(pits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> list[Finding]:
+def judge_quantities(pits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> list[Finding]:
     """Test every scalar quantity.
 
     Parameters
@@ -51,7 +51,7 @@ def find(pits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> list[Fin
     ]
 
 
-def metrics(findings: list[Finding], template: xr.Dataset) -> xr.Dataset:
+def lay_out_findings(findings: list[Finding], template: xr.Dataset) -> xr.Dataset:
     """Lay out findings as a dataset, each variable with a leading dim ``metric``.
 
     Parameters
@@ -67,7 +67,7 @@ def metrics(findings: list[Finding], template: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(variables, coords={**template.coords, "metric": list(METRICS)})
 
 
-def off(findings: list[Finding]) -> list[Finding]:
+def select_wrong(findings: list[Finding]) -> list[Finding]:
     """Those that are not calibrated, the clearest first."""
     return sorted((f for f in findings if f.p_adjusted < LEVEL), key=lambda f: f.result.p_value)
 
@@ -87,7 +87,7 @@ def explain(finding: Finding) -> str:
     return f"{finding.label}: {describe(result)} ({p})"
 
 
-def warn(findings: list[Finding], what: str, advice: str, further: Sequence[str] = ()) -> None:
+def log_verdict(findings: list[Finding], what: str, advice: str, further: Sequence[str] = ()) -> None:
     """Log which quantities are off, how, and what to do; or that none is.
 
     Parameters
@@ -97,7 +97,7 @@ def warn(findings: list[Finding], what: str, advice: str, further: Sequence[str]
     further : sequence of str
         What else was found to be off.
     """
-    wrong = off(findings)
+    wrong = select_wrong(findings)
     if not wrong and not further:
         logger.info("%s: none of %d quantities is off.", what, len(findings))
         return

@@ -9,7 +9,17 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.diagnostics.coordinates import BAND_PROB
-from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, Panel, choose, grid, note
+from pymc_amortized.diagnostics.plots.panels import (
+    BLUE,
+    DARK,
+    GREY,
+    RED,
+    SMALL,
+    Panel,
+    choose_panels,
+    make_grid,
+    write_note,
+)
 from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.numerics.uniformity import band, p_text
@@ -45,8 +55,10 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     under-confident. Above zero throughout: biased high; below: biased low. ``az.plot_ecdf_pit(check)`` plots the same
     with another test.
     """
-    pits, metrics = group(check, "prior_sbc"), group(check, "calibration")
-    figure, drawn = grid(choose_of(check, "prior_sbc", ["chain", "draw"], var_names), figsize=figsize, shared=True)
+    pits, metrics = take_group(check, "prior_sbc"), take_group(check, "calibration")
+    figure, drawn = make_grid(
+        choose_panels_of(check, "prior_sbc", ["chain", "draw"], var_names), figsize=figsize, shared=True
+    )
     for panel, ax in drawn:
         values = np.sort(panel.of(pits.squeeze("chain", drop=True).transpose("draw", ...)))
         values = values[np.isfinite(values)]
@@ -59,7 +71,7 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
             x = np.concatenate([[0], np.repeat(values, 2), [1]])
             y = np.concatenate([[0, 0], np.repeat(np.arange(1, n + 1) / n, 2)])
             ax.plot(x, y - x, color=RED if wrong else BLUE, lw=1.3)
-        note(ax, _finding(metrics, panel), alarming=wrong)
+        write_note(ax, _finding(metrics, panel), alarming=wrong)
     _margins(figure)
     _title(figure, check, "Calibration")
     figure.supxlabel("PIT of the true value", fontsize=SMALL + 1)
@@ -84,8 +96,8 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     matplotlib.figure.Figure
         Below the diagonal: over-confident; above: under-confident.
     """
-    found, metrics = group(check, "coverage"), group(check, "calibration")
-    figure, drawn = grid(choose_of(check, "coverage", ["level"], var_names), figsize=figsize, shared=True)
+    found, metrics = take_group(check, "coverage"), take_group(check, "calibration")
+    figure, drawn = make_grid(choose_panels_of(check, "coverage", ["level"], var_names), figsize=figsize, shared=True)
     level = found["level"].to_numpy()
     for panel, ax in drawn:
         wrong = _is_off(metrics, panel)
@@ -95,7 +107,7 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         ax.plot(level, shares, color=RED if wrong else BLUE, lw=1.3)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         at = int(np.argmin(np.abs(level - 0.9)))
-        note(ax, f"90 %: {shares[at]:.0%}", alarming=wrong)
+        write_note(ax, f"90 %: {shares[at]:.0%}", alarming=wrong)
     _title(figure, check, "Coverage")
     figure.supxlabel("nominal coverage", fontsize=SMALL + 1)
     figure.supylabel("share of true values", fontsize=SMALL + 1)
@@ -120,8 +132,10 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         Bars are one posterior sd to either side; ``r`` is the correlation. Where it is low, the data say little, or the
         network does not hear them.
     """
-    found = group(check, "recovery")
-    figure, drawn = grid(choose_of(check, "recovery", ["estimate", DATASET_DIM], var_names), figsize=figsize)
+    found = take_group(check, "recovery")
+    figure, drawn = make_grid(
+        choose_panels_of(check, "recovery", ["estimate", DATASET_DIM], var_names), figsize=figsize
+    )
     for panel, ax in drawn:
         true, mean, _, sd = panel.of(found.transpose("estimate", DATASET_DIM, ...))
         some = slice(300)  # points with error bars that can still be told apart
@@ -131,7 +145,7 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         ends = (low - margin, high + margin)
         ax.plot(ends, ends, color=DARK, lw=0.8, ls=":")
         ax.set(xlim=ends, ylim=ends)
-        note(ax, f"r = {correlation(true, mean):.2f}")
+        write_note(ax, f"r = {correlate(true, mean):.2f}")
     _title(figure, check, "Recovery")
     figure.supxlabel("true value", fontsize=SMALL + 1)
     figure.supylabel("posterior mean ± sd", fontsize=SMALL + 1)
@@ -156,8 +170,10 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
         Points at the right: the data say much; below 0 posteriors are wider than the prior. Points above and below the
         dotted lines at ±2 should be few (5 %); many at the right mean over-confidence, most of them on one side a bias.
     """
-    found = group(check, "contraction")
-    figure, drawn = grid(choose_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize)
+    found = take_group(check, "contraction")
+    figure, drawn = make_grid(
+        choose_panels_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize
+    )
     lowest, steep = -0.5, 3.5  # shown in any case: few z-scores of a calibrated posterior lie beyond
     for panel, ax in drawn:
         contraction, z = panel.of(found.transpose("score", DATASET_DIM, ...))
@@ -174,7 +190,7 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
         beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
         words = f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown"
         wider = f"{beside.sum()} below {lowest}\n" if beside.any() else ""
-        note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
+        write_note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
     _title(figure, check, "Contraction")
     figure.supxlabel("posterior contraction", fontsize=SMALL + 1)
     figure.supylabel("posterior z-score", fontsize=SMALL + 1)
@@ -193,7 +209,7 @@ def _title(figure: Figure, check: xr.DataTree, what: str) -> None:
         figure.suptitle(f"{what}: {how}, {attrs['num_datasets']} simulated data sets", fontsize=SMALL + 2)
 
 
-def correlation(true: np.ndarray, mean: np.ndarray) -> float:
+def correlate(true: np.ndarray, mean: np.ndarray) -> float:
     """Correlation of true values and posterior means; NaN where one of them does not vary."""
     known = np.isfinite(true) & np.isfinite(mean)
     if known.sum() < 2 or np.ptp(true[known]) == 0 or np.ptp(mean[known]) == 0:
@@ -201,7 +217,7 @@ def correlation(true: np.ndarray, mean: np.ndarray) -> float:
     return float(np.corrcoef(true[known], mean[known])[0, 1])
 
 
-def group(check: xr.DataTree, name: str) -> xr.Dataset:
+def take_group(check: xr.DataTree, name: str) -> xr.Dataset:
     """Take a group of a check.
 
     Raises
@@ -214,11 +230,11 @@ def group(check: xr.DataTree, name: str) -> xr.Dataset:
     return check[name].to_dataset()
 
 
-def choose_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequence[str] | None) -> list[Panel]:
+def choose_panels_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequence[str] | None) -> list[Panel]:
     """Choose the panels for a group whose variables have the leading dims `dims`."""
-    template = group(check, name).isel(dict.fromkeys(dims, 0), drop=True)
-    urgency = group(check, "calibration").sel(metric="p_value", drop=True)
-    return choose(template, var_names, urgency)
+    template = take_group(check, name).isel(dict.fromkeys(dims, 0), drop=True)
+    urgency = take_group(check, "calibration").sel(metric="p_value", drop=True)
+    return choose_panels(template, var_names, urgency)
 
 
 def _most(values: np.ndarray) -> tuple[float, float]:

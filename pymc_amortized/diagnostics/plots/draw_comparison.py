@@ -13,7 +13,17 @@ from pymc_amortized.approximators.comparison.comparison import AmortizedComparis
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.draw_comparison import compare_moments
-from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, choose, figure_of, grid, note
+from pymc_amortized.diagnostics.plots.panels import (
+    BLUE,
+    DARK,
+    GREY,
+    RED,
+    SMALL,
+    choose_panels,
+    make_figure,
+    make_grid,
+    write_note,
+)
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.numerics.importance import k_threshold
 from pymc_amortized.training import History
@@ -48,7 +58,7 @@ def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Fi
             "posterior must be an AmortizedPosterior, AmortizedLikelihood or AmortizedComparison, or its history; got "
             f"{type(posterior).__name__}"
         )
-    figure, (ax,) = figure_of(1, 1, figsize=figsize or (6.0, 3.4))
+    figure, (ax,) = make_figure(1, 1, figsize=figsize or (6.0, 3.4))
     history.plot(ax)
     return figure
 
@@ -82,10 +92,10 @@ def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     if missing:
         raise KeyError(f"sample_stats lacks {missing}: there are no importance weights without a density of the model")
     if DATASET_DIM not in stats.dims:
-        figure, (ax,) = figure_of(1, 1, figsize=figsize or (6.0, 3.4))
+        figure, (ax,) = make_figure(1, 1, figsize=figsize or (6.0, 3.4))
         _one_set_of_weights(ax, stats)
         return figure
-    figure, (left, right) = figure_of(1, 2, figsize=figsize or (9.0, 3.4))
+    figure, (left, right) = make_figure(1, 2, figsize=figsize or (9.0, 3.4))
     _many_sets_of_weights(left, right, stats)
     return figure
 
@@ -105,7 +115,7 @@ def _one_set_of_weights(ax: Axes, stats: xr.Dataset) -> None:
         xscale="log", yscale="log", xlabel="proposals, from the heaviest to the lightest", ylabel="weight / mean weight"
     )
     text = f"Pareto k {k:.2f} (trusted up to {k_threshold(max(n, 1)):.2f})\n{ess:,.0f} effective of {n:,} proposals"
-    note(ax, text, alarming=poor, top=False)
+    write_note(ax, text, alarming=poor, top=False)
 
 
 def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
@@ -122,7 +132,7 @@ def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
     left.scatter(place[poor], shown[poor], s=12, color=RED, lw=0)
     left.axhline(limits.max(), color=DARK, lw=0.8, ls=":")
     left.set(xlabel="data set", ylabel="Pareto k")
-    note(left, f"{poor.sum()} of {len(k)} above {limits.max():.2f}", alarming=bool(poor.any()))
+    write_note(left, f"{poor.sum()} of {len(k)} above {limits.max():.2f}", alarming=bool(poor.any()))
     lowest = float(np.min(shown, initial=0.0, where=np.isfinite(shown)))
     left.set_ylim(max(lowest, -1.0) - 0.1, largest + 0.4)
     right.hist(efficiency[np.isfinite(efficiency)], bins=np.linspace(0, 1, 31).tolist(), color=BLUE, edgecolor="white")
@@ -159,8 +169,8 @@ def plot_comparison(
         where one of them is visible (0.1 sd, 10 %) and clear (four Monte Carlo errors).
     """
     moments = compare_moments(amortized, nuts, var_names)
-    panels = choose(moments.isel(statistic=0, drop=True), None)
-    figure, drawn = grid(panels, figsize=figsize)
+    panels = choose_panels(moments.isel(statistic=0, drop=True), None)
+    figure, drawn = make_grid(panels, figsize=figsize)
     sides = [tree["posterior"].to_dataset().transpose("chain", "draw", ...) for tree in (amortized, nuts)]
     handles: list[Artist] = []
     for panel, ax in drawn:
@@ -176,7 +186,7 @@ def plot_comparison(
         ax.locator_params(axis="x", nbins=4)
         ax.set(yticks=[], ylim=(0, 1.45 * ax.get_ylim()[1]))
         ax.spines["left"].set_visible(False)
-        note(ax, f"shift {shift:+.2f} sd\nsd × {ratio:.2f}", alarming=bool(wrong))
+        write_note(ax, f"shift {shift:+.2f} sd\nsd × {ratio:.2f}", alarming=bool(wrong))
     figure.legend(handles, labels[::-1], loc="outside lower center", ncols=2, frameon=False, fontsize=SMALL)
     return figure
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, RED, SMALL, Panel, figure_of, grid, note
+from pymc_amortized.diagnostics.plots.panels import (
+    BLUE,
+    DARK,
+    GREY,
+    RED,
+    SMALL,
+    Panel,
+    make_figure,
+    make_grid,
+    write_note,
+)
 from pymc_amortized.diagnostics.verdict import LEVEL
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     names = [str(name) for name in found["chosen"].values]
     share, mean = found["share"].to_numpy(), found["probability"].to_numpy()
     side = 1.2 * len(names) + 1.6
-    figure, (ax,) = figure_of(1, 1, figsize=figsize or (side, side - 0.3))
+    figure, (ax,) = make_figure(1, 1, figsize=figsize or (side, side - 0.3))
     ax.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(share):
         color = "white" if value > 0.55 else DARK
@@ -73,7 +83,7 @@ def plot_reliability(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     found, scores = _group(check, "reliability"), _group(check, "scores")
     off = float(scores["p_value"]) < LEVEL
     panels = [Panel(str(name), "share", (k,)) for k, name in enumerate(found["model"].values)]
-    figure, drawn = grid(panels, figsize=figsize, shared=True)
+    figure, drawn = make_grid(panels, figsize=figsize, shared=True)
     for k, (panel, ax) in enumerate(drawn):
         one = found.isel(model=k)
         mean, share = one["probability"].to_numpy(), one["share"].to_numpy()
@@ -84,7 +94,7 @@ def plot_reliability(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
         ax.plot(mean, share, color=RED if off else BLUE, lw=0.8)
         ax.scatter(mean, share, c=[RED if out else BLUE for out in outside], s=14, zorder=3)
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        note(ax, f"error {float(scores['calibration_error'][k]):.3f}", alarming=off)
+        write_note(ax, f"error {float(scores['calibration_error'][k]):.3f}", alarming=off)
         _ = panel
     figure.supxlabel("probability of the model", fontsize=SMALL + 1)
     figure.supylabel("share that comes from it", fontsize=SMALL + 1)

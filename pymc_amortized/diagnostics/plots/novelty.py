@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, figure_of
+from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, make_figure
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 
@@ -35,7 +35,7 @@ def plot_novelty(check: xr.Dataset) -> Figure:
     if not isinstance(check, xr.Dataset) or "reference_score" not in check:
         raise TypeError("check must be what check_misspecification returns")
     together = "mmd" in check
-    figure, (first, *second) = figure_of(1, 1 + together, figsize=(5 * (1 + together), 3.5))
+    figure, (first, *second) = make_figure(1, 1 + together, figsize=(5 * (1 + together), 3.5))
     if second:
         _draw_pvalues(first, np.sort(check["pvalue"].values))
         title = f"all {check.sizes[DATASET_DIM]} data sets together"

@@ -12,7 +12,7 @@ import xarray as xr
 from arviz_base import rcParams
 
 from pymc_amortized.approximators.fitting.arguments import read_names
-from pymc_amortized.diagnostics.coordinates import labels
+from pymc_amortized.diagnostics.coordinates import label_elements
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ class Panel:
         return values[(slice(None),) * lead + self.index]
 
 
-def choose(
+def choose_panels(
     template: xr.Dataset,
     var_names: Sequence[str] | None,
     urgency: xr.Dataset | None = None,
@@ -56,7 +56,9 @@ def choose(
     """
     names = read_names(var_names, [str(name) for name in template.data_vars])
     panels = [
-        Panel(str(label), name, place) for name in names for place, label in np.ndenumerate(labels(template[name]))
+        Panel(str(label), name, place)
+        for name in names
+        for place, label in np.ndenumerate(label_elements(template[name]))
     ]
     most = rcParams["plot.max_subplots"] or len(panels)
     if len(panels) <= most:
@@ -75,13 +77,15 @@ def choose(
     return [panel for i, panel in enumerate(panels) if i in chosen]
 
 
-def grid(
+def make_grid(
     panels: Sequence[Panel], *, figsize: tuple[float, float] | None = None, shared: bool = False
 ) -> tuple[Figure, Iterator[tuple[Panel, Axes]]]:
     """Make a figure with one titled panel each."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = figure_of(rows, columns, figsize=figsize or (2.7 * max(columns, 2), 2.3 * rows + 0.5), shared=shared)
+    figure, axes = make_figure(
+        rows, columns, figsize=figsize or (2.7 * max(columns, 2), 2.3 * rows + 0.5), shared=shared
+    )
     for unused in axes[len(panels) :]:
         unused.remove()
     for lowest in axes[max(len(panels) - columns, 0) : len(panels)]:  # where a shared axis would show its numbers below
@@ -91,7 +95,7 @@ def grid(
     return figure, zip(panels, axes, strict=False)
 
 
-def figure_of(
+def make_figure(
     rows: int, columns: int, *, figsize: tuple[float, float], shared: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of the common look.
@@ -114,7 +118,7 @@ def figure_of(
     return figure, list(axes.flat)
 
 
-def note(ax: Axes, text: str, *, alarming: bool = False, top: bool = True) -> None:
+def write_note(ax: Axes, text: str, *, alarming: bool = False, top: bool = True) -> None:
     """Write a few words into the upper or lower left corner of a panel."""
     ax.text(
         0.03,
