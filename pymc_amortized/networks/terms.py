@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding.encoder import mask_name
+from pymc_amortized.networks.encoding.layout import mask_name
 from pymc_amortized.networks.encoding.robust import squash
 from pymc_amortized.networks.linear_models import LinearModels
 from pymc_amortized.networks.summary import SummaryNetwork

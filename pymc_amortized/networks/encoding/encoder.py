@@ -27,17 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.encoding.array_encoder import ArrayEncoder, encoder_of
-from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
+from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout, mask_name
 from pymc_amortized.networks.encoding.robust import HostModule
 
-__all__ = ["DataEncoder", "Sizes", "mask_name"]
+__all__ = ["DataEncoder", "Sizes"]
 
 Sizes = Mapping[str, np.ndarray | Tensor]
-
-
-def mask_name(axis: str) -> str:
-    """Name under which the encoded data hold the mask of a sized axis."""
-    return f"mask:{axis}"
 
 
 class DataEncoder(HostModule):

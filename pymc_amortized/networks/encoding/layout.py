@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pymc_amortized.numerics.kinds import KINDS
 
-__all__ = ["ArrayLayout", "AxisKind", "AxisLayout", "DataLayout"]
+__all__ = ["ArrayLayout", "AxisKind", "AxisLayout", "DataLayout", "mask_name"]
 
 AxisKind = Literal["set", "sequence", "groups"]
 
@@ -174,3 +174,8 @@ class DataLayout:
             for axis in self.axes
         ]
         return ", ".join(axes) or "no named axis"
+
+
+def mask_name(axis: str) -> str:
+    """Name under which the encoded data hold the mask of a sized axis."""
+    return f"mask:{axis}"

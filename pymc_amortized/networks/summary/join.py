@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pymc_amortized.networks.encoding.encoder import mask_name
-from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout
+from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout, mask_name
 
 __all__ = ["EncodedArray", "Join", "Rows", "Whole", "trimmed"]
 

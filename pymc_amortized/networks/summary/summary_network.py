@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding.encoder import mask_name
-from pymc_amortized.networks.encoding.layout import DataLayout
+from pymc_amortized.networks.encoding.layout import DataLayout, mask_name
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.branches import make_branches
 from pymc_amortized.networks.summary.coupled import CoupledStatistics
