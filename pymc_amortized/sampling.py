@@ -110,6 +110,17 @@ def sample_amortized(
     ------
     ValueError, KeyError, TypeError
         When the model, its data or an argument do not fit; the message names it.
+
+    Examples
+    --------
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 2.0)
+    ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
+    ...     draws = pm.sample_amortized(
+    ...         100, chains=2, random_seed=1, progressbar=False, fit_kwargs={"training": pma.Training(num_steps=30)}
+    ...     )
+    >>> dict(draws.posterior["mu"].sizes)
+    {'chain': 2, 'draw': 100}
     """
     if model is not None and not isinstance(model, BaseModel):
         raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")

@@ -141,6 +141,15 @@ def load(
     FileNotFoundError
     ValueError
         When the file is damaged or not one of ours, or the model is another one; the difference is named.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> posterior.save("posterior.zip")
+    >>> again = pma.load("posterior.zip", model)
+    >>> again.sample({"y": np.zeros(4)}, draws=100, random_seed=1).posterior["mu"].sizes["draw"]
+    100
     """
     path = Path(path)
     if not path.is_file():

@@ -136,6 +136,14 @@ def check_calibration(
     2302.03026); contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are
     broken at random. Corrected draws repeat each other: their ranks are spread as those of as many draws as their
     effective number.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> float(check["recovery"]["mu"].sel(estimate="true").size)
+    50.0
     """
     spec = posterior.spec
     num_datasets = check_integer("num_datasets", num_datasets, smallest=10)

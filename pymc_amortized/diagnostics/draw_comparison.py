@@ -61,6 +61,15 @@ def compare_draws(
     size, and what is repeated is one draw that counts as often. The classifier (logistic regression on quadratic and
     random features) learns from the first half of each and is judged by the second: where there is no difference,
     each draw is guessed right with probability one half.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> a, b = (posterior.sample({"y": np.zeros(4)}, draws=200, random_seed=seed) for seed in (1, 2))
+    >>> found = pma.compare_draws(a, b, random_seed=1)
+    >>> bool(np.abs(found["moments"]["mu"].sel(statistic="shift")) < 0.5)
+    True
     """
     first, second = _both(a, b, var_names)
     rng = np.random.default_rng(seed_sequence(random_seed))

@@ -85,6 +85,16 @@ def check_local_calibration(
     ------
     ValueError, TypeError, KeyError
         When an argument does not fit the model; the message names it.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_local_calibration(
+    ...     posterior, {"y": np.zeros(4)}, num_simulations=500, num_datasets=50, random_seed=1, progressbar=False
+    ... )
+    >>> 0 <= float(check["c2st"]["p_value"]) <= 1
+    True
     """
     spec = posterior.spec
     num_simulations = check_integer("num_simulations", num_simulations, smallest=100)

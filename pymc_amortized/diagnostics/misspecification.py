@@ -80,6 +80,14 @@ def check_misspecification(
     See Also
     --------
     AmortizedPosterior.sample : ``sample_stats["ood_pvalue"]``, at no cost, from simulations made in training.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> found = pma.check_misspecification(posterior, {"y": [0.0, 0.3, 90.0, 0.1]}, num_simulations=400, random_seed=1)
+    >>> float(found["pvalue"]) < 0.05
+    True
     """
     spec = posterior.spec
     datasets = read_datasets(spec, observed, batched=batched)

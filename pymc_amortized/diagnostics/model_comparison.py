@@ -91,6 +91,14 @@ def check_comparison(
     -----
     The debiased estimator is that of Kumar, Liang & Ma (2019, arXiv 1909.10155), of the root mean square error in bins
     of equal numbers of data sets; the p-value comes from consistency resampling (Bröcker & Smith 2007).
+
+    Examples
+    --------
+    With the comparison of :func:`fit_comparison`'s example:
+
+    >>> check = pma.check_comparison(comparison, num_datasets=500, random_seed=1)
+    >>> 0.5 < float(check["scores"]["accuracy"]) <= 1
+    True
     """
     if not isinstance(comparison, AmortizedComparison):
         raise TypeError(f"comparison must be what fit_comparison returns, got {type(comparison).__name__}")

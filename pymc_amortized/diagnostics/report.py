@@ -86,6 +86,13 @@ def report(
     ------
     ImportError
         Without matplotlib.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> pma.report(posterior, "report.html", check=check)
     """
     if not isinstance(posterior, AmortizedPosterior):
         raise TypeError(f"posterior must be an AmortizedPosterior, got {type(posterior).__name__}")

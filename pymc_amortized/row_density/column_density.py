@@ -32,6 +32,13 @@ class RowSize:
         Hidden layers after the first, with a residual connection around each.
     components : int
         Of the mixtures.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_likelihood(model, network=pma.RowSize(hidden=32))``.
+
+    >>> pma.RowSize(hidden=32)
+    RowSize(hidden=32, depth=1, components=8)
     """
 
     hidden: int = 48

@@ -81,6 +81,13 @@ class Training:
     ------
     TypeError, ValueError
         If an option is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> pma.Training(num_steps=2000, batch_size=512).learning_rate
+    0.003
+
+    Passed on as ``pma.fit_posterior(model, training=pma.Training(max_time=60))``.
     """
 
     num_steps: int | None = None

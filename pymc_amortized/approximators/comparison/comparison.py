@@ -76,6 +76,16 @@ class AmortizedComparison:
         Losses of the classifier during training.
     provenance : Provenance
         How it was trained.
+
+    Examples
+    --------
+    With the comparison of :func:`fit_comparison`'s example:
+
+    >>> comparison.names
+    ['narrow', 'wide']
+    >>> factors = comparison.bayes_factors({"y": [3.1, 2.2, 2.5, 3.8]})
+    >>> float(factors["log_bayes_factor"].sel(model="wide", against="narrow")) > 0
+    True
     """
 
     specs: Mapping[str, ModelSpec]

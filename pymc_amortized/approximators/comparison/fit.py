@@ -112,6 +112,22 @@ def fit_comparison(
     calibrated on simulations of their own, by the numbers of their models. Priors of parameters are part of a model:
     vague ones make it less probable. Where a model's density excludes simulations of its prior, what is compared is the
     prior that is left.
+
+    Examples
+    --------
+    Which prior do the data speak for?
+
+    >>> def normal_mean(spread):
+    ...     with pm.Model() as model:
+    ...         mu = pm.Normal("mu", 0.0, spread)
+    ...         pm.Normal("y", mu, 1.0, observed=np.zeros(4))
+    ...     return model
+    >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
+    >>> models = {"narrow": normal_mean(0.2), "wide": normal_mean(2.0)}
+    >>> comparison = pma.fit_comparison(models, posteriors=False, **brief)
+    >>> chosen = comparison.probabilities({"y": [3.1, 2.2, 2.5, 3.8]})["probability"]
+    >>> float(chosen.sel(model="wide")) > 0.5
+    True
     """
     models = _checked_models(models)
     if not isinstance(posteriors, bool):

@@ -66,6 +66,15 @@ def simulate(
     xarray.DataTree
         Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
         The attributes of ``prior`` count what was attempted and dropped.
+
+    Examples
+    --------
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 2.0)
+    ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
+    >>> simulations = pma.simulate(model, 50, random_seed=1)
+    >>> dict(simulations.prior_predictive["y"].sizes)["draw"]
+    50
     """
     draws, cores = check_integer("draws", draws), check_integer("cores", cores)
     context = read_mapping("context", context)

@@ -161,6 +161,17 @@ def fit_joint(
     Notes
     -----
     The method is jointly amortized neural approximation (JANA: Radev et al. 2023, arXiv 2302.09125), row by row.
+
+    Examples
+    --------
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 2.0)
+    ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
+    >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
+    >>> joint = pma.fit_joint(model, num_simulations=1000, **brief)
+    >>> draws = joint.posterior.sample({"y": [1.1, 0.2, 1.5, 0.8]}, draws=100, random_seed=1)
+    >>> joint.likelihood.logp([0.0, 1.0], {"mu": 0.5}).shape
+    (2,)
     """
     options = _options(training, max_time)
     place = choose_device(device)

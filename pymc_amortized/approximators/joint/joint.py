@@ -34,6 +34,14 @@ class AmortizedJoint:
         results then carry the attribute ``density="learned"``.
     likelihood : AmortizedLikelihood
         Of the observed variable's rows, for any PyMC model.
+
+    Examples
+    --------
+    With the joint of :func:`fit_joint`'s example, read again from a file:
+
+    >>> joint.save("joint.zip")
+    >>> type(pma.load("joint.zip")).__name__
+    'AmortizedJoint'
     """
 
     posterior: AmortizedPosterior

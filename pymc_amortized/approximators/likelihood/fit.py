@@ -126,6 +126,16 @@ def fit_likelihood(
     -----
     Neural likelihood estimation by maximum likelihood on simulations (Papamakarios, Sterratt & Murray 2019,
     arXiv 1805.07226), row by row as in Boelts et al. 2022 (eLife 11:e77220) for mixed data.
+
+    Examples
+    --------
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 2.0)
+    ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
+    >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
+    >>> likelihood = pma.fit_likelihood(model, num_simulations=1000, **brief)
+    >>> likelihood.logp([0.0, 1.0], {"mu": 0.5}).shape
+    (2,)
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")

@@ -60,6 +60,16 @@ class AmortizedLikelihood:
         How it was trained.
     error : float or None
         Mean absolute error of the log density of a row, where the model has an exact one.
+
+    Examples
+    --------
+    With the likelihood of :func:`fit_likelihood`'s example, in a model of groups:
+
+    >>> with pm.Model() as groups:
+    ...     mu = pm.Normal("mu", 0.0, 1.0, shape=3)
+    ...     rows = likelihood("y", mu=mu[[0, 0, 1, 2]], observed=[0.1, 0.3, 1.2, -0.4])
+    >>> bool(np.isfinite(groups.compile_logp()(groups.initial_point())))
+    True
     """
 
     spec: ModelSpec

@@ -119,6 +119,19 @@ def fit_posterior(
     -----
     The method is neural posterior estimation by maximum likelihood on simulations (Papamakarios & Murray 2016;
     Radev et al. 2020, arXiv 2003.06281).
+
+    Examples
+    --------
+    Train on a normal mean, for a moment only; then draw for new data:
+
+    >>> with pm.Model() as model:
+    ...     mu = pm.Normal("mu", 0.0, 2.0)
+    ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
+    >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
+    >>> posterior = pma.fit_posterior(model, **brief)
+    >>> draws = posterior.sample({"y": [1.1, 0.2, 1.5, 0.8]}, draws=100, random_seed=1)
+    >>> draws.posterior["mu"].sizes["draw"]
+    100
     """
     options = read_training(training, max_time)
     place = choose_device(device)

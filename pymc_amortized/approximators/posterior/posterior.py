@@ -43,6 +43,16 @@ class AmortizedPosterior(PosteriorWorkflow):
     learned : ModelSpec or None
         The model with a learned likelihood, by whose density draws are corrected (:func:`fit_joint`, where the model
         has none of its own).
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> many = posterior.sample({"y": np.zeros((3, 4))}, batched=True, draws=100, random_seed=1)
+    >>> dict(many.posterior["mu"].sizes)["dataset"]
+    3
+    >>> posterior.logp({"mu": 0.5}, {"y": np.zeros(4)}).shape
+    ()
     """
 
     @classmethod

@@ -54,6 +54,13 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     Above zero on the left and below on the right: over-confident. Below on the left and above on the right:
     under-confident. Above zero throughout: biased high; below: biased low. ``az.plot_ecdf_pit(check)`` plots the same
     with another test.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> figure = pma.plot_calibration(check)
     """
     pits, metrics = take_group(check, "prior_sbc"), take_group(check, "calibration")
     figure, drawn = make_grid(
@@ -95,6 +102,13 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     -------
     matplotlib.figure.Figure
         Below the diagonal: over-confident; above: under-confident.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> figure = pma.plot_coverage(check)
     """
     found, metrics = take_group(check, "coverage"), take_group(check, "calibration")
     figure, drawn = make_grid(choose_panels_of(check, "coverage", ["level"], var_names), figsize=figsize, shared=True)
@@ -131,6 +145,13 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     matplotlib.figure.Figure
         Bars are one posterior sd to either side; ``r`` is the correlation. Where it is low, the data say little, or the
         network does not hear them.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> figure = pma.plot_recovery(check)
     """
     found = take_group(check, "recovery")
     figure, drawn = make_grid(
@@ -169,6 +190,13 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     matplotlib.figure.Figure
         Points at the right: the data say much; below 0 posteriors are wider than the prior. Points above and below the
         dotted lines at ±2 should be few (5 %); many at the right mean over-confidence, most of them on one side a bias.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> check = pma.check_calibration(posterior, num_datasets=50, draws=100, random_seed=1, progressbar=False)
+    >>> figure = pma.plot_contraction(check)
     """
     found = take_group(check, "contraction")
     figure, drawn = make_grid(

@@ -51,6 +51,12 @@ def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Fi
     -------
     matplotlib.figure.Figure
         Held-out and training loss against the step. ``posterior.history.plot(ax)`` draws into axes of your own.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> figure = pma.plot_history(posterior)
     """
     history = posterior.history if isinstance(posterior, Trained) else posterior
     if not isinstance(history, History):
@@ -84,6 +90,13 @@ def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     ------
     TypeError, KeyError
         When `dt` holds no weights.
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> draws = posterior.sample({"y": np.zeros(4)}, draws=200, random_seed=1)
+    >>> figure = pma.plot_weights(draws)
     """
     if not isinstance(dt, xr.DataTree) or "sample_stats" not in dt.children:
         raise TypeError("dt must be a DataTree with a sample_stats group, as from posterior.sample")
@@ -167,6 +180,13 @@ def plot_comparison(
     matplotlib.figure.Figure
         One panel for each scalar variable, with the shift of the mean in sds of the reference and the ratio of sds; red
         where one of them is visible (0.1 sd, 10 %) and clear (four Monte Carlo errors).
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> a, b = (posterior.sample({"y": np.zeros(4)}, draws=200, random_seed=seed) for seed in (1, 2))
+    >>> figure = pma.plot_comparison(a, b, labels=("first", "second"))
     """
     moments = compare_moments(amortized, nuts, var_names)
     panels = choose_panels(moments.isel(statistic=0, drop=True), None)

@@ -41,6 +41,13 @@ def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     matplotlib.figure.Figure
         A row for each true model, a column for the most probable one: the share of data sets, and below it the mean
         probability. What is off the diagonal need not be an error: models may be hard to tell apart.
+
+    Examples
+    --------
+    With the comparison of :func:`fit_comparison`'s example:
+
+    >>> check = pma.check_comparison(comparison, num_datasets=500, random_seed=1)
+    >>> figure = pma.plot_confusion(check)
     """
     found = _group(check, "confusion")
     names = [str(name) for name in found["chosen"].values]
@@ -79,6 +86,13 @@ def plot_reliability(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:
         One panel for each model. Points are bins of equal numbers of data sets, and lie within the grey bars, each with
         95 % probability, if probabilities are right. Flatter than the diagonal: over-confident; steeper:
         under-confident.
+
+    Examples
+    --------
+    With the comparison of :func:`fit_comparison`'s example:
+
+    >>> check = pma.check_comparison(comparison, num_datasets=500, random_seed=1)
+    >>> figure = pma.plot_reliability(check)
     """
     found, scores = _group(check, "reliability"), _group(check, "scores")
     off = float(scores["p_value"]) < LEVEL

@@ -31,6 +31,13 @@ def plot_novelty(check: xr.Dataset) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    With the posterior of :func:`fit_posterior`'s example:
+
+    >>> found = pma.check_misspecification(posterior, {"y": np.zeros(4)}, num_simulations=400, random_seed=1)
+    >>> figure = pma.plot_novelty(found)
     """
     if not isinstance(check, xr.Dataset) or "reference_score" not in check:
         raise TypeError("check must be what check_misspecification returns")
