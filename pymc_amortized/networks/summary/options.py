@@ -53,13 +53,6 @@ class Flat(Options):
         Number of residual blocks.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Flat(width=64))``.
-
-    >>> pma.Flat(width=64).width
-    64
     """
 
 
@@ -80,13 +73,6 @@ class Set(Options):
         cost more than they tell.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Set(row_width=64))``.
-
-    >>> pma.Set(row_width=64).row_width
-    64
     """
 
     row_width: int = 32
@@ -125,13 +111,6 @@ class SetTransformer(_Attention):
         Inducing points through which rows attend to each other.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.SetTransformer(row_width=64, heads=8))``.
-
-    >>> pma.SetTransformer(row_width=64, heads=8).row_width
-    64
     """
 
     points: int = 16
@@ -153,13 +132,6 @@ class Sequence(Options):
         Number of convolutions at least; long series have more, that shorten them.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Sequence(row_depth=3))``.
-
-    >>> pma.Sequence(row_depth=3).row_depth
-    3
     """
 
     row_width: int = 32
@@ -184,13 +156,6 @@ class Transformer(_Attention):
         Heads of each attention.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Transformer(row_width=64, heads=8))``.
-
-    >>> pma.Transformer(row_width=64, heads=8).row_width
-    64
     """
 
 
@@ -210,13 +175,6 @@ class Grid(Options):
         Number of residual convolutions at each resolution.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Grid(row_width=48))``.
-
-    >>> pma.Grid(row_width=48).row_width
-    48
     """
 
     row_width: int = 24
@@ -239,13 +197,6 @@ class Grouped(Options):
         Number of their residual blocks; by default 1 for up to 64 rows or groups and none for more.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
-
-    Examples
-    --------
-    Passed on as ``pma.fit_posterior(model, summary=pma.Grouped(row_width=64))``.
-
-    >>> pma.Grouped(row_width=64).row_width
-    64
     """
 
     row_width: int = 32
