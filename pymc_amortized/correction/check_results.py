@@ -9,10 +9,10 @@ import numpy as np
 
 from pymc_amortized.correction.doubt import Doubt, at, labels_of, which
 from pymc_amortized.correction.draws import Draws, Failure
+from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.importance import k_threshold
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.uniformity import holm
@@ -191,9 +191,7 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
     return found
 
 
-def check_possible(
-    spec: ModelSpec, datasets: DataSets, results: Sequence[Draws], compile_kwargs: CompileKwargs | None
-) -> list[Doubt]:
+def check_possible(target: PosteriorTarget, results: Sequence[Draws]) -> list[Doubt]:
     """Find out why no proposal for a data set is possible under the model.
 
     Raises
@@ -201,14 +199,14 @@ def check_possible(
     ValueError
         When it is because of a value that the model cannot produce.
     """
-    found = []
+    found: list[Doubt] = []
+    spec, datasets = target.spec, target.datasets
     for index, result in enumerate(results):
         if not np.all(np.isneginf(result.log_weights)) or any(m[index].any() for m in datasets.missing.values()):
             continue
         theta = result.theta.reshape(-1, spec.dim)
-        fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
-        given = {**fixed, **datasets.one(spec, index)}
-        parts = LogDensityByVariable(spec, compile_kwargs)(theta, given)
+        given = target.given(index)
+        parts = LogDensityByVariable(spec, target.compile_kwargs)(theta, given)
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in spec.observed:
             _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)
@@ -219,10 +217,8 @@ def check_possible(
                 f"the context {scalars}{where}: the prior of {names} has no density there at any proposed parameter; "
                 "these values may be outside of what it is defined for"
             )
-        finding = f"No proposed parameter{where} has a finite log density ({', '.join(names) or 'jointly'})"
-        found.append(
-            Doubt("impossible", f"{finding}: its draws are uncorrected", datasets=(str(datasets.labels[index]),))
-        )
+        what = f"No proposed parameter{where} has a finite log density ({', '.join(names) or 'jointly'})"
+        found.append(Doubt("impossible", f"{what}: its draws are uncorrected", datasets=(str(datasets.labels[index]),)))
     return found
 
 

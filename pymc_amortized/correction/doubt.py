@@ -12,11 +12,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from pymc_amortized.graph.model.spec import ModelSpec
-
 logger = logging.getLogger("pymc_amortized")
 
-_logged: WeakKeyDictionary[ModelSpec, set[str]] = WeakKeyDictionary()
+_logged: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
 Kind = Literal[
     "extrapolation",  # values beyond anything that was simulated
@@ -65,21 +63,21 @@ class Doubt:
         return f"{self.finding}. {self.advice}".rstrip()
 
 
-def tell(doubts: Sequence[Doubt], spec: ModelSpec) -> dict[str, str]:
+def tell(doubts: Sequence[Doubt], model: object) -> dict[str, str]:
     """Log every doubt, and return the attribute of a result that keeps them.
 
     Parameters
     ----------
     doubts : sequence of Doubt
-    spec : ModelSpec
-        The model that the result is of.
+    model : object
+        What the result is of; by it, those are told apart that are logged once.
 
     Returns
     -------
     dict
         Under ``"doubts"`` a JSON list of objects with the fields of :class:`Doubt`; text, as NetCDF files take it.
     """
-    logged = _logged.setdefault(spec, set())
+    logged = _logged.setdefault(model, set())
     for doubt in doubts:
         message = str(doubt)
         if not (doubt.once and message in logged):

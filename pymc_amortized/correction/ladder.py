@@ -103,7 +103,7 @@ def draw_corrected(
         When a data set holds a value that the model cannot produce.
     """
     draws, labels = draw_proposals(target, ladder, request, seed), target.datasets.labels
-    doubts = check_possible(target.spec, target.datasets, draws, target.compile_kwargs)
+    doubts = check_possible(target, draws)
     if not ladder.resampled:
         return draws, doubts
     doubts += check_defined(draws, labels) + check_corrected(ladder.obstacles(target), labels)
