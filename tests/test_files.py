@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,18 @@ def test_what_is_saved_replaces_a_file_and_a_missing_directory_is_named(line_pos
     pma.load(path, model=line())
     with pytest.raises(OSError, match="nowhere"):
         line_posterior.save(tmp_path / "nowhere" / "p.pma")
+
+
+def test_a_room_that_is_imported_alone_can_save():
+    code = (
+        "import sys, types\n"
+        "front = sys.modules['pymc_amortized'] = types.ModuleType('pymc_amortized')\n"
+        "front.__path__ = [sys.argv[1]]\n"
+        "from pymc_amortized.approximators.joint.joint import AmortizedJoint\n"
+        "from pymc_amortized.approximators.storage.save import contents\n"
+        "assert contents.dispatch(AmortizedJoint) is not contents.dispatch(object)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(pma.__file__).parent)], check=True)
 
 
 # another model
@@ -313,59 +327,68 @@ def test_a_file_holds_no_values_but_numbers_and_json(saved):
 # descriptions that lie
 
 
-def setting(*path: str | int, value: Any) -> Any:
-    def change(description: dict[str, Any]) -> None:
-        target: Any = description
-        for key in path[:-1]:
-            target = target[key]
-        target[path[-1]] = value
+def at(description: Any, path: tuple[str | int, ...]) -> Any:
+    """Return what holds the last of a path, which begins at the format or inside the contents."""
+    target = description if path[0] == "format" else description["contents"]
+    for key in path[:-1]:
+        target = target[key]
+    return target
 
-    return change
+
+def setting(*path: str | int, value: Any) -> Any:
+    return lambda description: at(description, path).__setitem__(path[-1], value)
+
+
+def network(*path: str | int, value: Any) -> Any:
+    return setting("network", "description", *path, value=value)
 
 
 def removing(*path: str) -> Any:
-    def change(description: dict[str, Any]) -> None:
-        target: Any = description
-        for key in path[:-1]:
-            target = target[key]
-        del target[path[-1]]
-
-    return change
+    return lambda description: at(description, path).__delitem__(path[-1])
 
 
 LIES = {
-    "format": (setting("format", value=99), r"has format 99; this version.*reads format 10"),
+    "format": (setting("format", value=99), r"has format 99; this version.*reads format 1"),
     "no format": (removing("format"), "has format None"),
     "a list": (lambda d: [d], "format"),
     "no network": (removing("network"), "damaged"),
     "no model": (removing("model"), "damaged"),
     "no state": (removing("state"), "damaged"),
     "no provenance": (removing("provenance"), "damaged"),
-    "no density": (removing("density"), "damaged"),
-    "no arguments": (removing("arguments"), "damaged"),
+    "no density": (removing("model", "density"), "damaged"),
+    "no arguments": (removing("model", "arguments"), "damaged"),
+    "no contents": (lambda d: {"format": d["format"]}, "damaged"),
+    "contents of another kind": (setting("class", value="SavedComparison"), "damaged"),
+    "contents of no kind": (setting("class", value="Provenance"), "damaged.*'Provenance'; known: SavedPosterior"),
     "unknown provenance": (setting("provenance", "surprise", value=1), "damaged"),
-    "unknown kind": (setting("network", "summary", "kind", value="os.system"), "os.system"),
-    "unknown option": (setting("network", "density", "options", "surprise", value=1), "damaged"),
+    "unknown kind": (network("summary", "kind", value="os.system"), "os.system"),
+    "unknown option": (network("density", "options", "surprise", value=1), "damaged"),
     "network is a number": (setting("network", value=3), "damaged"),
-    "network is null": (setting("network", value=None), "damaged"),
-    "encoder is null": (setting("network", "encoder", value=None), "damaged"),
-    "dim is text": (setting("network", "dim", value="many"), "damaged|dim"),
-    "negative dim": (setting("network", "dim", value=-3), "levels are"),
-    "another dim": (setting("network", "dim", value=3), "levels are"),
+    "network is null": (network(value=None), "damaged"),
+    "encoder is null": (network("encoder", value=None), "damaged"),
+    "dim is text": (network("dim", value="many"), "damaged|dim"),
+    "negative dim": (network("dim", value=-3), "levels are"),
+    "another dim": (network("dim", value=3), "levels are"),
     "history": (setting("history", value=[]), "damaged"),
-    "history of text": (setting("history", "loss", value=["x"]), "damaged|history|History"),
+    "restarts of text": (setting("history", "restarts", value="x"), "damaged.*history.restarts"),
     "training": (setting("provenance", "training", "num_steps", value="x"), "damaged|num_steps"),
     "structure": (setting("structure", value=None), "damaged"),
     "rows of another variable": (setting("structure", "axes", 0, "carriers", value=[["nobody", 0]]), "damaged.*nobody"),
-    "arguments' type": (setting("arguments", "context", value=3), "damaged"),
-    "wide": (setting("network", "density", "options", "hidden", value=900_000), "weight"),
-    "very wide": (setting("network", "density", "options", "hidden", value=10**12), "option of 1000000000000"),
-    "deep": (setting("network", "density", "options", "layers", value=10**5), "100000 layers"),
-    "wide and float": (setting("network", "density", "options", "hidden", value=1e9), "hidden|damaged|option"),
-    "features": (setting("network", "features", value=10**6), "weight"),
-    "levels": (setting("network", "levels", value=[0] * 99), "levels"),
+    "arguments' type": (setting("model", "arguments", "context", value=3), "damaged"),
+    "wide": (network("density", "options", "hidden", value=900_000), "weight"),
+    "very wide": (
+        network("density", "options", "hidden", value=10**12),
+        "option of 1000000000000",
+    ),
+    "deep": (network("density", "options", "layers", value=10**5), "100000 layers"),
+    "wide and float": (
+        network("density", "options", "hidden", value=1e9),
+        "hidden|damaged|option",
+    ),
+    "features": (network("features", value=10**6), "weight"),
+    "levels": (network("levels", value=[0] * 99), "levels"),
     "categories": (
-        setting("network", "encoder", "arrays", 0, "categories", value=10**6),
+        network("encoder", "arrays", 0, "categories", value=10**6),
         "categories|weight|damaged|option",
     ),
 }
@@ -431,12 +454,21 @@ TENSORS = {
     "dtype of a weight": (retyped("network."), "weight .*dtype|int64"),
     "weights that are no numbers": (poisoned("network."), "weight|finite|NaN"),
     "a weight is missing": (dropped("network."), "not those of the network it describes"),
-    "a weight too many": (lambda c: c.update({"network.more": torch.zeros(2)}), "not those of the network"),
-    "a huge state": (lambda c: c.update({"state.now.weights": torch.zeros(3_000_000)}), "more than the whole network"),
-    "a huge point": (lambda c: c.update({"points.theta": torch.zeros(500_000, 2).double()}), "points"),
-    "points of another shape": (lambda c: c.update({"points.theta": torch.zeros(4, 7).double()}), "points|damaged"),
-    "no points": (lambda c: c.pop("points.theta"), "points|damaged"),
-    "no data of points": (lambda c: c.pop("points.data.y"), "points|damaged"),
+    "a weight too many": (lambda c: c.update({"network.weights.more": torch.zeros(2)}), "not those of the network"),
+    "a huge state": (
+        lambda c: c.update({"state.tensors.now.weights": torch.zeros(3_000_000)}),
+        "more than the whole network",
+    ),
+    "a huge point": (lambda c: c.update({"model.points.theta": torch.zeros(500_000, 2).double()}), "points"),
+    "points of another shape": (
+        lambda c: c.update({"model.points.theta": torch.zeros(4, 7).double()}),
+        "points|damaged",
+    ),
+    "a huge array": (lambda c: c.update({"history.loss": torch.zeros(1_000_001)}), "larger than any"),
+    "an array is missing": (lambda c: c.pop("history.loss"), "damaged"),
+    "shape of the reference": (reshaped("reference.score.trend"), "array 'trend' of the reference has shape"),
+    "no points": (lambda c: c.pop("model.points.theta"), "points|damaged"),
+    "no data of points": (lambda c: c.pop("model.points.data.y"), "points|damaged"),
 }
 
 
@@ -449,7 +481,7 @@ def test_tensors_that_do_not_fit_are_refused(saved, tmp_path, name):
 
 STATES = {
     "a state tensor is missing": dropped("state."),
-    "shape of the state": reshaped("state.best"),
+    "shape of the state": reshaped("state.tensors.best"),
 }
 
 

@@ -208,18 +208,20 @@ def test_group_means_are_integrated_however_many():
         assert_allclose(estimate, expected, atol=0.05)
 
 
-def test_integrated_parameters_are_saved():
-    quadratic = Quadratic(np.array([0, 2]), np.array([[0, 1]]), 3)
-    again = Quadratic.from_description(quadratic.description(), 3)
-    assert_array_equal(again.places, quadratic.places)
-    assert_array_equal(again.pairs, quadratic.pairs)
-    for described, message in [
-        ({"places": [0, 3], "pairs": []}, "integrated parameters at .0, 3. of 3"),
-        ({"places": [0, 0], "pairs": []}, "integrated parameters at"),
-        ({"places": [0], "pairs": [[0, 1]]}, "pairs .* of 1 integrated"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            Quadratic.from_description(described, 3)
+@pytest.mark.parametrize(
+    ("places", "pairs", "message"),
+    [
+        ([0, 3], [], "integrated parameters at .0, 3. of 3"),
+        ([0, 0], [], "integrated parameters at"),
+        ([0], [[0, 1]], "pairs .* of 1 integrated"),
+        ([0], [0, 0], "pairs .* of 1 integrated"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(places, pairs, message):
+    Quadratic(np.array([0, 2]), np.array([[0, 1]]), 3).check(3)
+    pairs = np.array(pairs, dtype=int) if pairs else np.empty((0, 2), dtype=int)
+    with pytest.raises(ValueError, match=message):
+        Quadratic(np.array(places), pairs, 3).check(3)
 
 
 def test_where_the_density_fails_the_conditional_distribution_is_the_given_one():

@@ -697,24 +697,15 @@ def test_too_few_steps_do_not_settle(caplog):
 # -- history, options, device, progress ----------------------------------------------------------
 
 
-def test_history_round_trip_and_plot():
+def test_history_is_plotted():
     import matplotlib
 
     matplotlib.use("agg")
     history = train(Failing(bad={2}), fixed(), HELD_OUT, SHORT, device="cpu").history
-    text = json.dumps(history.description(), allow_nan=False)
-    again = History.from_description(json.loads(text))
-    for name in ("step", "seconds", "loss", "held_out_loss", "learning_rate"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(history, name))
-        assert getattr(again, name).dtype == getattr(history, name).dtype
-        assert not getattr(again, name).flags.writeable
-    assert again.skipped_steps == 1
     axes = history.plot()
     assert axes.get_xlabel() == "step" and len(axes.lines) == 2
     assert history.plot(axes) is axes
     History().plot(axes)
-    with pytest.raises(ValueError, match="is described by"):
-        History.from_description({"step": []})
     with pytest.raises(ValueError, match="one length"):
         History(step=np.arange(3))
     matplotlib.pyplot.close("all")
@@ -749,10 +740,9 @@ def test_options_are_validated(name, value, error):
         Training(**{name: value})
 
 
-def test_options_round_trip():
-    options = Training(num_steps=np.int64(7), learning_rate=np.float32(0.5), clip_norm=math.inf)
-    again = Training.from_description(json.loads(json.dumps(options.description())))
-    assert again == options and type(again.num_steps) is int
+def test_options_are_plain_numbers():
+    options = Training(num_steps=np.int64(7), learning_rate=np.float32(0.5))
+    assert type(options.num_steps) is int and type(options.learning_rate) is float
     with pytest.raises(TypeError):
         Training(5)
 

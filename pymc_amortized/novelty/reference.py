@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.novelty.features import NoveltyFeatures, Summarizing
-from pymc_amortized.novelty.scores import Reference, Score, Whitening
+from pymc_amortized.novelty.scores import Reference, Score
 from pymc_amortized.numerics.kinds import KINDS
-
-SCORE = tuple(field.name for field in fields(Score) if field.name != "whitening")
-WHITENING = tuple(field.name for field in fields(Whitening))
 
 
 def features_of(inputs: DataInputs, network: Summarizing, datasets: DataSets) -> np.ndarray:
@@ -61,53 +55,26 @@ def learn_reference(inputs: DataInputs, network: Summarizing, learned: Simulatio
     return Reference(score, score(features(**inputs(fresh)), at), at)
 
 
-def reference_tensors(reference: Reference | None) -> dict[str, Tensor]:
-    """Arrays of a reference by name, for a file."""
-    if reference is None:
-        return {}
-    arrays = {"scores": reference.scores, "extents": reference.extents}
-    arrays |= {f"score.{name}": getattr(reference.score, name) for name in SCORE}
-    arrays |= {f"whitening.{name}": getattr(reference.score.whitening, name) for name in WHITENING}
-    return {name: torch.as_tensor(np.ascontiguousarray(values, dtype=np.float64)) for name, values in arrays.items()}
-
-
-def reference_of(tensors: Mapping[str, Tensor], width: int, extents: int) -> Reference | None:
-    """Build a reference from the arrays of a file; None where it holds none.
-
-    Parameters
-    ----------
-    width : int
-        Of the features.
-    extents : int
-        Number of sizes and contexts that scores are conditional on.
+def check_reference(reference: Reference, network: Summarizing, spec: ModelSpec) -> None:
+    """Refuse a reference whose arrays do not fit together, or not a network and a model.
 
     Raises
     ------
     ValueError
-        When shapes do not fit together.
+        When an array has another shape.
     """
-    if not tensors:
-        return None
-    arrays = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
-    count, kept = arrays["scores"].shape[0], arrays["whitening.rotation"].shape[1]
-    design = 1 + 3 * extents + extents * (extents - 1) // 2
-    wanted = {
-        "scores": (count,),
-        "extents": (count, extents),
-        "score.center": (width,),
-        "score.scale": (width,),
-        "score.extent_center": (extents,),
-        "score.extent_scale": (extents,),
-        "score.trend": (design, width),
-        "score.log_variance": (design, width),
-        "whitening.mean": (width,),
-        "whitening.rotation": (width, kept),
-        "whitening.bend": (kept,),
-        "whitening.unit": (kept,),
+    width, extents = sum(NoveltyFeatures(network).blocks), number_of_extents(spec)
+    score, whitening = reference.score, reference.score.whitening
+    count, kept = len(reference.scores), whitening.rotation.shape[-1]
+    terms = 1 + 3 * extents + extents * (extents - 1) // 2
+    wanted: dict[Any, dict[str, tuple[int, ...]]] = {
+        reference: {"scores": (count,), "extents": (count, extents)},
+        score: {"center": (width,), "scale": (width,), "extent_center": (extents,), "extent_scale": (extents,)}
+        | {"trend": (terms, width), "log_variance": (terms, width)},
+        whitening: {"mean": (width,), "rotation": (width, kept), "bend": (kept,), "unit": (kept,)},
     }
-    for name, shape in wanted.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"array {name!r} of the reference has shape {arrays[name].shape}, expected {shape}")
-    whitening = Whitening(**{name: arrays[f"whitening.{name}"] for name in WHITENING})
-    score = Score(**{name: arrays[f"score.{name}"] for name in SCORE}, whitening=whitening)
-    return Reference(score, arrays["scores"], arrays["extents"])
+    for owner, shapes in wanted.items():
+        for name, shape in shapes.items():
+            if getattr(owner, name).shape != shape:
+                given = getattr(owner, name).shape
+                raise ValueError(f"array {name!r} of the reference has shape {given}, expected {shape}")

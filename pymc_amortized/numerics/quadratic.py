@@ -8,7 +8,7 @@ Robert 1996), or drawn exactly, given the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,20 +61,15 @@ class Quadratic:
     dim: int
     by_gradients: bool = False
 
-    def description(self) -> dict[str, Any]:
-        """All of it as JSON, but the number of parameters."""
-        return {"places": self.places.tolist(), "pairs": self.pairs.tolist(), "by_gradients": self.by_gradients}
-
-    @classmethod
-    def from_description(cls, described: Mapping[str, Any], dim: int) -> Quadratic:
-        """Undo :meth:`description`; a ValueError where it cannot be one."""
-        places, pairs = (np.array(described[name], dtype=int) for name in ("places", "pairs"))
-        pairs = pairs.reshape(-1, 2)
-        if places.ndim != 1 or not set(places.tolist()) <= set(range(dim)) or len(set(places.tolist())) < len(places):
+    def check(self, dim: int) -> None:
+        """Raise a ValueError unless places are those of some of `dim` parameters, and pairs are among them."""
+        places, pairs = self.places, self.pairs
+        known = places.ndim == 1 and places.dtype.kind == "i" and set(places.tolist()) <= set(range(dim))
+        if self.dim != dim or not known or len(set(places.tolist())) < len(places):
             raise ValueError(f"integrated parameters at {places.tolist()} of {dim}")
-        if not ((pairs >= 0) & (pairs < len(places))).all():
+        among = pairs.shape[1:] == (2,) and pairs.dtype.kind == "i"
+        if not among or not ((pairs >= 0) & (pairs < len(places))).all():
             raise ValueError(f"pairs {pairs.tolist()} of {len(places)} integrated parameters")
-        return cls(places, pairs, dim, bool(described["by_gradients"]))
 
     def with_gradients(self) -> Quadratic:
         """The same by gradients, if that takes less."""

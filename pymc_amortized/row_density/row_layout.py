@@ -1,16 +1,15 @@
 """What a row consists of: the columns that are learned, and the parameters that they are learned for.
 
-Everything here is plain numbers, so that it can be saved as JSON. Statistics come from simulations
+Everything here is plain numbers, so that files can hold it. Statistics come from simulations
 (:mod:`pymc_amortized.row_density.fitting`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pymc_amortized.row_density.columns import COLUMNS, AnyColumn
+from pymc_amortized.row_density.columns import AnyColumn
 from pymc_amortized.row_density.namespaces import Array, Arrays
 from pymc_amortized.row_density.parameters import Combination, Parameter
 
@@ -98,23 +97,3 @@ class Layout:
         for combination in self.combinations:
             total = total + combination.penalty(xp, combination.of(x))
         return total
-
-    def description(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self) | {"columns": [{"kind": c.kind, **asdict(c)} for c in self.columns]}
-
-    @classmethod
-    def from_description(cls, described: Mapping[str, Any]) -> Layout:
-        """Rebuild what :meth:`description` returned."""
-        parameters = tuple(Parameter(**_with_tuples(p)) for p in described["parameters"])
-        columns = tuple(_column(**_with_tuples(c)) for c in described["columns"])
-        combinations = tuple(Combination(**_with_tuples(c)) for c in described["combinations"])
-        return cls(parameters, columns, tuple(described["order"]), int(described["lags"]), combinations)
-
-
-def _column(kind: str, **fields: Any) -> AnyColumn:
-    return COLUMNS[kind](**fields)
-
-
-def _with_tuples(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}

@@ -1,7 +1,7 @@
 """How training went."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,23 +70,6 @@ class History:
         """Build a history from named series."""
         arrays: dict[str, Any] = {name: np.asarray(series[name]) for name in SERIES}
         return cls(**arrays, skipped_steps=skipped_steps, restarts=restarts)
-
-    def description(self) -> dict[str, Any]:
-        """Return the history as JSON-able values; what is not finite becomes a string."""
-        described: dict[str, Any] = {
-            name: [v if np.isfinite(v) else str(v) for v in getattr(self, name).tolist()] for name in SERIES
-        }
-        return {**described, "skipped_steps": self.skipped_steps, "restarts": self.restarts}
-
-    @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> "History":
-        """Rebuild a history from what ``description`` returned."""
-        names = {entry.name for entry in fields(cls)}
-        if set(description) != names:
-            raise ValueError(f"A History is described by {sorted(names)}, got {sorted(description)}.")
-        values = {name: [float(v) for v in description[name]] for name in SERIES}
-        counts = {name: int(description[name]) for name in ("skipped_steps", "restarts")}
-        return cls.of(values, **counts)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Plot training and held-out loss against the step.

@@ -1,10 +1,9 @@
 """What a user can choose about training."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
 
 # Without the user's word: simple models have settled by 5,000 steps, most in less than a minute. Where steps take
 # longer, more time pays: after one minute a tenth of the means of a local level over 60 steps are 0.46 sd off, after
@@ -163,15 +162,3 @@ class Training:
         if not holds(float(value)):
             raise ValueError(f"{name} must be {allowed}, got {value!r}.")
         object.__setattr__(self, name, float(value))
-
-    def description(self) -> dict[str, Any]:
-        """Return the options as plain numbers, for saving (an infinite ``clip_norm`` as None)."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["clip_norm"] = None if math.isinf(self.clip_norm) else self.clip_norm
-        return values
-
-    @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> "Training":
-        """Rebuild options from what ``description`` returned."""
-        clip_norm = description.get("clip_norm", cls.clip_norm)
-        return cls(**{**description, "clip_norm": math.inf if clip_norm is None else clip_norm})

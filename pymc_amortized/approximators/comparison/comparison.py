@@ -19,6 +19,7 @@ from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.correction.check_results import check_gaps, check_novelty, check_range
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
@@ -284,8 +285,6 @@ class AmortizedComparison:
         path : path-like
             An existing file is replaced.
         """
-        from pymc_amortized.approximators.comparison.file import save
-
         save(self, path)
 
     def log_probabilities(self, datasets: DataSets) -> np.ndarray:

@@ -1,146 +1,128 @@
-"""Comparisons in files: weights and a description, never code.
-
-The format is that of posteriors (:mod:`pymc_amortized.approximators.load`), and the posteriors of the models are in
-the same file. The models are the user's to bring, by name.
-"""
+"""Comparisons in files, with the posteriors of their models. The models are the user's to bring, by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from os import PathLike
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pymc as pm
 from torch import nn
 
-from pymc_amortized.approximators import load as files
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.model_evidence import Kept
+from pymc_amortized.approximators.fitting.provenance import Provenance
+from pymc_amortized.approximators.posterior.file import SavedPosterior, read_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.approximators.storage.models import (
-    model_contents,
-    rates,
-    read_described,
-    read_rates,
-    read_structure,
-)
-from pymc_amortized.approximators.storage.networks import (
-    Part,
-    damage,
-    read_network,
-    read_reference,
-    refuse_large_options,
-    refuse_other_layout,
-    refuse_other_modules,
-    write,
-)
+from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.models import SavedModel, check_rates, check_structure, plain_rates
+from pymc_amortized.approximators.storage.networks import SavedNetwork, check_layout
+from pymc_amortized.approximators.storage.save import contents
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
-from pymc_amortized.novelty.reference import number_of_extents, reference_tensors
+from pymc_amortized.networks.encoding.layout import DataLayout
+from pymc_amortized.novelty.reference import check_reference, number_of_extents
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.odds import Calibration, prior_weights
 from pymc_amortized.training import History
 
-WHAT = "comparison"
+
+@dataclass(frozen=True)
+class SavedRival:
+    """What a file holds of one of the models of a comparison."""
+
+    name: str
+    kept: Kept
+    reference: Reference
+    model: SavedPosterior | SavedModel
 
 
-def save(comparison: AmortizedComparison, path: str | PathLike[str]) -> None:
-    """Write a comparison to a file; see :meth:`AmortizedComparison.save`."""
-    tensors = {f"network.{k}": v for k, v in comparison.network.state_dict().items()}
-    described: list[dict[str, Any]] = []
-    for k, (name, spec) in enumerate(comparison.specs.items()):
-        posterior = comparison.posteriors.get(name)
-        entry: dict[str, Any] = {"name": name, "kept": asdict(comparison.kept[name])}
-        tensors |= {f"{k}.novelty.{n}": v for n, v in reference_tensors(comparison.references[name]).items()}
-        if posterior is not None:
-            entry["posterior"], own = files.contents(posterior)
-            tensors |= {f"{k}.posterior.{n}": v for n, v in own.items()}
-        else:
-            given = comparison.context
-            sources = None if given is None else {c.name: given[c.name] for c in spec.context}
-            entry["model"], own = model_contents(spec, sources, comparison.provenance.entropy)
-            tensors |= {f"{k}.{n}": v for n, v in own.items()}
-        described.append(entry)
-    calibration = comparison.calibration
-    description = {
-        "format": files.FORMAT,
-        "what": WHAT,
-        "versions": files.versions(),
-        "models": described,
-        "rates": rates(comparison.missing),
-        "prior": dict(comparison.prior),
-        "calibration": {
-            "temperature": calibration.temperature.tolist(),
-            "center": calibration.center.tolist(),
-            "share": calibration.share,
-        },
-        "error": None if math.isnan(comparison.error) else comparison.error,
-        "structure": asdict(comparison.structure),
-        "network": comparison.network.description(),
-        "history": comparison.history.description(),
-        "provenance": {
-            **asdict(comparison.provenance),
-            "training": comparison.provenance.training.description(),
-        },
-    }
-    write(path, description, tensors)
+@dataclass(frozen=True)
+class SavedComparison:
+    """What a file holds of a comparison."""
+
+    models: tuple[SavedRival, ...]
+    rates: Mapping[str, float]
+    prior: Mapping[str, float]
+    calibration: Calibration
+    error: float
+    structure: Structure
+    network: SavedNetwork
+    history: History
+    provenance: Provenance
 
 
-def read(
-    file: Any,
-    path: Path,
-    description: Mapping[str, Any],
-    models: Any,
-    summary: nn.Module | None,
-    compile_kwargs: CompileKwargs | None,
-) -> AmortizedComparison:
-    """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with damage(path):
-        described = {str(entry["name"]): entry for entry in description["models"]}
-    models = _models(models, list(described))
-    refuse_other_modules(description.get("network"), path, summary=summary)
+@contents.register
+def comparison_contents(comparison: AmortizedComparison) -> SavedComparison:
+    """Take from a comparison what a file holds, with all posteriors."""
+    return SavedComparison(
+        models=tuple(_contents_of(comparison, name) for name in comparison.names),
+        rates=plain_rates(comparison.missing),
+        prior=comparison.prior,
+        calibration=comparison.calibration,
+        error=comparison.error,
+        structure=comparison.structure,
+        network=SavedNetwork.of(comparison.network),
+        history=comparison.history,
+        provenance=comparison.provenance,
+    )
+
+
+def _contents_of(comparison: AmortizedComparison, name: str) -> SavedRival:
+    spec, given = comparison.specs[name], comparison.context
+    if name in comparison.posteriors:
+        model = contents(comparison.posteriors[name])
+    else:
+        sources = None if given is None else {c.name: given[c.name] for c in spec.context}
+        model = SavedModel.of(spec, sources, comparison.provenance.entropy)
+    return SavedRival(name, comparison.kept[name], comparison.references[name], model)
+
+
+def read_comparison(saved: SavedComparison, brought: Brought) -> AmortizedComparison:
+    """Make a comparison of what a file holds, and of the user's models."""
+    brought.check_network("density", own=False)
+    models = _models(brought.model, [rival.name for rival in saved.models])
+    brought.check_network("summary", saved.network.is_own("summary"))
     specs: dict[str, ModelSpec] = {}
     posteriors: dict[str, AmortizedPosterior] = {}
-    for k, (name, entry) in enumerate(described.items()):
+    for rival in saved.models:
+        own = replace(brought, model=models[rival.name], summary=None)
         try:
-            if "posterior" in entry:
-                part = Part(file, f"{k}.posterior.")
-                posteriors[name] = files.read_posterior(
-                    part, path, entry["posterior"], models[name], None, None, compile_kwargs
-                )
-                specs[name] = posteriors[name].spec
+            if isinstance(rival.model, SavedPosterior):
+                posteriors[rival.name] = read_posterior(rival.model, own)
+                specs[rival.name] = posteriors[rival.name].spec
             else:
-                specs[name] = read_described(Part(file, f"{k}."), path, entry["model"], models[name], compile_kwargs)
+                specs[rival.name] = rival.model.read(models[rival.name], own)
         except ValueError as error:
-            raise ValueError(f"model[{name!r}]: {error}") from None
+            raise ValueError(f"model[{rival.name!r}]: {error}") from None
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
-    with damage(path):
-        structure = read_structure(common.spec, description["structure"])
-        network = _network(file, description["network"], Inputs(common.spec, structure).layout, len(specs), summary)
-        off = description["error"]
+    with brought.checking():
+        structure = check_structure(common.spec, saved.structure)
+        network = _read_network(saved.network, Inputs(common.spec, structure).layout, len(specs), brought.summary)
+        for rival in saved.models:
+            check_reference(rival.reference, network, common.spec)
+            _check_kept(rival.kept)
+        _check_calibration(saved.calibration, number_of_extents(common.spec))
         return AmortizedComparison(
             specs=specs,
             common=common,
             network=network,
             structure=structure,
-            prior=dict(zip(specs, prior_weights(description["prior"], list(specs)).tolist(), strict=True)),
-            calibration=_calibration(description["calibration"], number_of_extents(common.spec)),
-            references={name: _reference(file, k, network, common.spec) for k, name in enumerate(specs)},
+            prior=dict(zip(specs, prior_weights(saved.prior, list(specs)).tolist(), strict=True)),
+            calibration=saved.calibration,
+            references={rival.name: rival.reference for rival in saved.models},
             posteriors=posteriors,
-            kept={name: _kept(entry["kept"]) for name, entry in described.items()},
-            error=math.nan if off is None else float(off),
-            history=History.from_description(description["history"]),
-            provenance=files.read_provenance(description["provenance"]),
-            missing=read_rates(common.spec, description["rates"]),
-            compile_kwargs=compile_kwargs,
+            kept={rival.name: rival.kept for rival in saved.models},
+            error=saved.error,
+            history=saved.history,
+            provenance=saved.provenance,
+            missing=check_rates(common.spec, saved.rates),
+            compile_kwargs=brought.compile_kwargs,
         )
 
 
@@ -155,39 +137,26 @@ def _models(given: Any, names: list[str]) -> dict[str, pm.Model]:
     return dict(given)
 
 
-def _kept(described: Mapping[str, Any]) -> Kept:
-    kept = Kept(float(described["share"]), int(described["attempted"]), float(described["log_orderings"]))
+def _check_kept(kept: Kept) -> None:
     if not 0 < kept.share <= 1 or kept.attempted < 1 or not 0 <= kept.log_orderings < math.inf:
         raise ValueError(f"a share of {kept.share} of {kept.attempted} simulations was kept")
-    return kept
 
 
-def _calibration(described: Mapping[str, Any], extents: int) -> Calibration:
-    temperature = np.array(described["temperature"], dtype=float)
-    center, share = np.array(described["center"], dtype=float), float(described["share"])
+def _check_calibration(calibration: Calibration, extents: int) -> None:
+    temperature, center, share = calibration.temperature, calibration.center, calibration.share
     if temperature.shape != (1 + extents,) or center.shape != (extents,) or not 0 < share < 1:
         raise ValueError(f"a calibration of shapes {temperature.shape} and {center.shape}, with a share of {share}")
-    return Calibration(temperature, center, share)
 
 
-def _reference(file: Any, k: int, network: ClassifierNetwork, spec: ModelSpec) -> Reference:
-    reference = read_reference(file, f"{k}.novelty.", network, spec)
-    if reference is None:
-        raise KeyError(f"the reference of model {k}")
-    return reference
-
-
-def _network(
-    file: Any, description: Mapping[str, Any], expected: Any, classes: int, summary: nn.Module | None
+def _read_network(
+    saved: SavedNetwork, expected: DataLayout, classes: int, summary: nn.Module | None
 ) -> ClassifierNetwork:
-    """Build the described network and fill it, after comparing sizes and dtypes tensor by tensor."""
-    refuse_large_options(description, len(file.keys()))
-    if description["classes"] != classes:
-        raise ValueError(f"it tells {description['classes']} models apart, but describes {classes}")
+    if saved.description["classes"] != classes:
+        raise ValueError(f"it tells {saved.description['classes']} models apart, but describes {classes}")
 
     def make(own: Callable[[Any], Any]) -> ClassifierNetwork:
-        network = ClassifierNetwork.from_description(description, summary=own(summary))
-        refuse_other_layout(network.encoder.layout, expected)
+        network = ClassifierNetwork.from_description(saved.description, summary=own(summary))
+        check_layout(network.encoder.layout, expected)
         return network
 
-    return read_network(file, make)
+    return saved.build(make)

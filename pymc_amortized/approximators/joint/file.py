@@ -1,53 +1,35 @@
-"""Joint trainings in files: those of a posterior and of a likelihood in one, each part under a prefix of its own."""
+"""Joint trainings in files: a posterior and a likelihood in one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-import pymc as pm
-from torch import Tensor, nn
-
-from pymc_amortized.approximators import load as files
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
-from pymc_amortized.approximators.likelihood import file as likelihood_files
-from pymc_amortized.approximators.storage.networks import Part, damage, write
-from pymc_amortized.graph.model.tensors import CompileKwargs
-
-WHAT = "joint"
-PARTS = ("posterior", "likelihood")
+from pymc_amortized.approximators.likelihood.file import SavedLikelihood, read_likelihood
+from pymc_amortized.approximators.posterior.file import SavedPosterior, read_posterior
+from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.save import contents
 
 
-def save(joint: AmortizedJoint, path: str | PathLike[str]) -> None:
-    """Write both to a file; see :meth:`AmortizedJoint.save`."""
-    contents = (files.contents(joint.posterior), likelihood_files.contents(joint.likelihood))
-    description: dict[str, Any] = {"format": files.FORMAT, "what": WHAT, "versions": files.versions()}
-    description["corrected by the learned likelihood"] = joint.posterior.learned is not None
-    tensors: dict[str, Tensor] = {}
-    for part, (described, held) in zip(PARTS, contents, strict=True):
-        description[part] = described
-        tensors |= {f"{part}/{name}": tensor for name, tensor in held.items()}
-    write(path, description, tensors)
+@dataclass(frozen=True)
+class SavedJoint:
+    """What a file holds of a joint training."""
+
+    posterior: SavedPosterior
+    likelihood: SavedLikelihood
+    corrected_by_likelihood: bool
 
 
-def read(
-    file: Any,
-    path: Path,
-    description: Mapping[str, Any],
-    model: pm.Model,
-    *,
-    summary: nn.Module | None,
-    density: Any,
-    compile_kwargs: CompileKwargs | None,
-) -> AmortizedJoint:
-    """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with damage(path):
-        described = [dict(description[part]) for part in PARTS]
-        learned = bool(description["corrected by the learned likelihood"])
-    posterior = files.read_posterior(
-        Part(file, f"{PARTS[0]}/"), path, described[0], model, summary, density, compile_kwargs
-    )
-    likelihood = likelihood_files.read(Part(file, f"{PARTS[1]}/"), path, described[1], model)
-    return AmortizedJoint(learned_posterior(posterior, likelihood) if learned else posterior, likelihood)
+@contents.register
+def joint_contents(joint: AmortizedJoint) -> SavedJoint:
+    """Take from a joint training what a file holds."""
+    posterior = contents(replace(joint.posterior, learned=None))
+    return SavedJoint(posterior, contents(joint.likelihood), joint.posterior.learned is not None)
+
+
+def read_joint(saved: SavedJoint, brought: Brought) -> AmortizedJoint:
+    """Make both of what a file holds, and of the user's model."""
+    posterior = read_posterior(saved.posterior, brought)
+    likelihood = read_likelihood(saved.likelihood, replace(brought, summary=None, density=None))
+    learned = learned_posterior(posterior, likelihood) if saved.corrected_by_likelihood else posterior
+    return AmortizedJoint(learned, likelihood)

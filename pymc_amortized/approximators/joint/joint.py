@@ -13,6 +13,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.learned import with_learned_density
@@ -104,8 +105,6 @@ class AmortizedJoint:
         path : path-like
             An existing file is replaced.
         """
-        from pymc_amortized.approximators.joint.file import save
-
         save(self, path)
 
     def __repr__(self) -> str:
@@ -130,8 +129,7 @@ def learned_posterior(posterior: AmortizedPosterior, likelihood: AmortizedLikeli
 def rows_at_largest(spec: ModelSpec, like: ObservedRows) -> ObservedRows:
     """Find the rows of a snapshot whose data sets differ in size, of the kind of rows known already."""
     name = like.variable.name
-    kinds = ["exchangeable"] * like.batch_ndim + ["sequence"] * like.series + ["features"] * len(like.event_shape)
-    return find_rows(spec.at(spec.largest), name, {name: kinds})
+    return find_rows(spec.at(spec.largest), name, {name: like.axis_kinds})
 
 
 def _gaps(posterior: AmortizedPosterior, rows: ObservedRows) -> dict[str, Rule | None]:

@@ -1,24 +1,19 @@
-"""Likelihoods in files: weights and a description, never code.
-
-The format is that of posteriors (:mod:`pymc_amortized.approximators.load`). The model is the user's to bring, and is
-compared with the one in the file by the same description.
-"""
+"""Likelihoods in files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-import pymc as pm
 from torch import Tensor
 
-from pymc_amortized.approximators import load as files
-from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
-from pymc_amortized.approximators.storage.models import describe_model, read_spec, refuse_other_model
-from pymc_amortized.approximators.storage.networks import damage, read_network, state_tensors, write
+from pymc_amortized.approximators.fitting.provenance import Provenance
+from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.models import Arguments, SavedModel, describe_variables
+from pymc_amortized.approximators.storage.networks import SavedNetwork, read_state
+from pymc_amortized.approximators.storage.save import contents
 from pymc_amortized.graph.rows.observed_rows import distribution_of, find_rows
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
@@ -26,96 +21,83 @@ from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import History, TrainingState
 
-if TYPE_CHECKING:
-    from pymc_amortized.graph.model.spec import ModelSpec
 
-WHAT = "likelihood"
-NETWORKS: dict[str, type[RowNetwork] | type[RatioNetwork]] = {"density": RowNetwork, "ratio": RatioNetwork}
-"""By kind; older files hold densities."""
-LARGEST = {"hidden": 4096, "depth": 64, "components": 1024}
-"""Options beyond these are an attempt on the memory."""
+@dataclass(frozen=True)
+class SavedLikelihood:
+    """What a file holds of a likelihood."""
 
-
-def save(likelihood: AmortizedLikelihood, path: str | PathLike[str]) -> None:
-    """Write a likelihood to a file; see :meth:`AmortizedLikelihood.save`."""
-    write(path, *contents(likelihood))
-
-
-def contents(likelihood: AmortizedLikelihood) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the description and the tensors of a likelihood."""
-    spec, rows = likelihood.spec, likelihood.rows
-    description = {
-        "format": files.FORMAT,
-        "what": WHAT,
-        "kind": likelihood.kind,
-        "versions": files.versions(),
-        "model": describe_model(spec),
-        "arguments": {"observed": [v.name for v in spec.observed], "context": [c.name for c in spec.context]},
-        "variable": rows.variable.name,
-        "structure": _structure(likelihood),
-        "parameters": [p.name for p in rows.parameters],
-        "distribution": distribution_of(spec, rows),
-        "layout": likelihood.network.layout.description(),
-        "size": asdict(likelihood.network.size),
-        "history": likelihood.history.description(),
-        "state": likelihood.state.values,
-        "provenance": {
-            **asdict(likelihood.provenance),
-            "training": likelihood.provenance.training.description(),
-        },
-        "error": likelihood.error,
-    }
-    tensors = {f"network.{k}": v for k, v in likelihood.network.state_dict().items()}
-    tensors |= {f"state.{k}": v for k, v in likelihood.state.tensors.items()}
-    return description, tensors
+    model: SavedModel
+    variable: str
+    structure: tuple[str, ...]
+    distribution: Any
+    kind: LikelihoodKind
+    layout: Layout
+    size: RowSize
+    weights: Mapping[str, Tensor]
+    history: History
+    state: TrainingState
+    provenance: Provenance
+    error: float | None
 
 
-def _structure(likelihood: AmortizedLikelihood) -> list[str]:
-    rows = likelihood.rows
-    kinds = ["exchangeable"] * rows.batch_ndim + ["sequence"] * rows.series
-    return kinds + ["features"] * len(rows.event_shape)
+@contents.register
+def likelihood_contents(likelihood: AmortizedLikelihood) -> SavedLikelihood:
+    """Take from a likelihood what a file holds."""
+    spec, rows, network = likelihood.spec, likelihood.rows, likelihood.network
+    arguments = Arguments(tuple(v.name for v in spec.observed), context=tuple(c.name for c in spec.context))
+    return SavedLikelihood(
+        model=SavedModel(describe_variables(spec), arguments),
+        variable=rows.variable.name,
+        structure=rows.axis_kinds,
+        distribution=distribution_of(spec, rows),
+        kind=likelihood.kind,
+        layout=network.layout,
+        size=network.size,
+        weights=network.state_dict(),
+        history=likelihood.history,
+        state=likelihood.state,
+        provenance=likelihood.provenance,
+        error=likelihood.error,
+    )
 
 
-def read(file: Any, path: Path, description: Mapping[str, Any], model: pm.Model) -> AmortizedLikelihood:
-    """Read what :func:`save` wrote; called by :func:`pymc_amortized.load`."""
-    with damage(path):
-        arguments = {name: list(map(str, description["arguments"][name])) for name in ("observed", "context")}
-        arguments |= {"parameters": [rv.name for rv in model.free_RVs if rv.name not in arguments["observed"]]}
-        saved = dict(description["model"])
-        name = str(description["variable"])
-        structure = {name: [str(kind) for kind in description["structure"]]}
-    spec: ModelSpec = read_spec(model, arguments | {"missing": []}, [])
-    refuse_other_model(saved, describe_model(spec))
-    rows = find_rows(spec, name, structure)
+def read_likelihood(saved: SavedLikelihood, brought: Brought) -> AmortizedLikelihood:
+    """Make a likelihood of what a file holds, and of the user's model."""
+    model = brought.one_model()
+    for what in ("summary", "density"):
+        brought.check_network(what, own=False)
+    spec = saved.model.read(model, brought)
+    name = saved.variable
+    rows = find_rows(spec, name, {name: saved.structure})
     given = distribution_of(spec, rows)
-    if description.get("distribution", given) != given:
+    if saved.distribution != given:
         raise ValueError(
             f"the model is not the one in the file: the distribution of {name!r} differs "
-            f"({description['distribution']} in the file, {given} in the model)"
+            f"({saved.distribution} in the file, {given} in the model)"
         )
-    with damage(path):
-        layout = Layout.from_description(description["layout"])
+    with brought.checking():
+        layout = saved.layout
         numbers = [number for p in rows.parameters for number in p.numbers]
         if [p.name for p in layout.parameters] != numbers or len(layout.columns) != rows.columns:
             raise ValueError(
                 f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}"
             )
-        made, size = NETWORKS[description.get("kind", "density")], _size(description["size"])
-        network = read_network(file, lambda _: made(layout, size))
+        _check_size(saved.size)
+        made = {"density": RowNetwork, "ratio": RatioNetwork}[saved.kind]
+        network = SavedNetwork(None, saved.weights).build(lambda _: made(layout, saved.size))
         return AmortizedLikelihood(
             spec=spec,
             rows=rows,
             network=network,
-            history=History.from_description(description["history"]),
-            provenance=files.read_provenance(description["provenance"]),
-            state=TrainingState(state_tensors(file, network), description["state"]),
-            error=description["error"],
+            history=saved.history,
+            provenance=saved.provenance,
+            state=read_state(saved.state, network),
+            error=saved.error,
         )
 
 
-def _size(described: Mapping[str, Any]) -> RowSize:
-    size = RowSize(**{name: int(value) for name, value in described.items()})
-    for name, largest in LARGEST.items():
+def _check_size(size: RowSize) -> None:
+    """Refuse options that are an attempt on the memory."""
+    for name, largest in (("hidden", 4096), ("depth", 64), ("components", 1024)):
         if not 0 <= getattr(size, name) <= largest:
             raise ValueError(f"the file describes a network with {name} = {getattr(size, name)}")
-    return size

@@ -19,6 +19,7 @@ from pytensor.graph.traversal import graph_inputs
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.likelihood.observations import check_values, read_values, values_of
+from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import closed_model
@@ -190,8 +191,7 @@ class AmortizedLikelihood:
         name, ours = self.rows.variable.name, self.rows
         if name not in [v.name for v in spec.observed]:
             raise KeyError(f"model: it observes {[v.name for v in spec.observed]}, not {name!r}")
-        kinds = ["exchangeable"] * ours.batch_ndim + ["sequence"] * ours.series
-        theirs = find_rows(spec, name, {name: kinds + ["features"] * len(ours.event_shape)})
+        theirs = find_rows(spec, name, {name: ours.axis_kinds})
         ways = [[(p.position, p.core_shape) for p in rows.parameters] for rows in (ours, theirs)]
         if ways[0] != ways[1] or ours.event_shape != theirs.event_shape:
             raise ValueError(
@@ -304,8 +304,6 @@ class AmortizedLikelihood:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write weights and a description, never code, to a file that :func:`load` reads."""
-        from pymc_amortized.approximators.likelihood.file import save
-
         save(self, path)
 
     @property

@@ -18,6 +18,7 @@ from pymc_amortized.approximators.posterior.sample import sample
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.posterior.training import continue_training
 from pymc_amortized.approximators.posterior.workflow import PosteriorWorkflow
+from pymc_amortized.approximators.storage.save import save
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -281,11 +282,4 @@ class AmortizedPosterior(PosteriorWorkflow):
         path : path-like
             An existing file is replaced.
         """
-        from pymc_amortized.approximators.load import save
-
-        if self.local_to is not None:
-            raise ValueError(
-                "a refined posterior is that of one data set and is not saved: save its draws "
-                "(posterior.sample().to_netcdf(path)), or the amortized posterior it came from"
-            )
         save(self, path)

@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import pymc as pm
@@ -18,9 +17,10 @@ from pytensor.graph.traversal import ancestors
 from torch import Tensor
 
 from pymc_amortized.approximators.fitting.seeds import Stage, stage_seed
-from pymc_amortized.approximators.storage.networks import Part, damage
+from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.codec import Part
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
-from pymc_amortized.graph.model.axes import Axis, Structure
+from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.sizes import Range, cut
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
@@ -31,92 +31,120 @@ from pymc_amortized.graph.simulation.simulator import Simulator
 
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
-SAME = 1e-6
-"""Relative difference of log densities that another version or machine explains."""
-POINTS_OF = "points."
-_ARGUMENTS = ("observed", "parameters", "context", "missing")
 
 
-def model_contents(
-    spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a description by which a model is known again, and its points."""
-    points = _points(spec, sources, entropy)
-    description = {
-        "model": describe_model(spec),
-        "arguments": {
-            "observed": [v.name for v in spec.observed],
-            "parameters": [p.name for p in spec.parameters],
-            "context": [c.name for c in spec.context],
-            "missing": [v.name for v in spec.observed if v.missing],
-        },
-        "sizes": {r.dim: [r.smallest, r.largest] for r in spec.sizes},
-        "density": _densities(spec.jointly(), points),
-    }
-    return description, {f"{POINTS_OF}{name}": torch.as_tensor(values) for name, values in points.items()}
+@dataclass(frozen=True)
+class Arguments:
+    """Names of variables by their part in a model; parameters are all that are left, where none are named."""
+
+    observed: tuple[str, ...]
+    parameters: tuple[str, ...] | None = None
+    context: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
-def read_described(
-    file: Any, path: Path, description: Mapping[str, Any], model: pm.Model, compile_kwargs: CompileKwargs | None
-) -> ModelSpec:
-    """Read the user's model, and compare it with what :func:`model_contents` gave."""
-    with damage(path):
-        arguments = {name: list(map(str, description["arguments"][name])) for name in _ARGUMENTS}
-        sizes = [Range(str(dim), int(low), int(high)) for dim, (low, high) in description["sizes"].items()]
-        described, expected = dict(description["model"]), dict(description["density"])
-    spec = read_spec(model, arguments, sizes)
-    refuse_other_model(described, describe_model(spec))
-    with damage(path):
-        points = _stored_points(Part(file, POINTS_OF), spec)
-    _refuse_other_density(expected, _densities(spec.jointly(), points, compile_kwargs))
-    return spec
+@dataclass(frozen=True)
+class SavedModel:
+    """What a file holds of a model, by which the user's own is known again.
+
+    Attributes
+    ----------
+    variables : mapping
+        From :func:`describe_variables`.
+    arguments : Arguments
+    sizes : tuple of Range
+    density : mapping of str to tuple of float
+        Log density of each variable at the points.
+    points : mapping of str to Tensor
+        Prior draws with their data.
+    """
+
+    variables: Mapping[str, Any]
+    arguments: Arguments
+    sizes: tuple[Range, ...] = ()
+    density: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    points: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int]) -> SavedModel:
+        """Describe a model, and draw its points.
+
+        Parameters
+        ----------
+        spec : ModelSpec
+        sources : mapping of name to source, or None
+            Of its context; the values it holds by default.
+        entropy : sequence of int
+            Seed of the training.
+        """
+        points = _points(spec, sources, entropy)
+        names = ([v.name for v in variables] for variables in (spec.observed, spec.parameters, spec.context))
+        return cls(
+            variables=describe_variables(spec),
+            arguments=Arguments(*map(tuple, names), missing=tuple(v.name for v in spec.observed if v.missing)),
+            sizes=spec.sizes,
+            density={name: tuple(values) for name, values in _densities(spec.jointly(), points).items()},
+            points={name: torch.as_tensor(values) for name, values in points.items()},
+        )
+
+    def read(self, model: pm.Model, brought: Brought) -> ModelSpec:
+        """Read the user's model the way the saved one was read, and compare the two.
+
+        Raises
+        ------
+        ValueError
+            When they differ, or the points are not those of such a model.
+        """
+        spec = _read_spec(self, model)
+        _refuse_other_variables(self.variables, describe_variables(spec))
+        if self.density:
+            with brought.checking():
+                points = _stored_points(cast(Part, self.points), spec)
+            _refuse_other_density(self.density, _densities(spec.jointly(), points, brought.compile_kwargs))
+        return spec
 
 
-def rates(missing: Mapping[str, Any] | None) -> dict[str, float]:
+def plain_rates(missing: Mapping[str, Any] | None) -> dict[str, float]:
     """Rates of missing values, but for those drawn by a callable, which is code."""
     return {name: float(rate) for name, rate in (missing or {}).items() if not callable(rate)}
 
 
-def read_rates(spec: ModelSpec, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Read rates of missing values."""
-    known = read_missing(described, [v.name for v in spec.observed if v.missing])
+def check_rates(spec: ModelSpec, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Refuse rates of missing values that a model cannot have."""
+    known = read_missing(rates, [v.name for v in spec.observed if v.missing])
     for name, rate in known.items():
         check_gaps(name, rate)
     return known
 
 
-def read_structure(spec: ModelSpec, described: Mapping[str, Any]) -> Structure:
-    """Read what is known of the axes of the data."""
-    axes = tuple(
-        Axis(**{**axis, "carriers": tuple((str(name), int(i)) for name, i in axis["carriers"])})
-        for axis in described["axes"]
-    )
-    shapes = {name: tuple(shape) for name, shape in described["shapes"].items()}
+def check_structure(spec: ModelSpec, structure: Structure) -> Structure:
+    """Refuse axes of arrays that a model does not have."""
     ranks = {v.name: len(v.shape) for v in spec.inputs} | {p.name: len(p.shape) for p in spec.jointly().parameters}
-    for name, i in (pair for axis in axes for pair in axis.carriers):
-        if i >= ranks[name]:
+    for name, i in (pair for axis in structure.axes for pair in axis.carriers):
+        if not 0 <= i < ranks[name]:
             raise KeyError(f"axis {i} of {name!r}")
-    return Structure(axes, shapes)
+    return structure
 
 
-def read_spec(model: pm.Model, arguments: Mapping[str, Any], sizes: Sequence[Range]) -> ModelSpec:
-    """Read the user's model the way the saved one was read."""
+def _read_spec(saved: SavedModel, model: pm.Model) -> ModelSpec:
+    arguments = saved.arguments
     free = {rv.name for rv in model.free_RVs}
-    to_observe = [name for name in arguments["observed"] if name in free]
+    to_observe = free & set(arguments.observed)
+    wanted = arguments.parameters
     try:
         return take_snapshot(
             model,
-            observed=arguments["observed"] if to_observe else None,
-            parameters=None if free - set(to_observe) == set(arguments["parameters"]) else arguments["parameters"],
-            context=arguments["context"],
-            sizes=sizes,
-            missing=arguments["missing"],
+            observed=arguments.observed if to_observe else None,
+            parameters=None if wanted is None or free - to_observe == set(wanted) else wanted,
+            context=arguments.context,
+            sizes=saved.sizes,
+            missing=arguments.missing,
         )
     except KeyError as error:
         raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None
 
 
-def describe_model(spec: ModelSpec) -> dict[str, Any]:
+def describe_variables(spec: ModelSpec) -> dict[str, Any]:
     """Everything about a model that a network depends on, by variable, as JSON."""
     described: dict[str, Any] = {}
     for p in spec.parameters:
@@ -156,7 +184,7 @@ def _digest(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)} {content}"
 
 
-def refuse_other_model(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _refuse_other_variables(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Name the first difference between two descriptions of a model."""
     for name in sorted({*saved, *given}):
         if name not in given:
@@ -209,23 +237,23 @@ def _densities(
     return values
 
 
-def _refuse_other_density(saved: Mapping[str, Any], given: Mapping[str, list[float]]) -> None:
+def _refuse_other_density(saved: Mapping[str, Sequence[float]], given: Mapping[str, list[float]]) -> None:
     for name, expected in saved.items():
         actual = given.get(name, [math.nan] * len(expected))
-        if not np.allclose(actual, expected, rtol=SAME, atol=SAME):
+        if not np.allclose(actual, expected, rtol=1e-6, atol=1e-6):  # what another version or machine explains
             raise ValueError(
                 f"the model is not the one in the file: the log density of {name!r} differs "
                 f"({expected[0]:.6g} in the file, {actual[0]:.6g} in the model, at the same point)"
             )
 
 
-def _stored_points(file: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
+def _stored_points(stored: Part, spec: ModelSpec) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {"theta": (spec.jointly().dim,)}
     shapes |= {f"data.{v.name}": v.shape_at(spec.largest) for v in spec.data}
     shapes |= {f"length.{r.dim}": () for r in spec.sizes}
     points = {}
     for name, shape in shapes.items():
-        if list(file.get_slice(name).get_shape()) != [POINTS, *shape]:
+        if stored.form(name)[0] != [POINTS, *shape]:
             raise KeyError(f"the points of {name!r}")
-        points[name] = file.get_tensor(name).numpy()
+        points[name] = stored[name].numpy()
     return points

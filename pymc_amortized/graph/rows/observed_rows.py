@@ -100,6 +100,12 @@ class ObservedRows:
         """Numbers of one row."""
         return int(np.prod(self.event_shape, dtype=int))
 
+    @property
+    def axis_kinds(self) -> tuple[str, ...]:
+        """Kinds of the variable's axes, as a user gives them in ``structure=``."""
+        batch, event = ("exchangeable",) * self.batch_ndim, ("features",) * len(self.event_shape)
+        return batch + ("sequence",) * self.series + event
+
     def of_simulations(self, made: Simulations, lags: int, chosen: np.ndarray | None) -> Rows:
         """Read rows off simulations whose deterministics hold the parameters.
 

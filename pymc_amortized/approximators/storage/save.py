@@ -1,0 +1,59 @@
+"""Writing files: weights and a description, never code.
+
+A file is in the safetensors format. Its metadata describe the networks (by names from a fixed registry) and the model
+they were trained for: names, shapes, dims, transforms, digests of arrays, and each variable's log density at a few
+points. The model itself is the user's to bring; whatever differs is named.
+
+Each kind of object has a ``file.py`` in its room: a frozen dataclass of what a file holds, how that is taken from the
+object (registered with :func:`contents`), and how the object is made from it again. The dataclass itself is written and
+read by :mod:`pymc_amortized.approximators.storage.codec`. :mod:`pymc_amortized.approximators.load` knows all kinds.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import singledispatch
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pymc as pm
+import torch
+from safetensors.torch import save_file
+
+from pymc_amortized.approximators.storage.codec import describe
+
+KEY = "pymc_amortized"
+"""Of the description among a file's metadata."""
+FORMAT = 1
+
+
+@singledispatch
+def contents(thing: Any) -> Any:
+    """Return the dataclass of what a file holds of an object.
+
+    Parameters
+    ----------
+    thing : AmortizedPosterior, AmortizedLikelihood, AmortizedJoint or AmortizedComparison
+    """
+    raise TypeError(f"{type(thing).__name__} cannot be saved")
+
+
+def save(thing: Any, path: str | PathLike[str]) -> None:
+    """Write what :func:`contents` gives to a file.
+
+    Parameters
+    ----------
+    thing : AmortizedPosterior, AmortizedLikelihood, AmortizedJoint or AmortizedComparison
+    path : path-like
+        An existing file is replaced.
+    """
+    path = Path(path)
+    described, tensors = describe(contents(thing))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to save {path.name!r} in")
+    versions = {"pymc_amortized": version("pymc-amortized"), "pymc": pm.__version__, "torch": torch.__version__}
+    description = {"format": FORMAT, "versions": versions, "contents": described}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={KEY: json.dumps(description, allow_nan=False)})
