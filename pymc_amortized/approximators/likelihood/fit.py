@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pymc as pm
 import torch
@@ -14,7 +14,7 @@ from pymc_amortized.approximators.fitting.arguments import check_integer, read_m
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.training_arguments import read_entropy
-from pymc_amortized.approximators.likelihood.likelihood import KINDS, AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.likelihood.training import (
     DEFAULT,
     LAGS,
@@ -137,7 +137,7 @@ def fit_likelihood(
     >>> likelihood.logp([0.0, 1.0], {"mu": 0.5}).shape
     (2,)
     """
-    if kind not in KINDS:
+    if kind not in get_args(LikelihoodKind):
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
     if lags is not None:
         lags = check_integer("lags", lags)

@@ -7,38 +7,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
-from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.traversal import graph_inputs
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.likelihood.observations import check_values, read_values, values_of
+from pymc_amortized.approximators.likelihood.observations import check_values, read_rows, read_values, values_of
+from pymc_amortized.approximators.likelihood.parameters import (
+    check_draws,
+    check_over_rows,
+    parameter_names,
+    read_parameters,
+    spread,
+)
+from pymc_amortized.approximators.likelihood.trained_region import TrainedRegion
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import closed_model
-from pymc_amortized.graph.rows.emulator import PYTENSOR, Emulator
+from pymc_amortized.graph.rows.emulator import Emulator
 from pymc_amortized.graph.rows.exchange import exchanged
 from pymc_amortized.graph.rows.learned import refuse_followers
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
-from pymc_amortized.graph.rows.origins import recomputed
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.evaluation import RowDensity
-from pymc_amortized.row_density.namespaces import NUMPY, Arrays
 from pymc_amortized.row_density.ratio import RowRatio, refuse_draws
 from pymc_amortized.training import History, TrainingState
 
 logger = logging.getLogger("pymc_amortized")
 
 LikelihoodKind = Literal["density", "ratio"]
-KINDS = get_args(LikelihoodKind)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,40 +120,29 @@ class AmortizedLikelihood:
         TypeError, ValueError
             Parameters are missing, unknown or of the wrong shape, or data outside the support.
         """
-        arguments = self._arguments(parameters)
+        arguments = read_parameters(parameters, self.spec, self.rows)
         if observed is not None:
             values = values_of(observed)
-            self._check_values(values, f"observed values of {name!r}")
+            check_values(values, self.rows, self.network.layout, f"observed values of {name!r}")
             length = values.shape[self.rows.batch_ndim] if self.rows.series else None
-            self._check_shapes(arguments, values.shape)
+            check_over_rows(arguments, values.shape, self.rows)
         elif self.rows.series and length is None:
             raise TypeError("length: the length of a series that is not observed must be given")
         self._warn_outside(arguments)
         options = {key: value for key, value in (("dims", dims), ("shape", shape)) if value is not None}
         variable = self.emulator.named(name, *arguments, length=length, observed=observed, **options)
-        pm.Deterministic(f"{name}_extent", self._extent(arguments))
+        pm.Deterministic(f"{name}_extent", self._region.extent(arguments))
         return variable
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of what the rows depend on."""
-        names: list[str] = []
-        for p in self.rows.parameters:
-            names += p.leaves if p.leaves and "" not in p.leaves else [p.name]
-        return tuple(dict.fromkeys(names))
+        return parameter_names(self.rows)
 
     @property
     def region(self) -> dict[str, tuple[float, float]]:
         """The range of each number that a row depends on, in which the likelihood was trained."""
-        region = {}
-        for p in self.network.layout.parameters:
-            ends = [p.low * p.scale + p.center, p.high * p.scale + p.center]
-            if p.transform == "log":
-                ends = [float(np.exp(e)) for e in ends]
-            elif p.transform == "logit":
-                ends = [float(1 / (1 + np.exp(-e))) for e in ends]
-            region[p.name] = (ends[0], ends[1])
-        return region
+        return self._region.ends
 
     def to_model(self, observed: Mapping[str, Any] | Any = None, *, model: pm.Model | None = None) -> pm.Model:
         """Return the model in which the observed variable has the learned distribution.
@@ -173,7 +165,7 @@ class AmortizedLikelihood:
         spec, rows = self.spec, self.rows
         if model is not None:
             spec = take_snapshot(model)
-            rows = self._rows_of(spec)
+            rows = read_rows(spec, self.spec, rows)
         refuse_followers(spec, name)
         values = read_values(observed, spec, rows, self.network.layout)
         base = closed_model(spec)
@@ -183,28 +175,8 @@ class AmortizedLikelihood:
         made = exchanged(base, rows, self.emulator, values)
         arguments = list(made[name].owner.inputs[2:])[: len(rows.parameters)]
         with made:
-            pm.Deterministic(f"{name}_extent", self._extent(arguments))
+            pm.Deterministic(f"{name}_extent", self._region.extent(arguments))
         return made
-
-    def _rows_of(self, spec: ModelSpec) -> ObservedRows:
-        """The rows of another model, which must be of the same kind."""
-        name, ours = self.rows.variable.name, self.rows
-        if name not in [v.name for v in spec.observed]:
-            raise KeyError(f"model: it observes {[v.name for v in spec.observed]}, not {name!r}")
-        theirs = find_rows(spec, name, {name: ours.axis_kinds})
-        ways = [[(p.position, p.core_shape) for p in rows.parameters] for rows in (ours, theirs)]
-        if ways[0] != ways[1] or ours.event_shape != theirs.event_shape:
-            raise ValueError(
-                f"model: rows of {name!r} depend on {[p.name for p in theirs.parameters]} there, "
-                f"the likelihood was trained for {[p.name for p in ours.parameters]}"
-            )
-        distributions = [distribution_of(*of) for of in ((self.spec, ours), (spec, theirs))]
-        if distributions[0] != distributions[1]:
-            raise ValueError(
-                f"model: the distribution of {name!r} is {distributions[1]} there (with the arguments that do not "
-                f"vary), the likelihood was trained for {distributions[0]}"
-            )
-        return theirs
 
     def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
         """Log density of rows; for ``kind="ratio"`` up to a function of the rows.
@@ -221,10 +193,11 @@ class AmortizedLikelihood:
         ndarray (...)
         """
         values = np.asarray(values)
-        self._check_values(values, "values")
-        arguments = self._arguments(dict(parameters))
+        check_values(values, self.rows, self.network.layout, "values")
+        arguments = read_parameters(parameters, self.spec, self.rows)
         self._warn_outside(arguments)
-        value = pt.constant(self._spread(values, arguments).astype(self.rows.variable.dtype))
+        over = spread(values, [np.asarray(a.eval()) for a in arguments], self.rows)
+        value = pt.constant(over.astype(self.rows.variable.dtype))
         return np.asarray(self.emulator.logp(value, *arguments).eval())
 
     def sample(
@@ -258,12 +231,11 @@ class AmortizedLikelihood:
         """
         if self.kind == "ratio":
             refuse_draws()
-        given = self._arguments(dict(parameters))
+        given = read_parameters(parameters, self.spec, self.rows)
         self._warn_outside(given)
         arguments = [np.asarray(a.eval()) for a in given]
-        if isinstance(shape, int):
-            shape = (shape,)
-        self._check_draws(arguments, shape)
+        shape = (shape,) if isinstance(shape, int) else shape
+        check_draws(arguments, None if shape is None else tuple(shape), self.rows)
         if self.rows.series:
             if length is None:
                 length = self.rows.variable.shape_at({})[self.rows.batch_ndim]
@@ -298,7 +270,7 @@ class AmortizedLikelihood:
                 int(outside.sum()),
                 outside.size,
                 100 * share,
-                self._region_said(),
+                self._region,
             )
         return share
 
@@ -333,120 +305,21 @@ class AmortizedLikelihood:
             f"{'settled' if self.provenance.settled else 'not settled'}{error}"
         )
 
-    def _arguments(self, given: dict[str, Any]) -> list[Any]:
-        """The distribution's arguments from values by name."""
-        names = [p.name for p in self.rows.parameters]
-        wanted = names if set(given) == set(names) else list(self.parameters)
-        if set(given) != set(wanted):
-            unknown, missing = sorted(set(given) - set(wanted)), [n for n in wanted if n not in given]
-            parts = [f"unknown: {unknown}" if unknown else "", f"missing: {missing}" if missing else ""]
-            raise TypeError(
-                f"the likelihood of {self.rows.variable.name!r} takes the parameters {wanted}; "
-                + ", ".join(part for part in parts if part)
-            )
-        for name, value in given.items():
-            if not isinstance(value, Variable) and not np.isfinite(np.asarray(value, dtype=float)).all():
-                raise ValueError(f"{name!r} must be finite, got {value!r}")
-        arguments = []
-        for p in self.rows.parameters:
-            if p.name in given:
-                argument = given[p.name]
-            else:
-                argument = recomputed(self.spec, p.variable, {k: pt.as_tensor(v) for k, v in given.items()})
-            argument = pt.as_tensor(argument)
-            core = argument.type.shape[argument.type.ndim - len(p.core_shape) :]
-            if argument.type.ndim < len(p.core_shape) or any(
-                n not in (None, m) for n, m in zip(core, p.core_shape, strict=True)
-            ):
-                raise ValueError(f"{p.name!r} has shape {argument.type.shape}; its last axes must be {p.core_shape}")
-            if argument.type.dtype == "bool" or argument.type.dtype.startswith("complex"):
-                raise TypeError(f"{p.name!r} must be real numbers, got {argument.type.dtype}")
-            arguments.append(argument)
-        return arguments
-
-    def _check_values(self, values: np.ndarray, what: str) -> None:
-        check_values(values, self.rows, self.network.layout, what)
-
-    def _spread(self, values: np.ndarray, arguments: list[Any]) -> np.ndarray:
-        """Repeat rows where parameters are more."""
-        own = len(self.rows.event_shape) + self.rows.series
-        shapes = {"the rows": values.shape[: values.ndim - own]}
-        for p, argument in zip(self.rows.parameters, arguments, strict=True):
-            shapes[repr(p.name)] = np.shape(argument.eval())[: argument.ndim - len(p.core_shape)]
-        try:
-            lead = np.broadcast_shapes(*shapes.values())
-        except ValueError:
-            said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise ValueError(f"parameters and rows do not broadcast: {said}") from None
-        return np.broadcast_to(values, lead + values.shape[values.ndim - own :])
-
-    def _check_shapes(self, arguments: list[Any], shape: tuple[int, ...]) -> None:
-        """Refuse parameters that do not broadcast over the rows of the data."""
-        batch = shape[: len(shape) - len(self.rows.event_shape) - self.rows.series]
-        for p, argument in zip(self.rows.parameters, arguments, strict=True):
-            lead = argument.type.shape[: argument.type.ndim - len(p.core_shape)]
-            known = tuple(1 if n is None else n for n in lead)
-            try:
-                fits = np.broadcast_shapes(known, batch) == batch
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(f"{p.name!r} has shape {lead}, which does not broadcast over the rows {batch}")
-
-    def _check_draws(self, arguments: list[np.ndarray], shape: tuple[int, ...] | None) -> None:
-        """Refuse parameters that do not broadcast against each other, or to the shape that is wanted."""
-        pairs = zip(self.rows.parameters, arguments, strict=True)
-        leads = {p.name: a.shape[: a.ndim - len(p.core_shape)] for p, a in pairs}
-        try:
-            together = np.broadcast_shapes(*leads.values())
-            fits = shape is None or np.broadcast_shapes(together, shape) == tuple(shape)
-        except ValueError:
-            fits = False
-        if not fits:
-            said = ", ".join(f"{name!r} {lead}" for name, lead in leads.items())
-            wanted = "" if shape is None else f" to shape {tuple(shape)}"
-            raise ValueError(f"parameters do not broadcast{wanted}: {said}")
+    @cached_property
+    def _region(self) -> TrainedRegion:
+        return TrainedRegion(self.rows, self.network.layout)
 
     def _warn_outside(self, arguments: list[Any]) -> None:
         """Log that parameters lie where nothing was learned, as far as they are numbers."""
-        values, known = [], []
-        for p, argument in zip(self.rows.parameters, arguments, strict=True):
-            fixed = all(isinstance(v, Constant) for v in graph_inputs([argument]))
-            values.append(np.asarray(argument.eval()) if fixed else np.ones(p.core_shape))
-            known += [fixed] * int(np.prod(p.core_shape, dtype=int))
-        known += [all(known)] * len(self.network.layout.combinations)
-        reach = [np.max(e) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k]
-        furthest = float(np.max(reach)) if reach else 0.0
+        furthest = self._region.reach(arguments)
         if not furthest <= 1:
             logger.warning(
                 "Parameters lie outside the region the likelihood was trained in (%s), %.2f times as far from its "
                 "middle as its edge. There draws are those of the edge, and densities end by a penalty: train with a "
                 "wider region=.",
-                self._region_said(),
+                self._region,
                 furthest,
             )
-
-    def _region_said(self) -> str:
-        said = ", ".join(f"{key}: {low:.3g} to {high:.3g}" for key, (low, high) in self.region.items())
-        layout = self.network.layout
-        few = [f"{p.name} only at {', '.join(f'{v:g}' for v in p.levels)}" for p in layout.parameters if p.levels]
-        together = ["not at all combinations of these"] if layout.combinations else []
-        return "; ".join([said, *few, *together])
-
-    def _extent(self, arguments: list[Any]) -> Any:
-        """How far the parameters reach into the region: 1 is its edge."""
-        found = self._extents(PYTENSOR, [pt.as_tensor(argument) for argument in arguments])
-        return pt.max(pt.stack([pt.max(e) for e in found]))
-
-    def _extents(self, xp: Arrays, arguments: list[Any]) -> list[Any]:
-        """The same for each number that rows depend on."""
-        elements = []
-        for p, argument in zip(self.rows.parameters, arguments, strict=True):
-            lead = argument.ndim - len(p.core_shape)
-            size = int(np.prod(p.core_shape, dtype=int))
-            flat = argument.reshape([*[argument.shape[i] for i in range(lead)], size])
-            elements += [flat[..., j].astype("float64") for j in range(size)]
-        return self.network.layout.extent(xp, elements)
 
 
 def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:

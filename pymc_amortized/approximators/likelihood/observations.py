@@ -1,4 +1,4 @@
-"""Data for a learned likelihood: read, and refused where the learned distribution cannot produce them."""
+"""Data and models for a learned likelihood: read, and refused where the learned distribution does not fit them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.row_density.row_layout import Layout
 
 
@@ -44,6 +44,42 @@ def read_values(observed: Any, spec: ModelSpec, rows: ObservedRows, layout: Layo
             "For other data, build a model with the likelihood itself: likelihood(...)"
         )
     return values
+
+
+def read_rows(spec: ModelSpec, trained: ModelSpec, rows: ObservedRows) -> ObservedRows:
+    """Find the rows of another model, which must be of the same kind and distribution.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Of the other model.
+    trained : ModelSpec
+        Of the model that the likelihood was trained on.
+    rows : ObservedRows
+        Its rows.
+
+    Raises
+    ------
+    KeyError, ValueError
+        When the other model has no such rows; the message says what differs.
+    """
+    name = rows.variable.name
+    if name not in [v.name for v in spec.observed]:
+        raise KeyError(f"model: it observes {[v.name for v in spec.observed]}, not {name!r}")
+    theirs = find_rows(spec, name, {name: rows.axis_kinds})
+    ways = [[(p.position, p.core_shape) for p in some.parameters] for some in (rows, theirs)]
+    if ways[0] != ways[1] or rows.event_shape != theirs.event_shape:
+        raise ValueError(
+            f"model: rows of {name!r} depend on {[p.name for p in theirs.parameters]} there, "
+            f"the likelihood was trained for {[p.name for p in rows.parameters]}"
+        )
+    ours, other = distribution_of(trained, rows), distribution_of(spec, theirs)
+    if ours != other:
+        raise ValueError(
+            f"model: the distribution of {name!r} is {other} there (with the arguments that do not "
+            f"vary), the likelihood was trained for {ours}"
+        )
+    return theirs
 
 
 def check_values(values: np.ndarray, rows: ObservedRows, layout: Layout, what: str) -> None:
