@@ -40,8 +40,6 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")
 
-FIT_ONLY = {"model", "context", "random_seed", "progressbar", "compile_kwargs"}
-
 
 @dataclass(frozen=True)
 class _Kept:
@@ -131,7 +129,7 @@ def sample_amortized(
     read_groups(idata_kwargs)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)
-    fit_kwargs = _checked_fit_kwargs(fit_kwargs)
+    fit_kwargs = _read_fit_kwargs(fit_kwargs)
     fit_seed, sample_seed = seed_sequence(random_seed).spawn(2)
     fingerprint = _fingerprint(model, context, fit_kwargs)
     kept = _kept.get(model)
@@ -162,9 +160,10 @@ def sample_amortized(
     )
 
 
-def _checked_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     kwargs = read_mapping("fit_kwargs", fit_kwargs)
-    allowed = set(inspect.signature(fit_posterior).parameters) - FIT_ONLY - {"observed"}
+    own = {"model", "observed", "context", "random_seed", "progressbar", "compile_kwargs"}
+    allowed = set(inspect.signature(fit_posterior).parameters) - own
     unknown = sorted(set(kwargs) - allowed)
     if unknown:
         raise TypeError(f"fit_kwargs: {unknown} given; allowed are {sorted(allowed)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.codec import describe
 from pymc_amortized.approximators.storage.models import Arguments, SavedModel, describe_variables
 from pymc_amortized.approximators.storage.networks import SavedNetwork, read_state
 from pymc_amortized.approximators.storage.save import contents
@@ -69,7 +70,7 @@ def read_likelihood(saved: SavedLikelihood, brought: Brought) -> AmortizedLikeli
     spec = saved.model.read(model, brought)
     name = saved.variable
     rows = find_rows(spec, name, {name: saved.structure})
-    given = distribution_of(spec, rows)
+    given = describe(distribution_of(spec, rows))[0]
     if saved.distribution != given:
         raise ValueError(
             f"the model is not the one in the file: the distribution of {name!r} differs "

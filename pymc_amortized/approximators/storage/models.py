@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pymc_amortized.approximators.fitting.seeds import Stage, stage_seed
 from pymc_amortized.approximators.storage.brought import Brought
-from pymc_amortized.approximators.storage.codec import Part
+from pymc_amortized.approximators.storage.codec import Part, describe
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.sizes import Range, cut
@@ -164,7 +163,7 @@ def describe_variables(spec: ModelSpec) -> dict[str, Any]:
     for name in spec.potentials:
         described[f"potential {name!r}"] = {}
     described["constant arrays"] = _constants(spec)
-    return json.loads(json.dumps(described))
+    return describe(described)[0]
 
 
 def _constants(spec: ModelSpec) -> list[str]:
