@@ -209,7 +209,7 @@ def fitted_context(context: object) -> None:
     """Go as far as a fit does with its context, which is not far."""
     model = model_of(with_containers, coords={"obs": range(4)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pymc_amortized.approximators.posterior.training.PosteriorFit.plan", _accepted)
+        patch.setattr("pymc_amortized.approximators.posterior.fit.plan_simulations", _accepted)
         pma.fit_posterior(model, context=context, progressbar=False)
 
 
@@ -217,7 +217,7 @@ class ContextAcceptedError(Exception):
     """The context was found to be fine."""
 
 
-def _accepted(*_: object) -> None:
+def _accepted(*_: object, **__: object) -> None:
     raise ContextAcceptedError
 
 
@@ -364,7 +364,7 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS)
 def test_arguments_of_fit_posterior_are_checked_before_anything_is_simulated(arguments, error, message, monkeypatch):
-    monkeypatch.setattr("pymc_amortized.approximators.posterior.training.PosteriorFit.plan", _accepted)
+    monkeypatch.setattr("pymc_amortized.approximators.posterior.fit.plan_simulations", _accepted)
     model = model_of(lambda: observe(pm.Normal("m")))
     with pytest.raises(error, match=message):
         pma.fit_posterior(**{"model": model, "progressbar": False, **arguments})

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_models import brief_fit, line
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.fitting import simulating
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior import training as posterior_training
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -213,11 +214,13 @@ def test_a_sketch_helps_where_statistics_do_not_tell():
 
 def test_a_fixed_set_is_sketched_in_the_time_that_simulations_may_take(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="pymc_amortized")
-    for name, value in {"SIMULATION_SECONDS": 1e-3, "PILOT": 400, "HELD_OUT": 100}.items():
+    for name, value in {"PILOT": 400, "HELD_OUT": 100}.items():
         monkeypatch.setattr(posterior_training, name, value)
+    monkeypatch.setattr(simulating, "LIMITS", simulating.Limits(seconds=1e-3))
     assert briefly(line(), num_steps=5, num_simulations=2000).sketch is None
     assert "for each of 2000 data sets before training (sketch=True does it all the same)" in caplog.text
-    monkeypatch.setattr(posterior_training, "SLOW_BATCH", 0.0)  # the set is large because simulations take long
+    # the set is large because simulations take long
+    monkeypatch.setattr(simulating, "LIMITS", simulating.Limits(seconds=1e-3, slow_batch=0.0))
     fewer = briefly(line(), num_steps=5)
     assert fewer.sketch is not None and fewer.provenance.num_simulations == 500
     assert "the set has 500 data sets now" in caplog.text

@@ -10,8 +10,15 @@ import pytest
 import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 
-from pymc_amortized.approximators.fitting.pace import Making, Pace, others, pace_of, worth_workers
-from pymc_amortized.approximators.fitting.plan import plan_classifier, plan_posterior
+from pymc_amortized.approximators.fitting.plan import (
+    SimulationCost,
+    StepCost,
+    cheapest_step,
+    others,
+    plan_classifier,
+    plan_posterior,
+    worth_workers,
+)
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.snapshot import take_snapshot
@@ -23,7 +30,7 @@ from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
 from pymc_amortized.training.options import FEWEST_STEPS, MOST_PASSES, WHOLE
 
-MORE_CORES = "pymc_amortized.approximators.fitting.pace.available_cores"
+MORE_CORES = "pymc_amortized.approximators.fitting.plan.available_cores"
 
 
 def simulator() -> Simulator:
@@ -169,7 +176,7 @@ def test_a_posterior_is_the_same_with_workers(monkeypatch):
     monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s._workers), close(s)))
     losses = []
     for worth in (False, True):
-        monkeypatch.setattr("pymc_amortized.approximators.fitting.pace.worth_workers", lambda *_, worth=worth: worth)
+        monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.worth_workers", lambda *_, worth=worth: worth)
         posterior = pma.fit_posterior(
             model, training=pma.Training(num_steps=200, threads=1), random_seed=3, progressbar=False
         )
@@ -185,10 +192,10 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
     def timed(threads):
         return seconds[threads or 2], threads or 2
 
-    assert pace_of(timed, Making(0.020), 1, Training()).ahead  # 50 ms instead of 60
-    assert pace_of(timed, Making(0.004), 1, Training()) == Pace(0.044, 2, False, 0.040)
-    assert pace_of(timed, Making(0.0), 1, Training()) == Pace(0.040, 2, False, 0.040)
-    assert pace_of(timed, Making(0.020), 1, Training(threads=2)).threads == 2
+    assert cheapest_step(timed, SimulationCost(0.020), 1, Training()).ahead  # 50 ms instead of 60
+    assert cheapest_step(timed, SimulationCost(0.004), 1, Training()) == StepCost(0.044, 2, False, 0.040)
+    assert cheapest_step(timed, SimulationCost(0.0), 1, Training()) == StepCost(0.040, 2, False, 0.040)
+    assert cheapest_step(timed, SimulationCost(0.020), 1, Training(threads=2)).threads == 2
 
 
 class Slow:
@@ -241,7 +248,7 @@ def planned(
         return later if "less" in encoded else first, threads or 1
 
     monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.fastest_step", fastest)
-    monkeypatch.setattr("pymc_amortized.approximators.fitting.pace.worth_workers", lambda *_: ahead)
+    monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.worth_workers", lambda *_: ahead)
     return plan(Staged(reduces), lambda: BATCH, simulating, cores, options or Training())
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,18 @@ def set_random_state(device: torch.device, states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     elif device.type == "mps" and "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def integer_seed(seed: np.random.SeedSequence) -> int:
+    """Return a seed for torch, from one of NumPy's."""
+    return int(seed.generate_state(1, np.uint64)[0] >> 1)
+
+
+def torch_generator(seed: np.random.SeedSequence, device: torch.device | str) -> torch.Generator:
+    """Return a generator of random numbers on a device, from a seed of NumPy's."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(integer_seed(seed))
+    return generator
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from pymc.model.core import BaseModel
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison.training import ComparisonFit
-from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
+from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.approximators.fitting.training_arguments import read_entropy, read_sketch_option, read_training
+from pymc_amortized.approximators.fitting.simulating import LIMITS
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.approximators.posterior.training import FEWEST
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.sizes import is_range
@@ -30,10 +30,7 @@ from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import read_missing
 from pymc_amortized.networks.choices import SummaryChoice, check_choices
 from pymc_amortized.numerics.odds import prior_weights
-from pymc_amortized.training import (
-    Training,
-    choose_device,
-)
+from pymc_amortized.training import Training
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -129,26 +126,22 @@ def fit_comparison(
     >>> float(chosen.sel(model="wide")) > 0.5
     True
     """
-    models = _checked_models(models)
+    models = _check_models(models)
     if not isinstance(posteriors, bool):
         raise TypeError(f"posteriors must be True or False, got {posteriors!r}")
     weights = prior_weights(prior, list(models))
-    options = read_training(training, max_time)
-    place = choose_device(device)
-    if num_simulations is not None:
-        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST)
-    if cores is not None:
-        cores = check_integer("cores", cores)
+    setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs)
+    num_simulations = read_count("num_simulations", num_simulations, smallest=LIMITS.fewest)
+    cores = read_count("cores", cores)
     check_choices(summary, "spline")
     sketch = read_sketch_option(sketch, "auto")  # the classifier itself is not given any
     structure = read_mapping("structure", structure)
     context, missing = _sources(models, context, missing)
     specs, sources, gaps = _read(models, observed, context, missing)
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
-    entropy = read_entropy(random_seed)
-    fit = ComparisonFit(common, specs, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
-    fit.sketched = sketch
-    fit.pool.check_ends()  # before anything is trained
+    fit = ComparisonFit(
+        common, specs, sources, gaps, setup, sketched=sketch, num_simulations=num_simulations, cores=cores
+    )
     trained = {name: entry for name, entry in models.items() if isinstance(entry, AmortizedPosterior)}
     if posteriors:
         for k, (name, model) in enumerate(models.items()):
@@ -167,17 +160,17 @@ def fit_comparison(
                     max_time=max_time,
                     cores=cores,
                     device=device,
-                    random_seed=[*entropy, k],
+                    random_seed=[*setup.entropy, k],
                     progressbar=progressbar,
                     compile_kwargs=compile_kwargs,
                 )
             except PriorAtomError as error:
                 logger.warning("Model %r has no posterior, and so no evidence: %s.", name, error)
     prior_weight = dict(zip(models, weights.tolist(), strict=True))
-    return fit.run(summary, structure, trained, prior_weight, num_simulations, cores)
+    return fit.run(summary, structure, trained, prior_weight)
 
 
-def _checked_models(models: Any) -> dict[str, Entry]:
+def _check_models(models: Any) -> dict[str, Entry]:
     if not isinstance(models, Mapping):
         raise TypeError(f"models must map names to models, as in {{'linear': m1, 'quadratic': m2}}; got {models!r}")
     if len(models) < 2:

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from pymc_amortized.approximators.comparison.model_evidence import data_of, fits
+from pymc_amortized.approximators.fitting.seeds import Stage
+from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
@@ -25,16 +27,11 @@ from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.inputs.sketch import Sketch, make_sketch
+from pymc_amortized.graph.simulation.pool import labelled
+from pymc_amortized.inputs.sketch import SLOWEST, TIMED, Sketch, make_sketch, seconds_for_each
 
 logger = logging.getLogger("pymc_amortized")
 
-MOST_DROPPED = 1e-3
-"""Share of simulations that may be dropped: the evidence is that of the whole prior."""
-KNOWN = 0.5
-"""Share of simulations whose evidence has to be known: what is taught labels needs many more simulations."""
-SMALLEST = 1e-2
-"""Added to a variance, so that one label in many that are all but sure is no contradiction."""
 CLEAR = 4.0
 """Standard errors between evidence and numbers of models that are no chance."""
 
@@ -73,6 +70,64 @@ def targets(simulations: Simulations, number: int) -> np.ndarray:
     return np.where(known[:, None], np.exp(_log_probabilities(simulations.sketch)), labels)
 
 
+def choose_evidence(
+    specs: Mapping[str, ModelSpec],
+    structures: Mapping[str, Structure],
+    posteriors: Mapping[str, TrainedPosterior],
+    pilot: Mapping[str, Simulations],
+    setup: Setup,
+    *,
+    wanted: bool,
+) -> tuple[SketchedEvidence, float] | str:
+    """Find what a classifier can be taught beside the number of the model, or say why there is nothing.
+
+    Parameters
+    ----------
+    specs, structures : mapping by name
+        Of all models.
+    posteriors : mapping of name to TrainedPosterior
+        Of those that have one.
+    pilot : mapping of name to Simulations
+    setup : Setup
+    wanted : bool
+        Whether it is taken however long it takes.
+
+    Returns
+    -------
+    tuple or str
+        The evidence, and the seconds that it takes for each data set; or the reason.
+    """
+    with setup.random_numbers():
+        seed = setup.seed(Stage.STRUCTURE, len(specs))
+        found = find_evidence(specs, structures, posteriors, pilot, seed, setup.compile_kwargs)
+    if isinstance(found, str):
+        return found
+    # simulations of each model on which its density is held against its simulations
+    some = labelled({name: made.take(slice(4096)) for name, made in pilot.items()})
+    seconds = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
+    if seconds > SLOWEST and not wanted:
+        return f"these would take {1e3 * seconds:.0f} ms for each data set"
+    some = replace(some, sketch=found(some))
+    share, off = known_share(some), contradiction(some)
+    if share < 0.5:  # what is taught labels needs many more simulations
+        return f"it is known of {share:.0%} of simulated data sets only"
+    if off > CLEAR:
+        logger.warning(
+            "Simulated data sets do not come from the models as often as sketches of their evidence say (%.1f "
+            "standard errors apart): a model's density is not that of its simulator, or sketches miss part of a "
+            "posterior, a mode say. The classifier is taught by labels.",
+            off,
+        )
+        return "these disagree with simulations"
+    logger.info(
+        "The classifier is taught the evidence of all models, sketched in %.2g ms for each data set and known of "
+        "%.0f%%; the others have labels.",
+        1e3 * seconds,
+        100 * share,
+    )
+    return found, seconds
+
+
 def find_evidence(
     specs: Mapping[str, ModelSpec],
     structures: Mapping[str, Structure],
@@ -85,7 +140,7 @@ def find_evidence(
     sketches: dict[str, Sketch] = {}
     for (name, spec), child in zip(specs.items(), seed.spawn(len(specs)), strict=True):
         dropped = sum(pilot[name].dropped.values()) / max(pilot[name].attempted, 1)
-        if dropped > MOST_DROPPED:
+        if dropped > 1e-3:  # the evidence is that of the whole prior
             return f"{dropped:.2%} of the simulations of model {name!r} are dropped"
         sketch: Sketch | str | None = posteriors[name].sketch if name in posteriors else None
         if sketch is None:
@@ -121,7 +176,8 @@ def contradiction(simulations: Simulations) -> float:
     largest = 0.0
     for part in _parts(some, p.max(axis=1)):
         if part.any():
-            z = np.abs(off[part].sum(axis=0)) / np.sqrt(variance[part].sum(axis=0) + SMALLEST)
+            # what is added keeps one label in many that are all but sure from being a contradiction
+            z = np.abs(off[part].sum(axis=0)) / np.sqrt(variance[part].sum(axis=0) + 1e-2)
             largest = max(largest, float(z.max()))
     return largest
 

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from pymc_amortized.correction.draws import Budget
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -23,6 +24,11 @@ def check_integer(name: str, value: Any, *, smallest: int = 1) -> int:
     if value < smallest:
         raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
     return int(value)
+
+
+def read_count(name: str, value: Any, *, smallest: int = 1) -> int | None:
+    """Check that an argument is None, or an integer of at least `smallest`."""
+    return None if value is None else check_integer(name, value, smallest=smallest)
 
 
 def read_mapping(name: str, value: Any) -> dict[str, Any]:
@@ -54,15 +60,13 @@ def check_correction_name(correction: Any) -> None:
 
 def read_nuts_budget(max_nuts: Any, max_time: Any) -> Budget:
     """Check how much NUTS there may be."""
-    if max_nuts is not None:
-        max_nuts = check_integer("max_nuts", max_nuts, smallest=0)
     if max_time is not None:
         if isinstance(max_time, bool) or not isinstance(max_time, Real):
             raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
         if not 0 < float(max_time) < math.inf:
             raise ValueError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
         max_time = float(max_time)
-    return Budget(max_nuts, max_time)
+    return Budget(read_count("max_nuts", max_nuts, smallest=0), max_time)
 
 
 def read_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:
@@ -113,3 +117,12 @@ def read_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, t
     if len(set(leads.values())) != 1:
         raise ValueError(f"point: the value variables have different leading shapes: {leads}")
     return np.concatenate(parts, axis=1), next(iter(leads.values()))
+
+
+def read_sketch_option(sketch: bool | None, summary: object) -> bool | None:
+    """Check whether sketches are wanted."""
+    if sketch is not None and not isinstance(sketch, bool | np.bool_):
+        raise TypeError(f"sketch must be True, False or None, got {sketch!r}")
+    if sketch and isinstance(summary, torch.nn.Module):
+        raise ValueError("sketch=True: a summary network of your own is given the data alone")
+    return None if sketch is None else bool(sketch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pymc_amortized.approximators.fitting.setup import Setup
+from pymc_amortized.approximators.fitting.simulating import SimulationPlan
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.training import Trained, Training
 
@@ -52,20 +54,18 @@ class Provenance:
         cls,
         trained: Trained,
         made: Simulations,
+        setup: Setup,
+        plan: SimulationPlan,
         *,
-        entropy: tuple[int, ...],
-        training: Training,
-        num_simulations: int | None,
-        cores: int,
         simulations: int | None = None,
         user_simulations: bool = False,
     ) -> Provenance:
         """Of what was trained, with statistics of the simulations `made` before."""
         return cls(
-            entropy=entropy,
-            training=training,
-            num_simulations=num_simulations,
-            cores=cores,
+            entropy=setup.entropy,
+            training=setup.options,
+            num_simulations=plan.number,
+            cores=plan.cores,
             simulations=trained.simulations if simulations is None else simulations,
             attempted=made.attempted,
             dropped=made.dropped,

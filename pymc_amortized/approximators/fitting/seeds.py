@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pymc_amortized.training.device import integer_seed
+
 RandomState = int | Sequence[int] | np.ndarray | np.random.Generator | np.random.RandomState | None
 
 
@@ -54,4 +56,4 @@ def stage_seed(entropy: Sequence[int], stage: Stage, *path: int) -> np.random.Se
 
 def stage_integer(entropy: Sequence[int], stage: Stage) -> int:
     """Seed of a stage as an integer, for torch."""
-    return int(stage_seed(entropy, stage).generate_state(1, np.uint64)[0] >> 1)
+    return integer_seed(stage_seed(entropy, stage))

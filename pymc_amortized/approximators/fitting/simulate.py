@@ -25,7 +25,6 @@ from pymc_amortized.graph.simulation.context import ContextSampler, read_missing
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.results.writing import prior_tree
 
-SAMPLE = ("chain", "draw")
 FEWEST_USABLE = 20
 """With fewer simulations nothing can be held out."""
 
@@ -187,4 +186,4 @@ def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:
 
 def _stacked(values: xr.DataArray) -> xr.DataArray:
     """Join chains and draws into one dim of data sets, which comes first."""
-    return values.stack({DATASET_DIM: SAMPLE}, create_index=False).transpose(DATASET_DIM, ...)
+    return values.stack({DATASET_DIM: ("chain", "draw")}, create_index=False).transpose(DATASET_DIM, ...)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, find_rows
 from pymc_amortized.row_density.prepared import Rows, inside, prepare, usable
 from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch
@@ -19,6 +21,12 @@ OUTSIDE = 1e-3
 """Share of data sets beyond each end of a parameter's region. Of rows there may be far more in one data set than one in
 a thousand: an end for rows would be beyond every third data set of 200."""
 SLOPE, FINE = f"{PREFIX}log slope", f"{PREFIX}fine"
+
+
+def rows_at_largest(spec: ModelSpec, like: ObservedRows) -> ObservedRows:
+    """Find the rows of a snapshot whose data sets differ in size, of the kind of rows known already."""
+    name = like.variable.name
+    return find_rows(spec.at(spec.largest), name, {name: like.axis_kinds})
 
 
 def row_tensors(layout: Layout, rows: Rows, datasets: int) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.rows.row_network import TORCH, RowNetwork
 from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.training.device import torch_generator
 
 DATASETS, DRAWS = 8, 8
 """In a step. A variance over eight draws is right to a factor of about 1.7, of eight data sets to 1.2."""
@@ -89,10 +90,8 @@ class SelfConsistency:
         self._spec, self._rows, self._inputs, self._simulations = spec, rows, inputs, simulations
         self._posterior, self._likelihood = networks
         self._rng = np.random.default_rng(seed)
-        self._generator = torch.Generator(device=self._posterior.device)
-        self._generator.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        self._generator = torch_generator(seed, self._posterior.device)
         self._parameters, self._prior = RowParameters(spec, compile_kwargs), LogPrior(spec, compile_kwargs)
-        self._fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
 
     def of_posterior(self) -> Tensor:
         """The term at new draws, as a function of the posterior's network."""
@@ -119,7 +118,7 @@ class SelfConsistency:
         self._theta = theta
         prior, values, parameters, index = [], [], [], []
         for i in range(len(made)):
-            data = self._fixed | made.one(i, self._spec)
+            data = self._spec.unchanging_values | made.one(i, self._spec)
             mine = np.ascontiguousarray(theta[:, i].numpy())
             prior.append(self._prior(mine, data))
             rows = data[self._rows.variable.name].reshape(-1, self._rows.columns).astype("float64")

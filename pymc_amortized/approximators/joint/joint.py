@@ -11,13 +11,13 @@ from typing import Any, Literal
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.joint.batches import rows_at_largest
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.density.missing import Rule
-from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.learned import with_learned_density
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, find_rows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
 
 Density = Literal["auto", "learned", "exact"]
 
@@ -124,12 +124,6 @@ def learned_posterior(posterior: AmortizedPosterior, likelihood: AmortizedLikeli
     rows = rows_at_largest(posterior.spec, likelihood.rows)
     learned = with_learned_density(posterior.spec, rows, likelihood.emulator)
     return replace(posterior, learned=learned, gaps=_gaps(posterior, rows))
-
-
-def rows_at_largest(spec: ModelSpec, like: ObservedRows) -> ObservedRows:
-    """Find the rows of a snapshot whose data sets differ in size, of the kind of rows known already."""
-    name = like.variable.name
-    return find_rows(spec.at(spec.largest), name, {name: like.axis_kinds})
 
 
 def _gaps(posterior: AmortizedPosterior, rows: ObservedRows) -> dict[str, Rule | None]:

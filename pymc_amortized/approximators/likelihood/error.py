@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.namespaces import NUMPY
 from pymc_amortized.row_density.prepared import Rows, inside
-
-CHECKED_ROWS = 100_000
-"""On which the learned density is compared with the exact one."""
-FEWEST_CHECKED, MOST_CHECKED = 100, 1000
-"""Simulations that these are rows of: errors of the rows of one are much alike."""
+from pymc_amortized.row_density.ratio import RowRatio
 
 
-def checked(rows: int) -> int:
+def simulations_to_check(rows: int) -> int:
     """How many simulations of so many rows :func:`row_error` wants."""
-    return min(max(CHECKED_ROWS // rows, FEWEST_CHECKED), MOST_CHECKED)
+    # 100,000 rows, but of some simulations at least: errors of the rows of one are much alike
+    return min(max(100_000 // rows, 100), 1000)
 
 
 def row_error(
-    likelihood: AmortizedLikelihood,
+    density: RowDensity | RowRatio,
     simulated: ModelSpec,
     read_from: ObservedRows,
     made: Simulations,
@@ -36,13 +33,14 @@ def row_error(
 
     Parameters
     ----------
-    likelihood : AmortizedLikelihood
+    density : RowDensity
+        The learned one.
     simulated : ModelSpec
         The model that was simulated, with the row parameters among its deterministics.
     read_from : ObservedRows
         Its rows.
     made : Simulations
-        See :func:`checked`.
+        See :func:`simulations_to_check`.
     compile_kwargs : mapping, optional
 
     Returns
@@ -55,17 +53,16 @@ def row_error(
     name = read_from.variable.name
     if simulated.sizes or not has_density(simulated.model, simulated.model[name]):
         return None, ""
-    layout = likelihood.network.layout
+    layout = density.layout
     rows = read_from.of_simulations(made, layout.lags, None)
     fine = inside(layout, list(rows.parameters))
     exact = LogDensityByVariable(simulated, compile_kwargs)
-    fixed = {v.name: simulated.held[v.name] for v in simulated.unchanging}
     values = []
     for i in range(len(made)):
-        data = fixed | {v.name: made.data[v.name][i] for v in simulated.data}
+        data = simulated.unchanging_values | {v.name: made.data[v.name][i] for v in simulated.data}
         values.append(np.ravel(exact(made.unconstrained[i : i + 1], data)[name]))
     truth = np.stack(values)
-    learned = _learned(likelihood, rows).reshape(len(made), -1)
+    learned = _learned(density, rows).reshape(len(made), -1)
     if read_from.series:  # PyMC's density is that of the series
         length = read_from.rows // truth.shape[1]
         learned = learned.reshape(len(made), -1, length).sum(-1)
@@ -77,8 +74,8 @@ def row_error(
     return mean, f"Mean |error of the log density| {mean:.4f} per row, on {error.size:,} simulated rows."
 
 
-def _learned(likelihood: AmortizedLikelihood, rows: Rows) -> np.ndarray:
-    density, past = likelihood.density, []
+def _learned(density: RowDensity | RowRatio, rows: Rows) -> np.ndarray:
+    past = []
     if rows.past is not None:
         for lag in rows.past:
             exists = (~np.isnan(lag[0])).astype(float)

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, get_args
 
 import pymc as pm
 import torch
 
-from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
+from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.approximators.fitting.training_arguments import read_entropy
+from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.approximators.likelihood.training import (
-    DEFAULT,
-    LAGS,
-    RATIO,
-    RATIO_SIZE,
-    SHARED,
     LikelihoodFit,
     default_size,
-    rows_share,
+    default_training,
+    number_of_lags,
 )
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
 from pymc_amortized.graph.rows.widened import Region, widened
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.columns import COLUMNS
-from pymc_amortized.training import (
-    Training,
-    choose_device,
-)
+from pymc_amortized.training import Training
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -139,54 +132,71 @@ def fit_likelihood(
     """
     if kind not in get_args(LikelihoodKind):
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
-    if lags is not None:
-        lags = check_integer("lags", lags)
-    if num_simulations is not None:
-        num_simulations = check_integer("num_simulations", num_simulations, smallest=20)
-    if network is not None and not isinstance(network, RowSize):
-        raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
+    lags = read_count("lags", lags)
+    num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    cores = read_count("cores", cores)
     context, structure = read_mapping("context", context), read_mapping("structure", structure)
     model = pm.modelcontext(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
-    rows = find_rows(spec, _chosen(spec, variable), structure)
+    rows = find_rows(spec, read_variable(spec, variable), structure)
     simulated, _, _ = read_model(widened(model, region), observed, None, context, None)
     read_from = find_rows(simulated, rows.variable.name, structure)
     _refuse_other_rows(rows, read_from)
     ours, theirs = distribution_of(spec, rows), distribution_of(simulated, read_from)
     if ours != theirs:
         raise ValueError(f"region: the distribution of its rows is {theirs}, that of the model's {ours}")
-    default = RATIO if kind == "ratio" else SHARED if rows_share(read_from) else DEFAULT
-    options = _options(training, max_time, default)
-    fit = LikelihoodFit(spec, simulated, rows, read_from, sources, options, read_entropy(random_seed), compile_kwargs)
+    default = default_training(kind, read_from)
+    setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs, default)
     if kind == "ratio" and rows.series:
         raise ValueError(f"kind='ratio' is not supported for a series, which {rows.variable.name!r} is")
-    fit.kind = kind
-    fit.device, fit.progressbar = choose_device(device), progressbar
-    fit.lags = (lags or LAGS) if rows.series else 0
-    fit.plan(num_simulations, check_integer("cores", cores) if cores is not None else None)
-    network = network or (RATIO_SIZE if kind == "ratio" else default_size(rows))
-    return fit.run(network, column_kinds(rows, read_mapping("kinds", kinds)))
+    size = read_size(network, default_size(kind, rows))
+    columns = read_column_kinds(rows, read_mapping("kinds", kinds))
+    fit = LikelihoodFit(
+        spec,
+        rows,
+        simulated,
+        read_from,
+        sources,
+        setup,
+        kind=kind,
+        lags=number_of_lags(lags, rows),
+        num_simulations=num_simulations,
+        cores=cores,
+    )
+    return fit.run(size, columns)
 
 
-def _options(training: Training | None, max_time: float | None, default: Training) -> Training:
-    if training is not None and not isinstance(training, Training):
-        raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
-    options = training or default
-    return options if max_time is None else replace(options, max_time=max_time)
+def read_variable(spec: ModelSpec, variable: str | None, *, without_density: bool = False) -> str:
+    """Check whose likelihood is to be learned: what the user says, or the only candidate.
 
-
-def _chosen(spec: ModelSpec, variable: str | None) -> str:
+    Parameters
+    ----------
+    spec : ModelSpec
+    variable : str, optional
+    without_density : bool
+        Whether, of several variables, those that have a density are none.
+    """
     names = [v.name for v in spec.observed]
-    if variable is None:
-        if len(names) > 1:
-            raise ValueError(f"variable: the model observes {names}; say whose likelihood is to be learned")
-        return names[0]
-    if variable not in names:
-        raise KeyError(f"variable: {variable!r} is not observed; the observed variables are {names}")
-    return variable
+    if variable is not None:
+        if variable not in names:
+            raise KeyError(f"variable: {variable!r} is not observed; the observed variables are {names}")
+        return variable
+    without = [name for name in names if not has_density(spec.model, spec.model[name])]
+    candidates = without if without_density and len(names) > 1 else names
+    if len(candidates) != 1:
+        among = f", of which {without or 'none'} have no density" if without_density else ""
+        raise ValueError(f"variable: the model observes {names}{among}; say whose likelihood is to be learned")
+    return candidates[0]
 
 
-def column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[str | None]:
+def read_size(network: RowSize | None, default: RowSize) -> RowSize:
+    """Check the size of networks."""
+    if network is not None and not isinstance(network, RowSize):
+        raise TypeError(f"network must be a pymc_amortized.RowSize, got {type(network).__name__}")
+    return network or default
+
+
+def read_column_kinds(rows: ObservedRows, given: dict[str, Any]) -> list[str | None]:
     """Read ``kinds=``; None for what simulations have to tell."""
     name = rows.variable.name
     unknown = sorted(set(given) - {name})

@@ -1,11 +1,11 @@
-"""A short check at the end of training: calibration on simulations that it did not see."""
+"""Short checks at the end of training, on simulations that it did not see: efficiency and calibration."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -13,17 +13,35 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.numerics.importance import Weights
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
+from pymc_amortized.training import Trained, report
+from pymc_amortized.training.device import torch_generator
 
 logger = logging.getLogger("pymc_amortized")
 
-DATASETS = 200
-"""Enough for a bias of 0.3 posterior sd, or an sd that is off by a quarter, to be beyond doubt."""
-DRAWS = 100
-"""Ranks among more would be finer than so many data sets can tell; takes well under a second."""
-LEVEL = 0.001
-"""Probability of a warning about a network without fault; one with a small fault stays far below 1 %."""
-MOST_NAMED = 5
+
+def report_efficiency(trained: Trained, weights: Sequence[Weights]) -> None:
+    """Log how training went, and how efficient its result is where the density can tell.
+
+    Parameters
+    ----------
+    trained : Trained
+    weights : sequence of Weights
+        Importance weights on simulated data sets; none without a density.
+    """
+    if not weights:
+        report(trained)
+        return
+    efficiency = float(np.median([w.ess / w.weights.size for w in weights]))
+    poor = sum(not w.reliable for w in weights)
+    remark = (
+        f"On {len(weights)} simulated data sets the importance efficiency is {efficiency:.0%} (median); "
+        f"{poor} have a Pareto k too large."
+    )
+    # below 0.05, twenty proposals buy less than one independent draw; sampling makes at most 16 for each
+    doubtful = efficiency < 0.05 or poor > 0.1 * len(weights)
+    report(trained, remark, doubtful=doubtful or trained.history.restarts > 0)
 
 
 def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations, seed: np.random.SeedSequence) -> None:
@@ -39,23 +57,26 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
     seed : numpy.random.SeedSequence
     """
     spec = inputs.spec
-    known = held_out.take(slice(DATASETS))
+    # enough for a bias of 0.3 posterior sd, or an sd that is off by a quarter, to be beyond doubt
+    known = held_out.take(slice(200))
     if spec.dim == 0 or spec.potentials:  # with potentials, simulations are not draws of the model
         return
     torch_seed, own_seed = seed.spawn(2)
-    generator = torch.Generator(device=network.device)
-    generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
-    theta, _ = Approximation(network, inputs, of_simulations(known)).sample(DRAWS, generator, within=True)
+    generator = torch_generator(torch_seed, network.device)
+    approximation = Approximation(network, inputs, of_simulations(known))
+    # ranks among more draws would be finer than so many data sets can tell
+    theta, _ = approximation.sample(100, generator, within=True)
     values = pit(theta, known.unconstrained, np.random.default_rng(own_seed))
     results = [uniformity(column) for column in values.T]
     adjusted = holm(r.p_value for r in results)
-    order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < LEVEL]
+    # the probability of a warning about a network without fault; one with a small fault stays far below 1 %
+    order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < 0.001]
     if not order:
         return
     names = element_names(spec)
-    lines = [f"{names[i]}: {describe(results[i])} ({p_text(float(adjusted[i]))})" for i in order[:MOST_NAMED]]
-    if len(order) > MOST_NAMED:
-        lines.append(f"and {len(order) - MOST_NAMED} more")
+    lines = [f"{names[i]}: {describe(results[i])} ({p_text(float(adjusted[i]))})" for i in order[:5]]
+    if len(order) > 5:
+        lines.append(f"and {len(order) - 5} more")
     repaired = (
         "The correction by the model's density repairs this where Pareto k is small; check_calibration(posterior, "
         "correction='psis') tells. For a better network train"

@@ -86,7 +86,7 @@ class Compiled:
 
     def given(self, datasets: DataSets, index: int) -> dict[str, Any]:
         """One data set with what the model holds fixed, as densities take it."""
-        return {**{v.name: self.spec.held[v.name] for v in self.spec.unchanging}, **datasets.one(self.spec, index)}
+        return self.spec.unchanging_values | datasets.one(self.spec, index)
 
     def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
         """Joint log density (n,) at one point of theta (n, dim) for each data set; NaN where there is none."""

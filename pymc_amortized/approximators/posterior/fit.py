@@ -9,15 +9,16 @@ import pymc as pm
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
-from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
+from pymc_amortized.approximators.fitting.seeds import RandomState, Stage
+from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model, read_simulations
-from pymc_amortized.approximators.fitting.training_arguments import read_entropy, read_sketch_option, read_training
+from pymc_amortized.approximators.fitting.simulating import plan_simulations, seconds_of_simulator, training_simulator
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices
-from pymc_amortized.training import Training, choose_device
+from pymc_amortized.training import Training
 
 
 def fit_posterior(
@@ -133,23 +134,24 @@ def fit_posterior(
     >>> draws.posterior["mu"].sizes["draw"]
     100
     """
-    options = read_training(training, max_time)
-    place = choose_device(device)
-    if num_simulations is not None:
-        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST_USABLE)
-    if cores is not None:
-        cores = check_integer("cores", cores)
-    context = read_mapping("context", context)
+    setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs)
+    num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    cores = read_count("cores", cores)
+    context, structure = read_mapping("context", context), read_mapping("structure", structure)
     check_choices(summary, density)
     sketch = read_sketch_option(sketch, summary)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
-    entropy = read_entropy(random_seed)
-    fit = PosteriorFit(spec, sources, gaps, options, entropy, place, progressbar, compile_kwargs)
-    fit.sketched = sketch
+    simulator = training_simulator(spec, sources, gaps, compile_kwargs)
+    given = None
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
-        fit.use(read_simulations(spec, simulations, compile_kwargs))
-    else:
-        fit.plan(num_simulations, cores)
-    return AmortizedPosterior.of(fit.run(summary, density, read_mapping("structure", structure)))
+        given = read_simulations(spec, simulations, compile_kwargs)
+        num_simulations = len(given)
+
+    def timed() -> float:
+        return seconds_of_simulator(simulator, setup.seed(Stage.TIMING)) if given is None else 0.0
+
+    plan = plan_simulations(timed, setup.options, num_simulations, cores)
+    fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch)
+    return AmortizedPosterior.of(fit.run(summary, density, structure))

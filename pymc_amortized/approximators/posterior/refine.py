@@ -8,6 +8,7 @@ there already. The result knows one data set only.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.fitting.arguments import check_integer
+from pymc_amortized.approximators.fitting.arguments import check_integer, read_count
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE
+from pymc_amortized.approximators.fitting.simulating import PILOT, prepare_batch
+from pymc_amortized.approximators.posterior.choosing import build_network
 from pymc_amortized.approximators.posterior.region import Region
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.approximators.posterior.training import PILOT, copied
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.density.log_density import Constrain, LogPrior
@@ -29,6 +31,7 @@ from pymc_amortized.graph.simulation.alike import LocalSimulator, SimulatorGiven
 from pymc_amortized.graph.simulation.simulator import LARGEST_CHUNK
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import (
+    Batch,
     FixedSimulations,
     Trained,
     Training,
@@ -38,21 +41,10 @@ from pymc_amortized.training import (
     torch_threads,
     train,
 )
+from pymc_amortized.training.device import integer_seed, isolated_random_numbers, torch_generator
 from pymc_amortized.training.loop import RESTART_RATE
 
 logger = logging.getLogger("pymc_amortized")
-
-ROUND = 2**14
-"""Simulations of a round, where the amortized training did not make do with fewer."""
-TRIED = 4096
-"""Draws of the prior that show which share of it lies in the region."""
-MANY_INSIDE = 0.1
-"""Share of prior draws inside above which they are simply taken."""
-FEWEST_INSIDE = 0.005
-"""Without a density of the prior, below this share a region cannot be drawn from at a bearable cost."""
-DEFAULT_SECONDS = 60.0
-NOISE = 0.01
-"""An importance efficiency below this rests on a few of some thousand proposals, and cannot tell two rounds apart."""
 
 
 def refine[P: TrainedPosterior](
@@ -69,20 +61,20 @@ def refine[P: TrainedPosterior](
     """Train on around one data set; :meth:`AmortizedPosterior.refine` says how."""
     if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < math.inf):
         raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
-    if num_simulations is not None:
-        num_simulations = check_integer("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    number = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
+    number = number or min(posterior.provenance.num_simulations or 2**14, 2**14)
     rounds = check_integer("rounds", rounds)
-    number = num_simulations or min(posterior.provenance.num_simulations or ROUND, ROUND)
     work = _Refinement(posterior, datasets, number, choose_device(device), progressbar)
-    seconds = (DEFAULT_SECONDS if max_time is None else max_time) / rounds
+    seconds = (60.0 if max_time is None else max_time) / rounds
     best, efficiency = posterior, work.efficiency(posterior)
-    for number, seed in enumerate(seed_sequence(random_seed).spawn(rounds), start=1):
+    for turn, seed in enumerate(seed_sequence(random_seed).spawn(rounds), start=1):
         found = work.round(best, seconds, seed)
         if found is None:
             break
         new = work.efficiency(found.posterior)
-        kept = math.isnan(new) or new >= efficiency or efficiency < NOISE
-        line = f"Round {number} of {rounds}: {summary_line(found.trained)}"
+        # an efficiency below 0.01 rests on a few of some thousand proposals, and cannot tell two rounds apart
+        kept = math.isnan(new) or new >= efficiency or efficiency < 0.01
+        line = f"Round {turn} of {rounds}: {summary_line(found.trained)}"
         if not math.isnan(new):
             line += f" Importance efficiency at the data set: {efficiency:.1%} -> {new:.1%}"
             line += "." if kept else "; the round is not kept."
@@ -115,8 +107,7 @@ class _Refinement:
         self.simulator = LocalSimulator(self.spec, datasets, kwargs)
         self.given = SimulatorGiven(self.spec, datasets, kwargs)
         self.log_prior, self.constrain = LogPrior(self.spec, kwargs), Constrain(self.spec, kwargs)
-        held = {v.name: self.spec.held[v.name] for v in self.spec.unchanging}
-        self.everything = held | datasets.one(self.spec, 0)
+        self.everything = self.spec.unchanging_values | datasets.one(self.spec, 0)
         self.tried: Simulations | None = None
 
     def efficiency(self, posterior: TrainedPosterior) -> float:
@@ -135,21 +126,25 @@ class _Refinement:
         options = replace(posterior.provenance.training, num_steps=None, max_time=seconds)
         held = max(round(options.held_out * len(simulations)), 1)
         parts = simulations.take(slice(held, None)), simulations.take(slice(held))
-        torch_seed = int(network_seed.generate_state(1, np.uint64)[0] >> 1)
+        torch_seed = integer_seed(network_seed)
         network, local = self._start(posterior.network, *parts, torch_seed)
         if not local:
             options = replace(options, learning_rate=options.learning_rate * RESTART_RATE)
         network.to(self.device)
-        training = self._prepared(network, parts[0])
+
+        def prepare(made: Simulations) -> Batch:
+            return prepare_batch(network, self.inputs, made.unconstrained, made, self.device)
+
+        training = prepare(parts[0])
         batch = training[0][: options.batch_size], {k: v[: options.batch_size] for k, v in training[1].items()}
         step, threads = fastest_step(network, *batch, options.threads)
         options = replace(options.planned(step), threads=threads)
-        source = FixedSimulations(*training, options.batch_size, seed=torch_seed % 2**63, device=self.device)
+        source = FixedSimulations(*training, options.batch_size, seed=torch_seed, device=self.device)
         with torch_threads(threads):
             trained = train(
                 network,
                 source,
-                self._prepared(network, parts[1]),
+                prepare(parts[1]),
                 options,
                 seed=torch_seed,
                 progress=self.progressbar,
@@ -163,8 +158,7 @@ class _Refinement:
         torch_seed, draw_seed = seed.spawn(2)
         if posterior.weights_of(self.datasets, draw_seed):
             corrected = posterior.corrected_draws(self.datasets, draw_seed)
-        generator = torch.Generator(device=posterior.network.device)
-        generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
+        generator = torch_generator(torch_seed, posterior.network.device)
         return Region.around(posterior.approximation(self.datasets), corrected, generator)
 
     def _simulate(
@@ -173,9 +167,10 @@ class _Refinement:
         """Simulate data sets like this one from the prior inside the region."""
         tried_seed, more_seed, chain_seed = seed.spawn(3)
         if self.tried is None:
-            self.tried = self.simulator(TRIED, tried_seed)
+            self.tried = self.simulator(4096, tried_seed)  # draws that show which share of the prior lies inside
         share = float(region.holds(self.tried.unconstrained).mean())
-        if share >= MANY_INSIDE or (self.log_prior.obstacle and share >= FEWEST_INSIDE):
+        # many are simply taken; without a density of the prior, below 0.005 a region costs too much to draw from
+        if share >= 0.1 or (self.log_prior.obstacle and share >= 0.005):
             parts = [made.take(region.holds(made.unconstrained)) for made in self._prior_draws(share, more_seed)]
             return concatenate(parts)
         if self.log_prior.obstacle:
@@ -197,8 +192,7 @@ class _Refinement:
 
     def _simulate_given(self, posterior: TrainedPosterior, region: Region, seed: np.random.SeedSequence) -> Simulations:
         chain_seed, torch_seed, data_seed = seed.spawn(3)
-        generator = torch.Generator(device=posterior.network.device)
-        generator.manual_seed(int(torch_seed.generate_state(1, np.uint64)[0] >> 1))
+        generator = torch_generator(torch_seed, posterior.network.device)
         theta = region.sample(
             self.number, lambda t: self.log_prior(t, self.everything), np.random.default_rng(chain_seed), generator
         )
@@ -217,19 +211,10 @@ class _Refinement:
         A region that is small beside the prior is hardly seen by statistics of the whole prior.
         """
         if network.summary_options is None or network.density_options is None:
-            return copied(network), False  # networks of the user's own are not begun anew
+            return copy.deepcopy(network), False  # networks of the user's own are not begun anew
         some = training.take(slice(PILOT))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            local = PosteriorNetwork.build(
-                self.inputs.layout,
-                some.unconstrained,
-                **self.inputs(of_simulations(some)),
-                summary=network.summary_options,
-                density=network.density_options,
-                standardizer=None if self.inputs.sketch is None else self.inputs.sketch.start.standardizer,
-                places=network.places,
-            )
+        with isolated_random_numbers(seed, torch.device("cpu")):
+            local = build_network(self.inputs, some, network.summary_options, network.density_options)
         local.eval()
         given = self.inputs(of_simulations(held_out))
         with torch.inference_mode():
@@ -237,14 +222,7 @@ class _Refinement:
                 float(n.log_prob(held_out.unconstrained, **given).mean().nan_to_num(-math.inf))
                 for n in (network, local)
             )
-        return (local, True) if anew > so_far else (copied(network), False)
-
-    def _prepared(
-        self, network: PosteriorNetwork, simulations: Simulations
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        given = self.inputs(of_simulations(simulations))
-        z, encoded = network.prepare(simulations.unconstrained, given["data"], self.device, sizes=given["sizes"])
-        return z, network.measured(encoded)
+        return (local, True) if anew > so_far else (copy.deepcopy(network), False)
 
     def _described[P: TrainedPosterior](
         self, posterior: P, trained: Trained, options: Training, simulations: Simulations

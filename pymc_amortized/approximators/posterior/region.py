@@ -26,21 +26,6 @@ import torch
 
 from pymc_amortized.correction.approximation import Approximation
 
-OUTSIDE = 1e-4
-"""Posterior mass that may lie outside the region, as in the paper."""
-THRESHOLD_DRAWS = 20_000
-"""Draws from which the threshold is learned: two of them fall below it."""
-BLOCK = 2**15
-"""Parameters whose density is computed at once."""
-CHAINS = 1024
-BURN_IN = (30, 4)
-"""Moves that are not kept, and how many more for each parameter: from draws of the posterior to the region's edge."""
-THIN = 5
-LONG_JUMPS = 0.1
-"""Share of moves by whole differences, which lead from mode to mode (ter Braak 2006)."""
-JITTER = 1e-4
-"""Scale of the noise of a move, in standard deviations of the ensemble: so that every point can be reached."""
-
 LogDensityOf = Callable[[np.ndarray], np.ndarray]
 
 
@@ -62,17 +47,17 @@ class Region:
     @classmethod
     def around(cls, approximation: Approximation, corrected: np.ndarray | None, generator: torch.Generator) -> Region:
         """Find the region; `corrected` draws (n, dim) lie inside."""
-        _, log_q = approximation.sample(THRESHOLD_DRAWS, generator)
-        threshold = float(np.quantile(log_q, OUTSIDE))
+        _, log_q = approximation.sample(20_000, generator)  # two of them fall below the threshold
+        threshold = float(np.quantile(log_q, 1e-4))  # the mass outside, as in the paper
         region = cls(approximation, threshold)
         if corrected is not None and len(corrected):
             threshold = min(threshold, float(region.log_q(corrected).min()))
         return cls(approximation, threshold)
 
-    def log_q(self, theta: np.ndarray) -> np.ndarray:
-        """Log density of the network (n,) at theta (n, dim)."""
-        starts = range(0, len(theta), BLOCK)
-        parts = [self.approximation.log_prob(theta[start : start + BLOCK, None])[:, 0] for start in starts]
+    def log_q(self, theta: np.ndarray, block: int = 2**15) -> np.ndarray:
+        """Log density of the network (n,) at theta (n, dim), a block at a time."""
+        starts = range(0, len(theta), block)
+        parts = [self.approximation.log_prob(theta[start : start + block, None])[:, 0] for start in starts]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def holds(self, theta: np.ndarray) -> np.ndarray:
@@ -80,7 +65,12 @@ class Region:
         return self.log_q(theta) >= self.threshold
 
     def sample(
-        self, n: int, log_prior: LogDensityOf, rng: np.random.Generator, generator: torch.Generator
+        self,
+        n: int,
+        log_prior: LogDensityOf,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        chains: int = 1024,
     ) -> np.ndarray:
         """Draw from the prior inside the region, by its density: (n, dim)."""
 
@@ -90,20 +80,28 @@ class Region:
             log_density[inside] = np.nan_to_num(log_prior(theta[inside]), nan=-np.inf)
             return log_density
 
-        theta, log_q = (part[:, 0] for part in self.approximation.sample(8 * CHAINS, generator))
+        theta, log_q = (part[:, 0] for part in self.approximation.sample(8 * chains, generator))
         log_weights = target(theta) - log_q
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if np.isfinite(log_weights).sum() < 2 * theta.shape[1] + 2:
             raise ValueError("the prior has no density where the network's posterior of this data set lies")
         weights = np.exp(log_weights - log_weights.max())
-        start = theta[rng.choice(len(theta), CHAINS, p=weights / weights.sum())]
-        burn_in = BURN_IN[0] + BURN_IN[1] * theta.shape[1]
-        kept = ensemble(target, start, burn_in=burn_in, keep=-(-n // CHAINS), thin=THIN, rng=rng)
+        start = theta[rng.choice(len(theta), chains, p=weights / weights.sum())]
+        burn_in = 30 + 4 * theta.shape[1]  # from draws of the posterior to the region's edge
+        kept = ensemble(target, start, burn_in=burn_in, keep=-(-n // chains), thin=5, rng=rng)
         return kept[rng.permutation(len(kept))[:n]]
 
 
 def ensemble(
-    target: LogDensityOf, start: np.ndarray, *, burn_in: int, keep: int, thin: int, rng: np.random.Generator
+    target: LogDensityOf,
+    start: np.ndarray,
+    *,
+    burn_in: int,
+    keep: int,
+    thin: int,
+    rng: np.random.Generator,
+    long_jumps: float = 0.1,
+    jitter: float = 1e-4,
 ) -> np.ndarray:
     """Run differential evolution Markov chains.
 
@@ -115,6 +113,11 @@ def ensemble(
         An even number of chains, more than twice the dimension.
     burn_in, keep, thin : int
         Moves before the first states that are kept, how many times all states are kept, and moves between these.
+    rng : numpy.random.Generator
+    long_jumps : float
+        Share of moves by whole differences, which lead from mode to mode (ter Braak 2006).
+    jitter : float
+        Scale of the noise of a move, in standard deviations of the ensemble: so that every point can be reached.
 
     Returns
     -------
@@ -127,8 +130,8 @@ def ensemble(
         for mine, others in (halves, halves[::-1]):
             first, second = _pairs(others, len(mine), rng)
             jump = 2.38 / np.sqrt(2 * theta.shape[1]) * np.exp(rng.normal(0, 0.3, size=(len(mine), 1)))
-            jump = np.where(rng.random((len(mine), 1)) < LONG_JUMPS, 1.0, jump)
-            noise = JITTER * theta[others].std(axis=0) * rng.normal(size=(len(mine), theta.shape[1]))
+            jump = np.where(rng.random((len(mine), 1)) < long_jumps, 1.0, jump)
+            noise = jitter * theta[others].std(axis=0) * rng.normal(size=(len(mine), theta.shape[1]))
             proposed = theta[mine] + jump * (theta[first] - theta[second]) + noise
             new = target(proposed)
             accepted = np.log(rng.random(len(mine))) < new - log_density[mine]

@@ -12,6 +12,7 @@ import xarray as xr
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.simulate import sources_again
+from pymc_amortized.approximators.fitting.simulating import training_simulator
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Request
@@ -25,7 +26,6 @@ from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
@@ -131,8 +131,7 @@ class TrainedPosterior:
         """
         context = self.context if context is None else context
         missing = self.missing if missing is None else missing
-        sampler = ContextSampler(self.spec, *sources_again(self.spec, context, missing))
-        return Simulator(self.spec, context=sampler, deterministics=False, compile_kwargs=self.compile_kwargs)
+        return training_simulator(self.spec, *sources_again(self.spec, context, missing), self.compile_kwargs)
 
     def read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
         """Read data sets; a refined posterior knows its own only."""
@@ -148,12 +147,7 @@ class TrainedPosterior:
         return datasets
 
     def target(self, datasets: DataSets) -> PosteriorTarget:
-        """Posteriors of several data sets, with what it takes to draw from them.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
+        """Posteriors of several data sets, with what it takes to draw from them."""
         return PosteriorTarget(
             self.weighed_by,
             self.inputs.sketched(datasets),
@@ -167,22 +161,11 @@ class TrainedPosterior:
         )
 
     def approximation(self, datasets: DataSets) -> Approximation:
-        """What the network says of the posteriors of several data sets.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
+        """What the network says of the posteriors of several data sets."""
         return Approximation(self.network, self.inputs, datasets)
 
     def weights_of(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Weights]:
-        """Importance weights of the network's draws for several data sets; only for those that have a density.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        seed : numpy.random.SeedSequence
-        """
+        """Importance weights of the network's draws for several data sets; only for those that have a density."""
         results = draw_proposals(self.target(datasets), WEIGHED, Request(THRESHOLDS.fewest_proposals, 1), seed)
         return [r.weights for r in results if r.weights is not None]
 
@@ -193,35 +176,17 @@ class TrainedPosterior:
         return result.theta[0]
 
     def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
-        """Estimate the marginal likelihood of several data sets, of a model that has a normalized density.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        proposals : int
-            For each.
-        seed : numpy.random.SeedSequence
-        """
+        """Estimate the marginal likelihood of several data sets, by so many proposals for each."""
         return estimate(self.target(datasets), proposals, seed)
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
-        """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
+        """How often the model simulates what is as unusual as each data set: (n,); NaN without a reference."""
         if self.reference is None:
             return np.full(len(datasets), np.nan)
         return self.reference.pvalues(self.features_of(datasets), extents(self.spec, datasets))
 
     def features_of(self, datasets: DataSets) -> np.ndarray:
-        """What data sets are compared with simulations by: (n, width).
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
+        """What data sets are compared with simulations by: (n, width)."""
         return features_of(*self.inputs.summarized_by(self.network), datasets)
 
     def replaced(self, **changes: Any) -> Self:

@@ -154,6 +154,11 @@ class ModelSpec:
         """Inputs of the density that are the same for all data sets."""
         return self.fixed + self.constants
 
+    @property
+    def unchanging_values(self) -> dict[str, np.ndarray]:
+        """Values of the data containers that stay at what they held, by name."""
+        return {v.name: self.held[v.name] for v in self.unchanging}
+
     def variable(self, name: str) -> Any:
         """Return the variable of the snapshot's graph that has a name, or stands for a constant array."""
         return self.symbols[name] if name in self.symbols else self.model[name]

@@ -1,0 +1,112 @@
+"""What is said of a training, whatever is trained."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, seed_sequence, stage_integer, stage_seed
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.training import (
+    Batch,
+    Batches,
+    Condensing,
+    Trained,
+    Training,
+    TrainingState,
+    choose_device,
+    torch_threads,
+    train,
+)
+from pymc_amortized.training.device import isolated_random_numbers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a training is done.
+
+    Attributes
+    ----------
+    options : Training
+    entropy : tuple of int
+        Seed of everything random, which repeats a training.
+    device : torch.device
+        Where networks are trained.
+    progressbar : bool
+    compile_kwargs : mapping or None
+        Passed to :func:`pymc.compile`.
+    """
+
+    options: Training
+    entropy: tuple[int, ...]
+    device: torch.device
+    progressbar: bool = True
+    compile_kwargs: CompileKwargs | None = None
+
+    def seed(self, stage: Stage, *path: int) -> np.random.SeedSequence:
+        """Seed of a stage, and of a step within it; always the same for the same entropy."""
+        return stage_seed(self.entropy, stage, *path)
+
+    def integer(self, stage: Stage) -> int:
+        """Seed of a stage as an integer, for torch."""
+        return stage_integer(self.entropy, stage)
+
+    def random_numbers(self) -> AbstractContextManager[None]:
+        """Seed torch's global generator for the making of networks, and put it back at the end."""
+        return isolated_random_numbers(self.integer(Stage.NETWORK), torch.device("cpu"))
+
+    def with_options(self, **changes: Any) -> Setup:
+        """Return the same with other options of the training."""
+        return replace(self, options=replace(self.options, **changes))
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Let torch compute with the threads that were planned."""
+        return torch_threads(self.options.threads or torch.get_num_threads())
+
+    def train(
+        self,
+        network: nn.Module,
+        source: Batches,
+        held_out: Batch,
+        *,
+        resume: TrainingState | None = None,
+        condensing: Condensing | None = None,
+    ) -> Trained:
+        """Train one network by a source of batches, judged by a prepared batch; see :func:`train`."""
+        with self.threads():
+            return train(
+                network,
+                source,
+                held_out,
+                self.options,
+                seed=self.integer(Stage.LOOP),
+                resume=resume,
+                progress=self.progressbar,
+                device=self.device,
+                condensing=condensing,
+            )
+
+
+def read_setup(
+    training: Training | None,
+    max_time: float | None,
+    random_seed: RandomState,
+    device: str | torch.device | None,
+    progressbar: bool,
+    compile_kwargs: CompileKwargs | None,
+    default: Training | None = None,
+) -> Setup:
+    """Check the arguments that all trainings take; `default` stands for a training that is not given."""
+    if training is not None and not isinstance(training, Training):
+        raise TypeError(f"training must be a pymc_amortized.Training, got {type(training).__name__}")
+    options = training or default or Training()
+    options = options if max_time is None else replace(options, max_time=max_time)
+    place = choose_device(device)
+    entropy = seed_sequence(random_seed).entropy
+    numbers = (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
+    return Setup(options, numbers, place, progressbar, compile_kwargs)

@@ -1,0 +1,123 @@
+"""What is chosen before training: whether posteriors are sketched by the model's density, and the networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from pymc_amortized.approximators.fitting.setup import Setup
+from pymc_amortized.approximators.fitting.simulating import PILOT
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
+from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
+
+logger = logging.getLogger("pymc_amortized")
+
+
+def choose_sketch(
+    inputs: Inputs,
+    gaps: Mapping[str, Rule | None],
+    pilot: Simulations,
+    setup: Setup,
+    *,
+    wanted: bool | None,
+    most: Callable[[float], float],
+    learns_all: bool,
+) -> tuple[Sketch, float] | None:
+    """Make a sketch, unless there is none or it takes too long.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        What networks are given without it.
+    gaps : mapping of name to rule
+    pilot : Simulations
+        That would be sketched.
+    setup : Setup
+    wanted : bool or None
+        True refuses models of which there is no sketch, and takes it however long it takes.
+    most : callable
+        Seconds for each data set -> how many may be sketched before training.
+    learns_all : bool
+        Whether the network learns what could be drawn exactly, too.
+
+    Returns
+    -------
+    tuple or None
+        The sketch, and the seconds it takes for each data set.
+    """
+    with setup.random_numbers():
+        made = make_sketch(inputs.spec, inputs.structure, gaps, pilot.take(slice(PILOT)), setup.compile_kwargs)
+    if isinstance(made, str):
+        if wanted:
+            raise ValueError(f"sketch=True: the posterior cannot be sketched by the density: {made}")
+        logger.info("Posteriors are not sketched by the density: %s.", made)
+        return None
+    seconds = seconds_for_each(made.of_simulations, pilot)
+    if wanted is None and (seconds > SLOWEST or len(pilot) > most(seconds)):
+        logger.info(
+            "Posteriors are not sketched by the density, which would take %.2g ms for each of %d data sets before "
+            "training (sketch=True does it all the same).",
+            1e3 * seconds,
+            len(pilot),
+        )
+        return None
+    sketch = replace(made, number_drawn=0) if learns_all else made
+    logger.info(
+        "Posteriors are sketched by the density, in %.2g ms for each data set%s.",
+        1e3 * seconds,
+        _exactly(inputs.spec, sketch),
+    )
+    return sketch, seconds
+
+
+def build_network(
+    inputs: Inputs,
+    some: Simulations,
+    summary: SummaryChoice,
+    density: DensityChoice,
+    levels: tuple[int, ...] | None = None,
+) -> PosteriorNetwork:
+    """Choose the networks, and start them at what some simulations say.
+
+    Initialization takes random numbers from torch's global generator.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        What they are given of data.
+    some : Simulations
+    summary, density
+        The user's choices, or the options of networks trained before.
+    levels : tuple of int, optional
+        Level of each parameter in the model's hierarchy.
+    """
+    return PosteriorNetwork.build(
+        inputs.layout,
+        some.unconstrained,
+        **inputs(of_simulations(some)),
+        summary=summary,
+        density=density,
+        levels=levels,
+        standardizer=None if inputs.sketch is None else inputs.sketch.start.standardizer,
+        places=None if inputs.sketch is None else inputs.sketch.learned,
+    )
+
+
+def _exactly(spec: ModelSpec, sketch: Sketch) -> str:
+    """Say which parameters are drawn exactly."""
+    if not sketch.number_drawn:
+        return ""
+    names = np.array([p.name for p in spec.parameters for _ in range(p.size)])[sketch.drawn.places]
+    learned = spec.dim - sketch.number_drawn
+    return (
+        f"; given the other {learned}, {sketch.number_drawn} of {spec.dim} parameters are normal and drawn exactly "
+        f"({', '.join(dict.fromkeys(names))})"
+    )
