@@ -10,10 +10,12 @@ import pytest
 import xarray as xr
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.comparison.agreement import warn_of_resolution
 from pymc_amortized.approximators.comparison.fit import _checked_models, _read
-from pymc_amortized.approximators.comparison.judgement import warn_of_atoms, warn_of_resolution
 from pymc_amortized.approximators.comparison.model_evidence import Evidences, data_of, fits
+from pymc_amortized.approximators.comparison.point_masses import warn_of_atoms
 from pymc_amortized.approximators.comparison.table import ComparisonTable
+from pymc_amortized.correction.evidence import Evidence
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.model.axes import Axis, Structure
@@ -111,7 +113,7 @@ def test_a_posterior_that_was_trained_further_is_put_back(pair):
 def test_a_posterior_without_density_is_no_evidence(pair, caplog, monkeypatch):
     said = {id(pair.specs["both"]): "a simulator"}
     monkeypatch.setattr(
-        "pymc_amortized.approximators.comparison.comparison.evidence_obstacle", lambda spec: said.get(id(spec))
+        "pymc_amortized.approximators.comparison.trained_comparison.evidence_obstacle", lambda spec: said.get(id(spec))
     )
     without = replace(pair)
     assert set(without.weighed) == {"half"} and set(without.posteriors) == {"half", "both"}
@@ -312,16 +314,12 @@ def test_a_covariate_baked_into_one_model_is_said(caplog):
 
 
 def test_a_density_that_proposals_missed_is_not_known():
-    found = Evidences(
-        np.array([[-np.inf, -3.0], [-np.inf, -3.0]]),
-        np.array([[0.0, 0.1]] * 2),
-        np.zeros((2, 2)),
-        np.ones((2, 2)),
-        {"a": [None, None], "b": [None, None]},
-        frozenset("ab"),
-    ).confirmed(np.array([[True, True], [False, True]]), ["a", "b"])
+    impossible = Evidence(-np.inf, 0.0, 0.0, 1.0, "a density of 0", True)
+    found = Evidences({"a": [impossible] * 2, "b": [Evidence(-3.0, 0.1, 0.0, 1.0)] * 2})
+    found = found.confirmed(np.array([[True, True], [False, True]]))
     np.testing.assert_array_equal(found.log_evidence, [[np.nan, -3.0], [-np.inf, -3.0]])
-    assert "proposals missed where" in found.doubts["a"][0] and found.doubts["a"][1] is None
+    assert "proposals missed where" in found.found["a"][0].doubt and found.found["a"][1] == impossible
+    np.testing.assert_array_equal(found.doubted, [[True, False], [False, False]])
     assert list(found.complete) == [False, True]
 
 

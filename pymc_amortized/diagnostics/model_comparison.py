@@ -22,8 +22,8 @@ import xarray as xr
 from arviz_base import make_attrs
 from scipy import stats
 
+from pymc_amortized.approximators.comparison.agreement import DOUBTFUL
 from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, AmortizedComparison
-from pymc_amortized.approximators.comparison.judgement import DOUBTFUL
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.coordinates import BAND_PROB

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from pymc_amortized.approximators.comparison.agreement import compare_odds
 from pymc_amortized.approximators.comparison.doubts import check_agreement, check_evidences, check_resolution
-from pymc_amortized.approximators.comparison.model_evidence import Evidences, Kept, estimated, evidence_obstacle
-from pymc_amortized.approximators.comparison.table import disagreement, evidence_table
+from pymc_amortized.approximators.comparison.table import evidence_table
+from pymc_amortized.approximators.comparison.trained_comparison import TrainedComparison
 from pymc_amortized.approximators.fitting.arguments import check_integer
-from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.correction.check_results import check_gaps, check_novelty, check_range
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
-from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.model.axes import Structure
-from pymc_amortized.graph.model.common import Common
-from pymc_amortized.graph.model.indices import refuse_indices
-from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.simulation.pool import Pool
-from pymc_amortized.graph.simulation.replicas import NoSources
-from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.networks.classifier import ClassifierNetwork
-from pymc_amortized.novelty.features import NoveltyFeatures
-from pymc_amortized.novelty.reference import extents
-from pymc_amortized.novelty.scores import Reference
-from pymc_amortized.numerics.odds import Calibration, posterior_weights, prior_weights
+from pymc_amortized.numerics.odds import posterior_weights, prior_weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-from pymc_amortized.training import History
 
 MODEL_DIM, AGAINST_DIM = "model", "against"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AmortizedComparison:
+class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
     """Which of several models does a data set come from? For every data set they could produce.
 
     Made by :func:`fit_comparison` or :func:`load`; immutable.
@@ -89,26 +74,12 @@ class AmortizedComparison:
     True
     """
 
-    specs: Mapping[str, ModelSpec]
-    common: Common
-    network: ClassifierNetwork
-    structure: Structure
-    prior: Mapping[str, float]
-    calibration: Calibration
-    references: Mapping[str, Reference]
-    posteriors: Mapping[str, AmortizedPosterior]
-    kept: Mapping[str, Kept]
-    error: float
-    history: History
-    provenance: Provenance
-    context: Mapping[str, Any] | None = None
-    missing: Mapping[str, Any] | None = None
-    compile_kwargs: CompileKwargs | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the models."""
-        return list(self.specs)
+    @classmethod
+    def of(cls, trained: TrainedComparison[AmortizedPosterior]) -> Self:
+        """Give the record of a training the methods that users call."""
+        new = cls(**{field.name: getattr(trained, field.name) for field in fields(trained)})
+        new.__dict__.update(vars(trained))  # what was compiled already is shared
+        return new
 
     def probabilities(
         self,
@@ -145,7 +116,7 @@ class AmortizedComparison:
             When data or prior weights do not fit the models; the message names what differs.
         """
         weights = self._prior(prior)
-        datasets = self._read(observed, batched)
+        datasets = self.read(observed, batched)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         resolved, doubts = self._resolved(log_p, weights, datasets)
         found = {
@@ -176,7 +147,7 @@ class AmortizedComparison:
             cannot show how hardly: such a Bayes factor is larger, or smaller, than the one given.
             ``ood_pvalue`` as in :meth:`probabilities`.
         """
-        datasets = self._read(observed, batched)
+        datasets = self.read(observed, batched)
         log_p = self.log_probabilities(datasets)
         resolved = self.calibration.resolved(log_p)
         pvalues = self.ood_pvalues(datasets).max(1)
@@ -217,7 +188,7 @@ class AmortizedComparison:
             this is under the prior that simulations come from: normalized over what the density allows.
         """
         proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
-        datasets = self._read(observed, batched)
+        datasets = self.read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         arrays = {
             "log_marginal_likelihood": found.log_evidence,
@@ -225,7 +196,7 @@ class AmortizedComparison:
             "pareto_k": found.pareto_k,
             "importance_ess": found.ess,
         }
-        doubts = check_evidences(found, self.names, datasets.labels)
+        doubts = check_evidences(found, datasets.labels)
         laid = {name: self._laid(values, datasets) for name, values in arrays.items()}
         return xr.Dataset(laid, attrs=tell(doubts, self.common.spec))
 
@@ -268,12 +239,12 @@ class AmortizedComparison:
         datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
-        apart = disagreement(log_p, found, self.calibration, self.error)
+        apart = compare_odds(log_p, found, self.calibration, self.error)
         resolved, unresolved = self._resolved(log_p, weights, datasets)
-        table = evidence_table(self.names, found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
+        table = evidence_table(found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
         table["warning"] |= pd.Series(~resolved[0], index=self.names).reindex(table.index)
-        doubts = self._check_data(datasets, pvalues.max(1)) + check_evidences(found, self.names, datasets.labels)
-        doubts += check_agreement(apart, found, self.names, datasets.labels) + unresolved
+        doubts = self._check_data(datasets, pvalues.max(1)) + check_evidences(found, datasets.labels)
+        doubts += check_agreement(apart, found, datasets.labels) + unresolved
         table.attrs |= tell(doubts, self.common.spec)
         return table
 
@@ -287,116 +258,6 @@ class AmortizedComparison:
         """
         save(self, path)
 
-    def log_probabilities(self, datasets: DataSets) -> np.ndarray:
-        """Log probabilities (n, models) by the calibrated classifier, at equal prior weights.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
-        logits = self.network.logits(**Inputs(self.common.spec, self.structure)(datasets))
-        return self.calibration(logits, extents(self.common.spec, datasets))
-
-    def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
-        """How often each model simulates what is as unusual as each data set: (n, models).
-
-        Parameters
-        ----------
-        datasets : DataSets
-        """
-        features = NoveltyFeatures(self.network)(**Inputs(self.common.spec, self.structure)(datasets))
-        at = extents(self.common.spec, datasets)
-        return np.stack([self.references[name].pvalues(features, at) for name in self.names], axis=1)
-
-    def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> Evidences:
-        """Estimate the evidence of every model on several data sets.
-
-        Parameters
-        ----------
-        datasets : DataSets
-        proposals : int
-            For each.
-        seed : numpy.random.SeedSequence
-        """
-        found = estimated(self.names, self.weighed, self.kept, self._simulators, datasets, proposals, seed)
-        if not np.isneginf(found.log_evidence).any():
-            return found
-        return found.confirmed(self.calibration.resolved(self.log_probabilities(datasets)), self.names)
-
-    @cached_property
-    def weighed(self) -> dict[str, AmortizedPosterior]:
-        """The posteriors whose model has a normalized density, and therefore evidence."""
-        return {name: p for name, p in self.posteriors.items() if evidence_obstacle(self.specs[name]) is None}
-
-    @cached_property
-    def _simulators(self) -> Mapping[str, Simulator]:
-        """Of each model, at contexts that are given."""
-        if "pool" in self.__dict__:
-            return self.pool.simulators
-        return {
-            name: Simulator(
-                spec,
-                context=NoSources(spec),
-                deterministics=False,
-                compile_kwargs=self.compile_kwargs,
-            )
-            for name, spec in self.specs.items()
-        }
-
-    @cached_property
-    def pool(self) -> Pool:
-        """Makes data sets like those of training."""
-        spec, missing = self.common.spec, self.missing or {}
-        unknown = any(v.missing and v.name not in missing for v in spec.observed)
-        if unknown or (self.context is None and spec.context):
-            raise ValueError(
-                "context: the sources of context and gaps are needed to simulate further (files hold none): pass "
-                "context= and missing= as in fit_comparison"
-            )
-        return Pool(self.common, self.specs, self.context or {}, missing, self.compile_kwargs)
-
-    def with_posterior(self, name: str, posterior: AmortizedPosterior) -> AmortizedComparison:
-        """Return the same with another posterior of a model, such as one that was trained further.
-
-        Parameters
-        ----------
-        name : str
-            Of the model.
-        posterior : AmortizedPosterior
-            From ``comparison.posteriors[name].continue_training()``.
-        """
-        if name not in self.posteriors:
-            raise KeyError(f"name: {name!r} has no posterior here; {list(self.posteriors)} have one")
-        if not isinstance(posterior, AmortizedPosterior):
-            raise TypeError(f"posterior must be an AmortizedPosterior, got {type(posterior).__name__}")
-        if posterior.spec is not self.posteriors[name].spec or posterior.local_to is not None:
-            raise ValueError(f"posterior is not of the model {name!r} of this comparison: continue that one's training")
-        return replace(self, posteriors=dict(self.posteriors) | {name: posterior})
-
-    def with_sources(self, context: Mapping[str, Any], missing: Mapping[str, Any]) -> AmortizedComparison:
-        """Return the same with sources of context and gaps, which files do not hold.
-
-        Parameters
-        ----------
-        context, missing : mapping
-        """
-        return replace(self, context=dict(context), missing=dict(missing))
-
-    def __repr__(self) -> str:
-        p = self.provenance
-        data = ", ".join(v.name for v in self.common.spec.data)
-        structure = str(self.structure).replace("\n", "\n    ")
-        without = [name for name in self.names if name not in self.weighed]
-        evidence = f"without evidence of {', '.join(without)}" if without else "with the evidence of all"
-        if np.isfinite(self.error):
-            evidence += f", which differs by {self.error:.2f} in log odds"
-        return (
-            f"AmortizedComparison({', '.join(self.names)} | {data})\n"
-            f"  structure: {structure}\n"
-            f"  trained on {p.simulations:,} simulations, held-out loss {p.held_out_loss:.3f}, "
-            f"{'settled' if p.settled else 'not settled'}; {evidence}"
-        )
-
     def _prior(self, prior: Mapping[str, float] | None) -> np.ndarray:
         return prior_weights(self.prior if prior is None else prior, self.names)
 
@@ -407,20 +268,10 @@ class AmortizedComparison:
         unknown = self.calibration.unknown(log_probability, weights)
         return unknown <= most, check_resolution(unknown, most, self.calibration, weights, datasets.labels)
 
-    def _read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool) -> DataSets:
-        spec = self.common.spec
-        if observed is None and not batched and not spec.holds_data:
-            raise ValueError(
-                "observed is needed: the models hold no data, or not the same, for " + str([v.name for v in spec.data])
-            )
-        datasets = read_datasets(spec, observed, batched=batched)
-        refuse_indices(datasets.existing(spec), self.common.limits, "observed")
-        return datasets
-
     def _read_one(self, observed: Mapping[str, Any] | xr.Dataset | None) -> DataSets:
         """Read a data set where there may not be several."""
         try:
-            return self._read(observed, False)
+            return self.read(observed)
         except (TypeError, ValueError) as error:
             several = "compare takes one data set; probabilities and log_marginal_likelihood take"
             raise type(error)(str(error).replace("pass batched=True for", several)) from None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from pymc_amortized.approximators.comparison.agreement import DECISIVE, Disagreement
 from pymc_amortized.approximators.comparison.model_evidence import Evidences
-from pymc_amortized.approximators.comparison.table import DECISIVE, Disagreement
 from pymc_amortized.correction.doubt import Doubt, labels_of
 from pymc_amortized.numerics.odds import Calibration
 
 
-def check_evidences(found: Evidences, names: Sequence[str], labels: np.ndarray) -> list[Doubt]:
+def check_evidences(found: Evidences, labels: np.ndarray) -> list[Doubt]:
     """Find models whose evidence could not be estimated, or whose density is 0, for some data sets."""
     doubts = []
-    for k, name in enumerate(names):
+    for k, (name, column) in enumerate(found.found.items()):
         zero = np.isneginf(found.log_evidence[:, k])
         if zero.any():
             some = "" if len(labels) == 1 else f" on {zero.sum()} of {len(labels)} data sets"
@@ -25,32 +23,32 @@ def check_evidences(found: Evidences, names: Sequence[str], labels: np.ndarray) 
             )
             advice = "Do the data lie in its support?"
             doubts.append(Doubt("impossible", finding, advice, datasets=labels_of(labels, zero)))
-        without = np.flatnonzero([bool(why) and not no for why, no in zip(found.doubts[name], zero, strict=True)])
+        without = np.flatnonzero(found.doubted[:, k])
         if len(without):
             first = without[0]
             some = f" for {len(without)} of {len(labels)} data sets (first: {labels[first]})"
             finding = (
                 f"Model {name!r} has no log marginal likelihood (NaN){'' if len(labels) == 1 else some}: "
-                f"{found.doubts[name][first]}"
+                f"{column[first].doubt}"
             )
             advice = (
                 "What is left there is the classifier. Train its posterior longer "
                 f"(comparison.posteriors[{name!r}].continue_training, then with_posterior({name!r}, ...)), or run "
                 "pm.sample_smc."
             )
-            doubts.append(Doubt("evidence", finding, advice, found.pareto_k[first, k], labels_of(labels, without)))
+            doubts.append(Doubt("evidence", finding, advice, column[first].pareto_k, labels_of(labels, without)))
     return doubts
 
 
-def check_agreement(apart: Disagreement, found: Evidences, names: Sequence[str], labels: np.ndarray) -> list[Doubt]:
+def check_agreement(apart: Disagreement, found: Evidences, labels: np.ndarray) -> list[Doubt]:
     """Find out whether classifier and evidence contradict each other, for one data set."""
     if not apart.beyond[0].any():
         return []
     worst = int(np.argmax(np.abs(apart.classifier[0] - apart.evidence[0]) - apart.allowed[0]))
     finding = (
-        f"Classifier and evidence disagree: log odds of model {names[worst]!r} are {apart.classifier[0, worst]:.2f} by "
-        f"the classifier and {apart.evidence[0, worst]:.2f} by the evidence, where errors explain "
-        f"{apart.allowed[0, worst]:.2f} (odds beyond {DECISIVE:g} count as that)"
+        f"Classifier and evidence disagree: log odds of model {list(found.found)[worst]!r} are "
+        f"{apart.classifier[0, worst]:.2f} by the classifier and {apart.evidence[0, worst]:.2f} by the evidence, where "
+        f"errors explain {apart.allowed[0, worst]:.2f} (odds beyond {DECISIVE:g} count as that)"
     )
     safer = (
         "The evidence comes from the exact density, and is the safer one: Pareto k is small."

@@ -167,7 +167,7 @@ def fit_comparison(
             except PriorAtomError as error:
                 logger.warning("Model %r has no posterior, and so no evidence: %s.", name, error)
     prior_weight = dict(zip(models, weights.tolist(), strict=True))
-    return fit.run(summary, structure, trained, prior_weight)
+    return AmortizedComparison.of(fit.run(summary, structure, trained, prior_weight))
 
 
 def _check_models(models: Any) -> dict[str, Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -15,15 +16,6 @@ from pymc_amortized.graph.simulation.simulator import Simulator
 
 KEPT_OF = 4096
 """Simulations at the size and context of a data set: a share of half is then known to 2 %."""
-FEWEST_KEPT = 40
-"""As in training, where a model is refused of which fewer than one in a hundred simulations can be used."""
-
-MISSED = (
-    "the model's density is 0 at all proposals, but the classifier takes it for possible. Do the data lie in its "
-    "support? If so, proposals missed where it is not 0"
-)
-
-OUT_OF_TYPE = Evidence(np.nan, np.nan, np.nan, np.nan, "the model's data are of a type that cannot hold these", True)
 
 
 @dataclass(frozen=True)
@@ -60,22 +52,45 @@ class Evidences:
 
     Attributes
     ----------
-    log_evidence, error, pareto_k, ess : ndarray (n, models)
-        NaN where there are none; the evidence is -inf where a model's density is 0 wherever it was looked at.
-    doubts : mapping of name to list of str or None
-        Why there are none, by model.
-    known : frozenset of str
-        Models that have a posterior with a density.
+    found : mapping of name to sequence of Evidence
+        Of each model, by data set, under the prior that its simulations come from. NaN, without a doubt, where a model
+        has no posterior with a density; -inf where its density is 0 wherever it was looked at.
     """
 
-    log_evidence: np.ndarray
-    error: np.ndarray
-    pareto_k: np.ndarray
-    ess: np.ndarray
-    doubts: Mapping[str, list[str | None]]
-    known: frozenset[str]
+    found: Mapping[str, Sequence[Evidence]]
 
-    def confirmed(self, possible: np.ndarray, names: Sequence[str]) -> Evidences:
+    @cached_property
+    def log_evidence(self) -> np.ndarray:
+        """Log marginal likelihoods (n, models)."""
+        return self._array("log_marginal_likelihood")
+
+    @cached_property
+    def error(self) -> np.ndarray:
+        """Standard errors (n, models) of these."""
+        return self._array("mcse")
+
+    @cached_property
+    def pareto_k(self) -> np.ndarray:
+        """Pareto k (n, models) of the importance weights."""
+        return self._array("pareto_k")
+
+    @cached_property
+    def ess(self) -> np.ndarray:
+        """Effective numbers (n, models) of the importance weights."""
+        return self._array("importance_ess")
+
+    @property
+    def doubted(self) -> np.ndarray:
+        """Where (n, models) there should be an estimate and is none."""
+        without = [[e.doubt is not None for e in column] for column in self.found.values()]
+        return np.array(without).T & np.isnan(self.log_evidence)
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Which data sets have the evidence of all models, and are possible under one: (n,)."""
+        return ~np.isnan(self.log_evidence).any(1) & np.isfinite(self.log_evidence).any(1)
+
+    def confirmed(self, possible: np.ndarray) -> Evidences:
         """Return the same with NaN where a density of 0 at all proposals is all that speaks against a model.
 
         Proposals may have missed a support that is narrow and depends on parameters.
@@ -84,24 +99,24 @@ class Evidences:
         ----------
         possible : bool ndarray (n, models)
             Where the classifier takes a model for possible.
-        names : sequence of str
-            Of the models.
         """
+        doubt = (
+            "the model's density is 0 at all proposals, but the classifier takes it for possible. Do the data lie in "
+            "its support? If so, proposals missed where it is not 0"
+        )
         missed = np.isneginf(self.log_evidence) & possible
-        doubts = {
-            name: [MISSED if no else doubt for doubt, no in zip(self.doubts[name], missed[:, k], strict=True)]
-            for k, name in enumerate(names)
-        }
-        log_evidence, error = (np.where(missed, np.nan, values) for values in (self.log_evidence, self.error))
-        return replace(self, log_evidence=log_evidence, error=error, doubts=doubts)
+        return Evidences(
+            {
+                name: [_unknown(e, doubt) if no else e for e, no in zip(column, missed[:, k], strict=True)]
+                for k, (name, column) in enumerate(self.found.items())
+            }
+        )
 
-    @property
-    def complete(self) -> np.ndarray:
-        """Which data sets have the evidence of all models, and are possible under one: (n,)."""
-        return ~np.isnan(self.log_evidence).any(1) & np.isfinite(self.log_evidence).any(1)
+    def _array(self, name: str) -> np.ndarray:
+        return np.array([[getattr(e, name) for e in column] for column in self.found.values()]).T
 
 
-def estimated(
+def estimate_all(
     names: Sequence[str],
     posteriors: Mapping[str, TrainedPosterior],
     kept: Mapping[str, Kept],
@@ -127,41 +142,39 @@ def estimated(
         For each data set and model.
     seed : numpy.random.SeedSequence
     """
-    doubts: dict[str, list[str | None]] = {}
-    columns = []
+    nothing = Evidence(np.nan, np.nan, np.nan, np.nan)
+    no_such_type = replace(nothing, doubt="the model's data are of a type that cannot hold these", impossible=True)
+    by_model: dict[str, list[Evidence]] = {name: [nothing] * len(datasets) for name in names}
     for name, child in zip(names, seed.spawn(len(names)), strict=True):
         if name not in posteriors:
-            columns.append(np.full((4, len(datasets)), np.nan))
-            doubts[name] = [None] * len(datasets)
             continue
         posterior = posteriors[name]
         own = data_of(posterior.spec, datasets)
         found = posterior.evidence_of(own, proposals, child)
-        found = [e if fit else OUT_OF_TYPE for e, fit in zip(found, fits(own, datasets), strict=True)]
         kept_at = [kept[name]] * len(datasets)
         if kept[name].share < 1 and (posterior.spec.sizes or posterior.spec.context):
             kept_at = _kept_at(posterior.spec, simulators[name], kept[name], own, child)
-        pairs = list(zip(found, kept_at, strict=True))
-        doubts[name] = [_doubt(e, k) for e, k in pairs]
-        columns.append(np.array([_column(*pair) for pair in pairs]).T)
-    log_evidence, error, k, ess = np.stack(columns, axis=-1)
-    return Evidences(log_evidence, error, k, ess, doubts, frozenset(posteriors))
+        by_model[name] = [
+            _under_kept(e if fit else no_such_type, k)
+            for e, k, fit in zip(found, kept_at, fits(own, datasets), strict=True)
+        ]
+    return Evidences(by_model)
 
 
-def _doubt(found: Evidence, kept: Kept) -> str | None:
-    if found.doubt is None and kept.share <= FEWEST_KEPT / KEPT_OF:
-        return f"hardly any of {KEPT_OF} simulations of its size and context has a density"
-    return found.doubt
-
-
-def _column(found: Evidence, kept: Kept) -> tuple[float, float, float, float]:
-    """Log evidence under the prior that is left, its error, Pareto k and effective number of weights."""
+def _under_kept(found: Evidence, kept: Kept) -> Evidence:
+    """Estimate the evidence under the prior that is left of a model's own."""
     if found.impossible:
-        return -np.inf, 0.0, found.pareto_k, found.importance_ess
-    if _doubt(found, kept) is not None:
-        return np.nan, np.nan, found.pareto_k, found.importance_ess
+        return replace(found, log_marginal_likelihood=-np.inf, mcse=0.0)
+    if found.doubt is not None:
+        return found
+    if kept.share <= 40 / KEPT_OF:  # as in training, which refuses a model of which one simulation in a hundred is left
+        return _unknown(found, f"hardly any of {KEPT_OF} simulations of its size and context has a density")
     error = float(np.hypot(found.mcse, kept.log_error))
-    return found.log_marginal_likelihood - kept.log_share, error, found.pareto_k, found.importance_ess
+    return replace(found, log_marginal_likelihood=found.log_marginal_likelihood - kept.log_share, mcse=error)
+
+
+def _unknown(found: Evidence, doubt: str) -> Evidence:
+    return replace(found, log_marginal_likelihood=np.nan, mcse=np.nan, doubt=doubt, impossible=False)
 
 
 def _kept_at(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
-from pymc_amortized.approximators.comparison.judgement import COMPARED, judged, warn_of_atoms, warn_of_resolution
+from pymc_amortized.approximators.comparison.agreement import judge, warn_of_resolution
 from pymc_amortized.approximators.comparison.model_evidence import Kept
+from pymc_amortized.approximators.comparison.point_masses import warn_of_atoms
 from pymc_amortized.approximators.comparison.targets import (
     CLEAR,
     SketchedEvidence,
@@ -21,6 +21,7 @@ from pymc_amortized.approximators.comparison.targets import (
     contradiction,
     targets,
 )
+from pymc_amortized.approximators.comparison.trained_comparison import TrainedComparison
 from pymc_amortized.approximators.fitting.plan import plan_classifier
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
@@ -37,7 +38,7 @@ from pymc_amortized.approximators.fitting.simulating import (
     seconds_of_one,
     structure_of,
 )
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import kept_share
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
@@ -85,13 +86,13 @@ class ComparisonFit:
         self.pool = Pool(common, specs, sources, gaps, setup.compile_kwargs)
         self.pool.check_ends()  # before anything is trained
 
-    def run(
+    def run[P: TrainedPosterior](
         self,
         summary: SummaryChoice,
         given: Mapping[str, str | Sequence[str]],
-        posteriors: Mapping[str, AmortizedPosterior],
+        posteriors: Mapping[str, P],
         prior: Mapping[str, float],
-    ) -> AmortizedComparison:
+    ) -> TrainedComparison[P]:
         """Simulate, choose the network, train, calibrate, and hold the two answers against each other."""
         started = time.perf_counter()
         pilot = self.pool.of_sizes(PILOT, self.setup.seed(Stage.PILOT))
@@ -127,7 +128,7 @@ class ComparisonFit:
             name: learn_reference(inputs, network, made, rest.take(labels == k).take(slice(8192)))
             for k, (name, made) in enumerate(pilot.items())
         }
-        comparison = AmortizedComparison(
+        comparison = TrainedComparison(
             specs=self.specs,
             common=self.common,
             network=network,
@@ -146,7 +147,7 @@ class ComparisonFit:
         )
         comparison.__dict__["pool"] = self.pool
         warn_of_resolution(calibration)
-        return judged(comparison, trained, of_simulations(rest.take(slice(COMPARED))), setup.seed(Stage.LOOP, 2))
+        return judge(comparison, trained, of_simulations(rest.take(slice(48))), setup.seed(Stage.LOOP, 2))
 
     def _kept(self, pilot: Mapping[str, Simulations]) -> dict[str, Kept]:
         """Count what each model's density excludes, and say so where it matters."""
@@ -166,7 +167,7 @@ class ComparisonFit:
         self,
         pilot: Mapping[str, Simulations],
         given: Mapping[str, str | Sequence[str]],
-        posteriors: Mapping[str, AmortizedPosterior],
+        posteriors: Mapping[str, TrainedPosterior],
     ) -> tuple[dict[str, Structure], Structure]:
         """The structure of each model's data, and the one for all."""
         found = {}
