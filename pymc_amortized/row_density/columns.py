@@ -33,7 +33,7 @@ ATOM = 0.002
 
 @dataclass(frozen=True)
 class Column(ABC):
-    """One number of a row, by default a choice by a softmax, or else a mixture on some standardized scale."""
+    """One number of a row: a choice, by a softmax, or a quantity, by a mixture on some standardized scale."""
 
     kind: ClassVar[str]
     """Its name in :data:`COLUMNS`, and in ``kinds=``."""
@@ -58,7 +58,7 @@ class Column(ABC):
 
     @property
     def choices(self) -> int:
-        """Among how many values it chooses: later columns have a head for each; 0 for a number."""
+        """Among how many values it chooses: later columns have a head for each; 0 for a quantity."""
         return 0
 
     @property
@@ -72,9 +72,9 @@ class Column(ABC):
 
     def check(self, y: np.ndarray, where: str, fine: np.ndarray | bool = True) -> None:
         """Refuse values that are not possible: ValueError, whose message begins with `where`."""
-        fine = self.supported(NUMPY, y)[0] & np.isfinite(y) & fine
-        if not fine.all():
-            raise ValueError(f"{where}: {self.allowed}, got {y[~fine][0]:g}")
+        wrong = ~(self.supported(NUMPY, y)[0] & np.isfinite(y) & fine)
+        if wrong.any():
+            raise ValueError(f"{where}: {self.allowed}, got {y[wrong][0]:g}")
 
     @abstractmethod
     def as_given(self, xp: Arrays, y: Array, parameters: Sequence[Array]) -> list[Array]:
@@ -138,7 +138,7 @@ class CategoricalColumn(Column):
         return f"the categories are {list(self.levels)}"
 
     def supported(self, xp: Arrays, y: Array) -> tuple[Array, Array]:
-        """Tell which are levels; what is none of them is seen by nothing."""
+        """Tell which are levels; others may stay, as each is compared with the levels."""
         return sum(self._one_hot(xp, y, self.levels)) > 0, y
 
     def as_given(self, xp: Arrays, y: Array, parameters: Sequence[Array]) -> list[Array]:

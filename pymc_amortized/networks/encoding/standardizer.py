@@ -79,7 +79,7 @@ class ParameterStandardizer(HostModule):
         return standardizer
 
     def of(self, places: Sequence[int] | np.ndarray) -> ParameterStandardizer:
-        """Return that of some of the parameters."""
+        """Return the standardizer of some of the parameters."""
         part = ParameterStandardizer(len(places))
         for name, values in self.named_buffers():
             getattr(part, name).copy_(values[torch.as_tensor(places)])
@@ -139,7 +139,7 @@ class ParameterStandardizer(HostModule):
         return z.float(), log_det
 
     def exact(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with z in float64."""
+        """Standardize as :meth:`forward` does, with z in float64."""
         theta = theta.to(device="cpu", dtype=torch.float64)
         w = standardize(self._bend(theta), self.center, self.scale)
         z, heavy = w.clone(), self.heavy
