@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from pymc_amortized.correction.check_results import check_corrected, check_novelty, check_range
-from pymc_amortized.correction.doubt import Doubt, at, tell, which
+from pymc_amortized.correction.doubt import Doubt, say_how_many, say_where, tell
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 NAN, ROOT = float("nan"), Path(__file__).parents[1]
@@ -56,9 +56,9 @@ def test_obstacles_of_some_or_of_all():
 
 
 def test_words_for_one_and_for_several():
-    assert which(1, 1, "The data set is", "{} are") == "The data set is" and at(np.arange(1), 0) == ""
-    assert which(2, 9, "The data set is", "{} are") == "2 of 9 data sets are"
-    assert at(np.array(["a", "b"]), 1) == " at data set b"
+    assert say_how_many(1, 1, "The data set is", "{} are") == "The data set is" and say_where(np.arange(1), 0) == ""
+    assert say_how_many(2, 9, "The data set is", "{} are") == "2 of 9 data sets are"
+    assert say_where(np.array(["a", "b"]), 1) == " at data set b"
 
 
 def test_each_is_logged_and_those_about_the_model_once(caplog):

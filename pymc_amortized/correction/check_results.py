@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.correction.doubt import Doubt, at, labels_of, which
+from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
 from pymc_amortized.correction.draws import Draws, Failure
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
@@ -90,7 +90,7 @@ def check_novelty(pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str]
     if not novel.any():
         return []
     smallest, total = int(np.argmin(pvalues)), len(pvalues)
-    where = at(labels, smallest)
+    where = say_where(labels, smallest)
     if models:
         like = f"any of the models {list(models)} simulates"
         meaning = (
@@ -103,7 +103,7 @@ def check_novelty(pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str]
             "the network extrapolates, and the model may not fit",
             "pymc_amortized.check_misspecification tells what is unusual.",
         )
-    subject = which(int(novel.sum()), total, "The data set is", "{} are")
+    subject = say_how_many(int(novel.sum()), total, "The data set is", "{} are")
     finding = f"{subject} unlike what {like} (ood_pvalue {pvalues[smallest]:.1g}{where}): {meaning[0]}"
     return [Doubt("novelty", finding, meaning[1], float(pvalues[smallest]), labels_of(labels, novel))]
 
@@ -142,7 +142,7 @@ def check_failures(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
     found = []
     for reason, some in by_reason.items():
         index, first = some[0]
-        subject = which(len(some), len(labels), "The draws are", "Draws of {} are")
+        subject = say_how_many(len(some), len(labels), "The draws are", "Draws of {} are")
         where = "" if len(labels) == 1 else f" (the first: {labels[index]})"
         details = f" ({first.details})" if first.details else ""
         advice = (
@@ -165,21 +165,21 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
     found = []
     if few:
         worst, weights = min(few, key=lambda pair: (pair[1].ess, pair[1].pareto_k, pair[1].heaviest, pair[0]))
-        subject = which(len(few), len(results), "The weights", "The weights of {}")
+        subject = say_how_many(len(few), len(results), "The weights", "The weights of {}")
         finding = (
             f"{subject} count on few proposals (effective sample size {weights.ess:.0f}, Pareto k "
-            f"{weights.pareto_k:.2f}, one has {100 * weights.heaviest:.1f}% of all{at(labels, worst)}): estimates are "
-            "noisy, and standard deviations may be too small"
+            f"{weights.pareto_k:.2f}, one has {100 * weights.heaviest:.1f}% of all{say_where(labels, worst)}): "
+            "estimates are noisy, and standard deviations may be too small"
         )
         advice = "Train longer (posterior.continue_training), or let correction='auto' go further."
         concerned = labels_of(labels, np.array([i for i, _ in few]))
         found.append(Doubt("few weights", finding, advice, weights.ess, concerned))
     if poor:
         worst, weights = max(poor, key=lambda pair: (pair[1].pareto_k, -pair[0]))
-        subject = which(len(poor), len(results), "The importance weights have", "{} have")
+        subject = say_how_many(len(poor), len(results), "The importance weights have", "{} have")
         finding = (
             f"{subject} a Pareto k above {k_threshold(weights.weights.size):.2f} (largest: {weights.pareto_k:.2f}"
-            f"{at(labels, worst)}): corrected draws cannot be trusted there"
+            f"{say_where(labels, worst)}): corrected draws cannot be trusted there"
         )
         model = "a model of what is present" if gaps else "posterior.to_model(...)"
         advice = (

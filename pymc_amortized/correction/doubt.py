@@ -92,12 +92,12 @@ def _as_json(doubt: Doubt) -> dict[str, object]:
     return fields | {"number": doubt.number if math.isfinite(doubt.number) else None}
 
 
-def which(number: int, total: int, one: str, several: str) -> str:
+def say_how_many(number: int, total: int, one: str, several: str) -> str:
     """Say of how many data sets something holds: `one` where there is a single one, else `several` with "n of m"."""
     return one if total == 1 else several.format(f"{number} of {total} data sets")
 
 
-def at(labels: np.ndarray, index: int) -> str:
+def say_where(labels: np.ndarray, index: int) -> str:
     """Say which of several data sets is meant; nothing where there is a single one."""
     return "" if len(labels) == 1 else f" at data set {labels[index]}"
 

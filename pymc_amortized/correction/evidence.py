@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.correction.doubt import Doubt, at, labels_of, which
+from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import Mixture, Network, Rounds
 from pymc_amortized.correction.target import PosteriorTarget
@@ -157,8 +157,8 @@ def check_evidence(found: list[Evidence], labels: np.ndarray) -> list[Doubt]:
     if len(without) == 0:
         return []
     first = int(without[0])
-    subject = which(len(without), len(found), "The data set has", "{} have")
-    where = at(labels, first) and f", the first{at(labels, first)}"
+    subject = say_how_many(len(without), len(found), "The data set has", "{} have")
+    where = say_where(labels, first) and f", the first{say_where(labels, first)}"
     finding = f"{subject} no log marginal likelihood (NaN){where}: {found[first].doubt}"
     advice = "Train longer (posterior.continue_training), or run pm.sample_smc on posterior.to_model(...)."
     return [Doubt("evidence", finding, advice, found[first].pareto_k, labels_of(labels, without))]

@@ -12,7 +12,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.correction.doubt import Doubt, at, labels_of, tell, which
+from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where, tell
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_datasets
@@ -182,9 +182,11 @@ def _doubts(found: xr.Dataset, labels: np.ndarray) -> list[Doubt]:
     if novel.any():
         smallest = int(np.argmin(pvalues))
         one = found.isel({DATASET_DIM: smallest}) if DATASET_DIM in found.dims else found
-        subject = which(int(novel.sum()), len(pvalues), "The data set is", "{} are")
+        subject = say_how_many(int(novel.sum()), len(pvalues), "The data set is", "{} are")
         unlike = "unlike anything the model simulates" if pvalues[smallest] < 1e-3 else "unusual for the model"
-        finding = f"{subject} {unlike} at that size and context (p = {pvalues[smallest]:.1g}{at(labels, smallest)})"
+        finding = (
+            f"{subject} {unlike} at that size and context (p = {pvalues[smallest]:.1g}{say_where(labels, smallest)})"
+        )
         advice = (
             f"{_unusual(one['deviation'])}Look for errors in the data, parameters far out in their prior, another "
             "family of noise, or another link."
