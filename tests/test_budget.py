@@ -7,7 +7,7 @@ import pytest
 
 from pymc_amortized.correction import nuts as escalation
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.correction.draws import Budget, Draws, Failure, Request
+from pymc_amortized.correction.draws import Draws, Failure, Request
 from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError
 
@@ -37,7 +37,7 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
         log_p=lambda theta, index: np.zeros(len(theta)),
         log_q=lambda theta, indices: np.zeros((len(theta), 1)),
     )
-    request = Request(10, 4, Budget(max_time=60.0))
+    request = Request(10, 4, max_time=60.0)
     (result,) = Nuts().settle([unsettled()], [0], target, request, np.random.SeedSequence(1))
     assert len(attempts) == 2
     assert result.stage == stage and bool(result.failure) == (stage == "failed")

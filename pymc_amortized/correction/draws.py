@@ -13,22 +13,6 @@ from pymc_amortized.numerics.whitening import Whitening
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much sampling there may be where weights do not settle a data set.
-
-    Attributes
-    ----------
-    max_nuts : int or None
-        Data sets that go to NUTS.
-    max_time : float or None
-        Seconds.
-    """
-
-    max_nuts: int | None = None
-    max_time: float | None = None
-
-
-@dataclass(frozen=True)
 class Request:
     """What is asked for.
 
@@ -36,13 +20,17 @@ class Request:
     ----------
     draws, chains : int
         Draws per chain, and chains, for each data set.
-    budget : Budget
+    max_nuts : int or None
+        How many data sets may go to NUTS.
+    max_time : float or None
+        Seconds that NUTS may take in all.
     progressbar : bool
     """
 
     draws: int
     chains: int
-    budget: Budget = Budget()
+    max_nuts: int | None = None
+    max_time: float | None = None
     progressbar: bool = False
 
 

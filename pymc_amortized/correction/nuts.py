@@ -62,30 +62,14 @@ class Nuts:
         request: Request,
         seed: np.random.SeedSequence,
     ) -> list[Draws]:
-        """Replace the draws of some data sets by those of NUTS, as far as the budget goes.
-
-        Parameters
-        ----------
-        draws : sequence of Draws
-            Of all data sets.
-        indices : sequence of int
-            Of data sets that go to NUTS.
-        target : PosteriorTarget
-        request : Request
-        seed : numpy.random.SeedSequence
-
-        Returns
-        -------
-        list of Draws
-            Those that NUTS did not settle are marked, with the failure.
-        """
-        results, budget = list(draws), request.budget
-        allowed = indices[: budget.max_nuts]
-        stopped = f"max_nuts={budget.max_nuts} was reached"
+        """Replace the draws of some of all data sets, as far as is asked for; mark what is not settled then."""
+        results = list(draws)
+        allowed = indices[: request.max_nuts]
+        stopped = f"max_nuts={request.max_nuts} was reached"
         left = set(indices)
         if allowed:
             logger.info("%d of %d data sets go to NUTS.", len(allowed), len(results))
-            runs = _Runs(self, target, budget.max_time)
+            runs = _Runs(self, target, request.max_time)
             try:
                 with Progress("NUTS", len(allowed), shown=request.progressbar) as display:
                     for index, child in zip(allowed, seed.spawn(len(allowed)), strict=True):
@@ -94,7 +78,7 @@ class Nuts:
                         display.advance(1)
                         runs.say_how_long(len(indices) - len(left), len(allowed))
             except OutOfTimeError:
-                stopped = f"max_time={budget.max_time:g} was reached"
+                stopped = f"max_time={request.max_time:g} was reached"
             except KeyboardInterrupt:
                 stopped = "NUTS was interrupted"
             except NoGradientError as error:

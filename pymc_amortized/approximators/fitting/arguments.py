@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pymc_amortized.correction.draws import Budget
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import names_of
 
@@ -58,15 +57,15 @@ def check_correction_name(correction: Any) -> None:
         raise ValueError(f"correction must be 'auto', 'psis', 'nuts' or None, got {correction!r}")
 
 
-def read_nuts_budget(max_nuts: Any, max_time: Any) -> Budget:
-    """Check how much NUTS there may be."""
+def read_nuts_budget(max_nuts: Any, max_time: Any) -> tuple[int | None, float | None]:
+    """Check how many data sets may go to NUTS, and how many seconds it may take."""
     if max_time is not None:
         if isinstance(max_time, bool) or not isinstance(max_time, Real):
             raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
         if not 0 < float(max_time) < math.inf:
             raise ValueError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
         max_time = float(max_time)
-    return Budget(read_count("max_nuts", max_nuts, smallest=0), max_time)
+    return read_count("max_nuts", max_nuts, smallest=0), max_time
 
 
 def read_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]:

@@ -50,12 +50,12 @@ def sample(
     groups = read_groups(idata_kwargs)
     correct = check_correction(posterior.weighed_by, correction)
     datasets = posterior.read(observed, batched)
-    budget = read_nuts_budget(max_nuts, max_time)
+    request = Request(draws, chains, *read_nuts_budget(max_nuts, max_time), progressbar)
     datasets = posterior.inputs.sketched(datasets)
     results, doubts = draw_corrected(
         posterior.target(datasets),
         LADDERS[correction if correct else None],
-        Request(draws, chains, budget, progressbar),
+        request,
         seed_sequence(random_seed),
     )
     if correction == "auto" and not correct:
