@@ -14,8 +14,8 @@ from torch import Tensor
 from pymc_amortized.approximators.storage.codec import Part, describe, read_record
 from pymc_amortized.numerics.quadratic import Quadratic
 from pymc_amortized.row_density.columns import CountColumn, RealColumn
-from pymc_amortized.row_density.parameters import Combination, Parameter
 from pymc_amortized.row_density.row_layout import Layout
+from pymc_amortized.row_density.row_parameters import Combination, Parameter
 from pymc_amortized.training import History, Training
 
 

@@ -19,9 +19,9 @@ from pymc_amortized.row_density.columns import CategoricalColumn, CountColumn, R
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.mixtures import log_interval
 from pymc_amortized.row_density.namespaces import NUMPY
-from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.prepared import Rows, inside, prepare
 from pymc_amortized.row_density.row_layout import Layout
+from pymc_amortized.row_density.row_parameters import Parameter
 
 QUIET = {"progressbar": False, "random_seed": 1}
 STEPS = pma.Training(num_steps=150, batch_size=2048, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)

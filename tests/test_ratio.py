@@ -16,10 +16,10 @@ from pymc_amortized.networks.rows.row_network import TORCH
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.columns import CategoricalColumn, CountColumn, RealColumn
 from pymc_amortized.row_density.namespaces import NUMPY
-from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.prepared import Rows
 from pymc_amortized.row_density.ratio import RowRatio, log_ratio, prepare_pairs
 from pymc_amortized.row_density.row_layout import Layout
+from pymc_amortized.row_density.row_parameters import Parameter
 
 STEPS = pma.Training(num_steps=600, batch_size=512, learning_rate=3e-3, weight_decay=0, evaluations=4, threads=1)
 QUIET = {"progressbar": False, "random_seed": 1}

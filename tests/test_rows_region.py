@@ -11,10 +11,10 @@ from pymc_amortized.row_density.columns import COLUMNS, CategoricalColumn, Count
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.fitting import fit_layout, fit_parameter
 from pymc_amortized.row_density.namespaces import NUMPY
-from pymc_amortized.row_density.parameters import Parameter
 from pymc_amortized.row_density.places import places_differ
 from pymc_amortized.row_density.prepared import Rows, prepare, prepare_together, usable
 from pymc_amortized.row_density.row_layout import Layout
+from pymc_amortized.row_density.row_parameters import Parameter
 
 N = 40_000
 RNG = np.random.default_rng(1)

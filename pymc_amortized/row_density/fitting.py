@@ -15,9 +15,9 @@ import numpy as np
 from pymc_amortized.row_density.column_density import ColumnDensity, RowSize
 from pymc_amortized.row_density.columns import COLUMNS, MOST_LEVELS, RealColumn, fit_column
 from pymc_amortized.row_density.namespaces import NUMPY
-from pymc_amortized.row_density.parameters import Combination, Parameter
 from pymc_amortized.row_density.prepared import Rows, prepare, usable
 from pymc_amortized.row_density.row_layout import Layout
+from pymc_amortized.row_density.row_parameters import Combination, Parameter
 from pymc_amortized.row_density.transforms import TRANSFORMS, TransformName
 
 COMPARED = 40_000

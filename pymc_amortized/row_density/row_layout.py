@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pymc_amortized.row_density.columns import AnyColumn
 from pymc_amortized.row_density.namespaces import Array, Arrays
-from pymc_amortized.row_density.parameters import Combination, Parameter
+from pymc_amortized.row_density.row_parameters import Combination, Parameter
 
 
 @dataclass(frozen=True)
