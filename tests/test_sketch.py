@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_models import brief_fit, line
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fitting import simulating
+from pymc_amortized.approximators.fitting import simulation_plan
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior import training as posterior_training
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -216,11 +216,11 @@ def test_a_fixed_set_is_sketched_in_the_time_that_simulations_may_take(monkeypat
     caplog.set_level(logging.INFO, logger="pymc_amortized")
     for name, value in {"PILOT": 400, "HELD_OUT": 100}.items():
         monkeypatch.setattr(posterior_training, name, value)
-    monkeypatch.setattr(simulating, "LIMITS", simulating.Limits(seconds=1e-3))
+    monkeypatch.setattr(simulation_plan, "LIMITS", simulation_plan.Limits(seconds=1e-3))
     assert briefly(line(), num_steps=5, num_simulations=2000).sketch is None
     assert "for each of 2000 data sets before training (sketch=True does it all the same)" in caplog.text
     # the set is large because simulations take long
-    monkeypatch.setattr(simulating, "LIMITS", simulating.Limits(seconds=1e-3, slow_batch=0.0))
+    monkeypatch.setattr(simulation_plan, "LIMITS", simulation_plan.Limits(seconds=1e-3, slow_batch=0.0))
     fewer = briefly(line(), num_steps=5)
     assert fewer.sketch is not None and fewer.provenance.num_simulations == 500
     assert "the set has 500 data sets now" in caplog.text

@@ -18,7 +18,7 @@ from pymc_amortized.approximators.fitting.arguments import read_count, read_mapp
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.approximators.fitting.simulating import LIMITS
+from pymc_amortized.approximators.fitting.simulation_plan import LIMITS
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.model.common import common_data

@@ -28,16 +28,15 @@ from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulating import (
     PILOT,
-    SimulationPlan,
     fixed_source,
     fresh_source,
-    plan_simulations,
     prepare_batch,
     report_drops,
     reuse_sketched,
     seconds_of_one,
     structure_of,
 )
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, plan_simulations
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import kept_share
 from pymc_amortized.graph.data.datasets import of_simulations

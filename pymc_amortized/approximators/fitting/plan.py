@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import Batch, Condensing, Reduce, Training, fastest_step, torch_threads
 from pymc_amortized.training.options import DEFAULT_SECONDS, MOST_PASSES, WHOLE
 
@@ -124,7 +123,7 @@ class Plan:
 
 
 def plan_posterior(
-    network: PosteriorNetwork,
+    network: nn.Module,
     prepare: Callable[[], Batch],
     simulating: float,
     cores: int,
@@ -135,8 +134,8 @@ def plan_posterior(
 
     Parameters
     ----------
-    network : PosteriorNetwork
-        On its device.
+    network : nn.Module
+        On its device; with a method ``condensed``.
     prepare : callable
         Prepares the simulations of one batch.
     simulating : float
@@ -165,27 +164,33 @@ def plan_posterior(
         return Plan(options, workers, None)
 
     def freeze() -> Reduce:
-        return copy.deepcopy(network).eval().condensed
+        return _condensed(copy.deepcopy(network).eval())
 
     return Plan(options, workers, Condensing(freeze, whole, whole * first / each))
 
 
 def _last_layers(
-    network: PosteriorNetwork, z: Tensor, encoded: dict[str, Tensor], cost: StepCost, options: Training
+    network: nn.Module, z: Tensor, encoded: dict[str, Tensor], cost: StepCost, options: Training
 ) -> tuple[float, float, float]:
     """After what share of the steps the last layers go on alone, and seconds of a step and of reducing its batch."""
     whole = options.whole or (WHOLE if options.num_steps is None else 1.0)
     if whole == 1:
         return 1.0, cost.step, 0.0
     with torch_threads(cost.threads):
-        reduced = network.condensed(encoded)
+        reduce = _condensed(network)
+        reduced = reduce(encoded)
         if reduced is encoded:
             return 1.0, cost.step, 0.0
-        reducing, _ = _clocked(lambda: float(sum(v.sum() for v in network.condensed(encoded).values())))
+        reducing, _ = _clocked(lambda: float(sum(v.sum() for v in reduce(encoded).values())))
     later, _ = fastest_step(network, z, reduced, cost.threads)
     if options.whole is None and later > 0.7 * cost.step:  # not worth it
         return 1.0, cost.step, 0.0
     return whole, later, reducing
+
+
+def _condensed(network: nn.Module) -> Reduce:
+    """From encoded data to what the last layers of a network see."""
+    return network.condensed  # type: ignore[return-value]
 
 
 def plan_classifier(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pymc_amortized.approximators.fitting.setup import Setup
-from pymc_amortized.approximators.fitting.simulating import SimulationPlan
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.training import Trained, Training
 

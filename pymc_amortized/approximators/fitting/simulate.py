@@ -134,6 +134,17 @@ def sources_again(
     return sources, gaps
 
 
+def training_simulator(
+    spec: ModelSpec,
+    context: Mapping[str, Any] | None,
+    missing: Mapping[str, Any] | None,
+    compile_kwargs: CompileKwargs | None,
+) -> Simulator:
+    """Make what simulates for training, without deterministics."""
+    sampler = ContextSampler(spec, context or {}, missing or {})
+    return Simulator(spec, context=sampler, deterministics=False, compile_kwargs=compile_kwargs)
+
+
 def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
     """Take a user's simulations.
 

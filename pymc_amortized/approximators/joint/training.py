@@ -14,7 +14,8 @@ from pymc_amortized.approximators.fitting.plan import SimulationCost, cheapest_s
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
-from pymc_amortized.approximators.fitting.simulating import plan_simulations, seconds_of_simulator
+from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator
+from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
 from pymc_amortized.approximators.joint.batches import (
     covering_datasets,
     of_datasets,

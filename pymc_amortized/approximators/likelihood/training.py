@@ -18,13 +18,12 @@ from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulating import (
-    SimulationPlan,
     fixed_source,
     fresh_source,
     report_drops,
-    say_fixed_set,
     seconds_of_one,
 )
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, say_fixed_set
 from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.graph.data.simulations import Simulations

@@ -12,8 +12,14 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model, read_simulations
-from pymc_amortized.approximators.fitting.simulating import plan_simulations, seconds_of_simulator, training_simulator
+from pymc_amortized.approximators.fitting.simulate import (
+    FEWEST_USABLE,
+    read_model,
+    read_simulations,
+    training_simulator,
+)
+from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator
+from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.model.tensors import CompileKwargs

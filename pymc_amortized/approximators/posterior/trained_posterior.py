@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
-from pymc_amortized.approximators.fitting.simulate import sources_again
-from pymc_amortized.approximators.fitting.simulating import training_simulator
+from pymc_amortized.approximators.fitting.simulate import sources_again, training_simulator
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Request

@@ -18,18 +18,17 @@ from pymc_amortized.approximators.fitting.plan import plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
-from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again
+from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again, training_simulator
 from pymc_amortized.approximators.fitting.simulating import (
     PILOT,
-    SimulationPlan,
     fixed_source,
     fresh_source,
     prepare_batch,
     report_drops,
     reuse_sketched,
     structure_of,
-    training_simulator,
 )
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.approximators.posterior.check import report_efficiency, warn_if_off
 from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
