@@ -439,7 +439,7 @@ def test_a_model_without_density_is_sampled_uncorrected_and_says_so_once(build, 
     assert len(said) == 1
     assert "'y'" in said[0].getMessage()
     assert dt.posterior.attrs["correction"] == "none"
-    assert set(dt.sample_stats.data_vars) == {"log_q", "stage", "ood_pvalue"}
+    assert set(dt.sample_stats.data_vars) == {"log_q", "stage", "rung", "ood_pvalue"}
     assert dt.sample_stats["stage"] == "raw"
     # precision: prior 1, three observations
     assert_moments(dt.posterior.to_dataset(), {"mu": (np.array([0.75]), np.array([0.5]))}, RAW)
