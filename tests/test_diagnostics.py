@@ -418,7 +418,7 @@ def test_mixed_data_with_context_are_simulated_anew(mixed_posterior):
 def short_check(plant, seed):
     posterior = standing_in(plant)
     simulations = posterior.simulator(200, np.random.SeedSequence(seed))
-    warn_if_off(posterior, simulations, np.random.SeedSequence(seed + 10_000))
+    warn_if_off(posterior.network, posterior.inputs, simulations, np.random.SeedSequence(seed + 10_000))
 
 
 def test_training_warns_of_a_parameter_that_is_off(caplog):
