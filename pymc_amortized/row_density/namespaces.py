@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,53 +11,37 @@ from scipy import special
 Array = Any
 """Of whichever library."""
 
-
 Arrays = Any
-"""A namespace with the functions of :class:`NumpyArrays`: what libraries call differently. Operators, ``.sum(0)``,
-``@`` and indexing are the same everywhere."""
+"""A namespace of functions, by the names and with the arguments of :data:`NUMPY`: what libraries call differently.
+
+Operators, ``.sum(0)``, ``@`` and indexing are the same everywhere. `stack` makes a new first axis and broadcasts,
+`concatenate` and `split` (with the sizes of the parts) are along the first axis, and so is `logsumexp`; `concatenate`
+broadcasts the second axis. The second argument of `maximum` and `minimum` may be a number. `log_ndtr` is the logarithm
+of the standard normal distribution function, `silu` is ``x * sigmoid(x)``.
+"""
 
 
-class NumpyArrays:
-    """NumPy's."""
-
-    exp, log, log1p, expm1, tanh = np.exp, np.log, np.log1p, np.expm1, np.tanh
-    abs, maximum, minimum = np.abs, np.maximum, np.minimum
-    where = staticmethod(np.where)
-    sigmoid, log_ndtr = special.expit, special.log_ndtr
-
-    @staticmethod
-    def silu(x: Array) -> Array:
-        """``x * sigmoid(x)``."""
-        return x * special.expit(x)
-
-    @staticmethod
-    def split(x: Array, sizes: Sequence[int]) -> Sequence[Array]:
-        """Cut the first axis into parts."""
-        return np.split(x, np.cumsum(sizes)[:-1])
-
-    @staticmethod
-    def softplus(x: Array) -> Array:
-        """``log(1 + exp(x))``."""
-        return np.logaddexp(0.0, x)
-
-    @staticmethod
-    def stack(parts: Sequence[Array]) -> Array:
-        """Stack on a new first axis, broadcasting."""
-        return np.stack(np.broadcast_arrays(*parts))
-
-    @staticmethod
-    def concatenate(parts: Sequence[Array]) -> Array:
-        """Join along the first axis, broadcasting the second."""
-        rows = max(p.shape[1] for p in parts)
-        return np.concatenate([np.broadcast_to(p, (p.shape[0], rows)) for p in parts])
-
-    @staticmethod
-    def logsumexp(x: Array) -> Array:
-        """Over the first axis."""
-        return special.logsumexp(x, axis=0)
+def namespace(library: Any, **others: Any) -> Arrays:
+    """Make a namespace of the functions that all libraries call alike, and of `others`."""
+    same = ("exp", "log", "log1p", "expm1", "tanh", "abs", "where")
+    return SimpleNamespace(**{name: getattr(library, name) for name in same}, **others)
 
 
-NUMPY = NumpyArrays()
+NUMPY = namespace(
+    np,
+    maximum=np.maximum,
+    minimum=np.minimum,
+    sigmoid=special.expit,
+    log_ndtr=special.log_ndtr,
+    silu=lambda x: x * special.expit(x),
+    softplus=lambda x: np.logaddexp(0.0, x),
+    logsumexp=lambda x: special.logsumexp(x, axis=0),
+    split=lambda x, sizes: np.split(x, np.cumsum(sizes)[:-1]),
+    stack=lambda parts: np.stack(np.broadcast_arrays(*parts)),
+    concatenate=lambda parts: np.concatenate(
+        [np.broadcast_to(p, (p.shape[0], max(q.shape[1] for q in parts))) for p in parts]
+    ),
+)
 
 
 def equal(xp: Arrays, y: Array, level: float) -> Array:

@@ -68,7 +68,8 @@ def refuse_draws() -> NoReturn:
 
 def shapes(layout: Layout, size: RowSize) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights, by name."""
-    hidden, inputs, numbers = size.hidden, layout.inputs, feature_count(layout)
+    hidden, inputs = size.hidden, layout.inputs
+    numbers = sum(c.given_size * (1 if c.choices else 2) for c in layout.columns)  # features
     found: dict[str, tuple[int, ...]] = {"enter": (hidden, inputs), "enter_bias": (hidden,), "given": (hidden, numbers)}
     for i in range(size.depth):
         found |= {f"middle{i}": (hidden, hidden), f"middle{i}_bias": (hidden,)}
@@ -110,11 +111,6 @@ def features(xp: Arrays, layout: Layout, values: Sequence[Array]) -> Array:
         if not column.choices:  # squares grow no more than linearly beyond 6
             numbers += [z * z / (1.0 + xp.abs(z) / 6.0) for z in own]
     return xp.stack(numbers)
-
-
-def feature_count(layout: Layout) -> int:
-    """How many these are."""
-    return sum(c.given_size * (1 if c.choices else 2) for c in layout.columns)
 
 
 def without_bounds(layout: Layout, rows: Rows) -> Layout:

@@ -21,55 +21,8 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pymc_amortized.row_density.evaluation import RowDensity
+from pymc_amortized.row_density.namespaces import namespace
 from pymc_amortized.row_density.ratio import RowRatio
-
-
-class PytensorArrays:
-    """PyTensor's functions, by the names of :class:`pymc_amortized.row_density.namespaces.Arrays`."""
-
-    exp, log, log1p, expm1, tanh = pt.exp, pt.log, pt.log1p, pt.expm1, pt.tanh
-    sigmoid, softplus, abs = pt.sigmoid, pt.softplus, pt.abs
-    maximum, minimum, where = pt.maximum, pt.minimum, staticmethod(pt.where)
-
-    @staticmethod
-    def stack(parts: Sequence[Any]) -> Any:
-        """Stack on a new first axis, broadcasting."""
-        return pt.stack([part for part in _broadcast([pt.as_tensor(p) for p in parts], 0)])
-
-    @staticmethod
-    def concatenate(parts: Sequence[Any]) -> Any:
-        """Join along the first axis, broadcasting the second."""
-        return pt.concatenate(_broadcast(list(parts), 1))
-
-    @staticmethod
-    def split(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
-        """Cut the first axis into parts."""
-        ends = np.cumsum(sizes).tolist()
-        return [x[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-    @staticmethod
-    def silu(x: Any) -> Any:
-        """``x * sigmoid(x)``."""
-        return x * pt.sigmoid(x)
-
-    @staticmethod
-    def logsumexp(x: Any) -> Any:
-        """Over the first axis."""
-        return pt.logsumexp(x, axis=0)
-
-    @staticmethod
-    def log_ndtr(x: Any) -> Any:
-        """Logarithm of the standard normal distribution function."""
-        tail = pt.minimum(x, -1.0)
-        near = pt.maximum(x, -1.0)
-        return pt.where(
-            x < -1.0,
-            pt.log(0.5 * pt.erfcx(-tail * np.sqrt(0.5))) - 0.5 * tail * tail,
-            pt.log1p(-0.5 * pt.erfc(near * np.sqrt(0.5))),
-        )
-
-
-PYTENSOR = PytensorArrays()
 
 
 def _broadcast(parts: list[Any], axis: int) -> list[Any]:
@@ -80,6 +33,35 @@ def _broadcast(parts: list[Any], axis: int) -> list[Any]:
     rows = wide[0].shape[axis]
     shapes = [[p.shape[0], rows] if axis else [rows] for p in parts]
     return [p if p.type.shape[axis] != 1 else pt.broadcast_to(p, shape) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def _split(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
+    ends = np.cumsum(sizes).tolist()
+    return [x[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _log_ndtr(x: Any) -> Any:
+    tail, near = pt.minimum(x, -1.0), pt.maximum(x, -1.0)
+    return pt.where(
+        x < -1.0,
+        pt.log(0.5 * pt.erfcx(-tail * np.sqrt(0.5))) - 0.5 * tail * tail,
+        pt.log1p(-0.5 * pt.erfc(near * np.sqrt(0.5))),
+    )
+
+
+PYTENSOR = namespace(
+    pt,
+    maximum=pt.maximum,
+    minimum=pt.minimum,
+    sigmoid=pt.sigmoid,
+    log_ndtr=_log_ndtr,
+    silu=lambda x: x * pt.sigmoid(x),
+    softplus=pt.softplus,
+    logsumexp=lambda x: pt.logsumexp(x, axis=0),
+    split=_split,
+    stack=lambda parts: pt.stack(_broadcast([pt.as_tensor(p) for p in parts], 0)),
+    concatenate=lambda parts: pt.concatenate(_broadcast(list(parts), 1)),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,57 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.row_density.column_density import ColumnDensity, RowSize, chosen
+from pymc_amortized.row_density.namespaces import namespace
 from pymc_amortized.row_density.row_layout import Layout
 
-__all__ = ["RowNetwork", "TorchArrays"]
+__all__ = ["TORCH", "RowNetwork", "RowWeights"]
 
 
-class TorchArrays:
-    """torch's functions, by the names of :class:`pymc_amortized.row_density.namespaces.Arrays`."""
-
-    exp, log, log1p, expm1, tanh = torch.exp, torch.log, torch.log1p, torch.expm1, torch.tanh
-    sigmoid, softplus, abs = torch.sigmoid, staticmethod(nn.functional.softplus), torch.abs
-    log_ndtr, silu = torch.special.log_ndtr, staticmethod(nn.functional.silu)
-
-    @staticmethod
-    def maximum(x: Tensor, bound: float) -> Tensor:
-        """At least `bound`."""
-        return x.clamp_min(bound)
-
-    @staticmethod
-    def minimum(x: Tensor, bound: float) -> Tensor:
-        """At most `bound`."""
-        return x.clamp_max(bound)
-
-    @staticmethod
-    def where(condition: Tensor, x: Any, y: Any) -> Tensor:
-        """One where the condition holds, the other elsewhere."""
-        return torch.where(condition, x, y)
-
-    @staticmethod
-    def stack(parts: Sequence[Tensor]) -> Tensor:
-        """Stack on a new first axis."""
-        return torch.stack(list(parts))
-
-    @staticmethod
-    def concatenate(parts: Sequence[Tensor]) -> Tensor:
-        """Join along the first axis."""
-        return torch.cat(list(parts))
-
-    @staticmethod
-    def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """Cut the first axis into parts."""
-        return x.split(list(sizes))
-
-    @staticmethod
-    def logsumexp(x: Tensor) -> Tensor:
-        """Over the first axis."""
-        # torch's own is three times as slow over a first axis
-        largest = x.detach().amax(0)
-        return (x - largest).exp().sum(0).log() + largest
+def _logsumexp(x: Tensor) -> Tensor:
+    # torch's own is three times as slow over a first axis
+    largest = x.detach().amax(0)
+    return (x - largest).exp().sum(0).log() + largest
 
 
-TORCH = TorchArrays()
+TORCH = namespace(
+    torch,
+    maximum=torch.clamp_min,
+    minimum=torch.clamp_max,
+    sigmoid=torch.sigmoid,
+    log_ndtr=torch.special.log_ndtr,
+    silu=nn.functional.silu,
+    softplus=nn.functional.softplus,
+    logsumexp=_logsumexp,
+    split=lambda x, sizes: x.split(list(sizes)),
+    stack=lambda parts: torch.stack(list(parts)),
+    concatenate=lambda parts: torch.cat(list(parts)),
+)
 
 
 class RowWeights(nn.Module):
