@@ -35,7 +35,7 @@ from pymc_amortized.approximators.fitting.arguments import (
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.graph.model.suitability import walk
+from pymc_amortized.graph.model.operations import walk
 from pymc_amortized.graph.model.tensors import CompileKwargs
 
 logger = logging.getLogger("pymc_amortized")

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from pymc_amortized.inputs.sketch import ALIKE
 from pymc_amortized.numerics.amis import ENOUGH, FEWEST, adapt, quasi_normal
-from pymc_amortized.numerics.bands import log_integral
+from pymc_amortized.numerics.integrals import banded_log_integral
 
 DIM = 3
 N = 40
@@ -146,11 +146,11 @@ def test_banded_integrals_are_those_of_dense_matrices(band):
             curvature[j:count, j, i] = np.diagonal(precision, -j)
         log_det = np.linalg.slogdet(precision)[1]
         expected.append(0.5 * (g @ np.linalg.solve(precision, g) - log_det + count * np.log(2 * np.pi)))
-    assert_allclose(log_integral(slope, curvature, counts), expected)
+    assert_allclose(banded_log_integral(slope, curvature, counts), expected)
 
 
 def test_what_has_no_maximum_has_no_integral():
-    assert np.isnan(log_integral(np.ones((1, 1)), np.full((1, 1, 1), -1.0), np.array([1])))[0]
+    assert np.isnan(banded_log_integral(np.ones((1, 1)), np.full((1, 1, 1), -1.0), np.array([1])))[0]
 
 
 def test_careful_integrals_see_tails_and_other_modes():

@@ -56,7 +56,7 @@ def test_bayes_factors_come_close_after_few_steps(sized):
 
 
 def made(log_evidence, labels):
-    return Simulations(np.asarray(labels, float)[:, None], {}, {}, sketch=log_evidence)
+    return Simulations(np.asarray(labels, float)[:, None], {}, {}, extra=log_evidence)
 
 
 def test_labels_stand_where_one_evidence_is_not_known():

@@ -13,7 +13,8 @@ from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.log_density import LogDensity
-from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.density.missing import LogDensityWithGaps
+from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator

@@ -125,7 +125,7 @@ class Fake:
     def __init__(self, monkeypatch, behave=None, compiles=None):
         self.calls: list[Settings] = []
         self._behave = behave
-        monkeypatch.setattr(samplers, "nuts_sampler", compiles or (lambda whitened, kwargs: self))
+        monkeypatch.setattr(samplers, "nuts_sampler", compiles or (lambda model, shared, kwargs: self))
 
     def __call__(self, values, starts, settings, seed, deadline):
         self.calls.append(settings)
@@ -231,7 +231,7 @@ def test_a_sampler_that_finds_no_start_is_no_end(fresh, monkeypatch, caplog):
 
 
 def test_a_model_without_gradient_says_so(fresh, monkeypatch, caplog):
-    def refuses(whitened, kwargs):
+    def refuses(model, shared, kwargs):
         raise NotImplementedError("no gradient of X")
 
     Fake(monkeypatch, compiles=refuses)
@@ -346,7 +346,7 @@ def test_log_density_with_imputed_values_is_that_of_the_model(slots):
     spec, _, _ = read_model(positive(), None, None, {}, {"y": 0.3})
     whitened = WhitenedModel(spec, {"y": None}, {"y": slots})
     given = {"y": [np.nan, 2.0, np.nan], "z": [0.5, 1.5, 3.0]}
-    data = read_datasets(spec, given).one(spec, 0) | {v.name: spec.held[v.name] for v in spec.unchanging}
+    data = read_datasets(spec, given).one(spec, 0)
     known = Whitening(np.array([0.3]), np.array([[2.0]]))
     for name, value in whitened.values(data, known).items():
         whitened.shared[name].set_value(value)
@@ -383,7 +383,7 @@ def test_discrete_gaps_stay_uncorrected(caplog):
 def test_pymcs_own_sampler_serves_too():
     spec, _, _ = read_model(CLOSED_FORMS["conjugate_normal"].build(), None, None, {}, None)
     whitened = WhitenedModel(spec, {}, {})
-    sampler = PyMCSampler(whitened, INTERPRETED)
+    sampler = PyMCSampler(whitened.model, whitened.shared, INTERPRETED)
     data = conjugate_data()
     mean, sd = conjugate_moments(data)["mu"]
     for i in (0, 4):

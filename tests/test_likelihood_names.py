@@ -9,7 +9,7 @@ from scipy import stats
 import pymc_amortized as pma
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.graph.model.snapshot import take_snapshot
-from pymc_amortized.graph.rows.observed_rows import distribution_of, find_rows
+from pymc_amortized.graph.rows.finding import distribution_of, find_rows
 from pymc_amortized.row_density.columns import fit_column
 
 STEPS = pma.Training(num_steps=60, batch_size=1024, learning_rate=3e-3, weight_decay=0, evaluations=2, threads=1)

@@ -12,7 +12,7 @@ from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.simulating import structure_of
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.density.missing import find_rules
+from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, make_sketch

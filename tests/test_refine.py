@@ -156,7 +156,7 @@ def test_simulations_are_of_the_data_sets_kind_and_of_the_parameters_given():
     datasets = read_datasets(spec, GAPPY)
     simulator = SimulatorGiven(spec, datasets, INTERPRETED)
     slope, noise = np.linspace(-2, 2, 400), np.linspace(0.1, 1.0, 400)
-    made = simulator.given({"slope": slope, "noise": noise}, np.random.SeedSequence(1))
+    made = simulator({"slope": slope, "noise": noise}, np.random.SeedSequence(1))
     assert np.all(made.lengths["obs"] == 8)
     assert np.all(made.missing["y"][:, :8] == (np.arange(8) == 3))
     np.testing.assert_allclose(made.unconstrained, np.stack([slope, np.log(noise)], axis=1))

@@ -10,9 +10,9 @@ import pytensor.tensor as pt
 import pytest
 
 import pymc_amortized as pma
+from pymc_amortized.graph.data.simulations import SimulationError
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.simulator import SimulationError
 
 Y = np.arange(4.0)
 

@@ -12,8 +12,9 @@ from scipy import stats
 
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.rows.emulator import PYTENSOR, Emulator
-from pymc_amortized.graph.rows.exchange import exchanged
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
+from pymc_amortized.graph.rows.exchange import exchange_distribution
+from pymc_amortized.graph.rows.finding import distribution_of, find_rows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
 
 
 def rows_of(build: Callable[[], Any], name: str = "y") -> ObservedRows:
@@ -235,7 +236,7 @@ def test_parameters_repeated_along_one_axis_of_several() -> None:
 
 
 def exchange(model: pm.Model, n: int) -> pm.Model:
-    return exchanged(model, find_rows(take_snapshot(model), "y", {}), EXACT, np.ones(n))
+    return exchange_distribution(model, find_rows(take_snapshot(model), "y", {}), EXACT, np.ones(n))
 
 
 def followed() -> pm.Model:

@@ -20,7 +20,8 @@ from pymc_amortized.approximators.posterior import training as posterior_trainin
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.each import EachLogDensity, find_band
-from pymc_amortized.graph.density.missing import LogDensityWithGaps, find_rules
+from pymc_amortized.graph.density.missing import LogDensityWithGaps
+from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import FRAME, SKETCH, Inputs
@@ -90,14 +91,14 @@ def read(write):
 )
 def test_densities_of_many_data_sets_are_those_of_each(write, band):
     spec, made, rules = read(write)
-    datasets, held = of_simulations(made), {v.name: spec.held[v.name] for v in spec.unchanging}
+    datasets = of_simulations(made)
     each, one = EachLogDensity(spec, rules, compile_kwargs=INTERPRETED), LogDensityWithGaps(spec, rules, INTERPRETED)
     if each.integrated:
         each.band = find_band(each, datasets, made.unconstrained)
     assert each.band == band
     theta = made.unconstrained[np.random.default_rng(2).integers(N, size=(N, 5))]
     index = np.arange(N)[::-1]  # in any order
-    expected = np.stack([one(t, held | datasets.one(spec, i)) for t, i in zip(theta, index, strict=True)])
+    expected = np.stack([one(t, datasets.one(spec, i)) for t, i in zip(theta, index, strict=True)])
     assert_allclose(each.of(datasets)(theta, index), expected, rtol=1e-8, atol=1e-8)
     if write is direction:
         assert (each.of(datasets)(theta + 2 * np.pi, index) == -np.inf).all()
@@ -171,18 +172,18 @@ def test_a_sketch_is_computed_once_and_travels_with_its_data_sets(conjugate_sket
     datasets = read_datasets(conjugate_sketched.spec, [{"y": np.zeros(5)}, {"y": np.ones(9)}], batched=True)
     sketched = conjugate_sketched.inputs.sketched(datasets)
     assert conjugate_sketched.inputs.sketched(sketched) is sketched
-    assert_array_equal(sketched.take(np.array([1])).sketch, sketched.sketch[1:])
+    assert_array_equal(sketched.take(np.array([1])).extra, sketched.extra[1:])
     data = conjugate_sketched.inputs(sketched)["data"]
-    assert_array_equal(np.concatenate([data[SKETCH], data[FRAME]], axis=1), sketched.sketch)
+    assert_array_equal(np.concatenate([data[SKETCH], data[FRAME]], axis=1), sketched.extra)
 
 
 def test_simulations_come_with_the_sketch_that_they_have_afterwards(conjugate_sketched):
     simulator = conjugate_sketched.simulator
-    made = simulator.sketching(conjugate_sketched.sketch.of_simulations)(300, 5)
+    made = simulator.with_extra(conjugate_sketched.sketch.of_simulations)(300, 5)
     plain = simulator(300, 5)
-    assert plain.sketch is None
+    assert plain.extra is None
     assert_array_equal(made.unconstrained, plain.unconstrained)
-    assert_allclose(made.sketch, conjugate_sketched.sketch.of_simulations(plain), rtol=1e-4, atol=1e-4)
+    assert_allclose(made.extra, conjugate_sketched.sketch.of_simulations(plain), rtol=1e-4, atol=1e-4)
 
 
 def test_several_processes_make_the_same_sketches(conjugate_sketched):

@@ -67,11 +67,11 @@ def test_what_is_sketched_is_sketched_by_hundreds():
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(3), dims="obs")
     spec, sources, gaps = read_model(model, None, None, {"obs": (3, 30)}, {})
     plain = Simulator(spec, context=ContextSampler(spec, sources, gaps))
-    sketching = plain.sketching(sketch)
+    sketching = plain.with_extra(sketch)
     made = sketching(1024, 7)
     assert len(set(made.lengths["obs"])) > 15
     assert min(asked) >= 200 and sum(asked) == 1024
-    np.testing.assert_array_equal(made.sketch, made.unconstrained + made.lengths["obs"][:, None])
+    np.testing.assert_array_equal(made.extra, made.unconstrained + made.lengths["obs"][:, None])
     np.testing.assert_array_equal(made.data["y"], plain(1024, 7).data["y"])
     np.testing.assert_array_equal(made.data["y"], sketching(1024, 7, cores=2).data["y"])
 
@@ -200,8 +200,6 @@ def test_torch_leaves_a_core_to_others_where_that_is_faster(monkeypatch):
 
 class Slow:
     """Takes a while for each chunk."""
-
-    sketched = False
 
     def chunks(self, tasks):
         time.sleep(0.05 * len(tasks))

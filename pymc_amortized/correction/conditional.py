@@ -11,7 +11,7 @@ from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch
 from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.quadratic import log_normal
+from pymc_amortized.numerics.integrals import log_normal
 
 RADIUS = 4.0
 POINTS = RADIUS * np.cos(np.pi * np.arange(32) / 31)
@@ -27,8 +27,8 @@ class ConditionalNormal:
 
     def __init__(self, network: PosteriorNetwork, context: Context, sketch: Sketch, datasets: DataSets) -> None:
         quadratic, own = sketch.drawn, sketch.start.standardizer.of(sketch.drawn.places)
-        assert datasets.sketch is not None
-        whereabouts = datasets.sketch[:, sum(sketch.widths[:2]) :]
+        assert datasets.extra is not None
+        whereabouts = datasets.extra[:, sum(sketch.widths[:2]) :]
         center, scale = np.split(whereabouts[:, :-1], 2, axis=1)
         center, scale = own.inverse(torch.from_numpy(center))[0].numpy(), scale * own.scale.numpy()
         self.dim, self._quadratic = len(quadratic.places), quadratic

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,14 +85,10 @@ class PosteriorTarget:
     device: torch.device
     sketched: bool
     compile_kwargs: CompileKwargs | None = None
-    fixed: Mapping[str, np.ndarray] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fixed", {v.name: self.spec.held[v.name] for v in self.spec.unchanging})
 
     def given(self, index: int) -> dict[str, Any]:
-        """One data set with what the model holds fixed, as densities take it."""
-        return {**self.fixed, **self.datasets.one(self.spec, index)}
+        """One data set, as densities take it."""
+        return self.datasets.one(self.spec, index)
 
     def log_p(self, theta: np.ndarray, index: int) -> np.ndarray:
         """The model's log density (n,) at theta (n, dim)."""

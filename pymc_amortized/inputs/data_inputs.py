@@ -13,8 +13,6 @@ from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.networks import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.encoding.layout import AxisKind
 
-KINDS: dict[str, AxisKind] = {"exchangeable": "set", "sequence": "sequence", "grouped": "groups"}
-
 
 @dataclass(frozen=True, eq=False)
 class DataInputs:
@@ -90,7 +88,8 @@ def _axis_names(variable: DataVariable, axes: list[Axis]) -> tuple[str | None, .
 def _axis_layout(spec: ModelSpec, axis: Axis) -> AxisLayout:
     ranges = {r.dim: r for r in spec.sizes}
     sized = axis.name in ranges
-    kind = KINDS.get(axis.kind, "sequence")
+    kinds: dict[str, AxisKind] = {"exchangeable": "set", "grouped": "groups"}
+    kind = kinds.get(axis.kind, "sequence")
     if axis.index is not None:
         kind = "set"
     length = ranges[axis.name].largest if sized else axis.length

@@ -54,9 +54,9 @@ class Inputs(DataInputs):
         """
         datasets = self.sketched(datasets)
         given = super().__call__(datasets)
-        if self.sketch is not None and datasets.sketch is not None:
+        if self.sketch is not None and datasets.extra is not None:
             data = given["data"]
-            data[SKETCH], data[FRAME], _ = np.split(datasets.sketch, np.cumsum(self.sketch.widths[:2]), axis=1)
+            data[SKETCH], data[FRAME], _ = np.split(datasets.extra, np.cumsum(self.sketch.widths[:2]), axis=1)
         return given
 
     def summarized_by(self, network: PosteriorNetwork) -> tuple[DataInputs, PosteriorNetwork]:
@@ -65,6 +65,6 @@ class Inputs(DataInputs):
 
     def sketched(self, datasets: DataSets) -> DataSets:
         """Return data sets with their sketch, where there is one: so that it is computed once."""
-        if self.sketch is None or datasets.sketch is not None:
+        if self.sketch is None or datasets.extra is not None:
             return datasets
-        return replace(datasets, sketch=self.sketch(datasets))
+        return replace(datasets, extra=self.sketch(datasets))

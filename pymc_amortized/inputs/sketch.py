@@ -36,28 +36,24 @@ from pymc_amortized.training import torch_threads
 
 logger = logging.getLogger("pymc_amortized")
 
-STAGES, POINTS = 12, 32
-"""Evaluations: most data sets are done after one to three stages; the narrowest posteriors take ten."""
+POINTS = 32
+"""Evaluations in each stage."""
 MOST_EVALUATIONS = 128
 """For one draw, above which parameters are not drawn exactly."""
 MOST_PARAMETERS, MOST_SAMPLED = 24, 12
 """Moments of more are too many statistics; and of more that are not integrated out, so few points find none."""
-BLOCK, MOST_AT_ONCE = 1024, 2**20
-"""Data sets that are sketched at once, and evaluations of densities."""
+BLOCK = 1024
+"""Data sets that are sketched at once."""
+MOST_AT_ONCE = 2**20
+"""Evaluations of densities at once."""
 ALIKE = 0.4 * POINTS
-"""Effective points of the last stage on which a marginal likelihood rests."""
-TRIED = 512
-"""Simulations that show in which parameters their densities are quadratic."""
+"""Effective points of the last stage on which a marginal likelihood rests at least."""
 SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
-PROJECTIONS = 16
-"""Of the statistics, at random, beside the regression: by both together novelty is judged."""
 TIMED = 256
 """Data sets that tell how long one takes."""
 NARROWEST = 1e-6
 """Standard scales that a frame is wide at least."""
-WIDE = 1.5
-"""Scale of what is drawn where the density is not quadratic after all: that of the prior, and more."""
 FARTHEST = 20.0
 """Standard scales from the middle of the prior, beyond which a mean is not told from others."""
 
@@ -121,7 +117,7 @@ class Sketch:
         return np.concatenate([np.empty(0), *known])
 
     def of_simulations(self, simulations: Simulations, cores: int = 1) -> np.ndarray:
-        """The same of simulations, in several processes where these are many."""
+        """Return numbers (n, width) of simulations, by several processes where these are many."""
         datasets = of_simulations(simulations)
         if cores == 1 or len(datasets) <= BLOCK:
             return self(datasets)
@@ -135,20 +131,15 @@ class Sketch:
         mean = np.where(done[:, None], found.mean, mean)
         covariance = np.where(done[:, None, None], found.covariance, covariance)
         learned, drawn = self.drawn.sampled, self.drawn.places
-        among = learned[:, None], learned
-        statistics = _numbers(
-            replace(
-                found,
-                mean=found.mean[:, learned],
-                covariance=found.covariance[:, *among],
-                third=found.third[:, learned],
-            )
-        )
+        statistics = _numbers(found.at(learned))
         scale = np.maximum(np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))[:, drawn], NARROWEST)
-        whereabouts = [np.where(holds[:, None], mean[:, drawn], 0.0), np.where(holds[:, None], scale, WIDE)]
+        # where the density is not quadratic after all, the scale is that of the prior, and more
+        whereabouts = [np.where(holds[:, None], mean[:, drawn], 0.0), np.where(holds[:, None], scale, 1.5)]
         if self.number_drawn:
             whereabouts.append(holds[:, None])
-        return np.concatenate([statistics, _frame(mean[:, learned], covariance[:, *among]), *whereabouts], axis=1)
+        return np.concatenate(
+            [statistics, _frame(mean[:, learned], covariance[:, learned[:, None], learned]), *whereabouts], axis=1
+        )
 
     def _found(self, datasets: DataSets, careful: bool = False) -> tuple[Found, np.ndarray, np.ndarray, np.ndarray]:
         """What the density tells; mean (n, dim) and covariance (n, dim, dim) by the regression.
@@ -163,17 +154,11 @@ class Sketch:
         near = mean[:, places], np.maximum(scale, NARROWEST)
         of_sampled = self.quadratic.integrated(log_density, *near)
         order = np.concatenate([self.quadratic.sampled, places])
-        points = quasi_normal(STAGES, POINTS, self.start.dim - len(places))
+        # most data sets are done after one to three of 12 stages; the narrowest posteriors take ten
+        points = quasi_normal(12, POINTS, self.start.dim - len(places))
         found = adapt(of_sampled, mean[:, order], covariance[:, order[:, None], order], points, careful=careful)
         holds = self.quadratic.holds(log_density, found.mean[:, : self.start.dim - len(places)], *near)
-        back = np.argsort(order)
-        found = replace(
-            found,
-            mean=found.mean[:, back],
-            covariance=found.covariance[:, back[:, None], back],
-            third=found.third[:, back],
-        )
-        return found, mean, covariance, holds
+        return found.at(np.argsort(order)), mean, covariance, holds
 
     def _blocks(self, datasets: DataSets) -> Iterator[DataSets]:
         size = int(np.clip(MOST_AT_ONCE // (POINTS * len(self.quadratic.steps)), 1, BLOCK))
@@ -199,7 +184,7 @@ class Standardized:
         return self._densities(theta.numpy(), index) - log_det.numpy()
 
     def gradients(self, z: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
+        """Evaluate with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
         theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
         log_p, gradient = self._densities.gradients(theta.numpy(), index)
         return log_p - log_det.numpy(), gradient * self._scale
@@ -283,7 +268,8 @@ def make_sketch(
         inputs.layout,
         pilot.unconstrained,
         **inputs(datasets),
-        summary=Auto(width=1, depth=0, features=2 * spec.dim + PROJECTIONS),
+        # beside the regression 16 statistics at random: by both together novelty is judged
+        summary=Auto(width=1, depth=0, features=2 * spec.dim + 16),
         density=Spline(layers=0),
         standardizer=standardizer.linear(quadratic.places),
     )
@@ -295,8 +281,8 @@ def make_sketch(
 def _quadratic(
     density: EachLogDensity, datasets: DataSets, theta: np.ndarray, standardizer: ParameterStandardizer
 ) -> Quadratic:
-    """Find it in units in which no tails are bent."""
-    some = np.linspace(0, len(datasets) - 1, TRIED).astype(int)
+    """Find it by 512 simulations, in units in which no tails are bent."""
+    some = np.linspace(0, len(datasets) - 1, 512).astype(int)
     densities, linear = density.of(datasets.take(some)), standardizer.linear(range(standardizer.dim))
     log_density = Standardized(densities, linear)
     z = linear.exact(torch.as_tensor(theta[some]))[0].numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -62,6 +62,11 @@ class Found:
     ess: np.ndarray
     inverse_temperature: np.ndarray
     latest: np.ndarray
+
+    def at(self, places: np.ndarray) -> Found:
+        """Return what was found with the moments of the parameters at some places."""
+        covariance = self.covariance[:, places[:, None], places]
+        return replace(self, mean=self.mean[:, places], covariance=covariance, third=self.third[:, places])
 
 
 @lru_cache

@@ -1,43 +1,56 @@
-"""Integrals over missing values of which each interacts with its neighbours only, for many densities at once."""
+"""Probing values of which each interacts with its neighbours only, for many densities at once."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-LOG_2PI = math.log(2 * math.pi)
+from pymc_amortized.numerics.integrals import banded_log_integral
 
 
-def log_integral(slope: np.ndarray, curvature: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    r"""Log integral of :math:`\exp(g^\top y - y^\top H y / 2)` over y, for banded positive definite H.
+class BandedGaps:
+    """What is missing of data sets, and what moves when it is probed.
+
+    Where values interact only with those at most ``band`` places away, every (2 band + 1)-th can be moved at once
+    (Curtis, Powell & Reid 1974).
 
     Parameters
     ----------
-    slope : ndarray (size, ...)
-        g; 0 beyond the values of a density that has fewer.
-    curvature : ndarray (size, band + 1, ...)
-        ``curvature[a, j]`` is H[a, a - j]; beyond the values of a density the diagonal is 1, the rest 0.
-    counts : ndarray (...)
-        How many values there are.
-
-    Returns
-    -------
-    ndarray (...)
-        NaN where H is not positive definite.
+    missing : bool ndarray (n, width)
+        All variables that are integrated, flat.
+    band : int
     """
-    size, width = curvature.shape[:2]
-    below, diagonal = np.zeros_like(curvature), np.ones_like(slope)  # of H = L D L'
-    y = slope.copy()
-    with np.errstate(all="ignore"):
-        for a in range(size):
-            diagonal[a] = curvature[a, 0]
-            for j in range(min(width - 1, a), 0, -1):
-                value = curvature[a, j].copy()
-                for i in range(j + 1, min(width - 1, a) + 1):
-                    value -= below[a, i] * diagonal[a - i] * below[a - j, i - j]
-                below[a, j] = value / diagonal[a - j]
-                diagonal[a] -= below[a, j] * value
-                y[a] -= below[a, j] * y[a - j]
-        total = 0.5 * (np.square(y) / diagonal - np.log(diagonal)).sum(axis=0) + 0.5 * LOG_2PI * counts
-    return np.where((diagonal > 0).all(axis=0), total, np.nan)
+
+    def __init__(self, missing: np.ndarray, band: int) -> None:
+        self.width, self.counts = missing.shape[1], missing.sum(axis=1)
+        self._missing, self._band = missing, band
+        self.probes = 2 * band + 1
+        most = int(self.counts.max(initial=0))
+        # places of missing values in order, then some that are not missing
+        self._places = np.argsort(~missing, axis=1, kind="stable")[:, :most]
+        self._real = np.arange(most) < self.counts[:, None]
+
+    def probed(self, values: np.ndarray) -> np.ndarray:
+        """The values (n, width), and then for each probe the same with some of the missing ones larger by 1."""
+        turns = np.arange(self.width) % self.probes == np.arange(self.probes)[:, None, None]
+        return np.concatenate([values, (values + (self._missing & turns)).reshape(-1, self.width)])
+
+    def block(self, m: int) -> int:
+        """How many data sets to take at once, at m parameters each: gradients of a block take 32 MiB."""
+        return max(32 * 2**20 // (8 * m * (self.probes + 1) * max(self.width, 1)), 1)
+
+    def integral(self, index: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Log integrals (k, m), from gradients (1 + probes, k, m, width): as the data are, and at each probe."""
+        slope, moved = slopes[0], slopes[1:]
+        places, real = self._places[index], self._real[index]  # (k, most)
+        most = int(self.counts[index].max())
+        places, real = places[:, :most], real[:, :most]
+        k, m = slope.shape[:2]
+        which = np.arange(k)[:, None]
+        g = np.where(real[:, :, None], slope[which, :, places], 0.0)  # (k, most, m)
+        curvature = np.zeros((most, self._band + 1, k, m))
+        for j in range(self._band + 1):
+            before = np.roll(places, j, axis=1)
+            near = real & (places - before <= self._band) & (np.arange(most) >= j)
+            second = slope[which, :, places] - moved[before % self.probes, which, :, places]
+            curvature[:, j] = np.where(near[:, :, None], second, float(j == 0)).swapaxes(0, 1)
+        return banded_log_integral(g.swapaxes(0, 1), curvature, self.counts[index][:, None])

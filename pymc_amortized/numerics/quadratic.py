@@ -15,29 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from pymc_amortized.numerics.coloring import star_coloring
+from pymc_amortized.numerics.integrals import cholesky_factors, log_integral, log_normal
+
 LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m); maybe with a method ``gradients``,
 which returns gradients (k, m, dim) too."""
 
-STEPS = np.array([-1.5, -0.5, 0.5, 1.5])
-DIRECTIONS = 8
-"""Random directions in which third differences have to vanish."""
-NEGLIGIBLE, ROUNDING = 1e-6, 1e-11
-"""Of how much the log density changes, and of its size, what a third difference may be."""
-APART, DIGITS = 1e-3, 1e-11
-"""Absolutely, and of its size, how far a log density may be from the quadratic function."""
-GRADIENT = 2.5
-"""Evaluations that one with its gradient takes about as long as."""
-MOST_HUBS = 4
-"""Parameters with a color of their own, at most: means of groups, of groups of groups ..."""
-FAR, SHARE = 8, 1e-4
-"""Points far away at which a quadratic function has to hold, and by which share of its change it may be off there."""
-LARGEST = 1e12
-"""Size of log densities, beyond which rounding decides on integrals: all but impossible parameters."""
-SINGULAR = 1e-12
-"""Ratio of eigenvalues below which a matrix counts as singular."""
-LOG_2PI = math.log(2 * math.pi)
-GOLDEN = (math.sqrt(5) - 1) / 2
+APART = 1e-3
+"""How far a log density may be from the quadratic function, beside rounding."""
+NEGLIGIBLE = 1e-6
+"""Share of how much the log density changes that a difference of it may be to count as none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +60,12 @@ class Quadratic:
             raise ValueError(f"pairs {pairs.tolist()} of {len(places)} integrated parameters")
 
     def with_gradients(self) -> Quadratic:
-        """The same by gradients, if that takes less."""
+        """Return the one by gradients, if that takes less."""
         other = replace(self, by_gradients=True)
         return other if other.evaluations < self.evaluations else self
 
     def first(self, number: int) -> Quadratic:
-        """The same with only the first so many parameters integrated out."""
+        """Return the one in which only the first so many parameters are integrated out."""
         pairs = self.pairs[(self.pairs < number).all(axis=1)]
         return Quadratic(self.places[:number], pairs, self.dim, self.by_gradients)
 
@@ -91,7 +79,7 @@ class Quadratic:
         """Points (steps, q) at which the quadratic function is evaluated, in units of a scale; the last one checks."""
         eye = np.eye(len(self.places))
         first, second = self.pairs.T
-        uneven = (-1.0) ** np.arange(len(eye)) * (0.5 + np.arange(1, len(eye) + 1) * GOLDEN % 0.5)
+        uneven = (-1.0) ** np.arange(len(eye)) * (0.5 + np.arange(1, len(eye) + 1) * ((math.sqrt(5) - 1) / 2) % 0.5)
         zero = np.zeros((1, len(eye)))
         if len(eye) == 0:
             return zero
@@ -119,7 +107,8 @@ class Quadratic:
     @property
     def evaluations(self) -> float:
         """What one integral takes, in evaluations of the log density."""
-        return GRADIENT * (len(self.turns) + 1) + 1 if self.by_gradients else len(self.steps)
+        # one with its gradient takes about as long as 2.5
+        return 2.5 * (len(self.turns) + 1) + 1 if self.by_gradients else len(self.steps)
 
     def integrated(
         self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
@@ -159,8 +148,8 @@ class Quadratic:
         log_p, mean, root = (
             part[:, 0] for part in self.conditional(log_density, center, scale)(points[:, None], index)
         )
-        far = np.random.default_rng(0).normal(size=(FAR, len(self.places)))
-        every = np.empty((len(points), FAR, self.dim))
+        far = np.random.default_rng(0).normal(size=(8, len(self.places)))
+        every = np.empty((len(points), len(far), self.dim))
         every[..., self.sampled] = points[:, None]
         every[..., self.places] = far
         noise = np.linalg.solve(root[:, None], (far - mean[:, None])[..., None])[..., 0]
@@ -168,12 +157,14 @@ class Quadratic:
         expected = log_p[:, None] + log_normal(noise, root[:, None])
         with np.errstate(invalid="ignore"):
             apart = np.abs(log_density(every, index) - expected)
-        return (apart <= APART + SHARE * change).all(axis=1)
+        return (apart <= APART + 1e-4 * change).all(axis=1)
 
     def conditional(
         self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
     ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The same, with upper triangular roots of the conditional covariance, (k, m, q, q), in its place.
+        """Return the log density of the other parameters, and the distribution of what was integrated.
+
+        As :meth:`integrated` does, but with upper triangular roots of the conditional covariance, (k, m, q, q).
 
         Where the integral is -inf or NaN, mean and root are the center and the scale that were given.
         """
@@ -211,7 +202,7 @@ class Quadratic:
     def _by_gradients(
         self, log_density: LogDensities, every: np.ndarray, index: np.ndarray, width: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same by gradients at all points but the last."""
+        """Values, slope and precision by gradients at all points but the last, where the value alone is needed."""
         q = len(self.places)
         values, gradients = _evaluated(log_density.gradients, every[:, :, :-1], index)  # type: ignore[attr-defined]
         (check,) = _evaluated(log_density, every[:, :, -1:], index)
@@ -233,14 +224,13 @@ class Quadratic:
         with np.errstate(invalid="ignore"):
             expected = at_zero + slope @ away - 0.5 * (precision @ away) @ away
         size = np.abs(known).max(axis=-1)
-        usable = finite.all(axis=-1) & (np.abs(known[..., -1] - expected) <= APART + DIGITS * size)
-        lost = size > LARGEST  # what is left of such values after cancellation is rounding alone, of either sign
+        usable = finite.all(axis=-1) & (np.abs(known[..., -1] - expected) <= APART + 1e-11 * size)
+        lost = size > 1e12  # what is left of such values after cancellation is rounding alone, of either sign
         usable &= ~lost
-        root, usable = _roots(precision, usable)
+        root, usable = cholesky_factors(precision, usable)
         inverse = np.linalg.inv(root)
         whitened = (inverse @ np.where(usable[..., None], slope, 0.0)[..., None])[..., 0]
-        log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
-        log_p = at_zero + 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * len(self.places) * LOG_2PI
+        log_p = at_zero + log_integral(whitened, root)
         spread = inverse.swapaxes(-2, -1)
         mean = (spread @ whitened[..., None])[..., 0]
         possible = finite.any(axis=-1) & ~lost  # somewhere: what is 0 in part is no quadratic function
@@ -253,65 +243,6 @@ def _evaluated(function: Callable[..., Any], points: np.ndarray, index: np.ndarr
     found = function(np.ascontiguousarray(points).reshape(k, m * n, dim), index)
     found = [found] if isinstance(found, np.ndarray) else found
     return [part.reshape(k, m, n, *part.shape[2:]) for part in found]
-
-
-def log_normal(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance."""
-    log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
-    return -0.5 * np.square(noise).sum(axis=-1) - log_det - 0.5 * noise.shape[-1] * LOG_2PI
-
-
-def star_coloring(pairs: np.ndarray, number: int) -> np.ndarray:
-    """Colors (number,) by which a sparse symmetric matrix is known from one product for each color.
-
-    Parameters
-    ----------
-    pairs : int ndarray (p, 2)
-        Which rows and columns have an entry off the diagonal.
-    number : int
-        Of rows.
-
-    Notes
-    -----
-    An entry (i, j) is read in row i of the product of j's color, if j is the only one of that color that i has an entry
-    with, or the other way round (Coleman & Moré 1984, Mathematical Programming 28). Colors are chosen greedily, first
-    for rows with many entries, of which none to a few get one of their own.
-    """
-    near = np.zeros((number, number), dtype=bool)
-    near[tuple(pairs.T)] = near[tuple(pairs.T[::-1])] = True
-    tried = [_greedy(near, pairs, hubs) for hubs in range(min(number, MOST_HUBS) + 1)]
-    return min(tried, key=lambda colors: colors.max(initial=-1))
-
-
-def _greedy(near: np.ndarray, pairs: np.ndarray, hubs: int) -> np.ndarray:
-    number = len(near)
-    colors = np.full(number, -1)
-
-    def alone(i: int, j: int) -> bool:
-        return np.count_nonzero(near[i] & (colors == colors[j])) == 1 and colors[i] != colors[j]
-
-    def readable() -> bool:
-        known = [(i, j) for i, j in pairs.tolist() if colors[i] >= 0 and colors[j] >= 0]
-        return all(alone(i, j) or alone(j, i) for i, j in known)
-
-    for turn, row in enumerate(np.argsort(-near.sum(axis=1), kind="stable")):
-        for color in range(turn if turn < hubs else 0, number):
-            colors[row] = color
-            if readable():
-                break
-    return colors
-
-
-def _roots(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cholesky factors of what is positive definite, and which are; others become the identity."""
-    eye = np.eye(precision.shape[-1])
-    precision = np.where(usable[..., None, None], precision, eye)
-    try:
-        return np.linalg.cholesky(precision), usable
-    except np.linalg.LinAlgError:
-        values = np.linalg.eigvalsh(precision)
-        usable = usable & (values[..., 0] > SINGULAR * values[..., -1])
-        return np.linalg.cholesky(np.where(usable[..., None, None], precision, eye)), usable
 
 
 def find_quadratic(log_density: LogDensities, points: np.ndarray) -> Quadratic:
@@ -328,8 +259,8 @@ def find_quadratic(log_density: LogDensities, points: np.ndarray) -> Quadratic:
     places: list[int] = []
     for j in range(dim):
         tried = [*places, j]
-        directions = np.zeros((n, DIRECTIONS, dim))
-        directions[..., tried] = rng.normal(size=(n, DIRECTIONS, len(tried)))
+        directions = np.zeros((n, 8, dim))
+        directions[..., tried] = rng.normal(size=(n, 8, len(tried)))
         directions[:, 0] = np.eye(dim)[j]
         if _is_quadratic(log_density, points, directions):
             places = tried
@@ -340,13 +271,14 @@ def find_quadratic(log_density: LogDensities, points: np.ndarray) -> Quadratic:
 def _is_quadratic(log_density: LogDensities, points: np.ndarray, directions: np.ndarray) -> bool:
     """Whether third differences vanish in directions (n, directions, dim)."""
     n, number, dim = directions.shape
-    moved = points[:, None, None] + STEPS[:, None] * directions[:, :, None]
-    values = log_density(moved.reshape(n, -1, dim), np.arange(n)).reshape(n, number, len(STEPS))
+    steps = np.array([-1.5, -0.5, 0.5, 1.5])
+    moved = points[:, None, None] + steps[:, None] * directions[:, :, None]
+    values = log_density(moved.reshape(n, -1, dim), np.arange(n)).reshape(n, number, len(steps))
     if not np.isfinite(values).all():
         return False
     third = np.abs(values @ np.array([-1.0, 3.0, -3.0, 1.0]))
     change = np.ptp(values, axis=-1)
-    return bool((third <= NEGLIGIBLE * change + ROUNDING * np.abs(values).max(axis=-1)).all())
+    return bool((third <= NEGLIGIBLE * change + 1e-11 * np.abs(values).max(axis=-1)).all())
 
 
 def _interacting(log_density: LogDensities, points: np.ndarray, places: list[int]) -> np.ndarray:

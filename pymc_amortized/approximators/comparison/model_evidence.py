@@ -12,7 +12,7 @@ from pymc_amortized.approximators.posterior.trained_posterior import TrainedPost
 from pymc_amortized.correction.evidence import Evidence, kept_share, refuse_evidence
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.simulation.attempts import Attempts
 
 KEPT_OF = 4096
 """Simulations at the size and context of a data set: a share of half is then known to 2 %."""
@@ -120,7 +120,7 @@ def estimate_all(
     names: Sequence[str],
     posteriors: Mapping[str, TrainedPosterior],
     kept: Mapping[str, Kept],
-    simulators: Mapping[str, Simulator],
+    simulators: Mapping[str, Attempts],
     datasets: DataSets,
     proposals: int,
     seed: np.random.SeedSequence,
@@ -134,7 +134,7 @@ def estimate_all(
     posteriors : mapping of name to TrainedPosterior
         Of those that have a density.
     kept : mapping of name to Kept
-    simulators : mapping of name to Simulator
+    simulators : mapping of name to Attempts
         At contexts that are given.
     datasets : DataSets
         Of all models.
@@ -178,7 +178,7 @@ def _unknown(found: Evidence, doubt: str) -> Evidence:
 
 
 def _kept_at(
-    spec: ModelSpec, simulator: Simulator, kept: Kept, datasets: DataSets, seed: np.random.SeedSequence
+    spec: ModelSpec, simulator: Attempts, kept: Kept, datasets: DataSets, seed: np.random.SeedSequence
 ) -> list[Kept]:
     """Which share of simulations a model's density allows at the size and context of each data set."""
     found = []
@@ -186,7 +186,7 @@ def _kept_at(
         one = datasets.one(spec, i)
         lengths = {r.dim: int(one[r.dim]) for r in spec.sizes}
         context = {c.name: np.repeat(np.asarray(one[c.name])[None], KEPT_OF, axis=0) for c in spec.context}
-        made = simulator.attempt(KEPT_OF, child, lengths, context)
+        made = simulator(KEPT_OF, child, lengths, context)
         share = kept_share(made.dropped, made.attempted)
         found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, kept.log_orderings))
     return found

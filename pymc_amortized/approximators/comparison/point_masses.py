@@ -9,7 +9,7 @@ import numpy as np
 
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.simulation.atoms import atoms
+from pymc_amortized.graph.simulation.atoms import find_atoms
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -42,7 +42,7 @@ def _warn_of_values(v: DataVariable, values: Mapping[str, np.ndarray]) -> bool:
     """Log single values that one model gives a probability; return whether there are any."""
     said = False
     for name, each in values.items():
-        found, counts = atoms(each)
+        found, counts = find_atoms(each)
         for other in values:
             alone = ~np.isin(found, values[other])
             if other != name and alone.any():

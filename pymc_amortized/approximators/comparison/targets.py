@@ -22,7 +22,7 @@ from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.missing import find_rules
+from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import log_orderings
@@ -64,10 +64,10 @@ class SketchedEvidence:
 def targets(simulations: Simulations, number: int) -> np.ndarray:
     """Probabilities (n, models) of models, given the data or, where these are not known, the parameters."""
     labels = np.eye(number)[simulations.unconstrained[:, 0].astype(int)]
-    if simulations.sketch is None:
+    if simulations.extra is None:
         return labels
-    known = np.isfinite(simulations.sketch).all(axis=1)
-    return np.where(known[:, None], np.exp(_log_probabilities(simulations.sketch)), labels)
+    known = np.isfinite(simulations.extra).all(axis=1)
+    return np.where(known[:, None], np.exp(_log_probabilities(simulations.extra)), labels)
 
 
 def choose_evidence(
@@ -107,7 +107,7 @@ def choose_evidence(
     seconds = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
     if seconds > SLOWEST and not wanted:
         return f"these would take {1e3 * seconds:.0f} ms for each data set"
-    some = replace(some, sketch=found(some))
+    some = replace(some, extra=found(some))
     share, off = known_share(some), contradiction(some)
     if share < 0.5:  # what is taught labels needs many more simulations
         return f"it is known of {share:.0%} of simulated data sets only"
@@ -155,7 +155,7 @@ def find_evidence(
 
 def known_share(simulations: Simulations) -> float:
     """Share of simulations of which the evidence of all models is known."""
-    return 0.0 if simulations.sketch is None else float(np.isfinite(simulations.sketch).all(axis=1).mean())
+    return 0.0 if simulations.extra is None else float(np.isfinite(simulations.extra).all(axis=1).mean())
 
 
 def contradiction(simulations: Simulations) -> float:
@@ -164,10 +164,10 @@ def contradiction(simulations: Simulations) -> float:
     In frequencies of the models, and in the log score, which is the direction of a common factor of all log odds; among
     all simulations, among small and large ones, and among those with weak and with strong evidence.
     """
-    assert simulations.sketch is not None
-    some = simulations.take(np.isfinite(simulations.sketch).all(axis=1))
-    assert some.sketch is not None
-    log_p = _log_probabilities(some.sketch)
+    assert simulations.extra is not None
+    some = simulations.take(np.isfinite(simulations.extra).all(axis=1))
+    assert some.extra is not None
+    log_p = _log_probabilities(some.extra)
     p, number = np.exp(log_p), log_p.shape[1]
     labels = some.unconstrained[:, 0].astype(int)
     score = (p * log_p).sum(axis=1)

@@ -20,9 +20,8 @@ from pymc_amortized.graph.model.common import Common
 from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.simulation.attempts import Attempts
 from pymc_amortized.graph.simulation.pool import Pool
-from pymc_amortized.graph.simulation.replicas import NoSources
-from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.features import NoveltyFeatures
@@ -145,19 +144,11 @@ class TrainedComparison[P: TrainedPosterior]:
         return {name: p for name, p in self.posteriors.items() if evidence_obstacle(self.specs[name]) is None}
 
     @cached_property
-    def _simulators(self) -> Mapping[str, Simulator]:
+    def _simulators(self) -> Mapping[str, Attempts]:
         """Of each model, at contexts that are given."""
         if "pool" in self.__dict__:
-            return self.pool.simulators
-        return {
-            name: Simulator(
-                spec,
-                context=NoSources(spec),
-                deterministics=False,
-                compile_kwargs=self.compile_kwargs,
-            )
-            for name, spec in self.specs.items()
-        }
+            return {name: simulator.attempts for name, simulator in self.pool.simulators.items()}
+        return {name: Attempts(spec, compile_kwargs=self.compile_kwargs) for name, spec in self.specs.items()}
 
     @cached_property
     def pool(self) -> Pool:

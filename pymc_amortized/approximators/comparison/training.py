@@ -190,7 +190,7 @@ class ComparisonFit:
         """
         options = self.setup.options
         if not isinstance(found, str):
-            return self.pool.sketching(found[0]), reuse_sketched(self.setup), found[1]
+            return self.pool.with_extra(found[0]), reuse_sketched(self.setup), found[1]
         if self.sketched:
             raise ValueError(f"sketch=True: the evidence of the models cannot be sketched: {found}")
         if self.sketched is None:
@@ -280,7 +280,7 @@ class ComparisonFit:
         rng = np.random.default_rng(self.setup.seed(Stage.LOOP, 1))
         labels, at = rest.unconstrained[:, 0].astype(int), extents(self.spec, datasets)
         calibration = Calibration.fit(logits, labels, at, rng)
-        off = contradiction(replace(rest, sketch=calibration(logits, at)))
+        off = contradiction(replace(rest, extra=calibration(logits, at)))
         if off > CLEAR and taught:
             logger.warning(
                 "Simulated data sets do not come from the models as often as the classifier says (%.1f standard errors "

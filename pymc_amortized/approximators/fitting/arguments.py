@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import names_of
+from pymc_amortized.graph.model.suitability import check_names
 
 Correction = Literal["auto", "psis", "nuts"] | None
 
@@ -72,7 +72,7 @@ def read_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]
     """Check the names of variables to return."""
     if var_names is None:
         return allowed
-    var_names = names_of("var_names", var_names)
+    var_names = check_names("var_names", var_names)
     unknown = [name for name in var_names if name not in allowed]
     if unknown or not var_names:
         raise KeyError(f"var_names: {unknown or 'no names'} given; available are {allowed}")

@@ -12,14 +12,14 @@ from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.graph.data.arrays import arranged
+from pymc_amortized.graph.data.arrays import arrange
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import names_of, refuse_imputed
+from pymc_amortized.graph.model.suitability import check_names, refuse_imputed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.simulation.simulator import Simulator
@@ -96,7 +96,7 @@ def read_model(
     model = pm.modelcontext(model)
     refuse_imputed(model)
     sizes, sources = split_context(model, context)
-    gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *names_of("observed", observed or ())])
+    gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])
     spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
     return spec, sources, gaps
 
@@ -168,7 +168,7 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
     datasets = read_datasets(spec, data, batched=True)
     variables = {}
     for p in spec.parameters:
-        variables[p.name] = arranged(spec, p, free[p.name])
+        variables[p.name] = arrange(spec, p, free[p.name])
         if variables[p.name].shape != (len(datasets), *p.shape):
             raise ValueError(
                 f"simulations: prior[{p.name!r}] has shape {variables[p.name].shape[1:]} for each of "

@@ -13,7 +13,7 @@ import torch
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.graph.data.datasets import of_simulations
-from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.data.simulations import Simulations, describe_dropped
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.sizes import GROUP
@@ -22,7 +22,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool
-from pymc_amortized.graph.simulation.simulator import Simulator, describe_dropped
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.structure import find_structure
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
@@ -134,7 +134,7 @@ def fresh_source(
         workers=workers,
         passes=setup.options.passes or 1,
         # sketches take seconds: training ends with one refill
-        most=8 if simulator.sketched else REFILL_BATCHES,
+        most=8 if simulator.has_extra else REFILL_BATCHES,
     )
     return source
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, find_rows
+from pymc_amortized.graph.rows.finding import find_rows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.row_density.prepared import Rows, inside, prepare, usable
 from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch

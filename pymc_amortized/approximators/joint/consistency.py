@@ -112,13 +112,14 @@ class SelfConsistency:
         """Choose data sets, draw from their posteriors, and evaluate what are numbers."""
         chosen = self._rng.choice(len(self._simulations), min(DATASETS, len(self._simulations)), replace=False)
         made = self._simulations.take(chosen)
-        self._data = self._inputs(of_simulations(made))
+        datasets = of_simulations(made)
+        self._data = self._inputs(datasets)
         with torch.no_grad():
             theta, _ = self._posterior.sample(DRAWS, generator=self._generator, **self._data)
         self._theta = theta
         prior, values, parameters, index = [], [], [], []
         for i in range(len(made)):
-            data = self._spec.unchanging_values | made.one(i, self._spec)
+            data = datasets.one(self._spec, i)
             mine = np.ascontiguousarray(theta[:, i].numpy())
             prior.append(self._prior(mine, data))
             rows = data[self._rows.variable.name].reshape(-1, self._rows.columns).astype("float64")

@@ -33,8 +33,8 @@ from pymc_amortized.approximators.likelihood.training import default_size, numbe
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.rows.learned import refuse_followers
-from pymc_amortized.graph.rows.observed_rows import find_rows
+from pymc_amortized.graph.rows.exchange import refuse_followers
+from pymc_amortized.graph.rows.finding import find_rows
 from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.posterior_network import DensityChoice, SummaryChoice
 from pymc_amortized.row_density.column_density import RowSize

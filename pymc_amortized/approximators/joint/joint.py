@@ -16,7 +16,7 @@ from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikeliho
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.density.missing import Rule
-from pymc_amortized.graph.rows.learned import with_learned_density
+from pymc_amortized.graph.rows.exchange import with_learned_density
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 
 Density = Literal["auto", "learned", "exact"]

@@ -31,9 +31,8 @@ from pymc_amortized.approximators.posterior.trained_posterior import TrainedPost
 from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.rows.learned import with_learned_density
-from pymc_amortized.graph.rows.observed_rows import ObservedRows
-from pymc_amortized.graph.rows.samples import add_sized_row_parameters, some_rows
+from pymc_amortized.graph.rows.exchange import with_learned_density
+from pymc_amortized.graph.rows.observed_rows import ObservedRows, add_row_parameters, some_rows
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
@@ -75,7 +74,7 @@ class JointFit:
         self.lags, self.consistent = lags, consistent
         self.read_from = rows_at_largest(simulated, rows)
         self.each = min(-(-DEFAULT.batch_size // setup.options.batch_size), self.read_from.rows)
-        names = add_sized_row_parameters(simulated, self.read_from)
+        names = add_row_parameters(simulated, self.read_from)
         sampler = ContextSampler(simulated, context, missing)
         simulator = Simulator(simulated, context=sampler, deterministics=names, compile_kwargs=setup.compile_kwargs)
         plan = plan_simulations(
@@ -109,7 +108,7 @@ class JointFit:
         gaps = fit.gaps(pilot)
         statistics = fit.see(statistics, structure, gaps, summary, density)
         if fit.inputs.sketch is not None:
-            held_out = replace(held_out, sketch=fit.inputs.sketch.of_simulations(held_out, fit.plan.cores))
+            held_out = replace(held_out, extra=fit.inputs.sketch.of_simulations(held_out, fit.plan.cores))
         some = statistics.take(slice(self.posterior.pilot_size))
         network = fit.build(some, summary, density)
         processes = self._plan_steps(network, row_network, layout, statistics)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.row_density.evaluation import RowDensity
@@ -57,10 +58,9 @@ def row_error(
     rows = read_from.of_simulations(made, layout.lags, None)
     fine = inside(layout, list(rows.parameters))
     exact = LogDensityByVariable(simulated, compile_kwargs)
-    values = []
+    datasets, values = of_simulations(made), []
     for i in range(len(made)):
-        data = simulated.unchanging_values | {v.name: made.data[v.name][i] for v in simulated.data}
-        values.append(np.ravel(exact(made.unconstrained[i : i + 1], data)[name]))
+        values.append(np.ravel(exact(made.unconstrained[i : i + 1], datasets.one(simulated, i))[name]))
     truth = np.stack(values)
     learned = _learned(density, rows).reshape(len(made), -1)
     if read_from.series:  # PyMC's density is that of the series

@@ -15,7 +15,7 @@ from pymc_amortized.approximators.storage.codec import describe
 from pymc_amortized.approximators.storage.models import Arguments, SavedModel, describe_variables
 from pymc_amortized.approximators.storage.networks import SavedNetwork, read_state
 from pymc_amortized.approximators.storage.save import contents
-from pymc_amortized.graph.rows.observed_rows import distribution_of, find_rows
+from pymc_amortized.graph.rows.finding import distribution_of, find_rows
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize

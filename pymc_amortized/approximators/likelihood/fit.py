@@ -20,11 +20,12 @@ from pymc_amortized.approximators.likelihood.training import (
     default_training,
     number_of_lags,
 )
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
-from pymc_amortized.graph.rows.widened import Region, widened
+from pymc_amortized.graph.rows.finding import distribution_of, find_rows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.graph.rows.widened import Region, widen
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.columns import COLUMNS
 from pymc_amortized.training import Training
@@ -139,7 +140,7 @@ def fit_likelihood(
     model = pm.modelcontext(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
     rows = find_rows(spec, read_variable(spec, variable), structure)
-    simulated, _, _ = read_model(widened(model, region), observed, None, context, None)
+    simulated, _, _ = read_model(widen(model, region), observed, None, context, None)
     read_from = find_rows(simulated, rows.variable.name, structure)
     _refuse_other_rows(rows, read_from)
     ours, theirs = distribution_of(spec, rows), distribution_of(simulated, read_from)

@@ -30,8 +30,7 @@ from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import closed_model
 from pymc_amortized.graph.rows.emulator import Emulator
-from pymc_amortized.graph.rows.exchange import exchanged
-from pymc_amortized.graph.rows.learned import refuse_followers
+from pymc_amortized.graph.rows.exchange import exchange_distribution, refuse_followers
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
@@ -172,7 +171,7 @@ class AmortizedLikelihood:
         others = [v for v in spec.observed if v.name != name]
         if others:
             base = pm.observe(base, {v.name: spec.held[v.name] for v in others})
-        made = exchanged(base, rows, self.emulator, values)
+        made = exchange_distribution(base, rows, self.emulator, values)
         arguments = list(made[name].owner.inputs[2:])[: len(rows.parameters)]
         with made:
             pm.Deterministic(f"{name}_extent", self._region.extent(arguments))

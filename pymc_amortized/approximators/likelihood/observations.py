@@ -11,7 +11,8 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.rows.observed_rows import ObservedRows, distribution_of, find_rows
+from pymc_amortized.graph.rows.finding import distribution_of, find_rows
+from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.row_density.row_layout import Layout
 
 

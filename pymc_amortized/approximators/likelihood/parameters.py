@@ -11,7 +11,7 @@ from pytensor.graph.basic import Variable
 
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
-from pymc_amortized.graph.rows.origins import recomputed
+from pymc_amortized.graph.rows.origins import recompute
 
 
 def parameter_names(rows: ObservedRows) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def read_parameters(given: Mapping[str, Any], spec: ModelSpec, rows: ObservedRow
         if p.name in given:
             argument = given[p.name]
         else:
-            argument = recomputed(spec, p.variable, {name: pt.as_tensor(value) for name, value in given.items()})
+            argument = recompute(spec, p.variable, {name: pt.as_tensor(value) for name, value in given.items()})
         argument = pt.as_tensor(argument)
         core = argument.type.shape[argument.type.ndim - len(p.core_shape) :]
         if argument.type.ndim < len(p.core_shape) or any(

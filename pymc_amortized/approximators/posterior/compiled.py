@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from pytensor.graph.traversal import ancestors
@@ -18,7 +17,7 @@ from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
-from pymc_amortized.graph.simulation.replicas import Replicas
+from pymc_amortized.graph.simulation.alike import Replicas
 
 
 class Compiled:
@@ -84,21 +83,17 @@ class Compiled:
             return [everywhere] * len(datasets)
         return [self.log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
-    def given(self, datasets: DataSets, index: int) -> dict[str, Any]:
-        """One data set with what the model holds fixed, as densities take it."""
-        return self.spec.unchanging_values | datasets.one(self.spec, index)
-
     def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
         """Joint log density (n,) at one point of theta (n, dim) for each data set; NaN where there is none."""
         values = np.full(len(datasets), np.nan)
         for i, obstacle in enumerate(self.obstacles(datasets)):
             if obstacle is None:
-                values[i] = self.log_density(theta[i : i + 1], self.given(datasets, i))[0]
+                values[i] = self.log_density(theta[i : i + 1], datasets.one(self.spec, i))[0]
         return values
 
     def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Free variables and deterministics (n, *shape) at one point of theta (n, dim) for each data set."""
-        points = [self.constrain(theta[i : i + 1], self.given(datasets, i)) for i in range(len(theta))]
+        points = [self.constrain(theta[i : i + 1], datasets.one(self.spec, i)) for i in range(len(theta))]
         return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -106,7 +101,7 @@ class Compiled:
         chains, draws, dim = results[0].theta.shape
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, result in enumerate(results):
-            values = self.constrain(result.theta.reshape(chains * draws, dim), self.given(datasets, i))
+            values = self.constrain(result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i))
             unknown = self._read_from_gaps(datasets, i)
             for name in names:
                 value = values[name].reshape(chains, draws, *values[name].shape[1:])

@@ -17,8 +17,8 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.results.unpacking import read_draws, read_result
 from pymc_amortized.results.writing import sample_group

@@ -27,8 +27,9 @@ from pymc_amortized.approximators.posterior.trained_posterior import TrainedPost
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.density.log_density import Constrain, LogPrior
-from pymc_amortized.graph.simulation.alike import LocalSimulator, SimulatorGiven
-from pymc_amortized.graph.simulation.simulator import LARGEST_CHUNK
+from pymc_amortized.graph.simulation.alike import ContextOfOne, SimulatorGiven
+from pymc_amortized.graph.simulation.attempts import LARGEST_CHUNK
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import (
     Batch,
@@ -104,10 +105,12 @@ class _Refinement:
         self.datasets, self.number = self.inputs.sketched(datasets), number
         self.device, self.progressbar = device, progressbar
         kwargs = posterior.compile_kwargs
-        self.simulator = LocalSimulator(self.spec, datasets, kwargs)
+        self.simulator = Simulator(
+            self.spec, context=ContextOfOne(self.spec, datasets), deterministics=False, compile_kwargs=kwargs
+        )
         self.given = SimulatorGiven(self.spec, datasets, kwargs)
         self.log_prior, self.constrain = LogPrior(self.spec, kwargs), Constrain(self.spec, kwargs)
-        self.everything = self.spec.unchanging_values | datasets.one(self.spec, 0)
+        self.everything = datasets.one(self.spec, 0)
         self.tried: Simulations | None = None
 
     def efficiency(self, posterior: TrainedPosterior) -> float:
@@ -200,7 +203,7 @@ class _Refinement:
         parts = []
         for start, child in zip(starts, data_seed.spawn(len(starts)), strict=True):
             variables = self.constrain(theta[start : start + LARGEST_CHUNK], self.everything)
-            parts.append(self.given.given({p.name: variables[p.name] for p in self.spec.parameters}, child))
+            parts.append(self.given({p.name: variables[p.name] for p in self.spec.parameters}, child))
         return concatenate(parts)
 
     def _start(

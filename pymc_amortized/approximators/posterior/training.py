@@ -34,7 +34,8 @@ from pymc_amortized.approximators.posterior.choosing import build_network, choos
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.missing import Rule, find_rules
+from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.levels import hierarchy_levels
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -188,8 +189,8 @@ class PosteriorFit:
 
     def _sketch_by(self, sketch: Sketch, pilot: Simulations) -> Simulations:
         self.inputs = replace(self.inputs, sketch=sketch)
-        self.simulator = self.simulator.sketching(sketch.of_simulations)
-        return replace(pilot, sketch=sketch.of_simulations(pilot, self.plan.cores))
+        self.simulator = self.simulator.with_extra(sketch.of_simulations)
+        return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores))
 
     def parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
@@ -298,7 +299,7 @@ class PosteriorFit:
         if self.plan.number is not None:
             return held_out
         seed = self.setup.seed(Stage.NOVELTY)
-        return self.simulator.sketching(None)(8192, seed, cores=self.plan.cores)  # little beside those of training
+        return self.simulator.with_extra(None)(8192, seed, cores=self.plan.cores)  # little beside those of training
 
 
 def continue_training(

@@ -20,10 +20,10 @@ from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.codec import Part, describe
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.axes import Structure
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.sizes import Range, cut
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.suitability import has_density
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, check_gaps, read_missing
 from pymc_amortized.graph.simulation.simulator import Simulator
@@ -223,7 +223,7 @@ def _densities(
     spec: ModelSpec, points: Mapping[str, np.ndarray], compile_kwargs: CompileKwargs | None = None
 ) -> dict[str, list[float]]:
     theta = points["theta"]
-    fixed = {v.name: spec.held[v.name] for v in spec.unchanging}
+    fixed = spec.unchanging_values
     values: dict[str, list[float]] = {}
     log_density = LogDensityByVariable(spec, compile_kwargs)
     for i in range(len(theta)):

@@ -47,12 +47,12 @@ def read_array(
         raise ValueError(f"{error}{hint}") from None
     _check_shape(variable, array, batched)
     if not variable.missing and not tails:
-        array = complete(variable, array)
+        array = check_complete(variable, array)
     _check_values(variable, array)
     return array.astype("float64") if variable.missing or tails else cast(variable, array)
 
 
-def arranged(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.ndarray:
+def arrange(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.ndarray:
     """Bring simulated values of a free variable, (dataset, *shape) in any order, into the model's order."""
     dims = tuple(spec.model.named_vars_to_dims.get(parameter.name, ()))
     variable = DataVariable(parameter.name, parameter.shape, parameter.dtype, dims, "real", "observed")
@@ -158,7 +158,7 @@ def _check_values(variable: DataVariable, array: np.ndarray) -> None:
         )
 
 
-def complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
+def check_complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
     """Refuse NaN in what may have no gaps."""
     nan = np.isnan(array)
     if nan.any():

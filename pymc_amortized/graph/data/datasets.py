@@ -33,8 +33,8 @@ class DataSets:
         Coordinate of the ``dataset`` dimension.
     batched : bool
         Whether results carry the ``dataset`` dimension.
-    sketch : ndarray (n, width) or None
-        What is known of each posterior, where that was computed already.
+    extra : ndarray (n, width) or None
+        Further numbers of each data set, where they were computed already.
     """
 
     values: dict[str, np.ndarray]
@@ -43,7 +43,7 @@ class DataSets:
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
     coords: dict[str, Any] = field(default_factory=dict)
-    sketch: np.ndarray | None = None
+    extra: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +60,7 @@ class DataSets:
             self.batched,
             taken(self.lengths),
             taken(self.missing),
-            sketch=None if self.sketch is None else self.sketch[index],
+            extra=None if self.extra is None else self.extra[index],
         )
 
     def equals(self, other: DataSets) -> bool:
@@ -72,7 +72,7 @@ class DataSets:
         )
 
     def many(self) -> DataSets:
-        """Return the same with a ``dataset`` dimension in results."""
+        """Return the data sets with a ``dataset`` dimension in results."""
         return replace(self, batched=True)
 
     def shown(self, variable: DataVariable) -> np.ndarray:
@@ -92,9 +92,12 @@ class DataSets:
         return {v.name: self.values[v.name][~self.outside(v)] for v in spec.data}
 
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
-        """Return what densities take of one data set: values, cut to its lengths, the lengths, and gaps."""
+        """Return what densities take of one data set.
+
+        These are its values, cut to its lengths, the lengths, gaps, and what the model holds fixed.
+        """
         lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
-        values: dict[str, Any] = dict(lengths)
+        values: dict[str, Any] = spec.unchanging_values | lengths
         for v in spec.data:
             values[v.name] = cut(self.values[v.name][index], v.shape_at(lengths))
             if v.missing:
@@ -114,7 +117,7 @@ def of_simulations(simulations: Simulations) -> DataSets:
         True,
         dict(simulations.lengths),
         dict(simulations.missing),
-        sketch=simulations.sketch,
+        extra=simulations.extra,
     )
 
 

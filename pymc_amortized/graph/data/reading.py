@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, complete, read_array
+from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
@@ -152,7 +152,7 @@ def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, n
             arrays[name] = arrays[name].take(range(length), axis=axis)
     for v in spec.data:
         if not v.missing:
-            arrays[v.name] = cast(v, complete(v, arrays[v.name]))
+            arrays[v.name] = cast(v, check_complete(v, arrays[v.name]))
     return arrays
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.model.sizes import cut
-from pymc_amortized.graph.model.spec import ModelSpec
+
+class SimulationError(ValueError):
+    """Hardly any simulation of the model can be used."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Simulations:
         Lengths of the dimensions that differ between data sets.
     missing : dict of name to bool ndarray (n, *shape)
         Where values of observed variables count as missing.
-    sketch : ndarray (n, width) or None
-        What is known of each posterior, where that was asked for.
+    extra : ndarray (n, width) or None
+        Further numbers of each data set, where a function computes some.
     attempted : int
         Simulations made, including those that were dropped.
     dropped : dict of str to int
@@ -44,7 +46,7 @@ class Simulations:
     dropped: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
     missing: dict[str, np.ndarray] = field(default_factory=dict)
-    sketch: np.ndarray | None = None
+    extra: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.unconstrained)
@@ -62,13 +64,8 @@ class Simulations:
             data=taken(self.data),
             lengths=taken(self.lengths),
             missing=taken(self.missing),
-            sketch=None if self.sketch is None else self.sketch[index],
+            extra=None if self.extra is None else self.extra[index],
         )
-
-    def one(self, index: int, spec: ModelSpec) -> dict[str, Any]:
-        """Return one data set, cut to its own lengths, which are among the values."""
-        lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
-        return {v.name: cut(self.data[v.name][index], v.shape_at(lengths)) for v in spec.data} | lengths
 
 
 def concatenate(parts: list[Simulations]) -> Simulations:
@@ -81,7 +78,7 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         dicts = [getattr(part, field) for part in parts]
         return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
 
-    sketches = [part.sketch for part in parts if part.sketch is not None]
+    extras = [part.extra for part in parts if part.extra is not None]
 
     return Simulations(
         np.concatenate([p.unconstrained for p in parts]),
@@ -91,5 +88,22 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         dict(dropped),
         joined("lengths"),
         joined("missing"),
-        np.concatenate(sketches) if len(sketches) == len(parts) else None,
+        np.concatenate(extras) if len(extras) == len(parts) else None,
     )
+
+
+def too_few(simulations: Simulations) -> str:
+    """Say how few simulations can be used, and why."""
+    raised = all(reason.startswith("raised") for reason in simulations.dropped)
+    reasons = ", ".join(
+        f"{reason} ({count} of {simulations.attempted})"
+        for reason, count in sorted(simulations.dropped.items(), key=lambda item: -item[1])
+    )
+    return f"only {len(simulations)} of {simulations.attempted} simulations of the model can be used: {reasons}. " + (
+        "Is there an error in the function that draws?" if raised else "Narrow the priors to where it is defined"
+    )
+
+
+def describe_dropped(dropped: Mapping[str, int], attempted: int) -> str:
+    """Say in one line which simulations were dropped and why."""
+    return "; ".join(f"{reason}: {count / attempted:.2%}" for reason, count in dropped.items())

@@ -16,10 +16,10 @@ from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.step import held_constants, length_inputs
-from pymc_amortized.graph.model.suitability import has_density
-from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, like, plain, scan_over
+from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
+from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, like, plain, scan_over
 
 Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
@@ -50,17 +50,7 @@ class _Given:
     def __init__(self, spec: ModelSpec, names: Sequence[str], compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec, self.names = spec, tuple(names)
         self._compile_kwargs = compile_kwargs
-
-    @cached_property
-    def _slices(self) -> dict[str, Any]:
-        """One draw of each free variable."""
-        return {p.name: pt.tensor(p.name, dtype=p.dtype, shape=p.shape) for p in self.spec.parameters}
-
-    @cached_property
-    def _sequences(self) -> list[tuple[Any, Any]]:
-        return [
-            (self._slices[p.name], batched_input(f"{p.name}_draws", p.dtype, p.shape)) for p in self.spec.parameters
-        ]
+        self._slices, self._sequences = given_parameters(spec)
 
     @cached_property
     def _lengths(self) -> dict[Any, Any]:

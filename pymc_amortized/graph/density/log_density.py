@@ -13,12 +13,13 @@ from pymc.logprob import transformed_conditional_logp
 from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
-from pymc_amortized.graph.model.step import flat_unconstrained, held_constants, length_inputs
-from pymc_amortized.graph.model.suitability import has_density
+from pymc_amortized.graph.model.step import flat_unconstrained, given_parameters, held_constants, length_inputs
 from pymc_amortized.graph.model.tensors import (
     CompileKwargs,
     batched_input,
+    call_in_halves,
     evaluated_shapes,
     like,
     plain,
@@ -78,18 +79,11 @@ class _DrawFunctions:
         )
 
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
-        """Call the compiled function; NaN for draws at which compiled code raises.
-
-        It does not say which draw raised (a division by zero, an index that is not there): halve until it stands alone.
-        """
-        try:
-            return self._function(theta, *[data[name] for name in self._input_names])
-        except (ArithmeticError, IndexError, np.linalg.LinAlgError):
-            if len(theta) == 1:
-                return [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
-            half = len(theta) // 2
-            parts = (self._evaluate(theta[:half], data), self._evaluate(theta[half:], data))
-            return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+        """Call the compiled function; NaN for draws at which compiled code raises."""
+        inputs = [data[name] for name in self._input_names]
+        return call_in_halves(
+            self._function, [theta], inputs, lambda: [np.full((1, *shape), np.nan) for shape in self._shapes(data)]
+        )
 
     def _shapes(self, data: Data) -> list[tuple[int, ...]]:
         """Shapes of what the compiled function returns for one draw."""
@@ -144,13 +138,7 @@ class LogPrior(LogDensity):
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        free = [model[p.name] for p in self.spec.parameters]
-        # not by model.logp, which derives the density of every variable, and fails where one has none
-        terms = transformed_conditional_logp(
-            free,
-            rvs_to_values={rv: model.rvs_to_values[rv] for rv in free},
-            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in free},
-        )
+        terms = _terms(model, [model[p.name] for p in self.spec.parameters])
         return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
 
     @property
@@ -197,15 +185,9 @@ class Unconstrain:
     @cached_property
     def _function(self) -> Any:
         model = self.spec.model
-        sequences: list[tuple[Any, Any]] = []
-        replacements: dict[Any, Any] = {}
-        for p in self.spec.parameters:
-            rv = model[p.name]
-            placeholder = pt.tensor(p.name, dtype=p.dtype, shape=p.shape)
-            sequences.append((placeholder, batched_input(f"{p.name}_draws", p.dtype, p.shape)))
-            replacements[rv] = like(rv, placeholder)
-        for c in self.spec.context:
-            sequences.append((model[c.name], batched_input(c.name, c.dtype, c.shape)))
+        one, drawn = given_parameters(self.spec)
+        replacements: dict[Any, Any] = {model[name]: like(model[name], symbol) for name, symbol in one.items()}
+        sequences = [*drawn, *((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in self.spec.context)]
         flat = flat_unconstrained(self.spec)
         replacements |= held_constants(self.spec)
         return scan_over(
@@ -248,12 +230,7 @@ class LogDensityByVariable(_DrawFunctions):
     def _function(self) -> Any:
         model = self.spec.model
         with_density = [rv for rv in self._variables if rv in model.basic_RVs]
-        # not by model.logp, which derives the density of every variable, and fails where one has none
-        graphs = transformed_conditional_logp(
-            with_density,
-            rvs_to_values={rv: model.rvs_to_values[rv] for rv in with_density},
-            rvs_to_transforms={rv: model.rvs_to_transforms[rv] for rv in with_density},
-        )
+        graphs = _terms(model, with_density)
         graphs = model.replace_rvs_by_values([*graphs, *model.potentials])
         return self._compile([plain(g) for g in graphs])
 
@@ -267,3 +244,10 @@ class LogDensityByVariable(_DrawFunctions):
         """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
         values = self._function(theta, *[data[name] for name in self._input_names])
         return dict(zip([v.name for v in self._variables], values, strict=True))
+
+
+def _terms(model: pm.Model, variables: list[Any]) -> list[Any]:
+    """Log density of each variable, by itself: model.logp derives that of all, and fails where one has none."""
+    values = {rv: model.rvs_to_values[rv] for rv in variables}
+    transforms = {rv: model.rvs_to_transforms[rv] for rv in variables}
+    return list(transformed_conditional_logp(variables, rvs_to_values=values, rvs_to_transforms=transforms))

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-Kind = Literal["exchangeable", "sequence", "grouped", "features"]
+AxisKind = Literal["exchangeable", "sequence", "grouped", "features"]
 UserKind = str | Sequence[str]
 """What a user says of a variable: the kind of its first axis, the kinds of all of its axes, or "flat"."""
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = get_args(AxisKind)
 FLAT = "flat"
 
 
@@ -42,7 +42,7 @@ class Axis:
 
     name: str
     length: int
-    kind: Kind
+    kind: AxisKind
     carriers: tuple[tuple[str, int], ...]
     reason: str
     independent: bool | None = None
@@ -87,16 +87,12 @@ class Structure:
         return tuple(special.get((name, i)) for i in range(len(self.shapes[name])))
 
     def with_ranges(self, ranges: Mapping[str, tuple[int, int]]) -> Structure:
-        """Return the same with the smallest and largest lengths of axes that vary, by name."""
+        """Return the structure with the smallest and largest lengths of axes that vary, by name."""
         axes = tuple(
             replace(axis, smallest=ranges[axis.name][0], length=ranges[axis.name][1]) if axis.name in ranges else axis
             for axis in self.axes
         )
         return replace(self, axes=axes)
-
-    def kinds_of(self, name: str) -> tuple[Kind, ...]:
-        """Return the kind of each axis of an array."""
-        return tuple("features" if axis is None else axis.kind for axis in self.axes_of(name))
 
     def __str__(self) -> str:
         """Return a line for each axis."""
@@ -107,7 +103,7 @@ def read_kinds(
     shapes: Mapping[str, tuple[int, ...]],
     given: Mapping[str, UserKind],
     dims: Mapping[str, Sequence[str | None]] | None = None,
-) -> dict[tuple[str, int], Kind]:
+) -> dict[tuple[str, int], AxisKind]:
     """Check what a user says about axes.
 
     Parameters
@@ -126,7 +122,7 @@ def read_kinds(
     """
     if not isinstance(given, Mapping):
         raise TypeError(f"structure must map names of observed variables to kinds, got {type(given).__name__}")
-    said: dict[tuple[str, int], Kind] = {}
+    said: dict[tuple[str, int], AxisKind] = {}
     for name, kinds in given.items():
         if name not in shapes:
             carriers = [v for v, names in (dims or {}).items() if name in names]
@@ -137,7 +133,7 @@ def read_kinds(
     return said
 
 
-def _kinds_of(name: str, kinds: UserKind, ndim: int) -> Sequence[Kind]:
+def _kinds_of(name: str, kinds: UserKind, ndim: int) -> Sequence[AxisKind]:
     if isinstance(kinds, str) and kinds == FLAT:
         return ["features"] * ndim
     if isinstance(kinds, str):

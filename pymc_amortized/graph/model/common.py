@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.model.axes import Axis, Kind, Structure
+from pymc_amortized.graph.model.axes import Axis, AxisKind, Structure
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
-COARSER: tuple[Kind, ...] = ("exchangeable", "grouped", "sequence", "features")
-"""Each kind of axis keeps all that a summary of an earlier one keeps."""
 Names = Mapping[str, Mapping[str, str]]
 """For each model, what its fixed arrays are called in common."""
 
@@ -232,17 +230,12 @@ def _held(specs: Mapping[str, ModelSpec], names: Iterable[str]) -> dict[str, np.
 
 def _same_held(specs: Mapping[str, ModelSpec], names: Iterable[str]) -> bool:
     """Whether the models hold the same data."""
-    return all(
-        len(
-            {
-                (s.held[name].shape, np.asarray(s.held[name], dtype=float).tobytes())
-                for s in specs.values()
-                if name in s.held
-            }
-        )
-        == 1
-        for name in names
-    )
+
+    def versions(name: str) -> set[Any]:
+        values = [s.held[name] for s in specs.values() if name in s.held]
+        return {(v.shape, np.asarray(v, dtype=float).tobytes()) for v in values}
+
+    return all(len(versions(name)) == 1 for name in names)
 
 
 def common_structure(structures: Mapping[str, Structure], names: Names) -> Structure:
@@ -287,7 +280,9 @@ def _touch(one: Axis, two: Axis) -> bool:
 
 
 def _joined(axes: list[Axis]) -> Axis:
-    kind = max((axis.kind for axis in axes), key=COARSER.index)
+    # each kind keeps all that a summary of an earlier one keeps
+    coarser: tuple[AxisKind, ...] = ("exchangeable", "grouped", "sequence", "features")
+    kind = max((axis.kind for axis in axes), key=coarser.index)
     decisive = next(axis for axis in axes if axis.kind == kind)
     independent = [axis.independent for axis in axes]
     indices = [(axis.index, axis.groups) for axis in axes if axis.kind == "grouped"]

@@ -7,8 +7,7 @@ named shared variables, which :mod:`pymc_amortized.graph.model.step` turns back 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +15,14 @@ import numpy as np
 import pymc as pm
 import pytensor
 from pymc.distributions.continuous import InterpolatedRV
-from pymc.model.fgraph import fgraph_from_model, model_from_fgraph
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
-from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.shape import Reshape, Shape, Shape_i
 from pytensor.tensor.type import TensorType
 from pytensor.xtensor.type import XTensorType, xtensor_shared
+
+from pymc_amortized.graph.model.copying import substitute
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,30 +65,6 @@ def open_constants(model: pm.Model, lengths: set[int]) -> tuple[pm.Model, list[R
         for name in names
         if name in found
     ]
-
-
-def close_constants(model: pm.Model, constants: dict[Any, Any]) -> pm.Model:
-    """Return a copy of the model in which shared variables are constants again."""
-    return substitute(model, lambda memo: {memo.get(v, v): c for v, c in constants.items()}) if constants else model
-
-
-def substitute(model: pm.Model, replacements: Callable[[dict[Any, Any]], dict[Any, Any]]) -> pm.Model:
-    """Return a copy of a model with other variables in its graph.
-
-    Parameters
-    ----------
-    model : pymc.Model
-    replacements : callable
-        Maps the memo of PyMC's copy (variable to copied variable) to what is replaced by what.
-    """
-    with warnings.catch_warnings():
-        # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
-        warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
-        fgraph, memo = fgraph_from_model(model)
-        outputs = clone_replace(fgraph.outputs, replace=replacements(memo), rebuild_strict=False)
-        rebuilt = FunctionGraph(outputs=outputs, clone=False)
-        rebuilt._coords, rebuilt._dim_lengths = fgraph._coords, fgraph._dim_lengths  # type: ignore[attr-defined]
-        return model_from_fgraph(rebuilt, mutate_fgraph=True)
 
 
 def _arrays(model: pm.Model, lengths: set[int]) -> Iterator[Constant]:

@@ -12,8 +12,8 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 from pytensor.xtensor.indexing import Index
 
+from pymc_amortized.graph.model.operations import walk
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import walk
 
 
 def index_limits(spec: ModelSpec) -> dict[str, tuple[int, int]]:

@@ -12,10 +12,6 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-import pytensor
-import pytensor.tensor as pt
-
-from pymc_amortized.graph.model.constants import substitute
 
 GROUP = 64
 """Simulations of one size: enough for the cost of a call to vanish, few enough for many sizes in a training batch."""
@@ -63,45 +59,13 @@ def read_range(model: pm.Model, dim: str, source: Any) -> Range:
 
 def group_sizes(n: int) -> list[int]:
     """Cut `n` simulations into groups of one size each."""
-    each = int(np.clip(n // SIZES, 1, GROUP))
+    return parts_of(n, int(np.clip(n // SIZES, 1, GROUP)))
+
+
+def parts_of(n: int, each: int) -> list[int]:
+    """Cut `n` into parts of a size, and a rest."""
     whole, rest = divmod(n, each)
     return [each] * whole + [rest] * (rest > 0)
-
-
-def with_free_lengths(model: pm.Model, dims: Sequence[str], containers: Sequence[str]) -> pm.Model:
-    """Copy a model so that the given dimensions have lengths of their own.
-
-    Parameters
-    ----------
-    dims : sequence of str
-        Dimensions that vary.
-    containers : sequence of str
-        Data containers that hold observations. Nothing reads their values, but shapes may come from them: they
-        become arrays of zeros of the dimensions' lengths.
-    """
-    if not dims:
-        return model
-    lengths = {dim: pytensor.shared(np.asarray(_length(model, dim), dtype="int64"), name=dim) for dim in dims}
-
-    def replacements(memo: dict[Any, Any]) -> dict[Any, Any]:
-        old = {dim: model.dim_lengths[dim] for dim in dims}
-        replaced = {memo.get(v, v): lengths[dim].astype(v.type.dtype) for dim, v in old.items()}
-        for name in containers:
-            carried = model.named_vars_to_dims.get(name) or ()
-            if not lengths.keys().isdisjoint(carried):
-                shape = [
-                    lengths.get(d, n) for d, n in zip(carried, model[name].get_value(borrow=True).shape, strict=True)
-                ]
-                replaced[memo[model[name]].owner.inputs[0]] = pt.zeros(shape, dtype=model[name].type.dtype)
-        return replaced
-
-    freed = substitute(model, replacements)
-    freed._dim_lengths.update(lengths)
-    return freed
-
-
-def _length(model: pm.Model, dim: str) -> int:
-    return int(model.dim_lengths[dim].eval())
 
 
 def at(shape: tuple[int, ...], dims: Sequence[str | None], lengths: Mapping[str, int]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from pymc.model.core import BaseModel
-from pymc.model.transform.optimization import freeze_dims_and_data
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
-from pytensor.tensor.random.type import RandomGeneratorType
 
-from pymc_amortized.graph.model.constants import open_constants, substitute
-from pymc_amortized.graph.model.sizes import Range, with_free_lengths
+from pymc_amortized.graph.model.constants import open_constants
+from pymc_amortized.graph.model.copying import without_gp_warning
+from pymc_amortized.graph.model.freezing import freeze
+from pymc_amortized.graph.model.operations import op_name
+from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
-    names_of,
-    op_name,
+    check_names,
     refuse_unsuited,
     refuse_unsuited_parameters,
     refuse_unsuited_sizes,
@@ -75,9 +74,9 @@ def take_snapshot(
     # also those that observations are computed from
     feeding = set(ancestors(model.rvs_to_values[rv] for rv in model.observed_RVs))
     holders = {v.name for v in model.data_vars if v in feeding}
-    refuse_unsuited_sizes(model, sizes, context, holders)
+    refuse_unsuited_sizes(model, [r.dim for r in sizes], context, holders)
     held = _held_values(model)
-    frozen = _freeze(model, holders, {r.dim for r in sizes})
+    frozen = freeze(model, holders, {r.dim for r in sizes})
     axes = _Axes.of(frozen, containers, {r.dim for r in sizes})
     lengths = {n for rv in frozen.observed_RVs for n in axes.shape(rv.name) if n is not None}
     snapshot = _with_symbolic_observations(frozen, {rv.name: axes.shape(rv.name) for rv in frozen.observed_RVs})
@@ -172,7 +171,7 @@ def _choose_parameters(model: pm.Model, parameters: Sequence[str] | None) -> set
     free = [rv.name for rv in model.free_RVs]
     if parameters is None:
         return set(free)
-    parameters = names_of("parameters", parameters)
+    parameters = check_names("parameters", parameters)
     unknown = [name for name in parameters if name not in free]
     if unknown or not parameters:
         raise KeyError(f"parameters: {unknown or 'no names'} given; the free variables are {free}")
@@ -194,46 +193,6 @@ def _refuse_borrowed_bounds(model: pm.Model, wanted: set[str]) -> None:
                 f"parameters: the range of {rv.name!r} depends on {borrowed}, "
                 "which must then be among the parameters too"
             )
-
-
-def _freeze(model: pm.Model, containers: set[str], varying: set[str]) -> pm.Model:
-    """Copy the model with constant observations, and constant dimensions but for those that vary."""
-    with warnings.catch_warnings():
-        # PyMC warns that GP objects should not be reused with a copied model; nobody can reach the copy's.
-        warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
-        if varying:
-            plain_copy = _without_initial_values(freeze_dims_and_data(model, dims=[], data=[]))
-            model = with_free_lengths(plain_copy, sorted(varying), sorted(containers))
-            containers = {name for name in containers if isinstance(model[name], SharedVariable)}
-        fixed = [name for name in model.dim_lengths if name not in varying]
-        frozen = freeze_dims_and_data(model, dims=fixed, data=sorted(containers))
-        return _freeze_unregistered_shared(_without_initial_values(frozen))
-
-
-def _without_initial_values(model: pm.Model) -> pm.Model:
-    """They are not needed, and PyMC's graph functions refuse them."""
-    for rv in model.rvs_to_initial_values:
-        model.rvs_to_initial_values[rv] = None
-    return model
-
-
-def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
-    """Make constants of shared variables that were used without ``pm.Data``."""
-    registered = {*model.data_vars, *model.dim_lengths.values()}
-    roots = [
-        *model.basic_RVs,
-        *model.deterministics,
-        *model.potentials,
-        *model.rvs_to_values.values(),
-    ]
-    loose = {
-        v: v.type.constant_type(type=v.type, data=v.get_value(), name=v.name)
-        for v in ancestors(roots)
-        if isinstance(v, SharedVariable) and v not in registered and not isinstance(v.type, RandomGeneratorType)
-    }
-    if not loose:
-        return model
-    return substitute(model, lambda memo: {memo.get(v, v): constant for v, constant in loose.items()})
 
 
 def _held_values(model: pm.Model) -> dict[str, np.ndarray]:
@@ -261,8 +220,7 @@ def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int 
     for rv in model.observed_RVs:
         symbol = model.rvs_to_values[rv].type.clone(shape=shapes[rv.name])(name=f"{rv.name}_value")
         symbols[rv.name] = symbol
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected variables likely created by GP")
+    with without_gp_warning():
         return pm.observe(model, symbols)
 
 

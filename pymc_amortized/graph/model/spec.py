@@ -17,10 +17,8 @@ import numpy as np
 import pymc as pm
 from pytensor.graph.traversal import ancestors
 
+from pymc_amortized.graph.model.operations import density_obstacle
 from pymc_amortized.graph.model.sizes import Range
-from pymc_amortized.graph.model.suitability import (
-    density_obstacle,
-)
 
 Role = Literal["observed", "context", "fixed", "constant"]
 
@@ -169,7 +167,7 @@ class ModelSpec:
         return {r.dim: r.largest for r in self.sizes}
 
     def at(self, lengths: Mapping[str, int]) -> ModelSpec:
-        """Return the same with shapes as they are at some lengths; lengths stay inputs of what is compiled."""
+        """Return the spec with shapes as they are at some lengths; lengths stay inputs of what is compiled."""
         if not lengths:
             return self
 
@@ -179,7 +177,7 @@ class ModelSpec:
         return replace(self, observed=fixed(self.observed), context=fixed(self.context))
 
     def jointly(self) -> ModelSpec:
-        """Return the same with the posterior of all free variables wanted."""
+        """Return the spec with the posterior of all free variables wanted."""
         free = {p.name: p for p in (*self.parameters, *self.nuisance)}
         ordered = tuple(free[rv.name] for rv in self.model.free_RVs)
         return replace(self, parameters=ordered, nuisance=())

@@ -14,10 +14,10 @@ from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.op import RandomVariable
 
-from pymc_amortized.graph.model.constants import close_constants
+from pymc_amortized.graph.model.copying import substitute
+from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.suitability import core_op
-from pymc_amortized.graph.model.tensors import like, plain
+from pymc_amortized.graph.model.tensors import batched_input, like, plain
 
 
 def held_constants(spec: ModelSpec) -> dict[Any, Any]:
@@ -27,7 +27,12 @@ def held_constants(spec: ModelSpec) -> dict[Any, Any]:
 
 def closed_model(spec: ModelSpec) -> pm.Model:
     """Return the snapshot as the model was written: with constants for what it held in unnamed arrays."""
-    return close_constants(spec.model, {spec.symbols[v.name]: _constant(spec, v) for v in spec.constants})
+    constants = {spec.symbols[v.name]: _constant(spec, v) for v in spec.constants}
+    return (
+        substitute(spec.model, lambda memo: {memo.get(v, v): c for v, c in constants.items()})
+        if constants
+        else spec.model
+    )
 
 
 def _constant(spec: ModelSpec, variable: DataVariable) -> Any:
@@ -39,6 +44,12 @@ def length_inputs(spec: ModelSpec) -> dict[Any, Any]:
     """Lengths of the snapshot's dimensions that vary, and the inputs that stand in for them."""
     lengths = {r.dim: spec.model.dim_lengths[r.dim] for r in spec.sizes}
     return {shared: shared.type.clone()(name=dim) for dim, shared in lengths.items()}
+
+
+def given_parameters(spec: ModelSpec) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """What stands for one draw of each free variable, by name; and each with an input for many draws of it."""
+    one = {p.name: pt.tensor(p.name, dtype=p.dtype, shape=p.shape) for p in spec.parameters}
+    return one, [(one[p.name], batched_input(f"{p.name}_draws", p.dtype, p.shape)) for p in spec.parameters]
 
 
 def flat_unconstrained(spec: ModelSpec) -> Any:

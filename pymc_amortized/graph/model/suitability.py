@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import pymc as pm
@@ -10,29 +10,15 @@ from pymc.data import MinibatchOp
 from pymc.distributions.continuous import FlatRV, HalfFlatRV
 from pymc.distributions.distribution import PartialObservedRV
 from pymc.distributions.multivariate import ICARRV
-from pymc.distributions.simulator import SimulatorRV
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Variable
-from pytensor.graph.replace import clone_replace
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
-from pytensor.tensor.shape import Shape, Shape_i
 
-from pymc_amortized.graph.model.sizes import Range
-
-
-def op_name(var: Any) -> str:
-    """Name of the operation that draws a variable."""
-    return type(core_op(var)).__name__
+from pymc_amortized.graph.model.operations import core_op, op_name, walk
 
 
-def core_op(var: Any) -> Any:
-    """Return the operation that draws a variable, seen through ``pymc.dims`` wrappers."""
-    return None if var.owner is None else getattr(var.owner.op, "core_op", var.owner.op)
-
-
-def names_of(argument: str, value: Any) -> list[str]:
+def check_names(argument: str, value: Any) -> list[str]:
     """Check that an argument is a sequence of names."""
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(v, str) for v in value):
         raise TypeError(f"{argument} must be a sequence of names, got {value!r}")
@@ -78,12 +64,13 @@ def refuse_unsuited_parameters(model: pm.Model) -> None:
             )
 
 
-def refuse_unsuited_sizes(model: pm.Model, sizes: Sequence[Range], context: Sequence[str], holders: Set[str]) -> None:
+def refuse_unsuited_sizes(model: pm.Model, dims: Sequence[str], context: Sequence[str], holders: Set[str]) -> None:
     """Refuse dimensions that cannot differ between data sets.
 
     Parameters
     ----------
-    sizes : sequence of Range
+    dims : sequence of str
+        Dimensions whose length varies.
     context : sequence of str
         Data containers whose values vary.
     holders : set of str
@@ -94,8 +81,8 @@ def refuse_unsuited_sizes(model: pm.Model, sizes: Sequence[Range], context: Sequ
     ValueError
         Naming the dimension, the variable and what to do.
     """
-    for dim in (r.dim for r in sizes):
-        carriers = {name for name, dims in model.named_vars_to_dims.items() if dims and dim in dims}
+    for dim in dims:
+        carriers = {name for name, own in model.named_vars_to_dims.items() if own and dim in own}
         free = [rv.name for rv in model.free_RVs if rv.name in carriers]
         if free:
             raise ValueError(
@@ -120,7 +107,7 @@ def _refuse_missing_names(model: pm.Model, observed: Sequence[str] | None) -> No
                 f"that will be observed, from {[rv.name for rv in model.free_RVs]}"
             )
         return
-    observed = names_of("observed", observed)
+    observed = check_names("observed", observed)
     allowed = [rv.name for rv in model.basic_RVs] + [d.name for d in model.deterministics]
     unknown = [name for name in observed if name not in allowed]
     if unknown or not observed:
@@ -200,46 +187,7 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
     return containers
 
 
-def walk(roots: Sequence[Any], *, through_shapes: bool = True) -> Iterator[Variable]:
-    """Ancestors of `roots`; optionally not those that only lend their shape."""
-    stack, seen = list(roots), set()
-    while stack:
-        var = stack.pop()
-        if var in seen:
-            continue
-        seen.add(var)
-        yield var
-        if var.owner is None:
-            continue
-        if through_shapes or not isinstance(var.owner.op, Shape | Shape_i):
-            stack.extend(var.owner.inputs)
-
-
 def _uncast(value: Any) -> Any:
     """See through the conversion of a container's dtype to the variable's."""
     op = None if value.owner is None else value.owner.op
     return _uncast(value.owner.inputs[0]) if isinstance(op, Elemwise) and isinstance(op.scalar_op, Cast) else value
-
-
-def has_density(model: pm.Model, rv: Any) -> bool:
-    """Whether PyMC can evaluate the log density of a variable given its parents."""
-    return _variable_obstacle(model, rv) is None
-
-
-def density_obstacle(model: pm.Model) -> str | None:
-    """Why the joint log density of a model cannot be evaluated; None where it can."""
-    obstacles = (_variable_obstacle(model, rv) for rv in model.basic_RVs)
-    return next((obstacle for obstacle in obstacles if obstacle), None)
-
-
-def _variable_obstacle(model: pm.Model, rv: Any) -> str | None:
-    if isinstance(core_op(rv), SimulatorRV):
-        return f"{rv.name!r} is a pm.Simulator, which has no density"
-    # random parents are hidden, which PyMC would take apart to derive the density
-    parents = {v: v.type() for v in model.basic_RVs if v is not rv}
-    (alone,) = clone_replace([rv], parents)
-    try:
-        pm.logp(alone, rv.type(), warn_rvs=False)
-    except (NotImplementedError, RuntimeError) as error:
-        return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
-    return None

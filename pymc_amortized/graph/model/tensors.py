@@ -15,7 +15,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from pymc.pytensorf import collect_default_updates, find_rng_nodes
-from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.basic import Variable
 from pytensor.graph.replace import graph_replace
 from pytensor.tensor.random.type import random_generator_type
 from pytensor.xtensor.type import XTensorType, as_xtensor
@@ -160,11 +160,29 @@ class DrawLoop:
         return self._function(n, *sequences, *states, *inputs)
 
 
+def call_in_halves(
+    function: Callable[..., list[np.ndarray]],
+    sequences: Sequence[np.ndarray],
+    inputs: Sequence[Any],
+    failed: Callable[[], list[np.ndarray]],
+) -> list[np.ndarray]:
+    """Call a compiled loop, with `failed` in the place of a step at which compiled code raises.
+
+    It does not say which step raised (a division by zero, an index that is not there): halve until it stands alone.
+    """
+    try:
+        return function(*sequences, *inputs)
+    except (ArithmeticError, IndexError, np.linalg.LinAlgError):
+        half = len(sequences[0]) // 2
+        if half == 0:
+            return failed()
+        parts = [
+            call_in_halves(function, [values[part] for values in sequences], inputs, failed)
+            for part in (slice(half), slice(half, None))
+        ]
+        return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+
+
 def batched_input(name: str, dtype: str, shape: tuple[int | None, ...]) -> Any:
     """Build an input for arrays with a leading axis of draws or simulations."""
     return pt.tensor(name, dtype=dtype, shape=(None, *shape))
-
-
-def is_constant(var: Variable) -> bool:
-    """Whether a variable is a constant of its graph."""
-    return isinstance(var, Constant)

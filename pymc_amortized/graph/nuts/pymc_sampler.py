@@ -15,7 +15,6 @@ import numpy as np
 import pymc as pm
 
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel
 
 Values = Mapping[str, np.ndarray]
 
@@ -76,21 +75,31 @@ class Sampler(Protocol):
         ...
 
 
-def nuts_sampler(whitened: WhitenedModel, compile_kwargs: CompileKwargs | None = None) -> Sampler:
-    """Compile a sampler: nutpie's, if it is installed and `compile_kwargs` do not choose a mode that it has not."""
+def nuts_sampler(model: pm.Model, shared: Mapping[str, Any], compile_kwargs: CompileKwargs | None = None) -> Sampler:
+    """Compile a sampler: nutpie's, if it is installed and `compile_kwargs` do not choose a mode that it has not.
+
+    Parameters
+    ----------
+    model : pymc.Model
+        Of one vector, unconstrained.
+    shared : mapping of name to shared variable
+        What differs between data sets.
+    compile_kwargs : mapping, optional
+    """
     if find_spec("nutpie") is not None and not (compile_kwargs or {}).get("mode"):
-        return NutpieSampler(whitened)
-    return PyMCSampler(whitened, compile_kwargs)
+        return NutpieSampler(model)
+    return PyMCSampler(model, shared, compile_kwargs)
 
 
 class NutpieSampler:
     """NUTS of nutpie, which runs all chains at once in threads of its own."""
 
-    def __init__(self, whitened: WhitenedModel) -> None:
+    def __init__(self, model: pm.Model) -> None:
         import nutpie
 
         self._sample = nutpie.sample
-        self._compiled = nutpie.compile_pymc_model(whitened.model)
+        self._compiled = nutpie.compile_pymc_model(model)
+        (self._name,) = (rv.name for rv in model.free_RVs)
         self._read = {shared.name for shared in self._compiled.shared_var_keys}
 
     def __call__(
@@ -122,15 +131,16 @@ class NutpieSampler:
         except BaseException:  # an interrupt as well: threads must not go on
             run.cancel()
             raise
-        return Chains(tree.posterior[NAME].to_numpy(), int(tree.sample_stats["diverging"].sum()))
+        return Chains(tree.posterior[self._name].to_numpy(), int(tree.sample_stats["diverging"].sum()))
 
 
 class PyMCSampler:
     """NUTS of PyMC, one chain after the other."""
 
-    def __init__(self, whitened: WhitenedModel, compile_kwargs: CompileKwargs | None = None) -> None:
-        self._model, self._shared = whitened.model, whitened.shared
-        self._origin = {NAME: np.zeros(whitened.size)}
+    def __init__(self, model: pm.Model, shared: Mapping[str, Any], compile_kwargs: CompileKwargs | None = None) -> None:
+        self._model, self._shared = model, shared
+        (vector,) = model.free_RVs
+        self._name, self._origin = vector.name, {vector.name: np.zeros(vector.type.shape)}
         self._log_density = self._model.logp_dlogp_function(
             ravel_inputs=True, initial_point=self._origin, **(compile_kwargs or {})
         )
@@ -157,7 +167,7 @@ class PyMCSampler:
             rng=rng,
         )
         step.setup_chain(rng, settings.tune, settings.draws)
-        point, draws = {NAME: start}, []
+        point, draws = {self._name: start}, []
         for i in range(settings.tune + settings.draws):
             if time.monotonic() > deadline:
                 raise OutOfTimeError
@@ -165,5 +175,5 @@ class PyMCSampler:
                 step.stop_tuning()
             point, _ = step.step(point)
             if i >= settings.tune:
-                draws.append(point[NAME])
+                draws.append(point[self._name])
         return np.stack(draws), step.divergences

@@ -17,9 +17,6 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.pymc_sampler import Sampler, nuts_sampler
 from pymc_amortized.graph.nuts.whitened import WhitenedModel
 
-WASTE = 4
-"""Times as many slots as are needed that are better left empty than compiled for anew."""
-
 
 class NoGradientError(Exception):
     """A model that NUTS cannot run on, and why."""
@@ -69,14 +66,15 @@ class Samplers:
             When the model has no gradient.
         """
         for compiled in self._compiled:
+            # up to four times as many slots as are needed are better left empty than compiled for anew
             if compiled.slots.keys() == needs.keys() and all(
-                n <= compiled.slots[name] <= WASTE * n for name, n in needs.items()
+                n <= compiled.slots[name] <= 4 * n for name, n in needs.items()
             ):
                 return compiled
         slots = {name: 2 ** int(np.ceil(np.log2(n))) for name, n in needs.items()}
         whitened = WhitenedModel(self._spec, self._rules, slots)
         try:
-            sampler = nuts_sampler(whitened, self._compile_kwargs)
+            sampler = nuts_sampler(whitened.model, whitened.shared, self._compile_kwargs)
         except (NotImplementedError, NullTypeGradError, DisconnectedInputError) as error:
             raise NoGradientError(str(error).strip().splitlines()[0]) from error
         self._compiled.append(Compiled(whitened, sampler, slots))

@@ -30,17 +30,13 @@ from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type_other import NoneTypeT
 
-from pymc_amortized.graph.model.suitability import core_op
+from pymc_amortized.graph.model.operations import core_op
 
 MADE_BY_USERS = (CustomSymbolicDistRV, EulerMaruyamaRV)
 """Operations whose inner graph is the user's: of PyMC's own, names tell what they do."""
-SETTINGS = ("ar_order", "constant_term", "dt")
-"""Attributes of PyMC's operations that are not among their arguments."""
-FEW = 8
-"""Of a constant of more numbers than this only a digest is kept."""
 
 
-def drawing(var: Any, distributions: Sequence[Any]) -> dict[str, Any]:
+def describe_drawing(var: Any, distributions: Sequence[Any]) -> dict[str, Any]:
     """Describe how a distribution draws, beyond its own operation's name; empty for one that has nothing to add.
 
     Parameters
@@ -57,7 +53,8 @@ def drawing(var: Any, distributions: Sequence[Any]) -> dict[str, Any]:
     described: dict[str, Any] = {}
     if inner:
         described["of"] = inner
-    settings = {key: _plain(getattr(op, key)) for key in SETTINGS if hasattr(op, key)}
+    beside_arguments = ("ar_order", "constant_term", "dt")
+    settings = {key: _plain(getattr(op, key)) for key in beside_arguments if hasattr(op, key)}
     if settings:
         described["settings"] = settings
     graphs = [lines_of(core_op(v).fgraph) for v in (var, *distributions) if isinstance(core_op(v), MADE_BY_USERS)]
@@ -150,6 +147,6 @@ def _number(data: Any) -> str:
     distinct = np.unique(array)
     if len(distinct) == 1:  # repeated over rows or not
         return repr(float(distinct[0]))
-    if array.size <= FEW:
+    if array.size <= 8:  # of more numbers only a digest is kept
         return str(array.astype(float).tolist())
     return f"{array.shape} {hashlib.sha256(array.astype(float).tobytes()).hexdigest()[:16]}"

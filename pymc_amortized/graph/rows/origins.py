@@ -21,14 +21,14 @@ def name_behind(spec: ModelSpec, var: Any) -> str | None:
     return var.name if var.name in spec.model.named_vars else None
 
 
-def recomputed(spec: ModelSpec, var: Any, given: Mapping[str, Any]) -> Any:
+def recompute(spec: ModelSpec, var: Any, given: Mapping[str, Any]) -> Any:
     """Compute an argument of the distribution from other values of the named variables behind it, row by row."""
     picked = name_behind(spec, var)
     if picked is not None and picked in given:
         return given[picked]
     if isinstance(var, Constant):
         return var
-    inputs = [recomputed(spec, i, given) for i in var.owner.inputs]
+    inputs = [recompute(spec, i, given) for i in var.owner.inputs]
     # axes are added for broadcasting only, which happens anyway
     return inputs[0] if isinstance(var.owner.op, DimShuffle) else var.owner.op(*inputs)
 

@@ -15,7 +15,7 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.type_other import NoneTypeT
 
-from pymc_amortized.graph.model.suitability import core_op
+from pymc_amortized.graph.model.operations import core_op
 
 ARGUMENTS = {
     "NormalRV": ("mu", "sigma"),

@@ -12,14 +12,14 @@ from pymc.model.core import BaseModel
 from pymc.model.fgraph import model_free_rv
 from pytensor.graph.basic import Variable
 
-from pymc_amortized.graph.model.constants import substitute
+from pymc_amortized.graph.model.copying import substitute
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 
 type Region = Mapping[str, Any] | pm.Model | None
 """Ranges or distributions by free variable, a model in place of the one that is learned, or nothing."""
 
 
-def widened(model: pm.Model, region: Region) -> pm.Model:
+def widen(model: pm.Model, region: Region) -> pm.Model:
     """Return the model that is simulated in training.
 
     Parameters

@@ -9,18 +9,13 @@ from pymc_amortized.graph.model.spec import ModelSpec
 
 REPEATED = 10
 """Times that a value comes up before it counts as an atom; continuous values do not come up twice."""
-SHARE = 0.005
-"""Of draws of a parameter, that an atom has at least. Priors that pile up at a bound (a Beta of 0.05) repeat the last
-numbers before it in 0.3 % of their draws, by rounding."""
-ISOLATED = 5
-"""How many times as often as others an atom comes, where all values may be repeated."""
 
 
 class PriorAtomError(ValueError):
     """A free variable takes single values with positive probability."""
 
 
-def atoms(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_atoms(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find values (n,) that come up again and again, and how often."""
     found, counts = np.unique(values, return_counts=True)
     return found[counts >= REPEATED], counts[counts >= REPEATED]
@@ -47,7 +42,9 @@ def refuse_prior_atoms(spec: ModelSpec, simulations: Simulations, by_user: bool 
     for p in spec.parameters:
         for draws in simulations.unconstrained[:, column : column + p.size].T:
             _, counts = np.unique(draws, return_counts=True)
-            if counts.max() >= max(REPEATED, SHARE * total, ISOLATED * np.median(counts) if by_user else 0):
+            # priors that pile up at a bound (a Beta of 0.05) repeat the last numbers before it in 0.3 % of their draws,
+            # by rounding; where all values may be repeated, an atom comes five times as often as others
+            if counts.max() >= max(REPEATED, 0.005 * total, 5 * np.median(counts) if by_user else 0):
                 raise PriorAtomError(
                     f"free variable {p.name!r} takes a single value in {counts.max() / total:.1%} of its prior draws: "
                     "a density cannot represent such an atom (a spike and slab, censored or rounded prior), and "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pymc as pm
@@ -15,9 +15,9 @@ from pytensor.graph.basic import Variable
 from pytensor.tensor.random.basic import DirichletRV, MultinomialRV
 
 from pymc_amortized.graph.model.indices import index_limits, refuse_indices
+from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.sizes import Range, is_range, read_range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.suitability import core_op
 from pymc_amortized.graph.model.tensors import DrawLoop, plain
 
 Source = Any
@@ -41,8 +41,25 @@ def split_context(model: pm.Model, context: Mapping[str, Any]) -> tuple[tuple[Ra
     return sizes, {name: source for name, source in context.items() if name not in dims}
 
 
-ADD_UP = (MultinomialRV, DirichletRV, DirichletMultinomialRV)
-"""Distributions over numbers of which one follows from the others."""
+class ContextSource(Protocol):
+    """Where lengths of dimensions, values of the context variables, and gaps in the observed ones come from."""
+
+    @property
+    def ends(self) -> Sequence[dict[str, int]]:
+        """Lengths at which to try whether the model can be simulated."""
+        ...
+
+    def lengths(self, seed: np.random.SeedSequence) -> dict[str, int]:
+        """Lengths of one group of data sets."""
+        ...
+
+    def __call__(self, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> dict[str, np.ndarray]:
+        """`n` values of every context variable: name -> (n, *shape)."""
+        ...
+
+    def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> dict[str, np.ndarray]:
+        """Where values are missing: name -> bool (n, *shape)."""
+        ...
 
 
 class ContextSampler:
@@ -76,33 +93,39 @@ class ContextSampler:
         for name, source in self._missing.items():
             check_gaps(name, source)
 
+    @property
+    def ends(self) -> list[dict[str, int]]:
+        """The smallest and the largest lengths; one entry without lengths where none varies."""
+        smallest = {r.dim: r.smallest for r in self._spec.sizes}
+        return [smallest, self._spec.largest] if smallest else [{}]
+
     def lengths(self, seed: np.random.SeedSequence) -> dict[str, int]:
         """Draw the lengths of one group of data sets."""
         rng = np.random.default_rng(seed)
         return {r.dim: r.draw(rng) for r in self._spec.sizes}
 
-    def __call__(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> dict[str, np.ndarray]:
         """Return `n` values of every context variable: name -> (n, *shape)."""
         rows_seed, *seeds = seed.spawn(1 + len(self._variables))
         values: dict[str, np.ndarray] = {}
         for variable, child in zip(self._variables, seeds, strict=True):
             source = self._sources[variable.name]
             if isinstance(source, str):
-                values[variable.name] = self._resample(variable, n, rows_seed, lengths or {})
+                values[variable.name] = self._resample(variable, n, rows_seed, lengths)
             elif isinstance(source, Variable):
-                values[variable.name] = self._draw(variable, n, child, lengths or {})
+                values[variable.name] = self._draw(variable, n, child, lengths)
             else:
-                values[variable.name] = self._call(variable, source, n, child, lengths or {})
+                values[variable.name] = self._call(variable, source, n, child, lengths)
         refuse_indices(values, self._limits, "context")
         return values
 
-    def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths | None = None) -> dict[str, np.ndarray]:
+    def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> dict[str, np.ndarray]:
         """Draw where values are missing: name -> bool (n, *shape)."""
         observed = [v for v in self._spec.observed if v.missing]
         masks = {}
         for variable, child in zip(observed, seed.spawn(len(observed)), strict=True):
             rng = np.random.default_rng(child)
-            shape = variable.shape_at(lengths or {})
+            shape = variable.shape_at(lengths)
             source = self._missing.get(variable.name, 0.0)
             if callable(source):
                 masks[variable.name] = np.stack([_mask(variable.name, source, rng, shape) for _ in range(n)])
@@ -176,9 +199,8 @@ class ContextSampler:
         return values
 
     def _try(self, variable: DataVariable, source: Callable[..., Any]) -> None:
-        ends = [{r.dim: r.smallest for r in self._spec.sizes}, self._spec.largest]
         try:
-            for lengths in ends[: 1 + bool(self._spec.sizes)]:
+            for lengths in self.ends:
                 self._call(variable, source, 1, np.random.SeedSequence(0), lengths)
         except TypeError as error:
             dims = [r.dim for r in self._spec.sizes]
@@ -199,7 +221,7 @@ class ContextSampler:
 def _row_ndim(spec: ModelSpec, variable: DataVariable) -> int:
     """Number of trailing axes that are missing together: counts or shares that add up say nothing one by one."""
     op = core_op(spec.model[variable.name])
-    if not isinstance(op, ADD_UP):
+    if not isinstance(op, MultinomialRV | DirichletRV | DirichletMultinomialRV):
         return 0
     support = op.ndim_supp
     return support if support < len(variable.shape) else 0

@@ -6,12 +6,14 @@ compile it (from PyTensor's cache on disk) and then take chunks.
 
 from __future__ import annotations
 
+import copy
 import logging
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import cloudpickle
@@ -19,7 +21,7 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
-from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.data.simulations import Simulations, concatenate
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -28,21 +30,34 @@ Task = tuple[int, np.random.SeedSequence]
 """How many simulations to make, and by which seed."""
 
 
-SKETCHED_TOGETHER = 256
-"""Simulations: so many at once take a fifth of what they take by fours."""
+class Maker:
+    """What simulates in chunks, each by a seed of its own, and may compute further numbers of what it made."""
 
+    _extra: Callable[[Simulations], np.ndarray] | None = None
 
-class Chunked(Protocol):
-    """What simulates in chunks."""
+    def with_extra(self, extra: Callable[[Simulations], np.ndarray] | None) -> Self:
+        """Return a copy whose simulations come with what a function tells of them, (n, width), or without."""
+        maker = copy.copy(self)
+        maker._extra = extra
+        return maker
 
     @property
-    def sketched(self) -> bool:
-        """Whether simulations come with a sketch."""
-        ...
+    def has_extra(self) -> bool:
+        """Whether simulations come with further numbers."""
+        return self._extra is not None
+
+    def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
+        """Attempt `n` simulations of one size."""
+        return self.chunks([(n, seed)])
 
     def chunks(self, tasks: list[Task]) -> Simulations:
-        """Attempt the simulations of several tasks."""
-        ...
+        """Attempt the simulations of several tasks, and compute further numbers of all together."""
+        made = concatenate([self._attempted(*task) for task in tasks])
+        return made if self._extra is None else replace(made, extra=self._extra(made))
+
+    def _attempted(self, n: int, seed: np.random.SeedSequence) -> Simulations:
+        """Attempt `n` simulations of one size in one call."""
+        raise NotImplementedError
 
 
 _pickled: WeakKeyDictionary[Any, tuple[str, bytes]] = WeakKeyDictionary()
@@ -56,13 +71,14 @@ def run_tasks(worker: Any, method: str, tasks: Iterable[tuple[Any, ...]], cores:
     return joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs)
 
 
-def in_chunks(maker: Chunked, tasks: list[Task], *, cores: int, workers: Workers | None) -> list[Simulations]:
+def in_chunks(maker: Maker, tasks: list[Task], *, cores: int, workers: Workers | None) -> list[Simulations]:
     """Make the simulations of all tasks, in order, in several processes.
 
-    Where they are sketched, what one process makes at once is so much that the cost of a call vanishes.
+    Where further numbers are computed, one process makes 256 simulations or more at once, so that the cost of a call
+    vanishes: so many take a fifth of what they take by fours.
     """
     before = np.cumsum([0, *(n for n, _ in tasks[:-1])])
-    number = before // SKETCHED_TOGETHER if maker.sketched else np.arange(len(tasks))
+    number = before // 256 if maker.has_extra else np.arange(len(tasks))
     several = [[task for task, k in zip(tasks, number, strict=True) if k == one] for one in np.unique(number)]
     if workers is not None:
         return workers.run(several)
@@ -79,11 +95,11 @@ class Workers:
 
     Parameters
     ----------
-    simulator : Chunked
+    simulator : Maker
     processes : int
     """
 
-    def __init__(self, simulator: Chunked, processes: int) -> None:
+    def __init__(self, simulator: Maker, processes: int) -> None:
         self._simulator = simulator
         self._pool = ProcessPoolExecutor(max_workers=processes)
         self._at_once = 2 * processes  # no more than the executor hands on at once: closing it fails for what waits

@@ -6,28 +6,24 @@ at once, and each model makes up for what it drops at that size and context.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.data.simulations import SimulationError, Simulations, concatenate
 from pymc_amortized.graph.model.common import Common
 from pymc_amortized.graph.model.indices import refuse_indices
-from pymc_amortized.graph.model.sizes import SIZES, group_sizes, padded
+from pymc_amortized.graph.model.sizes import SIZES, group_sizes, padded, parts_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler
-from pymc_amortized.graph.simulation.parallel import Task, Workers, in_chunks
-from pymc_amortized.graph.simulation.simulator import SimulationError, Simulator
-
-GROUP = 256
-"""Simulations of one size and model in one call, at most: batches of a classifier are large."""
+from pymc_amortized.graph.simulation.parallel import Maker, Workers, in_chunks
+from pymc_amortized.graph.simulation.simulator import Simulator
 
 
-class Pool:
+class Pool(Maker):
     """Simulator of data sets from several models.
 
     What it returns are :class:`Simulations` whose only parameter is the number of the model, counted from 0.
@@ -54,7 +50,6 @@ class Pool:
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         self.spec, self.limits = common.spec, dict(common.limits)
-        self._sketch: Callable[[Simulations], np.ndarray] | None = None
         self.context = ContextSampler(common.spec, sources, gaps)
         self.simulators = {
             name: Simulator(
@@ -65,12 +60,6 @@ class Pool:
             )
             for name, spec in specs.items()
         }
-
-    def sketching(self, sketch: Callable[[Simulations], np.ndarray]) -> Pool:
-        """Return the same, whose simulations come with what a function tells of them: (n, width)."""
-        pool = copy.copy(self)
-        pool._sketch = sketch
-        return pool
 
     @property
     def number(self) -> int:
@@ -100,19 +89,9 @@ class Pool:
             made = concatenate(in_chunks(self, tasks, cores=cores, workers=workers))
         return made.take(np.random.default_rng(mixing).permutation(len(made))[:n])
 
-    def chunk(self, n: int, seed: np.random.SeedSequence) -> Simulations:
+    def _attempted(self, n: int, seed: np.random.SeedSequence) -> Simulations:
         """Simulate `n` data sets of one size, or a few more, of all models in turn."""
-        return self.chunks([(n, seed)])
-
-    def chunks(self, tasks: list[Task]) -> Simulations:
-        """The same of several sizes, sketched together."""
-        made = concatenate([labelled(self.each(-(-n // self.number), seed)) for n, seed in tasks])
-        return made if self._sketch is None else replace(made, sketch=self._sketch(made))
-
-    @property
-    def sketched(self) -> bool:
-        """Whether simulations come with a sketch."""
-        return self._sketch is not None
+        return labelled(self.each(-(-n // self.number), seed))
 
     def each(
         self, n: int, seed: np.random.SeedSequence, lengths: Mapping[str, int] | None = None
@@ -141,7 +120,7 @@ class Pool:
         context_seed, simulation_seed, gaps_seed = seed.spawn(3)
         context = self.context(n, context_seed, lengths)
         refuse_indices(context, self.limits, "context")
-        made = self.simulators[name].of_contexts(n, simulation_seed, lengths, context)
+        made = self.simulators[name].attempts.of_contexts(n, simulation_seed, lengths, context)
         if len(made) < n:
             raise SimulationError(
                 f"models[{name!r}]: only {len(made)} of {made.attempted} simulations can be used"
@@ -161,12 +140,10 @@ class Pool:
 
     def _chunk_sizes(self, n: int) -> list[int]:
         if self.spec.sizes:
-            each = int(np.clip(n // (self.number * SIZES), 1, GROUP))
-            whole, rest = divmod(-(-n // self.number), each)
-            return [each * self.number] * whole + [rest * self.number] * (rest > 0)
-        largest = min(simulator.largest_chunk for simulator in self.simulators.values())
-        whole, rest = divmod(n, largest)
-        return [largest] * whole + [rest] * (rest > 0)
+            # at most 256 of one size and model in one call: batches of a classifier are large
+            each = int(np.clip(n // (self.number * SIZES), 1, 256))
+            return [part * self.number for part in parts_of(-(-n // self.number), each)]
+        return parts_of(n, min(simulator.attempts.largest_chunk for simulator in self.simulators.values()))
 
 
 def labelled(each: Mapping[str, Simulations]) -> Simulations:

@@ -15,7 +15,7 @@ from pymc_amortized.graph.structure.carriers import Array, Pair, Target, shown
 from pymc_amortized.graph.structure.proofs import Change, Proofs
 
 ATTEMPTS = 64
-"""Sets of candidates that are tried: all sets of up to six."""
+"""Sets of candidates that are tried at most: all sets of up to six."""
 
 Block = tuple[Pair, ...]
 """Axes that go together."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from pymc_amortized.graph.model.spec import ModelSpec
 Pair = tuple[str, int]
 """An array, and which of its axes."""
 Role = Literal["observed", "context", "fixed", "constant", "free"]
-ORDER: tuple[Role, ...] = ("observed", "context", "fixed", "constant", "free")
 
 SHORTEST_GRID = 5
 """Shorter arrays, like three prior means, are regular by chance."""
@@ -40,7 +39,7 @@ def arrays_of(spec: ModelSpec) -> dict[str, Array]:
     arrays = [Array(v.name, v.shape_at({}), _padded(v.dims, v.shape), v.role, v.dtype) for v in spec.inputs]
     for p in (*spec.parameters, *spec.nuisance):
         arrays.append(Array(p.name, p.shape, _padded(named.get(p.name, ()), p.shape), "free", p.dtype))
-    return {a.name: a for a in sorted(arrays, key=lambda a: ORDER.index(a.role))}
+    return {a.name: a for a in sorted(arrays, key=lambda a: get_args(Role).index(a.role))}
 
 
 def _padded(dims: Sequence[str | None], shape: Sequence[int | None]) -> tuple[str | None, ...]:

@@ -18,12 +18,9 @@ from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pymc_amortized.graph.model.indices import indexing_nodes
+from pymc_amortized.graph.model.operations import core_op, is_time_series, op_name, walk
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.suitability import core_op, op_name, walk
 from pymc_amortized.graph.structure.carriers import Array, Pair, is_grid, is_monotone
-
-TIME_SERIES = frozenset({"AutoRegressiveRV", "GARCH11RV", "RandomWalkRV", "EulerMaruyamaRV"})
-"""PyMC's distributions over a time axis (and those that inherit from them)."""
 
 
 def event_axes(spec: ModelSpec, name: str) -> range:
@@ -64,7 +61,7 @@ def sequence_evidence(spec: ModelSpec, arrays: Mapping[str, Array], pair: Pair, 
             return f"{name} is computed by a scan"
     else:
         for ancestor in _graph(var):
-            if _is_series(ancestor):
+            if is_time_series(core_op(ancestor)):
                 return f"{name} depends on the time series {ancestor.name} ({op_name(ancestor).removesuffix('RV')})"
             if _has_scan(ancestor):
                 return f"{name} is computed by a scan"
@@ -177,13 +174,9 @@ def _node_name(var: Any) -> str:
     return type(getattr(op, "core_op", op)).__name__
 
 
-def _is_series(var: Any) -> bool:
-    return any(cls.__name__ in TIME_SERIES for cls in type(core_op(var)).__mro__)
-
-
 def _is_time(var: Any, axis: int) -> bool:
     """Whether an axis is the time of a time series: the first that one draw spans."""
-    return _is_series(var) and axis == var.type.ndim - core_op(var).ndim_supp
+    return is_time_series(core_op(var)) and axis == var.type.ndim - core_op(var).ndim_supp
 
 
 def _has_scan(var: Any) -> bool:

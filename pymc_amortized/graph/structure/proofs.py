@@ -26,11 +26,8 @@ from pymc_amortized.graph.density.log_density import LogDensity, Unconstrain
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
 from pymc_amortized.graph.structure.carriers import Array, Pair
 
-TRIALS = 16
 TOLERANCE = 1e-8
 """Relative difference of log densities that rounding explains (sums of some thousand float64 terms)."""
-ELEMENTWISE = frozenset({"log", "logodds", "interval", "circular", "log_exp_m1"})
-"""Names of PyMC's transforms that act on each element alone."""
 
 Values = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -132,7 +129,7 @@ class Proofs:
         return True if tested else None
 
     def _informative(self, moved: Pair) -> Iterable[int]:
-        """Draws with a finite density at which rows differ."""
+        """Up to 16 draws with a finite density at which rows differ."""
         count = 0
         for index in range(len(self._simulations)):
             values, axis = self._simulations.data[moved[0]][index], moved[1]
@@ -141,7 +138,7 @@ class Proofs:
                 continue
             yield index
             count += 1
-            if count == TRIALS:
+            if count == 16:
                 return
 
     def _order(self, index: int, moved: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +205,8 @@ class Proofs:
     def _needs_constrained(self, pair: Pair) -> bool:
         """Whether permuting a free variable is not permuting its unconstrained values."""
         p: Parameter | None = self._parameters.get(pair[0])
-        if p is None or p.transform is None or (p.transform in ELEMENTWISE and p.shape == p.unconstrained_shape):
+        elementwise = ("log", "logodds", "interval", "circular", "log_exp_m1")  # PyMC's names of transforms
+        if p is None or p.transform is None or (p.transform in elementwise and p.shape == p.unconstrained_shape):
             return False
         # transforms of vectors act on the last axis
         batch = pair[1] < len(p.shape) - 1 and len(p.shape) == len(p.unconstrained_shape)

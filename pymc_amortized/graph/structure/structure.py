@@ -16,7 +16,7 @@ import numpy as np
 
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity
-from pymc_amortized.graph.model.axes import Axis, Kind, Structure, UserKind, read_kinds
+from pymc_amortized.graph.model.axes import Axis, AxisKind, Structure, UserKind, read_kinds
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.structure import clues as evidence
 from pymc_amortized.graph.structure.assignment import assign
@@ -79,7 +79,7 @@ class _Found:
     target: Target
     pairs: tuple[Pair, ...]
     change: Change | None
-    kind: Kind
+    kind: AxisKind
     reason: str
     related: tuple[Pair, ...] = ()
     independent: bool | None = None
@@ -93,7 +93,7 @@ class _Found:
 
 class _Finder:
     def __init__(
-        self, spec: ModelSpec, arrays: dict[str, Array], proofs: Proofs | None, said: Mapping[Pair, Kind]
+        self, spec: ModelSpec, arrays: dict[str, Array], proofs: Proofs | None, said: Mapping[Pair, AxisKind]
     ) -> None:
         self.spec = spec
         self.arrays = arrays
@@ -201,7 +201,7 @@ class _Finder:
             return _Found(target, target.base, None, "sequence", f"{why} ({obstacle})")
         return _Found(target, target.base, None, "features", f"it cannot be tested: {obstacle}")
 
-    def _user_kind(self, pairs: Sequence[Pair]) -> Kind | None:
+    def _user_kind(self, pairs: Sequence[Pair]) -> AxisKind | None:
         kinds = {self.said[p]: p for p in pairs if p in self.said}
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]

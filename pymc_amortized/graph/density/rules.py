@@ -1,0 +1,132 @@
+"""How the missing values of each observed variable can be integrated out, found on simulated data."""
+
+from __future__ import annotations
+
+import numpy as np
+from pymc.distributions.multivariate import MvNormalRV
+from pytensor.graph.traversal import ancestors
+
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.log_density import Data, LogDensity, LogDensityByVariable
+from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.model.operations import core_op
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.numerics.kinds import KINDS
+
+TOLERANCE = 1e-7
+"""Relative difference of log densities that rounding explains, third differences included."""
+
+
+def find_rules(
+    spec: ModelSpec, simulations: Simulations, seed: np.random.SeedSequence, compile_kwargs: CompileKwargs | None = None
+) -> dict[str, Rule | None]:
+    """Find out how each variable's missing values can be integrated out.
+
+    That no other term depends on a variable is read off the graph; simulated data can only disprove the rest.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    simulations : Simulations
+        At least nine.
+    seed : numpy.random.SeedSequence
+    """
+    gappy = [v for v in spec.observed if v.missing]
+    if not gappy or spec.density_obstacle is not None:
+        return {v.name: None for v in gappy}
+    trials = _Trials(spec, simulations, np.random.default_rng(seed), compile_kwargs)
+    rules: dict[str, Rule | None] = {}
+    otherwise: dict[str, Rule] = {}
+    for v in gappy:
+        alone = _nothing_depends_on(spec, v)
+        if alone and isinstance(core_op(spec.model[v.name]), MvNormalRV):
+            rules[v.name] = "normal"
+        elif alone and trials.factorizes(v):
+            element = trials.term_ndim(v) == len(v.shape)
+            # a series among several may lack some values: that can be integrated where it is quadratic
+            partly = not element and KINDS[v.kind].continuous and trials.quadratic([v])
+            rules[v.name] = "element" if element else "quadratic" if partly else "row"
+            otherwise |= {v.name: "row"} if partly else {}
+        else:
+            rules[v.name] = "quadratic" if KINDS[v.kind].continuous else None
+    together = [v for v in gappy if rules[v.name] == "quadratic"]
+    if together and not trials.quadratic(together):
+        rules |= {v.name: otherwise.get(v.name) for v in together}
+    return rules
+
+
+def _nothing_depends_on(spec: ModelSpec, variable: DataVariable) -> bool:
+    """Whether no other term of the log density has the variable's values in its graph."""
+    model = spec.model
+    rv = model[variable.name]
+    others = [v for v in (*model.basic_RVs, *model.potentials) if v is not rv]
+    return not others or model.rvs_to_values[rv] not in set(ancestors(model.logp(vars=others, sum=False)))
+
+
+class _Trials:
+    """Changes simulated data, and looks at the terms of the log density."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        simulations: Simulations,
+        rng: np.random.Generator,
+        compile_kwargs: CompileKwargs | None,
+    ) -> None:
+        self._rng = rng
+        self._terms = LogDensityByVariable(spec, compile_kwargs)
+        self._joint = LogDensity(spec, compile_kwargs)
+        datasets = of_simulations(simulations)
+        self._sets = [datasets.one(spec, i) for i in range(min(8, len(simulations)))]
+        self._theta = simulations.unconstrained
+        # of finite values: beyond a data set's length stands NaN
+        self._spread = {
+            v.name: float(np.nanstd(np.clip(simulations.data[v.name].astype(float), -1e100, 1e100)))
+            for v in spec.observed
+        }
+
+    def term_ndim(self, variable: DataVariable) -> int:
+        """Number of axes of a variable's own term."""
+        return self._terms(self._theta[:1], self._sets[0])[variable.name].ndim - 1
+
+    def factorizes(self, variable: DataVariable) -> bool:
+        """Whether changing half of the values, or rows, leaves the terms of the others as they are."""
+        lead = self.term_ndim(variable)
+        if lead == 0:
+            return not variable.shape  # one term for all values: fine for one value
+        for i, data in enumerate(self._sets):
+            value = data[variable.name]
+            part = self._rng.random(value.shape[:lead]) < 0.5
+            other = KINDS[variable.kind].changed(value, self._spread[variable.name])
+            changed = np.where(part.reshape(*part.shape, *[1] * (value.ndim - lead)), other, value)
+            theta = self._theta[i : i + 1]
+            before = self._terms(theta, data)[variable.name][0]
+            if before.shape != part.shape:  # not one term for each value, or row
+                return False
+            after = self._terms(theta, {**data, variable.name: changed.astype(value.dtype)})[variable.name][0]
+            if not np.allclose(before[~part], after[~part], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+                return False
+        return True
+
+    def quadratic(self, variables: list[DataVariable]) -> bool:
+        """Whether the log density is strictly concave and quadratic in the values of all, wherever they lie."""
+        for i, data in enumerate(self._sets):
+            for some in (variables, *([v] for v in variables)):
+                along = self._along(i, data, some)
+                if not np.isfinite(along).all():
+                    return False
+                rounding = TOLERANCE * (np.abs(along).max() + 1.0)
+                if np.abs(np.diff(along, 3)).max() > rounding or np.diff(along, 2).max() > -rounding:
+                    return False
+        return True
+
+    def _along(self, i: int, data: Data, variables: list[DataVariable]) -> np.ndarray:
+        """Log densities on a line through the values that reaches three standard deviations either way."""
+        line = {}
+        for v in variables:
+            value = data[v.name]
+            line[v.name] = self._rng.normal(size=value.shape) * max(self._spread[v.name], 1e-3)
+        moved = [{name: data[name] + t * direction for name, direction in line.items()} for t in range(-3, 4)]
+        return np.array([self._joint(self._theta[i : i + 1], {**data, **m})[0] for m in moved])

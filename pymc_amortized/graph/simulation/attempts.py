@@ -1,0 +1,201 @@
+"""The prior predictive distribution of a model as one compiled, batched function.
+
+One simulation draws every random variable once. Beside the values, the compiled step returns for each variable whether
+the model gives that draw a finite log density (and its transform a finite image): random number generators
+accept parameters that the density refuses (a negative scale, an overflowing rate, an unordered vector under
+an ordering transform), and such draws are not draws of the model. They are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pytensor.graph.replace import graph_replace
+
+from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.model.sizes import at, padded
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.step import given_parameters, length_inputs, simulation_graph
+from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes, like
+
+LARGEST_CHUNK = 8192
+"""Simulations in one call, at most."""
+SMALLEST_ACCEPTANCE = 0.01
+"""Below this share of usable simulations a model is refused: rejection would cost 100 times the simulator."""
+
+Arrays = dict[str, np.ndarray]
+Contexts = Arrays | Callable[[int, np.random.SeedSequence, dict[str, int]], Arrays]
+"""Values of context variables, each (n, *shape), or what draws them."""
+
+
+class Attempts:
+    """Attempts simulations of a model, at sizes and contexts that are given.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    deterministics : sequence of str
+        Names of the deterministics that are computed too.
+    given : bool
+        Whether free variables are given like the context, by their names, instead of drawn.
+    compile_kwargs : mapping, optional
+        Passed to :func:`pymc.compile`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        deterministics: Sequence[str] = (),
+        *,
+        given: bool = False,
+        compile_kwargs: CompileKwargs | None = None,
+    ) -> None:
+        self.spec = spec
+        self._variable_names = [*(p.name for p in spec.parameters), *deterministics]
+        self._value_names = [*self._variable_names, *(v.name for v in spec.observed)]
+        self._given = given
+        self._compile_kwargs = compile_kwargs
+
+    def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:
+        """Attempt one simulation at each of `n` values of the context; further arrays are kept beside the draws."""
+        loop = self._loop  # a graph that cannot be compiled is no failed simulation
+        names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
+        try:
+            outputs = loop(n, seed, [context[name] for name in names], [lengths[r.dim] for r in self.spec.sizes])
+        except Exception as error:  # a model's own function may raise anything
+            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
+            if n == 1:
+                return raised
+            # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
+            half = n // 2
+            parts = zip((slice(half), slice(half, n)), seed.spawn(2), strict=True)
+            halves = [
+                self(part.stop - (part.start or 0), child, lengths, {k: v[part] for k, v in context.items()})
+                for part, child in parts
+            ]
+            return concatenate([raised, *halves])
+        return self._usable(outputs, context)
+
+    def of_lengths(
+        self, n: int, seed: int | np.random.SeedSequence, lengths: dict[str, int], context: Contexts
+    ) -> Simulations:
+        """Attempt until `n` usable simulations of one size are there; the lengths are among their data."""
+        seed, parts = fresh(seed), []
+        attempted = usable = 0
+        while usable < n and attempted < n / SMALLEST_ACCEPTANCE:
+            context_seed, child = seed.spawn(2)
+            parts.append(self(n, child, lengths, context(n, context_seed, lengths) if callable(context) else context))
+            attempted, usable = attempted + parts[-1].attempted, usable + len(parts[-1])
+        return _with_lengths(concatenate(parts).take(slice(n)), lengths)
+
+    def of_contexts(
+        self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays
+    ) -> Simulations:
+        """Attempt until there is a usable simulation at each of `n` values of the context, in that order.
+
+        What is dropped may depend on the context; draws from those that are left would come from other contexts. There
+        are fewer where hardly any simulation at some context can be used.
+        """
+        if not self.spec.context:  # nothing depends on it
+            return self.of_lengths(n, seed, lengths, context)
+        row = "number of the context"
+        seed, parts, without, attempted = fresh(seed), [], np.arange(n), 0
+        found = np.empty(0, dtype=int)
+        while len(without) and attempted < n / SMALLEST_ACCEPTANCE:
+            _, child = seed.spawn(2)
+            # of fewer than 32, the call itself takes most of the time
+            rows = np.resize(without, max(len(without), min(n, 32)))
+            made = self(len(rows), child, lengths, {k: v[rows] for k, v in context.items()} | {row: rows})
+            of_row, first = np.unique(made.data.pop(row), return_index=True)
+            parts.append(made.take(first))
+            found, attempted = np.concatenate([found, of_row]), attempted + made.attempted
+            without = np.setdiff1d(without, of_row)
+        return _with_lengths(concatenate(parts).take(np.argsort(found)), lengths)
+
+    def padded(self, made: Simulations, lengths: Mapping[str, int]) -> Simulations:
+        """Fill arrays of one size up to the largest lengths."""
+        if not lengths:
+            return made
+        n, model, ends = len(made), self.spec.model, self.spec.largest
+        dims = {name: tuple(model.named_vars_to_dims.get(name) or ()) for name in self._variable_names}
+        shapes = {v.name: v.shape_at(ends) for v in self.spec.data}
+        return replace(
+            made,
+            variables={k: padded(v, (n, *at(self._shapes[k], dims[k], ends))) for k, v in made.variables.items()},
+            data={k: padded(v, (n, *shapes[k])) for k, v in made.data.items()},
+            missing={k: padded(v, (n, *shapes[k])) for k, v in made.missing.items()},
+            lengths={dim: np.full(n, length) for dim, length in lengths.items()},
+        )
+
+    @property
+    def largest_chunk(self) -> int:
+        """Simulations that are made in one call of some 64 MiB, where all are of one size."""
+        shapes = [self._shapes[n] for n in self._variable_names]
+        shapes += [v.shape_at(self.spec.largest) for v in self.spec.data]
+        each = 8 * (self.spec.dim + sum(int(np.prod(s, dtype=int)) for s in shapes))
+        return int(np.clip(64 * 2**20 // each, 1, LARGEST_CHUNK))
+
+    def _usable(self, outputs: list[np.ndarray], context: Arrays) -> Simulations:
+        finite, theta, *values = outputs
+        named = dict(zip(self._value_names, values, strict=True))
+        observed = {v.name: named.pop(v.name) for v in self.spec.observed}
+        data = {**observed, **context}  # also what this model does not read
+        everything = Simulations(theta, named, data, len(theta))
+        fine = finite.all(axis=1)
+        if fine.all():
+            return everything
+        names = [rv.name for rv in self.spec.model.basic_RVs]
+        first = Counter(f"{names[i]}: log density or transform not finite" for i in np.argmin(finite[~fine], axis=1))
+        return replace(everything.take(fine), attempted=len(theta), dropped=dict(first))
+
+    def _nothing(self, reason: str, lengths: dict[str, int], context: Arrays) -> Simulations:
+        """One attempted simulation that raised."""
+        spec, model = self.spec, self.spec.model
+        return Simulations(
+            np.empty((0, spec.dim)),
+            {n: np.empty((0, *self._shapes[n]), model[n].type.dtype) for n in self._variable_names},
+            {v.name: np.empty((0, *v.shape_at(lengths)), v.dtype) for v in spec.observed}
+            | {name: values[:0] for name, values in context.items()},
+            1,
+            {f"raised {reason}": 1},
+        )
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        model = self.spec.model
+        return evaluated_shapes(model, [model[name] for name in self._variable_names])
+
+    @cached_property
+    def _loop(self) -> DrawLoop:
+        """The compiled loop; its outputs are the checks, the flat parameters and every named value."""
+        spec, model = self.spec, self.spec.model
+        slices, drawn = given_parameters(spec) if self._given else ({}, [])
+        outputs = simulation_graph(
+            spec, self._value_names, {model[name]: like(model[name], symbol) for name, symbol in slices.items()}
+        )
+        sequences = [*((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in spec.context), *drawn]
+        lengths = length_inputs(spec)
+        outputs = graph_replace(outputs, lengths, strict=False) if lengths else outputs
+        return DrawLoop(
+            outputs, sequences=sequences, inputs=list(lengths.values()), compile_kwargs=self._compile_kwargs
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave compiled functions behind: another process compiles its own."""
+        return {k: v for k, v in self.__dict__.items() if k != "_loop"}
+
+
+def fresh(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:
+    """Copy a seed sequence, which spawning would change."""
+    if isinstance(seed, np.random.SeedSequence):
+        return np.random.SeedSequence(entropy=seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
+    return np.random.SeedSequence(seed)
+
+
+def _with_lengths(made: Simulations, lengths: Mapping[str, int]) -> Simulations:
+    return replace(made, data=made.data | {dim: np.full(len(made), length) for dim, length in lengths.items()})
