@@ -427,11 +427,11 @@ def test_one_heavy_weight_asks_for_more_proposals():
     proposals = Proposals(4)
     theta, log_q = rng.normal(size=(4000, 1)), np.zeros(4000)
     log_p = rng.normal(0, 0.1, size=4000)
-    proposals.add_weighted(theta, log_q, log_p)
+    proposals.add(theta, log_q, log_p)
     assert not proposals.want_more(1000)
     log_p[7] = np.log(50.0)
     heavy = Proposals(4)
-    heavy.add_weighted(theta, log_q, log_p)
+    heavy.add(theta, log_q, log_p)
     assert heavy.weights.ess > 2000 and heavy.weights.heaviest == pytest.approx(50 / 4070, rel=0.02)
     assert heavy.want_more(1000)
 
@@ -514,11 +514,11 @@ def test_mean_weights_of_a_mixture_are_the_normalizing_constant():
 
     proposals = Proposals(2)
     theta = 0.7 * rng.normal(size=(4000, 2))
-    proposals.add_weighted(theta, log_q(theta), log_p(theta))
+    proposals.add(theta, log_q(theta), log_p(theta))
     assert not proposals.weights.reliable
     for _ in range(3):
         theta = proposals.adapted(2000, rng)
-        proposals.add_weighted(theta, log_q(theta), log_p(theta))
+        proposals.add(theta, log_q(theta), log_p(theta))
     weights = np.exp(proposals.log_weights)
     error = weights.std(axis=1) / np.sqrt(weights.shape[1])
     assert_allclose(weights.mean(axis=1), 3.0, atol=4 * error.max())

@@ -204,6 +204,6 @@ def test_simulations_that_raised_say_nothing_of_the_density():
 
 def test_no_density_at_any_proposal_is_said():
     proposals = Proposals(1)
-    proposals.add_weighted(np.zeros((200, 1)), np.zeros(200), np.full(200, -np.inf))
+    proposals.add(np.zeros((200, 1)), np.zeros(200), np.full(200, -np.inf))
     found = Evidence.of(proposals)
     assert np.isnan(found.log_marginal_likelihood) and "impossible" in found.doubt

@@ -50,18 +50,20 @@ class Proposals:
     _log_p: list[np.ndarray] = field(default_factory=list)
     _components: list[tuple[int, _Component]] = field(default_factory=list)
 
-    def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
-        """Add draws (n, dim) with their log densities (n,), dealt out to the chains."""
-        self._theta.append(theta.reshape(self.chains, -1, theta.shape[-1]))
-        self._log_q.append(log_q.reshape(self.chains, -1))
-        self._log_p.append(log_p.reshape(self.chains, -1))
+    def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray | None = None) -> None:
+        """Deal out draws (n, dim) to the chains, with log densities (n,) of the network and, if it has one, the model.
 
-    def add_weighted(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
-        """The same with a density of the model: where it is not a number, a proposal gets no weight."""
-        undefined = np.isnan(log_p) | (log_p == np.inf)
-        self.undefined += int(undefined.sum())
-        self.add(theta, log_q, np.where(undefined, -np.inf, log_p))
-        self.weights = smooth(self.log_weights, defended=self.defended or bool(self._components))
+        Where the model's density is not a number, a draw gets no weight.
+        """
+        known = np.full(len(theta), np.nan)
+        if log_p is not None:
+            undefined = np.isnan(log_p) | (log_p == np.inf)
+            self.undefined += int(undefined.sum())
+            known = np.where(undefined, -np.inf, log_p)
+        for parts, values in ((self._theta, theta), (self._log_q, log_q), (self._log_p, known)):
+            parts.append(values.reshape(self.chains, -1, *values.shape[1:]))
+        if log_p is not None:
+            self.weights = smooth(self.log_weights, defended=self.defended or self.mixed)
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Add a component to each chain's mixture, and draw from it: (chains * per_chain, dim)."""

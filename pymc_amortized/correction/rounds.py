@@ -76,10 +76,7 @@ class Rounds:
         log_density = self._source.log_density
         for column, i in enumerate(indices):
             mine = np.ascontiguousarray(theta[:, column])
-            if log_density:
-                self.sets[i].add_weighted(mine, log_q[:, column], log_density(mine, i))
-            else:
-                self.sets[i].add(mine, log_q[:, column], np.full(len(mine), np.nan))
+            self.sets[i].add(mine, log_q[:, column], log_density(mine, i) if log_density else None)
 
     def _blocks(self, per_chain: int) -> Iterator[list[int]]:
         largest = max(1, AT_ONCE // per_chain)

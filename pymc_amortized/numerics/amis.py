@@ -102,7 +102,7 @@ def adapt(
     mean : ndarray (n, dim + rest)
         Of the normal distributions that the first stage draws from, a little more widely.
     covariance : ndarray (n, dim + rest, dim + rest)
-        The same; positive definite.
+        Of these distributions; positive definite.
     points : ndarray (stages, m, dim)
         From :func:`quasi_normal`.
     careful : bool

@@ -24,8 +24,9 @@ class Thresholds:
     """Largest weight, in units of the mean of those that are not zero, of weights that are as good as constant: k says
     what may lie where the proposal has next to nothing."""
     harmless_if_defended: float = 5.0
-    """The same where a part of the proposal has heavy tails, and so less can lie there: a share of 2 % five standard
-    deviations away gives weights of 10 and more, four or five of them among a thousand such proposals."""
+    """Largest weight, in the same units, where a part of the proposal has heavy tails, and so less can lie beyond it: a
+    share of 2 % five standard deviations away gives weights of 10 and more, four or five of them among a thousand such
+    proposals."""
     harmless_share: float = 0.002
     """Of all weights, that one of many such proposals may have: with four like it, the share of what they stand for is
     known to 0.4 %, by which a variance is off by a tenth if that is five standard deviations away."""
