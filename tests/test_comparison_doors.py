@@ -11,7 +11,7 @@ import xarray as xr
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.comparison.agreement import warn_of_resolution
-from pymc_amortized.approximators.comparison.fit import _checked_models, _read
+from pymc_amortized.approximators.comparison.fit import _check_models, _read
 from pymc_amortized.approximators.comparison.model_evidence import Evidences, data_of, fits
 from pymc_amortized.approximators.comparison.point_masses import warn_of_atoms
 from pymc_amortized.approximators.comparison.table import ComparisonTable
@@ -73,7 +73,7 @@ def test_a_model_of_one_size_is_refused_before_anything_is_trained(caplog):
 def test_the_same_model_twice_is_said(caplog):
     model = positive("both")
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
-        _checked_models({"a": model, "b": positive("both"), "c": model})
+        _check_models({"a": model, "b": positive("both"), "c": model})
     assert "'a' and 'c' are the same object" in caplog.text and "'b'" not in caplog.text
 
 
