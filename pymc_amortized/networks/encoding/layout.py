@@ -6,7 +6,6 @@ each with a meaning of its own.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -162,11 +161,6 @@ class DataLayout:
         """Everything, as JSON."""
         arrays = [asdict(a) | {"shape": list(a.shape), "axes": list(a.axes)} for a in self.arrays]
         return {"arrays": arrays, "axes": [asdict(axis) for axis in self.axes]}
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in one data set, at the largest sizes."""
-        return sum(math.prod(array.shape) for array in self.arrays)
 
     def __str__(self) -> str:
         axes = [
