@@ -21,7 +21,7 @@ from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError, Settings
 from pymc_amortized.graph.nuts.samplers import NoGradientError
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.whitening import Whitening
-from pymc_amortized.training.progress_of_checks import Progress
+from pymc_amortized.training.progress import CountBar
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -71,7 +71,7 @@ class Nuts:
             logger.info("%d of %d data sets go to NUTS.", len(allowed), len(results))
             runs = _Runs(self, target, request.max_time)
             try:
-                with Progress("NUTS", len(allowed), shown=request.progressbar) as display:
+                with CountBar("NUTS", len(allowed), shown=request.progressbar, ticking=True) as display:
                     for index, child in zip(allowed, seed.spawn(len(allowed)), strict=True):
                         results[index] = runs(index, results[index], child)
                         left.remove(index)

@@ -53,7 +53,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.results.version import LIBRARY
-from pymc_amortized.training.progress_of_checks import Progress
+from pymc_amortized.training.progress import CountBar
 
 FEWEST_DRAWS = 20
 """Below this, ranks say little."""
@@ -234,7 +234,7 @@ class Check:
     def run(self, known: Simulations, seed: np.random.SeedSequence, *, progressbar: bool) -> None:
         """Go through simulated data sets in batches of bounded memory."""
         batches = _split_batches(len(known), self.values_per_dataset)
-        with Progress("Checking", len(known), shown=progressbar) as progress:
+        with CountBar("Checking", len(known), shown=progressbar) as progress:
             for batch, child in zip(batches, seed.spawn(len(batches)), strict=True):
                 self.add(known.take(batch), child)
                 progress.advance(batch.stop - batch.start)

@@ -1,23 +1,25 @@
-"""The progress bar of training, in the looks of PyMC's."""
+"""Progress bars in the looks of PyMC's: of training, and of anything that is counted."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.style import Style
 from rich.table import Column, Table
 from rich.theme import Theme
-
-# PyMC's blue, and its plain clocks.
-BLUE = Style.parse("rgb(31,119,180)")
-PLAIN_CLOCKS = Theme({"progress.elapsed": "none", "progress.remaining": "none"})
-# Seconds between updates.
-INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,44 +63,66 @@ class _Table(Progress):
         return table
 
 
-class ProgressBar:
+class _Bar:
+    """One bar among other columns. A context manager.
+
+    Parameters
+    ----------
+    kind : type
+        Of display: with headings, or without.
+    columns : tuple of ProgressColumn
+        What stands before and after the bar, which is in the place of None.
+    ticking : bool
+        Whether clocks go on between updates. That takes a thread, which a training loop would have to wait for.
+    """
+
+    def __init__(
+        self,
+        kind: type[Progress],
+        *columns: ProgressColumn | None,
+        console: Console | None = None,
+        ticking: bool = False,
+        shown: bool = True,
+    ) -> None:
+        blue = Style.parse("rgb(31,119,180)")  # PyMC's, as its plain clocks
+        heading = Column("Progress", ratio=1)
+        bar = BarColumn(bar_width=None, table_column=heading, complete_style=blue, finished_style=blue)
+        plain = Console(theme=Theme({"progress.elapsed": "none", "progress.remaining": "none"}))
+        self._display = kind(
+            *(bar if column is None else column for column in columns),
+            console=console or plain,
+            auto_refresh=ticking,
+            expand=True,
+            disable=not shown,
+        )
+
+    def __enter__(self) -> Self:
+        self._display.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.refresh()
+        self._display.stop()
+
+
+class ProgressBar(_Bar):
     """Shows a ``Status`` when called with one. A context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         def text(field: str, heading: str) -> TextColumn:
             return TextColumn(f"{{task.fields[{field}]}}", table_column=Column(heading, no_wrap=True))
 
-        self._display = _Table(
-            BarColumn(
-                bar_width=None,
-                table_column=Column("Progress", ratio=1),
-                complete_style=BLUE,
-                finished_style=BLUE,
-            ),
+        super().__init__(
+            _Table,
+            None,
             text("step", "Step"),
             text("loss", "Loss"),
             text("held_out", "Held-out loss"),
             TimeElapsedColumn(table_column=Column("Elapsed", no_wrap=True)),
             text("remaining", "Remaining"),
-            console=console or Console(theme=PLAIN_CLOCKS),
-            # Its own refreshing thread would take the interpreter from the training loop.
-            auto_refresh=False,
-            expand=True,
+            console=console,
         )
         self._task = self._display.add_task("Training", total=1.0, step="0", loss="", held_out="", remaining="-:--:--")
-
-    def __enter__(self) -> Self:
-        self._display.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._display.refresh()
-        self._display.stop()
 
     def __call__(self, status: Status) -> None:
         """Show where training stands."""
@@ -116,10 +140,33 @@ class ProgressBar:
         )
 
 
-class Throttled:
-    """Calls back at most once per interval, and never if there is nobody to call."""
+class CountBar(_Bar):
+    """Counts what is done. A context manager.
 
-    def __init__(self, callback: Callback | None, interval: float = INTERVAL) -> None:
+    Parameters
+    ----------
+    title : str
+    total : int
+    shown : bool
+        Whether to show anything.
+    ticking : bool
+        Whether clocks go on while one is being done.
+    """
+
+    def __init__(self, title: str, total: int, *, shown: bool, ticking: bool = False) -> None:
+        name, clocks = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(Progress, name, None, MofNCompleteColumn(), *clocks, shown=shown, ticking=ticking)
+        self._task = self._display.add_task(title, total=total)
+
+    def advance(self, number: int = 1) -> None:
+        """Count `number` more."""
+        self._display.update(self._task, advance=number, refresh=True)
+
+
+class Throttled:
+    """Calls back at most once per interval of so many seconds, and never if there is nobody to call."""
+
+    def __init__(self, callback: Callback | None, interval: float = 0.1) -> None:
         self.callback, self.interval = callback, interval
         self._next = 0.0 if callback is not None else float("inf")
 
