@@ -271,7 +271,7 @@ def test_what_is_known_of_data_need_not_be_computed_again(name: str) -> None:
     measured = network.measured(encoded)
     torch.testing.assert_close(network.loss(z, measured), loss, rtol=1e-5, atol=1e-5)
     for known in (encoded, measured):
-        reduced = network.condensed(known)
+        reduced = network.reduced(known)
         assert all(not value.requires_grad for value in reduced.values()) and not set(reduced) & set(encoded)
         again = network.loss(z, reduced)
         torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)

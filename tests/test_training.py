@@ -16,10 +16,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pymc_amortized.training import (
-    Condensing,
     FixedSimulations,
     FreshSimulations,
     History,
+    LastLayers,
     Shared,
     Status,
     Trained,
@@ -27,7 +27,6 @@ from pymc_amortized.training import (
     TrainingState,
     choose_device,
     report,
-    split,
     summary_line,
     train,
 )
@@ -139,7 +138,7 @@ def test_loss_reaches_the_optimum(averaging):
     truth = (z - encoded["x"] @ torch.tensor([[1.0], [-2.0]])) / NOISE
     optimum = float((0.5 * truth.square() + math.log(NOISE)).mean()) + 0.5 * math.log(2 * math.pi)
     assert trained.held_out_loss == pytest.approx(optimum, abs=0.01)
-    assert trained.stopped == "steps" and trained.settled and not trained.interrupted
+    assert trained.stopped == "steps" and trained.settled
     assert not trained.network.training
     assert trained.simulations >= 600 * 64
     assert len(trained.history.step) == 101 and trained.history.step[-1] == 600
@@ -262,7 +261,7 @@ def test_held_out_losses_that_are_never_finite_keep_the_last_weights():
 @pytest.mark.parametrize("after", [0, 45])
 def test_interruption_keeps_the_best_weights(after):
     trained = train(gaussian(), Interrupting(fresh(), after), HELD_OUT, SHORT, device="cpu")
-    assert trained.interrupted and not trained.settled
+    assert trained.stopped == "interrupt" and not trained.settled
     assert trained.history.step[-1] == after
     with torch.no_grad():
         loss = float(trained.network.loss(*HELD_OUT))
@@ -298,7 +297,7 @@ def test_resuming_equals_not_having_stopped(after):
     network = gaussian(width=8, dropout=0.2)
     source = Interrupting(fixed(), after)
     first = train(network, source, HELD_OUT, options, seed=3, device="cpu")
-    assert first.interrupted
+    assert first.stopped == "interrupt"
     second = train(
         gaussian(1, width=8, dropout=0.2),
         fixed(),
@@ -307,7 +306,7 @@ def test_resuming_equals_not_having_stopped(after):
         resume=saved_and_loaded(first.state),
         device="cpu",
     )
-    assert not second.interrupted
+    assert second.stopped != "interrupt"
     for name in ("step", "held_out_loss", "learning_rate", "loss"):
         expected = getattr(whole.history, name)
         np.testing.assert_allclose(getattr(second.history, name), expected, rtol=1e-6)
@@ -421,17 +420,6 @@ def test_fixed_simulations_see_each_once_an_epoch_in_new_orders():
         FixedSimulations(z[:0], {}, 5)
 
 
-def test_split():
-    z = torch.arange(100.0)[:, None]
-    (train_z, train_x), (held_z, held_x) = split(z, {"x": z * 2}, 0.1, seed=3)
-    assert len(held_z) == 10 and len(train_z) == 90
-    assert torch.equal(torch.cat([train_z, held_z]).flatten().sort().values, z.flatten())
-    assert torch.equal(train_x["x"], train_z * 2) and torch.equal(held_x["x"], held_z * 2)
-    assert len(split(z[:2], {}, 0.001)[1][0]) == 1
-    with pytest.raises(ValueError, match="At least 2 simulations"):
-        split(z[:1], {}, 0.1)
-
-
 # -- fresh simulations ---------------------------------------------------------------------------
 
 
@@ -515,20 +503,25 @@ def test_what_is_kept_has_a_limit():
 def test_sources_give_out_what_simulations_are_reduced_to(passes):
     source = FreshSimulations(counted(), 4, refill=8, passes=passes)
     before = source.next()
-    source.condense(lambda encoded: {"half": encoded["y"] / 4})
+    source.reduce(lambda encoded: {"half": encoded["y"] / 4})
     after = [source.next() for _ in range(12)]
     assert list(before[1]) == ["y"] and all(list(encoded) == ["half"] for _, encoded in after)
     assert all(torch.equal(encoded["half"], z / 2) for z, encoded in after)
     z = torch.arange(10.0)[:, None]
     held = FixedSimulations(z, {"y": z}, 5)
-    held.condense(lambda encoded: {"half": encoded["y"] / 2})
+    held.reduce(lambda encoded: {"half": encoded["y"] / 2})
     z, encoded = held.next()
     assert torch.equal(encoded["half"], z / 2) and list(encoded) == ["half"]
     with pytest.raises(TypeError, match="share cannot be reduced"):
-        Shared(held).view(lambda batch, number: batch).condense(dict)
+        Shared(held).view(lambda batch, number: batch).reduce(dict)
 
 
 # -- the last layers alone -----------------------------------------------------------------------
+
+
+ALONE = LastLayers(after=0.25, time=0.25)
+SEEN = []
+"""First layers that simulations were reduced by."""
 
 
 class TwoStages(nn.Module):
@@ -542,7 +535,8 @@ class TwoStages(nn.Module):
         hidden = encoded["hidden"] if "hidden" in encoded else torch.tanh(self.first(encoded["x"]))
         return self.last.loss(z, {"x": hidden})
 
-    def reduce(self, encoded):
+    def reduced(self, encoded):
+        SEEN.append(self.first.weight.clone())
         return {"hidden": torch.tanh(self.first(encoded["x"]))}
 
 
@@ -554,18 +548,14 @@ def two_stages(seed=0):
 
 @pytest.mark.parametrize("fresh_ones", [True, False])
 def test_first_layers_stay_once_the_last_ones_go_on_alone(fresh_ones):
-    network, seen = two_stages(), []
+    network = two_stages()
+    SEEN.clear()
     start = {name: p.clone() for name, p in network.named_parameters()}
-
-    def reduce(encoded):
-        seen.append(network.first.weight.clone())
-        return network.reduce(encoded)
-
     source = FreshSimulations(simulator(1), 32, passes=2) if fresh_ones else fixed(2_000)
     options = Training(num_steps=400, batch_size=32, learning_rate=0.02, evaluations=20)
-    trained = train(network, source, HELD_OUT, options, device="cpu", condensing=Condensing(lambda: reduce, 0.25, 0.25))
+    trained = train(network, source, HELD_OUT, options, device="cpu", last_layers=ALONE)
     assert not torch.equal(network.first.weight, start["first.weight"])
-    assert len(seen) > 1 and all(torch.equal(network.first.weight, weight) for weight in seen)
+    assert len(SEEN) > 1 and all(torch.equal(network.first.weight, weight) for weight in SEEN)
     loss = trained.history.held_out_loss
     assert trained.held_out_loss == loss.min() < loss[:6].min() - 0.01
     # the losses of reduced simulations are those of simulations
@@ -575,15 +565,11 @@ def test_first_layers_stay_once_the_last_ones_go_on_alone(fresh_ones):
 
 def test_an_interrupted_training_goes_on_with_the_last_layers_alone():
     options = Training(num_steps=200, batch_size=32, learning_rate=0.02, evaluations=20)
-
-    def condensing(network):
-        return Condensing(lambda: network.reduce, 0.25, 0.25)
-
     whole = two_stages()
-    train(whole, fixed(), HELD_OUT, options, device="cpu", condensing=condensing(whole))
+    train(whole, fixed(), HELD_OUT, options, device="cpu", last_layers=ALONE)
     network = two_stages()
     source = Interrupting(fixed(), 120)
-    first = train(network, source, HELD_OUT, options, device="cpu", condensing=condensing(network))
+    first = train(network, source, HELD_OUT, options, device="cpu", last_layers=ALONE)
     assert first.stopped == "interrupt"
     again = two_stages(5)
     second = train(
@@ -593,7 +579,7 @@ def test_an_interrupted_training_goes_on_with_the_last_layers_alone():
         options,
         resume=saved_and_loaded(first.state),
         device="cpu",
-        condensing=condensing(again),
+        last_layers=ALONE,
     )
     assert second.stopped == "steps"
     torch.testing.assert_close(weights_of(again), weights_of(whole), rtol=1e-5, atol=1e-6)
@@ -606,8 +592,7 @@ def test_the_best_weights_before_the_last_layers_go_on_alone_are_not_lost():
     best = weights_of(network)
     # what follows is of no use: the rate is far too high
     options = replace(options, learning_rate=100.0, warmup=0.0)
-    condensing = Condensing(lambda: network.reduce, 0.25, 0.25)
-    trained = train(network, fresh(), HELD_OUT, options, device="cpu", condensing=condensing)
+    trained = train(network, fresh(), HELD_OUT, options, device="cpu", last_layers=ALONE)
     assert trained.history.held_out_loss[-1] > trained.history.held_out_loss[0] == trained.held_out_loss
     assert torch.equal(weights_of(network), best)
 
@@ -624,8 +609,8 @@ def test_last_layers_cannot_settle_what_the_others_had_still_to_learn():
 
 
 def test_time_is_shared_between_all_layers_and_the_last_ones():
-    condensing = Condensing(lambda: dict, after=0.25, time=0.6)
-    assert [condensing.fraction(t) for t in (0.0, 0.3, 0.6, 0.8, 1.0)] == pytest.approx([0.0, 0.125, 0.25, 0.625, 1.0])
+    last_layers = LastLayers(after=0.25, time=0.6)
+    assert [last_layers.fraction(t) for t in (0.0, 0.3, 0.6, 0.8, 1.0)] == pytest.approx([0.0, 0.125, 0.25, 0.625, 1.0])
 
 
 def test_weights_that_a_loss_does_not_involve_stay():
@@ -636,7 +621,7 @@ def test_weights_that_a_loss_does_not_involve_stay():
         z, encoded = HELD_OUT
         for reduced in (False, True):
             before = weights.copy()
-            batch = {k: v.detach() for k, v in network.reduce(encoded).items()} if reduced else encoded
+            batch = {k: v.detach() for k, v in network.reduced(encoded).items()} if reduced else encoded
             weights.vector.grad = weights.gradient(network.loss(z, batch))
             with weights.held():
                 optimizer.step()

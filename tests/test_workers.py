@@ -232,7 +232,7 @@ class Staged(torch.nn.Module):
     def loss(self, z, encoded):
         return (self.weight * z).square().mean()
 
-    def condensed(self, encoded):
+    def reduced(self, encoded):
         return {"less": encoded["x"]} if self.reduces else encoded
 
 
@@ -267,7 +267,7 @@ def test_slow_simulations_are_used_more_than_once(monkeypatch, ahead):
     seconds = step if ahead else step + 0.09 / 5
     assert (plan.workers > 0) is ahead and plan.options.num_steps == pytest.approx(180 / seconds, rel=0.02)
     time = WHOLE * first if ahead else WHOLE * (first + 0.09 / 5)
-    assert (plan.condensing.after, plan.condensing.time) == (WHOLE, pytest.approx(time / seconds, rel=0.02))
+    assert (plan.last_layers.after, plan.last_layers.time) == (WHOLE, pytest.approx(time / seconds, rel=0.02))
     # neither part of the training can lend its time to the other
     slow = planned(monkeypatch, first, 0.001, 0.32, ahead=True)
     assert slow.options.num_steps == pytest.approx(180 / (WHOLE * first + (1 - WHOLE) * 0.04), rel=0.02)
@@ -275,10 +275,10 @@ def test_slow_simulations_are_used_more_than_once(monkeypatch, ahead):
 
 def test_what_is_repeated_by_its_number_of_steps_does_not_hang_on_the_clock(monkeypatch):
     plan = planned(monkeypatch, 0.10, 0.02, 0.1, Training(num_steps=9))
-    assert plan.condensing is None and (plan.options.passes, plan.options.whole) == (1, 1.0)
+    assert plan.last_layers is None and (plan.options.passes, plan.options.whole) == (1, 1.0)
     before = planned(monkeypatch, 0.10, 0.02, 0.1).options
     again = planned(monkeypatch, 0.30, 0.29, 0.9, before)
-    assert again.condensing.after == WHOLE and again.options == before
+    assert again.last_layers.after == WHOLE and again.options == before
 
 
 def test_last_layers_go_on_alone_only_where_that_is_faster(monkeypatch):
@@ -289,13 +289,13 @@ def test_last_layers_go_on_alone_only_where_that_is_faster(monkeypatch):
         (Training(whole=0.5, num_steps=9), 0.01, 0.5),
     ):
         plan = planned(monkeypatch, 0.10, later, 0.001, options)
-        assert plan.options.whole == whole and (plan.condensing is None) is (whole == 1)
+        assert plan.options.whole == whole and (plan.last_layers is None) is (whole == 1)
 
 
 def test_classifiers_use_simulations_once_where_they_have_labels(monkeypatch):
     """Labels ask for that; evidence is used as often as making it takes longer than steps."""
     labels = planned(monkeypatch, 0.10, 0.02, 0.9, Training(passes=1), ahead=True, plan=plan_classifier)
-    assert labels.condensing is None and labels.options.passes == 1 and labels.workers == 1
+    assert labels.last_layers is None and labels.options.passes == 1 and labels.workers == 1
     assert labels.options.num_steps == FEWEST_STEPS
     evidence = planned(monkeypatch, 0.10, 0.02, 0.9, ahead=True, plan=plan_classifier)
     assert evidence.options.passes == MOST_PASSES and evidence.options.num_steps > FEWEST_STEPS
@@ -303,7 +303,7 @@ def test_classifiers_use_simulations_once_where_they_have_labels(monkeypatch):
 
 def test_all_of_a_network_of_ones_own_is_trained_to_the_end(monkeypatch):
     plan = planned(monkeypatch, 0.10, 0.02, 0.001, reduces=False)
-    assert plan.condensing is None and plan.options.whole == 1
+    assert plan.last_layers is None and plan.options.whole == 1
     assert plan.options.num_steps == pytest.approx(180 / 0.101, rel=0.02)
     fixed = planned(monkeypatch, 0.10, 0.02, 0.0)
     assert fixed.options.passes == 1 and fixed.options.num_steps == pytest.approx(180 / 0.04, rel=0.02)

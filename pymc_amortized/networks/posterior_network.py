@@ -231,11 +231,11 @@ class PosteriorNetwork(nn.Module):
         """Add to prepared data what no training changes: the statistics of a built-in summary."""
         return self.summary.measured(encoded) if isinstance(self.summary, SummaryNetwork) else encoded
 
-    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    def reduced(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Reduce prepared data to what a built-in summary's last layers see; for as long as the others stay."""
         if not isinstance(self.summary, SummaryNetwork):
             return encoded
-        return self.summary.condensed(encoded) | ({} if self.frame is None else {self.frame: encoded[self.frame]})
+        return self.summary.reduced(encoded) | ({} if self.frame is None else {self.frame: encoded[self.frame]})
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
         """Mean negative log density of z (batch, dim), given prepared data; a scalar."""

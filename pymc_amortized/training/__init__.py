@@ -1,10 +1,12 @@
 """The training loop, its sources of simulations, its checkpoints and its progress bar."""
 
-from pymc_amortized.training.device import available_devices, choose_device, torch_threads
+from pymc_amortized.training.device import available_devices, choose_device, fastest_step, torch_threads
 from pymc_amortized.training.history import History
-from pymc_amortized.training.loop import Condensing, Task, train, train_together
+from pymc_amortized.training.loop import train, train_together
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
+from pymc_amortized.training.run import Task
+from pymc_amortized.training.schedule import LastLayers
 from pymc_amortized.training.shared import Shared
 from pymc_amortized.training.source import (
     Batch,
@@ -12,20 +14,18 @@ from pymc_amortized.training.source import (
     FixedSimulations,
     FreshSimulations,
     Reduce,
-    split,
 )
 from pymc_amortized.training.state import TrainingState
-from pymc_amortized.training.timing import fastest_step
 from pymc_amortized.training.trained import Trained, report, summary_line
 
 __all__ = [
     "Batch",
     "Batches",
-    "Condensing",
     "FixedSimulations",
     "FreshSimulations",
     "Reduce",
     "History",
+    "LastLayers",
     "Shared",
     "Status",
     "Task",
@@ -36,7 +36,6 @@ __all__ = [
     "choose_device",
     "fastest_step",
     "report",
-    "split",
     "summary_line",
     "torch_threads",
     "train",

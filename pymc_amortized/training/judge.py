@@ -7,13 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.training.settling import Evaluation
+from pymc_amortized.training.settling import NEGLIGIBLE, Evaluation
 from pymc_amortized.training.source import Batch, Reduce
 from pymc_amortized.training.state import group, prefixed
 from pymc_amortized.training.weights import FlatWeights, scalar_loss
-
-# The held-out loss is computed in at least this many chunks; their spread gives its standard error.
-CHUNKS = 8
 
 
 class Judge:
@@ -25,6 +22,8 @@ class Judge:
         Of the present cycle.
     parameters : int
         How many the network infers.
+    negligible : float
+        How much of the loss, for each of them, is not worth more training.
     best : Tensor
         The best weights so far, the initial ones before there are any.
     best_loss : float
@@ -34,7 +33,7 @@ class Judge:
     def __init__(self, network: nn.Module, weights: FlatWeights, held_out: Batch, batch_size: int) -> None:
         self.network, self.weights = network, weights
         self.chunks, self.sizes = _chunked(held_out, batch_size)
-        self.parameters = held_out[0].shape[-1]
+        self.parameters, self.negligible = held_out[0].shape[-1], getattr(network, "negligible", NEGLIGIBLE)
         self.evaluations: list[Evaluation] = []
         self.best, self.best_loss = weights.copy(), math.inf
         self.best_buffers = weights.copied_buffers()
@@ -60,7 +59,7 @@ class Judge:
         return True
 
     @torch.no_grad()
-    def condense(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
         """Reduce the held-out simulations to what is still needed of them."""
         self.chunks = [(z, reduce(encoded)) for z, encoded in self.chunks]
 
@@ -109,7 +108,7 @@ def _chunked(held_out: Batch, batch_size: int) -> tuple[list[Batch], np.ndarray]
     z, encoded = held_out
     if len(z) == 0:
         raise ValueError("held_out must hold at least one simulation, got none.")
-    count = min(max(CHUNKS, math.ceil(len(z) / batch_size)), len(z))
+    count = min(max(8, math.ceil(len(z) / batch_size)), len(z))  # their spread gives the loss's standard error
     parts = torch.arange(len(z), device=z.device).tensor_split(count)
     chunks = [(z[rows], {name: value[rows] for name, value in encoded.items()}) for rows in parts]
     return chunks, np.array([len(rows) for rows in parts], dtype=np.float64)

@@ -8,18 +8,9 @@ import numpy as np
 
 Stopped = Literal["steps", "time", "patience", "interrupt", "diverged"]
 
-# What the second half of a training brings foretells what twice the steps would bring: on a problem
-# with four modes the second halves of 400, 800 and 1,600 steps brought 0.47, 0.41 and 0.42 nats, and
-# twice the steps 0.59, 0.50 and 0.42. The last few steps foretell nothing: annealing makes their gain
-# small in any case.
-SETTLED_SHARE = 0.5
-# Per parameter: 0.05 nats is a Kullback-Leibler divergence as of a mean that is off by 0.3 standard deviations.
-SETTLED_NATS = 0.05
-# The second half of a handful of steps brings little because it is a handful.
-FEWEST_STEPS_JUDGED = 100
-FEWEST_EVALUATIONS = 4
-# Differences are believed when they are larger than this many of their standard errors.
-STANDARD_ERRORS = 2.0
+NEGLIGIBLE = 0.05
+"""Nats per parameter that are not worth more training: a Kullback-Leibler divergence as of a mean that is off by 0.3
+standard deviations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +42,23 @@ def difference(first: Evaluation, second: Evaluation) -> tuple[float, float]:
     return mean, float(np.sqrt(np.average((lower - mean) ** 2, weights=first.sizes) / (len(lower) - 1)))
 
 
-def last_gain(evaluations: list[Evaluation], share: float = SETTLED_SHARE) -> tuple[float, float]:
-    """Return what the last share of training brought, in nats, and the standard error of that."""
+def last_gain(evaluations: list[Evaluation]) -> tuple[float, float]:
+    """Return what the second half of training brought, and the standard error of that.
+
+    It foretells what twice the steps would bring: on a problem with four modes the second halves of 400, 800 and 1,600
+    steps brought 0.47, 0.41 and 0.42 nats, and twice the steps 0.59, 0.50 and 0.42. The last few steps foretell
+    nothing: annealing makes their gain small in any case.
+    """
     if not evaluations:
         return math.nan, math.nan
     last = evaluations[-1]
-    before = [e for e in evaluations[:-1] if e.fraction <= last.fraction * (1 - share) + 1e-9]
+    before = [e for e in evaluations[:-1] if e.fraction <= last.fraction / 2 + 1e-9]
     if not before or not np.isfinite(last.losses).all():
         return math.nan, math.nan
     return difference(before[-1], last)
 
 
-def stalled(evaluations: list[Evaluation], after: float, parameters: int = 1) -> bool:
+def stalled(evaluations: list[Evaluation], after: float, negligible: float = NEGLIGIBLE) -> bool:
     """Tell whether all of a network was still learning when its last layers went on alone.
 
     Its second half brought more then than the last layers did in all the time that followed: they made up for what the
@@ -73,8 +69,8 @@ def stalled(evaluations: list[Evaluation], after: float, parameters: int = 1) ->
     evaluations : list of Evaluation
     after : float
         Share of the training after which the last layers went on alone.
-    parameters : int
-        How many the network infers.
+    negligible : float
+        A gain that is not worth more training.
     """
     whole = [e for e in evaluations if e.fraction < after]
     whole += [e for e in evaluations if e.fraction >= after][:1]
@@ -82,25 +78,30 @@ def stalled(evaluations: list[Evaluation], after: float, parameters: int = 1) ->
     if not math.isfinite(gain):
         return False
     followed, _ = difference(whole[-1], evaluations[-1])
-    return gain - STANDARD_ERRORS * (error if math.isfinite(error) else 0.0) > max(followed, SETTLED_NATS * parameters)
+    return _sure(gain, error) > max(followed, negligible)
 
 
-def rise(evaluations: list[Evaluation]) -> float:
+def _sure(gain: float, error: float) -> float:
+    """Return how much of a gain is believed: what is left without two of its standard errors."""
+    return gain - 2.0 * (error if math.isfinite(error) else 0.0)
+
+
+def rise(evaluations: list[Evaluation], negligible: float = NEGLIGIBLE) -> float:
     """Return how far the last held-out loss is above the best, 0 if within the noise."""
     if len(evaluations) < 2:
         return 0.0
     best = min(evaluations, key=lambda e: e.loss)
     above, error = difference(evaluations[-1], best)
-    return above if above > max(STANDARD_ERRORS * error, SETTLED_NATS) else 0.0
+    return above if above > max(2.0 * error, negligible) else 0.0
 
 
 def enough_to_judge(steps: int, evaluations: int) -> bool:
     """Tell whether a training was long enough for its second half to say anything."""
-    return steps >= FEWEST_STEPS_JUDGED and evaluations >= FEWEST_EVALUATIONS
+    return steps >= 100 and evaluations >= 4  # the second half of a handful of steps brings little in any case
 
 
-def is_settled(stopped: Stopped, gain: float, error: float, overfit: float, parameters: int = 1) -> bool:
+def is_settled(stopped: Stopped, gain: float, error: float, overfit: float, negligible: float = NEGLIGIBLE) -> bool:
     """Apply the rule that ``Trained.settled`` states."""
     if stopped in ("interrupt", "diverged") or overfit > 0:
         return False
-    return gain - STANDARD_ERRORS * (error if math.isfinite(error) else 0.0) <= SETTLED_NATS * parameters
+    return _sure(gain, error) <= negligible

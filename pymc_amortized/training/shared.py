@@ -55,7 +55,7 @@ class View:
         batch, self._seen = self._shared.after(self._seen)
         return self._split(batch, self._seen)
 
-    def condense(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
         """Refuse: the other networks need what simulations are made of."""
         raise TypeError("Simulations that several networks share cannot be reduced for one of them.")
 

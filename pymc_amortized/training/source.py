@@ -21,13 +21,10 @@ Simulate = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
 Reduce = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Encoded data -> what is still needed of them."""
 
-# Large enough for the simulator's overhead per call to vanish, small enough for any memory.
 REFILL_BATCHES = 64
-REFILL_BYTES = 64 * 2**20
-# Of simulations that are kept to be used again: a million of them, once they are reduced to features.
+"""Large enough for the simulator's overhead per call to vanish, small enough for any memory."""
 MEMORY_BYTES = 2**29
-# Batches of them that are reduced when the time comes: training waits for that, and yet shall not begin with a handful.
-CARRIED = 128
+"""Of simulations that are kept to be used again: a million of them, once they are reduced to features."""
 
 
 class Closeable(Protocol):
@@ -60,7 +57,7 @@ class Batches(Protocol):
         """Return the next batch."""
         ...
 
-    def condense(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
         """From now on give out what simulations are reduced to."""
         ...
 
@@ -148,12 +145,13 @@ class FreshSimulations:
         self._used += self.batch_size
         return z[rows], {name: value[rows] for name, value in encoded.items()}
 
-    def condense(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
         """From now on give out what further simulations are reduced to."""
         self._reduce, self._held = reduce, None
         self._used = self._size = 0
         if self._memory is not None:
-            latest = self._memory.latest(CARRIED * self.batch_size)
+            # training waits for these to be reduced, and yet shall not begin with a handful
+            latest = self._memory.latest(128 * self.batch_size)
             self._memory = Memory(MEMORY_BYTES)
             if latest is not None:
                 self._memory.add(_reduced(latest, reduce), seed=self.simulations)
@@ -178,7 +176,7 @@ class FreshSimulations:
         self.seconds += time.perf_counter() - start
         if self._growing:
             size = sum(value.numel() * value.element_size() for value in (z, *encoded.values()))
-            affordable = int(REFILL_BYTES / max(size / len(z) * self.batch_size, 1))
+            affordable = int(2**26 / max(size / len(z) * self.batch_size, 1))
             batches = min(2 * (self._refill // self.batch_size), self._most, affordable)
             self._refill = max(batches, 1) * self.batch_size
         if self._thread is not None:
@@ -258,7 +256,7 @@ class FixedSimulations:
         self._drawn += 1
         return self.z[rows], {name: value[rows] for name, value in self.encoded.items()}
 
-    def condense(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
         """From now on give out what the simulations are reduced to."""
         _, self.encoded = _reduced((self.z, self.encoded), reduce)
 
@@ -348,34 +346,3 @@ def moved(batch: tuple[Tensor, Mapping[str, Tensor]], device: torch.device) -> B
     """Return the batch on the device."""
     z, encoded = batch
     return z.to(device), {name: value.to(device) for name, value in encoded.items()}
-
-
-def split(z: Tensor, encoded: Mapping[str, Tensor], held_out: float, *, seed: int = 0) -> tuple[Batch, Batch]:
-    """Split simulations at random into those to train on and those held out.
-
-    Parameters
-    ----------
-    z : Tensor
-        (n, dim)
-    encoded : mapping
-        Named tensors (n, ...).
-    held_out : float
-        Share that is held out, at least one simulation.
-    seed : int
-        Decides which.
-
-    Returns
-    -------
-    training, held_out : tuple
-        Two pairs (z, encoded).
-    """
-    if len(z) < 2:
-        raise ValueError(f"At least 2 simulations are needed to hold some out, got {len(z)}.")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(z), generator=generator).to(z.device)
-    size = min(max(round(held_out * len(z)), 1), len(z) - 1)
-
-    def part(rows: Tensor) -> Batch:
-        return z[rows], {name: value[rows] for name, value in encoded.items()}
-
-    return part(order[size:]), part(order[:size])

@@ -36,7 +36,7 @@ class Standing:
     skipped: int = 0  # steps that were not finite
     skipped_share: float = 0.0  # of the steps between the last two evaluations
     restarts: int = 0
-    condensed: bool = False  # whether only the last layers are still trained
+    last_layers: bool = False  # whether only the last layers are still trained
     finished: bool = False
     rows: list[list[float]] = field(default_factory=list)  # of the history
 
@@ -49,7 +49,7 @@ class Standing:
             cycle_seconds=0.0,
             next_evaluation=0.0,
             fruitless=0,
-            condensed=False,
+            last_layers=False,
             finished=False,
         )
 

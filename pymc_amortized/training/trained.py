@@ -28,11 +28,11 @@ class Trained:
         What ended training: "steps", "time", "patience", "interrupt" or "diverged".
     settled : bool
         Whether more steps would bring little: training came to its end, its second half lowered the
-        held-out loss by at most 0.05 nats beyond two standard errors, and it does not overfit. Where
-        the last layers went on alone, they brought more than the second half of what came before.
+        held-out loss by at most 0.05 nats per parameter beyond two standard errors, and it does not
+        overfit. Where the last layers went on alone, they brought more than the second half of what
+        came before. A loss that is not in nats says itself how much is little.
     gain : float
-        Nats by which the last fifth of training lowered the held-out loss. NaN if that is not
-        known.
+        By how much the second half of training lowered the held-out loss. NaN if that is not known.
     gain_error : float
         Standard error of ``gain`` over the held-out simulations.
     overfit : float
@@ -58,11 +58,6 @@ class Trained:
     simulations: int
     seconds_simulating: float
     seconds_training: float
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended training."""
-        return self.stopped == "interrupt"
 
 
 _ENDINGS: dict[str, str] = {

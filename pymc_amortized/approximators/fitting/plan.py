@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from pymc_amortized.training import Batch, Condensing, Reduce, Training, fastest_step, torch_threads
+from pymc_amortized.training import Batch, LastLayers, Reduce, Training, fastest_step, torch_threads
 from pymc_amortized.training.options import DEFAULT_SECONDS, MOST_PASSES, WHOLE
 
 Timed = Callable[[int | None], tuple[float, int]]
@@ -113,13 +112,13 @@ class Plan:
         With the number of steps.
     workers : int
         Processes that simulate while this one trains; 0 where it simulates by itself.
-    condensing : Condensing or None
+    last_layers : LastLayers or None
         None where all of the network is trained to the end.
     """
 
     options: Training
     workers: int
-    condensing: Condensing | None
+    last_layers: LastLayers | None
 
 
 def plan_posterior(
@@ -135,7 +134,7 @@ def plan_posterior(
     Parameters
     ----------
     network : nn.Module
-        On its device; with a method ``condensed``.
+        On its device; with a method ``reduced``.
     prepare : callable
         Prepares the simulations of one batch.
     simulating : float
@@ -162,11 +161,7 @@ def plan_posterior(
     options = replace(options.planned(each, seconds), threads=cost.threads, passes=passes, whole=whole)
     if whole == 1:
         return Plan(options, workers, None)
-
-    def freeze() -> Reduce:
-        return _condensed(copy.deepcopy(network).eval())
-
-    return Plan(options, workers, Condensing(freeze, whole, whole * first / each))
+    return Plan(options, workers, LastLayers(whole, whole * first / each))
 
 
 def _last_layers(
@@ -177,7 +172,7 @@ def _last_layers(
     if whole == 1:
         return 1.0, cost.step, 0.0
     with torch_threads(cost.threads):
-        reduce = _condensed(network)
+        reduce: Reduce = network.reduced  # type: ignore[assignment]
         reduced = reduce(encoded)
         if reduced is encoded:
             return 1.0, cost.step, 0.0
@@ -186,11 +181,6 @@ def _last_layers(
     if options.whole is None and later > 0.7 * cost.step:  # not worth it
         return 1.0, cost.step, 0.0
     return whole, later, reducing
-
-
-def _condensed(network: nn.Module) -> Reduce:
-    """From encoded data to what the last layers of a network see."""
-    return network.condensed  # type: ignore[return-value]
 
 
 def plan_classifier(

@@ -15,7 +15,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.training import (
     Batch,
     Batches,
-    Condensing,
+    LastLayers,
     Trained,
     Training,
     TrainingState,
@@ -75,7 +75,7 @@ class Setup:
         held_out: Batch,
         *,
         resume: TrainingState | None = None,
-        condensing: Condensing | None = None,
+        last_layers: LastLayers | None = None,
     ) -> Trained:
         """Train one network by a source of batches, judged by a prepared batch; see :func:`train`."""
         with self.threads():
@@ -88,7 +88,7 @@ class Setup:
                 resume=resume,
                 progress=self.progressbar,
                 device=self.device,
-                condensing=condensing,
+                last_layers=last_layers,
             )
 
 

@@ -43,7 +43,7 @@ from pymc_amortized.training import (
     train,
 )
 from pymc_amortized.training.device import integer_seed, isolated_random_numbers, torch_generator
-from pymc_amortized.training.loop import RESTART_RATE
+from pymc_amortized.training.run import RESTART_RATE
 
 logger = logging.getLogger("pymc_amortized")
 

@@ -257,7 +257,7 @@ class PosteriorFit:
             lambda: self.prepared(network, statistics), lambda made, _: self.prepared(network, made), steps.workers
         )
         held = self.prepared(network, held_out)
-        trained = self.setup.train(network, source, held, resume=state, condensing=steps.condensing)
+        trained = self.setup.train(network, source, held, resume=state, last_layers=steps.last_layers)
         return self.finish(network, gaps, trained, held_out, pilot, statistics.take(slice(PILOT)))
 
     def train_by(self, options: Training) -> None:

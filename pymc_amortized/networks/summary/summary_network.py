@@ -93,7 +93,7 @@ class SummaryNetwork(nn.Module):
         return encoded | {STATISTICS: self._raw_statistics(encoded)}
 
     @torch.no_grad()
-    def condensed(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    def reduced(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put the statistics and the learned features in the place of encoded data: all that is seen of these.
 
         It holds as long as the branches stay as they are.

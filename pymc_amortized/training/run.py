@@ -1,0 +1,306 @@
+"""One training: what a step, an evaluation and an ending do.
+
+Nothing in a step waits for the device: losses are added up there and read at evaluations.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pymc_amortized.training.device import random_state, set_random_state
+from pymc_amortized.training.history import SERIES, History
+from pymc_amortized.training.judge import Judge
+from pymc_amortized.training.options import Training
+from pymc_amortized.training.progress import Status
+from pymc_amortized.training.schedule import LastLayers, scheduled
+from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise, stalled
+from pymc_amortized.training.source import Batches, moved
+from pymc_amortized.training.state import Standing, TrainingState, check_layout, group, prefixed
+from pymc_amortized.training.trained import Trained
+from pymc_amortized.training.weights import FlatWeights, scalar_loss
+
+RESTART_RATE = 0.3
+"""A finished training that is continued starts a new schedule at this share of the last peak."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network to train, with what :func:`train` takes for it.
+
+    `term` is added to the loss in training.
+    """
+
+    network: nn.Module
+    source: Batches
+    held_out: tuple[Tensor, Mapping[str, Tensor]]
+    options: Training
+    resume: TrainingState | None = None
+    term: Callable[[], Tensor] | None = None
+    last_layers: LastLayers | None = None
+
+
+class Run:
+    """One training.
+
+    Parameters
+    ----------
+    task : Task
+    weights : FlatWeights
+        Of its network, on the device.
+    """
+
+    def __init__(self, task: Task, weights: FlatWeights) -> None:
+        self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
+        self.last_layers = task.last_layers
+        self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
+        self.weights, self.device = weights, weights.vector.device
+        self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
+        self.at = Standing()
+        self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
+        self.clock = time.perf_counter()
+        self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
+        # Losses since the last evaluation, on the device; NaN where a step was skipped.
+        self.losses: list[Tensor] = []
+        if task.resume is not None:
+            self.restore(task.resume)
+
+    def begin(self) -> None:
+        """Judge the weights before the first step."""
+        self.network.train()
+        if self.at.next_evaluation == 0:
+            self.evaluate()
+
+    def step(self) -> Stopped | None:
+        """Make one step, unless there is a reason to stop, which is returned."""
+        fraction = self.fraction()
+        if fraction >= 1:
+            return "steps" if self.at.cycle_step >= self.options.steps else "time"
+        if self.last_layers is not None and not self.at.last_layers and fraction >= self.last_layers.after:
+            self.evaluate()
+            if reason := self.reason_to_stop():
+                return reason
+            self.go_on_with_last_layers()
+        if fraction >= self.at.next_evaluation:
+            self.evaluate()
+            if reason := self.reason_to_stop():
+                return reason
+        self.advance(fraction)
+        return None
+
+    def advance(self, fraction: float) -> None:
+        """Make one step."""
+        loss = scalar_loss(self.network, self.source.next())
+        gradient = self.weights.gradient(loss if self.term is None else loss + self.term().to(loss))
+        norm = torch.linalg.vector_norm(gradient)
+        # A gradient that is not finite counts as zero: no need to ask the device before going on.
+        finite = torch.isfinite(norm + loss.detach())
+        scale = torch.where(finite, (self.options.clip_norm / norm).clamp(max=1.0), 0.0)
+        self.weights.vector.grad = gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(scale)
+        self.optimizer.param_groups[0]["lr"] = self.rate(fraction)
+        with self.weights.held():
+            self.optimizer.step()
+        self.at.step += 1
+        self.at.cycle_step += 1
+        # An average over the latest share of all steps: the more steps, the longer it looks back.
+        share = 1.0 / (1.0 + self.options.averaging * self.at.cycle_step)
+        self.average.lerp_(self.weights.vector.detach(), share if self.options.averaging else 1.0)
+        self.losses.append(torch.where(finite, loss.detach(), math.nan))
+
+    def fraction(self) -> float:
+        """Return the share of the training that is done, by steps or time."""
+        by_steps = self.at.cycle_step / self.options.steps
+        if self.options.max_time is None:
+            return by_steps
+        time = (self.at.cycle_seconds + self.elapsed()) / self.options.max_time
+        return max(by_steps, time if self.last_layers is None else self.last_layers.fraction(time))
+
+    def go_on_with_last_layers(self) -> None:
+        """From the averaged weights, train only the last layers on; the best so far remain to be beaten at the end."""
+        loss = self.judge.evaluations[-1].loss
+        if not math.isfinite(loss):
+            self.judge.use_best()
+            self.average.copy_(self.judge.best)
+            loss = self.judge.best_loss
+        self.earlier = self.judge.best.clone(), self.judge.best_loss
+        self.weights.set(self.average)
+        self.judge.keep(self.average, loss)
+        self.optimizer = _adamw(self.weights.vector, self.options)  # the moments of what stays would move it
+        self.at.fruitless, self.at.last_layers = 0, True
+        self.reduce()
+
+    def reduce(self) -> None:
+        """Reduce simulations to what the last layers see of them, by the weights that the others have now."""
+        reduced = copy.deepcopy(self.network).eval().reduced
+        self.source.reduce(reduced)  # type: ignore[arg-type]
+        self.judge.reduce(reduced)  # type: ignore[arg-type]
+
+    def elapsed(self) -> float:
+        """Return the seconds since this call of ``train``."""
+        return time.perf_counter() - self.clock
+
+    def rate(self, fraction: float) -> float:
+        """Return the learning rate."""
+        # Taken halfway through the coming step, so that it is never quite zero.
+        halfway = fraction + 0.5 / self.options.steps
+        peak = self.options.learning_rate * RESTART_RATE**self.at.cycle * 0.5**self.at.restarts
+        return peak * scheduled(halfway, self.at.cycle_step, self.options.warmup)
+
+    def evaluate(self) -> None:
+        """Judge the averaged weights and add a row to the history."""
+        fraction = self.fraction()
+        better = self.judge.evaluate(fraction, self.average)
+        self.at.fruitless = 0 if better else self.at.fruitless + 1
+        grid = self.options.evaluations
+        self.at.next_evaluation = (math.floor(fraction * grid + 1e-9) + 1) / grid
+        losses = self.recent_losses().cpu().numpy()
+        made = losses[~np.isnan(losses)]
+        self.losses.clear()
+        self.at.skipped += len(losses) - len(made)
+        self.at.skipped_share = 1 - len(made) / max(len(losses), 1)
+        loss = float(made.mean(dtype=np.float64)) if len(made) else math.nan
+        held_out, rate = self.judge.evaluations[-1].loss, self.rate(fraction)
+        self.at.rows.append([self.at.step, self.at.seconds + self.elapsed(), loss, held_out, rate])
+
+    def reason_to_stop(self) -> Stopped | None:
+        """Return why to stop after an evaluation, if there is a reason."""
+        if self.at.skipped_share > 0.5:
+            if self.at.restarts >= 5:  # going back and halving the rate helps once or twice, or not at all
+                return "diverged"
+            self.go_back()
+        if self.source.fixed and self.at.fruitless >= self.options.patience:
+            return "patience"
+        return None
+
+    def go_back(self) -> None:
+        """Take the best weights, forget the optimizer's moments and halve the learning rate."""
+        self.judge.use_best()
+        self.average.copy_(self.judge.best)
+        self.optimizer = _adamw(self.weights.vector, self.options)
+        self.at.restarts += 1
+
+    def ended(self, stopped: Stopped) -> Trained:
+        """Judge the last weights, give the network the best ones and return everything."""
+        # Before the last judgement, which an uninterrupted training would not have made here.
+        state = self.state(finished=False) if stopped == "interrupt" else None
+        try:
+            if not self.at.rows or self.at.rows[-1][0] < self.at.step:
+                self.evaluate()
+        except KeyboardInterrupt:  # of somebody impatient: the last weights stay unjudged
+            stopped = "interrupt"
+        if not math.isfinite(self.judge.best_loss):
+            self.judge.keep(self.average, math.inf)
+        if self.earlier is not None and self.earlier[1] < self.judge.best_loss:
+            self.judge.keep(*self.earlier)
+        if state is None:
+            state = self.state(finished=stopped != "interrupt")
+        self.judge.use_best()
+        self.network.eval()
+        evaluations, negligible = self.judge.evaluations, self.judge.negligible
+        gain, error = last_gain(evaluations)
+        judged = enough_to_judge(self.at.cycle_step, len(evaluations))
+        if self.at.last_layers and self.last_layers is not None:
+            judged = judged and not stalled(evaluations, self.last_layers.after, negligible * self.judge.parameters)
+        overfit = rise(evaluations, negligible) if self.source.fixed else 0.0
+        simulating = self.source.seconds - self.simulated_before
+        return Trained(
+            network=self.network,
+            history=self.history(),
+            state=state,
+            stopped=stopped,
+            settled=judged and is_settled(stopped, gain, error, overfit, negligible * self.judge.parameters),
+            gain=gain,
+            gain_error=error,
+            overfit=overfit,
+            held_out_loss=self.judge.best_loss,
+            simulations=self.source.simulations,
+            seconds_simulating=self.source.seconds,
+            seconds_training=self.at.training_seconds + self.elapsed() - simulating,
+        )
+
+    def recent_losses(self) -> Tensor:
+        """Return the losses since the last evaluation."""
+        return torch.stack(self.losses) if self.losses else torch.empty(0)
+
+    def history(self) -> History:
+        """Return the history so far."""
+        columns = np.array(self.at.rows, dtype=np.float64).reshape(-1, 5).T
+        return History.of(
+            dict(zip(SERIES, columns, strict=True)),
+            skipped_steps=self.at.skipped,
+            restarts=self.at.restarts,
+        )
+
+    def status(self) -> Status:
+        """Return what is shown of the progress."""
+        evaluations = self.judge.evaluations
+        held_out = evaluations[-1].loss if evaluations else math.nan
+        fraction = min(self.fraction(), 1.0)
+        before = self.at.rows[-1][2] if self.at.rows else math.nan
+        loss = float(self.losses[-1]) if self.losses else before
+        return Status(self.at.step, fraction, loss, held_out, self.elapsed())
+
+    def state(self, finished: bool) -> TrainingState:
+        """Return all that is needed to go on."""
+        now = {
+            "weights": self.weights.vector,
+            "average": self.average,
+            "losses": self.recent_losses(),
+        }
+        tensors = {
+            **prefixed("now", now),
+            **prefixed("buffers", self.weights.buffers),
+            **prefixed("optimizer", self.optimizer.state_dict()["state"].get(0, {})),
+            **prefixed("random", random_state(self.device)),
+            **self.judge.tensors(),
+        }
+        best_loss = self.judge.best_loss
+        simulating = self.source.seconds - self.simulated_before
+        standing = replace(
+            self.at,
+            finished=finished,
+            seconds=self.at.seconds + self.elapsed(),
+            cycle_seconds=self.at.cycle_seconds + self.elapsed(),
+            training_seconds=self.at.training_seconds + self.elapsed() - simulating,
+        )
+        values = {
+            "standing": standing.values(),
+            "source": self.source.state(),
+            "layout": self.weights.layout,
+            "best_loss": best_loss if math.isfinite(best_loss) else None,
+        }
+        return TrainingState(tensors, values)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state: where it stopped, or with a new cycle if it had finished."""
+        check_layout(state.values["layout"], self.weights.layout)
+        self.at = Standing.from_values(state.values["standing"])
+        self.source.restore(state.values["source"])
+        self.simulated_before = self.source.seconds
+        self.judge.restore(state.tensors, state.values["best_loss"])
+        if self.at.finished:
+            self.judge.use_best()
+            self.judge.evaluations.clear()
+            self.average.copy_(self.judge.best)
+            self.at = self.at.next_cycle()
+            return
+        now, moments = group(state.tensors, "now"), group(state.tensors, "optimizer")
+        self.weights.set(now["weights"], group(state.tensors, "buffers"))
+        self.average.copy_(now["average"])
+        self.losses = list(now["losses"].to(self.device))
+        if moments:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
+        set_random_state(self.device, group(state.tensors, "random"))
+        if self.at.last_layers and self.last_layers is not None:
+            self.reduce()
+
+
+def _adamw(vector: nn.Parameter, options: Training) -> torch.optim.AdamW:
+    fused = vector.device.type in ("cpu", "cuda", "mps") and vector.is_floating_point()
+    return torch.optim.AdamW([vector], lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
