@@ -13,7 +13,7 @@ from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.linear_models import LinearModels
 from pymc_amortized.networks.summary.join import EncodedArray, Join, Whole
-from pymc_amortized.networks.summary.moments import SHRINKAGE
+from pymc_amortized.networks.summary.layers import GUARD
 from pymc_amortized.networks.terms import _coordinates
 
 ROWS = 9
@@ -44,7 +44,7 @@ def test_parts_add_up_to_the_evidence_of_linear_models(n, channels):
     assert len(found) == models.width
     each = models.each
     assert each == 2 + (channels - 1) * (channels > 2)  # the intercept, all, and all but one
-    for i, k in enumerate(SHRINKAGE):
+    for i, k in enumerate(GUARD.shrinkage):
         start = 4 + 3 * each * i
         explained, volume, _ = found[start : start + 3 * each].reshape(3, each)
 
@@ -65,7 +65,7 @@ def test_unknown_noise_is_told_by_what_is_left():
     (found,) = models(data).numpy()
     left = found[4 + 2 * models.each : 4 + 3 * models.each]
     design = np.stack([np.ones(ROWS), *x.T], 1)
-    k = SHRINKAGE[0]
+    k = GUARD.shrinkage[0]
     ridge = [
         y @ y - y @ d @ np.linalg.solve(d.T @ d + k * np.eye(d.shape[1]), d.T @ y) for d in (design[:, :1], design)
     ]

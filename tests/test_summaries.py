@@ -27,8 +27,8 @@ from pymc_amortized.networks import (
     SummaryNetwork,
     Transformer,
 )
-from pymc_amortized.networks.summary.kriging import NOISES, kriging
-from pymc_amortized.networks.summary.smoothing import MEMORIES, smoothing_errors
+from pymc_amortized.networks.summary.coupled import NOISES, kriging
+from pymc_amortized.networks.summary.lags import MEMORIES, smoothing_errors
 
 BATCH = 300
 SMALL = {"width": 16, "depth": 1}

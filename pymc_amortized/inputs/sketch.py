@@ -28,7 +28,7 @@ from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
-from pymc_amortized.networks.summary import Auto
+from pymc_amortized.networks.summary.branches import Auto
 from pymc_amortized.numerics.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic

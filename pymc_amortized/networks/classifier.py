@@ -12,38 +12,25 @@ adds to these what is not linear.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.choices import (
-    SUMMARIES,
-    SummaryChoice,
-    describe,
-    dry_run,
-    from_registry,
-    make_summary,
-    summary_options,
-)
+from pymc_amortized.networks.choices import SUMMARIES, SummaryChoice, choose_summary, describe, read_summary
+from pymc_amortized.networks.encode import encode, encode_in_blocks
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
-from pymc_amortized.networks.posterior_network import encoded_in_blocks, tensors_of
-from pymc_amortized.networks.summary import STATISTICS, Options, SummaryNetwork
+from pymc_amortized.networks.summary.branch import Options
 from pymc_amortized.networks.summary.layers import Residual
+from pymc_amortized.networks.summary.summary_network import STATISTICS, SummaryNetwork
 from pymc_amortized.networks.terms import TERMS, Terms
 from pymc_amortized.numerics.blocks import blocks
 
 __all__ = ["ClassifierNetwork"]
-
-HEAD = 64  # width of the network that turns a user's summary into logits
-AT_ONCE = 1_000  # data sets
-WIDEST = 512  # statistics up to which they serve as features for novelty themselves
 
 
 class Head(nn.Module):
@@ -51,7 +38,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.linear, self.residual = nn.Linear(width, classes), Residual(width, HEAD, 1, classes)
+        self.linear, self.residual = nn.Linear(width, classes), Residual(width, 64, 1, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (batch, width) to (batch, classes)."""
@@ -117,15 +104,8 @@ class ClassifierNetwork(nn.Module):
         """
         classes, dim = int(label.max()) + 1, theta.shape[1]
         encoder = DataEncoder.fit(layout, data, sizes)
-        options = summary_options(summary, encoder.layout, dim)
-        encoded = encoded_in_blocks(encoder, data, sizes, None)
-        if options is not None:
-            options, width = replace(options, features=classes), classes
-            module: nn.Module = make_summary(options, encoder, dim)
-        else:
-            assert isinstance(summary, nn.Module)
-            module = copy.deepcopy(summary)  # the user's stays as it is
-            width = dry_run(module, encoded)
+        encoded = encode_in_blocks(encoder, data, sizes)
+        module, width, options = choose_summary(summary, encoder, dim, encoded, features=classes)
         network = cls(encoder, module, width=width, classes=classes, dim=dim, summary_options=options)
         if options is not None:
             network._start(torch.as_tensor(label, dtype=torch.long), encoded, theta, torch.as_tensor(among))
@@ -157,7 +137,7 @@ class ClassifierNetwork(nn.Module):
         """From arrays, what :meth:`loss` takes: probabilities of models (n, classes) and encoded data, float32."""
         place = device or self.device
         z = torch.as_tensor(targets, dtype=torch.float32)
-        return z.to(place), encoded_in_blocks(self.encoder, data, sizes, place)
+        return z.to(place), encode_in_blocks(self.encoder, data, sizes, place)
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add to prepared data what no training changes: statistics and terms of a built-in summary."""
@@ -184,7 +164,7 @@ class ClassifierNetwork(nn.Module):
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
-        return self.encoder(tensors_of(self.encoder, data), sizes)
+        return encode(self.encoder, data, sizes)
 
     @property
     def features(self) -> int:
@@ -197,7 +177,7 @@ class ClassifierNetwork(nn.Module):
         if not isinstance(self.summary, SummaryNetwork):
             return 0
         width = self.summary.linear.in_features
-        return width if width <= WIDEST else 0
+        return width if width <= 512 else 0
 
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) that data sets are compared with simulations by."""
@@ -211,7 +191,7 @@ class ClassifierNetwork(nn.Module):
     def logits(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:
         """Raw data (n, *shape) -> logits (n, classes), float64."""
         parts = []
-        for rows in blocks(len(next(iter(data.values()))), AT_ONCE):
+        for rows in blocks(len(next(iter(data.values()))), 1_000):
             some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
             encoded = self.encode({name: values[rows] for name, values in data.items()}, some)
             logits = self({name: values.to(self.device) for name, values in encoded.items()})
@@ -232,15 +212,13 @@ class ClassifierNetwork(nn.Module):
     def from_description(cls, description: Mapping[str, Any], *, summary: nn.Module | None = None) -> ClassifierNetwork:
         """Build the network whose weights then come by ``load_state_dict``."""
         encoder = DataEncoder.from_description(description["encoder"])
-        options = from_registry(description["summary"], SUMMARIES, "summary", summary)
         dim = int(description["dim"])
-        module = make_summary(options, encoder, dim) if isinstance(options, Options) else copy.deepcopy(summary)
-        assert module is not None
+        module, options = read_summary(description["summary"], encoder, dim, summary)
         return cls(
             encoder,
             module,
             width=int(description["width"]),
             classes=int(description["classes"]),
             dim=dim,
-            summary_options=options if isinstance(options, Options) else None,
+            summary_options=options,
         ).float()

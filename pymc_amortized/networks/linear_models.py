@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.networks.summary.join import Join
-from pymc_amortized.networks.summary.moments import RIDGE, SHRINKAGE
+from pymc_amortized.networks.summary.layers import GUARD
 
 __all__ = ["LinearModels"]
 
@@ -40,7 +40,7 @@ class LinearModels:
         self.of = [i for i, some in zip(self.responses, subsets, strict=True) for _ in some]
         self.masks = torch.tensor([mask for some in subsets for mask in some])
         self.each = len(subsets[0]) if subsets else 0
-        self.width = 2 * join.varies + len(self.responses) * (2 + 3 * self.each * len(SHRINKAGE))
+        self.width = 2 * join.varies + len(self.responses) * (2 + 3 * self.each * len(GUARD.shrinkage))
 
     @staticmethod
     def _subsets(response: int, channels: int) -> list[list[float]]:
@@ -58,10 +58,10 @@ class LinearModels:
         gram = x.mT @ x
         n = gram[:, 0, :1]
         own = gram.diagonal(dim1=-2, dim2=-1)[:, [1 + i for i in self.responses]]
-        parts = [own, n / 2 * torch.log(own + RIDGE)]
+        parts = [own, n / 2 * torch.log(own + GUARD.ridge)]
         if self.join.varies:
             parts += [n, torch.log(n + 1)]
-        for k in SHRINKAGE:
+        for k in GUARD.shrinkage:
             parts += self._at(gram, n, k)
         return torch.cat(parts, -1)
 
@@ -75,7 +75,7 @@ class LinearModels:
         explained = torch.linalg.solve_triangular(factor, product[..., None], upper=False)[..., 0].square().sum(-1) / 2
         volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - gram.shape[-1] / 2 * torch.log(factor.new_tensor(k))
         own = gram.diagonal(dim1=-2, dim2=-1)[:, response]
-        left = n / 2 * torch.log((own - 2 * explained).clamp_min(0.0) + RIDGE * (own + 1))
+        left = n / 2 * torch.log((own - 2 * explained).clamp_min(0.0) + GUARD.ridge * (own + 1))
         return [self._beside_first(part) for part in (explained, volume, left)]
 
     def _beside_first(self, part: Tensor) -> Tensor:

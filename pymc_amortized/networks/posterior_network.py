@@ -28,29 +28,26 @@ from pymc_amortized.networks.choices import (
     SUMMARIES,
     DensityChoice,
     SummaryChoice,
-    density_options,
+    choose_density,
+    choose_summary,
     describe,
-    dry_run,
-    dry_run_density,
-    from_registry,
-    make_density,
-    make_summary,
-    summary_options,
+    rank_levels,
+    read_density,
+    read_levels,
+    read_places,
+    read_summary,
 )
-from pymc_amortized.networks.density.coupling import CouplingSpline, Spline
+from pymc_amortized.networks.density.protocols import DensityOptions, WithLoss
+from pymc_amortized.networks.encode import as_tensor, encode, prepare
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
-from pymc_amortized.networks.regression import regression_start
-from pymc_amortized.networks.summary import Options, SummaryNetwork
+from pymc_amortized.networks.frame import unwhiten, whiten
+from pymc_amortized.networks.regression import begin_at_regression
+from pymc_amortized.networks.summary.branch import Options
+from pymc_amortized.networks.summary.summary_network import SummaryNetwork
 
-__all__ = ["PosteriorNetwork"]
-
-REGRESSION_UP_TO = 1_500  # statistics; the normal equations of so many take half a second
-
-ENCODED_AT_ONCE = 2**17  # values, float64: 1 MiB, so that the steps of encoding meet them in the cache
-
-REDRAWS = 5  # of a share of perhaps a thousandth, each time
+__all__ = ["Context", "PosteriorNetwork"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,8 @@ class PosteriorNetwork(nn.Module):
     ----------
     places : list of int or None
         The parameters that it is a density of, where these are not all; others are not looked at.
+    is_regression : bool
+        Whether it was built to begin at the regression of the parameters on the statistics.
     """
 
     def __init__(
@@ -89,21 +88,17 @@ class PosteriorNetwork(nn.Module):
         *,
         features: int,
         summary_options: Options | None,
-        density_options: Spline | None,
+        density_options: DensityOptions | None,
+        levels: tuple[int, ...] | None = None,
         places: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.places = None if places is None else [int(place) for place in places]
-        self.standardizer, self.encoder, self.summary, self.density = (
-            standardizer,
-            encoder,
-            summary,
-            density,
-        )
-        self.features = features
+        self.standardizer, self.encoder, self.summary, self.density = standardizer, encoder, summary, density
+        self.features, self.levels = features, levels
         self.summary_options, self.density_options = summary_options, density_options
         self.is_regression = False
-        self.frame = next(iter(_frames(encoder)), None)
+        self.frame = next((array.name for array in encoder.layout.arrays if array.frame), None)
 
     @classmethod
     def build(
@@ -141,8 +136,8 @@ class PosteriorNetwork(nn.Module):
             arrays (a dict of tensors, (batch, *shape, channels), with masks "mask:<axis>" of sized
             axes) to (batch, features).
         density : "spline", Spline, torch.nn.Module or callable
-            A module with the methods of :class:`ConditionalDensity`, or a function of the numbers
-            of parameters and features that makes one.
+            A module with the methods of :class:`ConditionalDensity`, and perhaps those of :class:`WithLoss` and
+            :class:`WithStart`; or a function of the numbers of parameters and features that makes one.
         levels : tuple of int, optional
             Level of each parameter in the model's hierarchy, for the built-in density; by default all are of one.
         standardizer : ParameterStandardizer, optional
@@ -153,51 +148,26 @@ class PosteriorNetwork(nn.Module):
         standardizer = ParameterStandardizer.fit(theta) if standardizer is None else copy.deepcopy(standardizer)
         if places is not None:
             standardizer, theta = standardizer.of(places), theta[:, places]
-            levels = None if levels is None else _ranks([levels[place] for place in places])
+            levels = None if levels is None else rank_levels([levels[place] for place in places])
         encoder = DataEncoder.fit(layout, data, sizes)
-        options = summary_options(summary, encoder.layout, standardizer.dim)
-        z, encoded = _prepare(standardizer, encoder, theta, data, sizes, None)
-        if options is not None:
-            module: nn.Module = make_summary(options, encoder, standardizer.dim)
-            features = options.features or 0
-        else:
-            assert isinstance(summary, nn.Module)
-            summary = copy.deepcopy(summary)  # the user's stays as it is
-            module, features = summary, dry_run(summary, encoded)
-        spline = density_options(density, standardizer.dim)
+        z, encoded = prepare(standardizer, encoder, theta, data, sizes)
+        module, features, summary_options = choose_summary(summary, encoder, standardizer.dim, encoded)
+        density_module, density_options = choose_density(density, z, features, levels)
         network = cls(
             standardizer,
             encoder,
             module,
-            make_density(spline if spline is not None else density, standardizer.dim, features, levels),
+            density_module,
             features=features,
-            summary_options=options,
-            density_options=spline,
+            summary_options=summary_options,
+            density_options=density_options,
+            levels=levels,
             places=places,
         )
-        if spline is None:
-            dry_run_density(network.density.float(), z.float(), features)
-        if options is not None:
-            network._start(z, encoded)
+        if isinstance(module, SummaryNetwork):
+            module.fit(encoded, z)
+            network.is_regression = begin_at_regression(module, density_module, encoded, z)
         return network.float()
-
-    def _start(self, z: Tensor, encoded: dict[str, Tensor]) -> None:
-        """Learn the statistics' scales, and begin at the regression of z on the statistics."""
-        summary, density = self.summary, self.density
-        assert isinstance(summary, SummaryNetwork)
-        summary.fit(encoded, z)
-        with torch.no_grad():
-            t = summary.statistics(encoded)
-        if t.shape[1] > REGRESSION_UP_TO or len(z) < 50 or summary.features < z.shape[1]:
-            return
-        self.is_regression = True
-        start = regression_start(t.double(), z.double().clamp(-8.0, 8.0))
-        summary.start_at(start.weight.float(), start.bias.float())
-        if isinstance(density, CouplingSpline):
-            spread = summary.features >= 2 * self.dim
-            if spread:
-                summary.start_at(start.log_scale_weight.float(), start.log_scale_bias.float(), self.dim)
-            density.start_at(start.covariance, spread)
 
     @property
     def dim(self) -> int:
@@ -212,6 +182,11 @@ class PosteriorNetwork(nn.Module):
             torch.device("cpu"),
         )
 
+    @property
+    def negligible(self) -> float:
+        """How much of the loss, per parameter, is not worth more training: nats, unless the density says otherwise."""
+        return getattr(self.density, "negligible", 0.05)
+
     def prepare(
         self,
         theta: np.ndarray,
@@ -224,8 +199,9 @@ class PosteriorNetwork(nn.Module):
 
         Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,).
         """
-        theta = theta if self.places is None else theta[:, self.places]
-        return _prepare(self.standardizer, self.encoder, theta, data, sizes, device or self.device)
+        theta, device = theta if self.places is None else theta[:, self.places], device or self.device
+        z, encoded = prepare(self.standardizer, self.encoder, theta, data, sizes)
+        return z.to(device), {name: values.to(device) for name, values in encoded.items()}
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add to prepared data what no training changes: the statistics of a built-in summary."""
@@ -238,13 +214,19 @@ class PosteriorNetwork(nn.Module):
         return self.summary.reduced(encoded) | ({} if self.frame is None else {self.frame: encoded[self.frame]})
 
     def loss(self, z: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        """Mean negative log density of z (batch, dim), given prepared data; a scalar."""
-        log_prob = self.density.log_prob(z, self.summary(encoded))  # type: ignore[operator]
+        """Mean loss of z (batch, dim), given prepared data; a scalar.
+
+        It is the negative log density of standardized parameters, unless the density has a loss of its own.
+        """
+        features, density = self.summary(encoded), self.density
+        if isinstance(density, WithLoss):
+            return density.loss(z, features).mean()
+        log_prob = density.log_prob(z, features)  # type: ignore[operator]
         return -(log_prob if self.frame is None else log_prob + encoded[self.frame]).mean()
 
     def encode(self, data: Mapping[str, np.ndarray | Tensor], sizes: Sizes | None = None) -> dict[str, Tensor]:
         """Raw data (batch, *shape) -> what :meth:`summarize` takes, on the CPU."""
-        return self.encoder(tensors_of(self.encoder, data), sizes)
+        return encode(self.encoder, data, sizes)
 
     def summarize(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Encoded data -> features (batch, features) on the network's device."""
@@ -264,9 +246,9 @@ class PosteriorNetwork(nn.Module):
 
         Only of a network with built-in parts, before any training: this is where it begins.
         """
-        summary, density = self.summary, self.density
-        assert isinstance(summary, SummaryNetwork) and isinstance(density, CouplingSpline)
-        return density.normal(summary.linear(summary.statistics(self.encode(data, sizes))))
+        assert isinstance(self.summary, SummaryNetwork)
+        context = self.summary.linear(self.summary.statistics(self.encode(data, sizes)))
+        return self.density.normal(context)  # type: ignore[operator]
 
     def log_prob(
         self,
@@ -279,25 +261,25 @@ class PosteriorNetwork(nn.Module):
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Context) -> Tensor:
-        """The same, given :meth:`context`."""
+        """Log density (..., batch) of all parameters theta (..., batch, parameters), given :meth:`context`."""
         z, log_det = self.standardized(theta, context)
         z = z.float().to(context.features.device)
         return self.density.log_prob(z, context.features).cpu().double() + log_det  # type: ignore[operator]
 
     def standardized(self, theta: np.ndarray | Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """What the density is one of, (..., batch, dim), where theta are all parameters; with the log determinant."""
-        theta = _tensor(theta)
+        theta = as_tensor(theta)
         z, log_det = self.standardizer.exact(theta if self.places is None else theta[..., self.places])
         if context.frame is None:
             return z, log_det
-        z, frame_log_det = _whitened(z, context.frame)
+        z, frame_log_det = whiten(z, context.frame)
         return z, log_det + frame_log_det
 
     def unstandardized(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Undo :meth:`standardized`, of z (draws, batch, dim): what it is a density of, and the same determinant."""
         frame_log_det: Any = 0.0
         if context.frame is not None:
-            z, frame_log_det = _colored(z.cpu().double(), context.frame)
+            z, frame_log_det = unwhiten(z.cpu().double(), context.frame)
         theta, log_det = self.standardizer.inverse(z)
         return theta, frame_log_det + log_det
 
@@ -334,7 +316,7 @@ class PosteriorNetwork(nn.Module):
     def sample_given(
         self, draws: int, context: Context, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same, given :meth:`context`."""
+        """Draw from q(theta | data), given :meth:`context`; returns what :meth:`sample` does."""
         z, log_prob = self.density.sample(draws, context.features, generator)  # type: ignore[operator]
         theta, log_det = self.unstandardized(z, context)
         return theta, log_prob.cpu().double() + log_det
@@ -354,7 +336,7 @@ class PosteriorNetwork(nn.Module):
         """
         context = self.context(data, sizes=sizes)
         theta, log_q = self.sample_given(draws, context, generator)
-        for _ in range(REDRAWS):
+        for _ in range(5):  # of a share of perhaps a thousandth, each time
             outside = ~self.standardizer.within(theta)
             most = int(outside.sum(0).max())
             if most == 0:
@@ -374,7 +356,7 @@ class PosteriorNetwork(nn.Module):
             "encoder": self.encoder.description(),
             "summary": describe(self.summary_options, SUMMARIES),
             "density": describe(self.density_options, DENSITIES),
-            "levels": self.density.level_of if isinstance(self.density, CouplingSpline) else None,
+            "levels": self.levels,
             "places": self.places,
         }
 
@@ -396,108 +378,18 @@ class PosteriorNetwork(nn.Module):
             The user's own networks, where the description says so.
         """
         dim, features = int(description["dim"]), int(description["features"])
-        levels = _levels(description["levels"], dim)
+        levels = read_levels(description["levels"], dim)
         encoder = DataEncoder.from_description(description["encoder"])
-        options = from_registry(description["summary"], SUMMARIES, "summary", summary)
-        spline = from_registry(description["density"], DENSITIES, "density", density)
-        module = make_summary(options, encoder, dim) if isinstance(options, Options) else copy.deepcopy(summary)
-        assert module is not None
+        module, summary_options = read_summary(description["summary"], encoder, dim, summary)
+        density_module, density_options = read_density(description["density"], dim, features, levels, density)
         return cls(
             ParameterStandardizer(dim),
             encoder,
             module,
-            make_density(spline if isinstance(spline, Spline) else density, dim, features, levels),
+            density_module,
             features=features,
-            summary_options=options if isinstance(options, Options) else None,
-            density_options=spline if isinstance(spline, Spline) else None,
-            places=_places(description["places"], dim),
+            summary_options=summary_options,
+            density_options=density_options,
+            levels=levels,
+            places=read_places(description["places"], dim),
         ).float()
-
-
-def _ranks(levels: Sequence[int]) -> tuple[int, ...]:
-    """Levels counted anew, where some are no longer there."""
-    there = sorted(set(levels))
-    return tuple(there.index(level) for level in levels)
-
-
-def _places(given: Any, dim: int) -> list[int] | None:
-    """Read the places of a description, which may be anything."""
-    if given is None:
-        return None
-    if len(given) != dim or not all(isinstance(place, int) and place >= 0 for place in given) or len(set(given)) < dim:
-        raise ValueError(f"places are {given!r}; expected {dim} different ones")
-    return list(given)
-
-
-def _levels(given: Any, dim: int) -> tuple[int, ...] | None:
-    """Read the levels of a description, which may be anything."""
-    if given is None:
-        return None
-    if len(given) != dim or not all(isinstance(level, int) and 0 <= level < max(dim, 1) for level in given):
-        raise ValueError(f"levels are {given!r}; expected {dim} numbers from 0 to {dim - 1}")
-    return tuple(given)
-
-
-def _tensor(values: np.ndarray | Tensor) -> Tensor:
-    """Wrap an array; one that torch cannot wrap (read-only, or with negative strides) is copied."""
-    if isinstance(values, Tensor):
-        return values
-    values = np.ascontiguousarray(values).reshape(np.shape(values))
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
-
-
-def tensors_of(encoder: DataEncoder, data: Mapping[str, np.ndarray | Tensor]) -> dict[str, Tensor]:
-    """Wrap the arrays that an encoder reads."""
-    return {layout.name: _tensor(data[layout.name]) for layout in encoder.layout.arrays}
-
-
-def _prepare(
-    standardizer: ParameterStandardizer,
-    encoder: DataEncoder,
-    theta: np.ndarray,
-    data: Mapping[str, np.ndarray],
-    sizes: Sizes | None,
-    device: torch.device | str | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    with torch.no_grad():
-        z, _ = standardizer.exact(_tensor(theta))
-        encoded = encoded_in_blocks(encoder, data, sizes, None)
-        for name in _frames(encoder):
-            z, encoded[name] = _whitened(z, encoded[name])
-        return z.float().to(device), {name: values.float().to(device) for name, values in encoded.items()}
-
-
-def _frames(encoder: DataEncoder) -> list[str]:
-    """Name of the frame, if there is one."""
-    return [array.name for array in encoder.layout.arrays if array.frame]
-
-
-@torch.no_grad()
-def encoded_in_blocks(
-    encoder: DataEncoder, data: Mapping[str, np.ndarray], sizes: Sizes | None, device: torch.device | str | None
-) -> dict[str, Tensor]:
-    """Encode raw data (n, *shape), in blocks that stay in the cache."""
-    tensors = tensors_of(encoder, data)
-    n = len(next(iter(tensors.values())))
-    block = max(ENCODED_AT_ONCE // max(sum(v.numel() for v in tensors.values()) // max(n, 1), 1), 1)
-    parts = []
-    for rows in (slice(start, start + block) for start in range(0, max(n, 1), block)):
-        some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
-        parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
-    return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
-
-
-def _whitened(z: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardize z (..., batch, dim) by frames (batch, dim + dim * dim); with log |du / dz| (batch,)."""
-    dim = z.shape[-1]
-    whitening = frame[:, dim:].unflatten(-1, (dim, dim))
-    u = torch.einsum("bij,...bj->...bi", whitening, z - frame[:, :dim])
-    return u, whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _colored(u: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo :func:`_whitened`, of u (draws, batch, dim)."""
-    dim = u.shape[-1]
-    whitening = frame[:, dim:].unflatten(-1, (dim, dim))
-    z = torch.linalg.solve_triangular(whitening, u.permute(1, 2, 0), upper=False).permute(2, 0, 1)
-    return z + frame[:, :dim], whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Start", "regression_start"]
+from pymc_amortized.networks.density.protocols import WithStart
+from pymc_amortized.networks.summary.summary_network import SummaryNetwork
+
+__all__ = ["Start", "begin_at_regression", "regression_start"]
 
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-LOG_NORMAL = -0.635  # mean of log |e| for a standard normal e
-WIDEST = 3.0  # e-folds that predicted scales may lie beside their mean
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def regression_start(t: Tensor, z: Tensor) -> Start:
     leverage = (rotated.square() / (values + penalty * len(x))).sum(1)
     residual[held:] /= (1 - leverage[held:, None]).clamp_min(0.1)
 
-    log_size = torch.log(residual.abs() + 1e-8) - LOG_NORMAL
+    log_size = torch.log(residual.abs() + 1e-8) + 0.635  # the mean of log |e| for a standard normal e is -0.635
     center_size = log_size[held:].mean(0)
 
     def log_scale(penalty: float) -> Tensor:
-        return (rotated @ slopes(log_size - center_size, penalty)).clamp(-WIDEST, WIDEST)
+        return (rotated @ slopes(log_size - center_size, penalty)).clamp(-3.0, 3.0)  # e-folds beside their mean
 
     def scale_error(penalty: float) -> float:
         scale = log_scale(penalty)[:held]
@@ -82,3 +83,23 @@ def regression_start(t: Tensor, z: Tensor) -> Start:
     covariance = covariance + torch.diag(0.01 * covariance.diagonal() + 1e-10)
     weight, scale_weight = (vectors @ slope).mT, (vectors @ slopes(log_size - center_size, best)).mT
     return Start(weight, center_z - weight @ center_t, scale_weight, -scale_weight @ center_t, covariance)
+
+
+@torch.no_grad()
+def begin_at_regression(summary: SummaryNetwork, density: nn.Module, encoded: dict[str, Tensor], z: Tensor) -> bool:
+    """Let networks begin at the regression of z (n, dim) on the statistics of encoded data; tell whether they do.
+
+    The first features of the summary become the predicted means; where there is room, the next ones log scales.
+    """
+    t, dim = summary.statistics(encoded), z.shape[1]
+    # the normal equations of so many statistics take half a second
+    if t.shape[1] > 1_500 or len(z) < 50 or summary.features < dim:
+        return False
+    start = regression_start(t.double(), z.double().clamp(-8.0, 8.0))
+    summary.start_at(start.weight.float(), start.bias.float())
+    if isinstance(density, WithStart):
+        spread = summary.features >= 2 * dim
+        if spread:
+            summary.start_at(start.log_scale_weight.float(), start.log_scale_bias.float(), dim)
+        density.start_at(start.covariance, spread)
+    return True

@@ -18,23 +18,14 @@ from torch import Tensor, nn
 from pymc_amortized.networks.encoding.layout import mask_name
 from pymc_amortized.networks.encoding.robust import squash
 from pymc_amortized.networks.linear_models import LinearModels
-from pymc_amortized.networks.summary import SummaryNetwork
 from pymc_amortized.networks.summary.branch import Branch
 from pymc_amortized.networks.summary.layers import Standardize
-from pymc_amortized.networks.summary.sets import SetBranch, SetTransformerBranch
+from pymc_amortized.networks.summary.summary_network import SummaryNetwork
 
 __all__ = ["TERMS", "Terms"]
 
-TERMS = "classifier:terms"  # name under which encoded data may hold their terms
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # penalties of the regression that the network starts at, per simulation
-ITERATIONS = 100  # of that regression; it need not converge
-LIMIT = 4.0  # scales beyond which products count logarithmically: they have heavy tails, which decide little
-PRODUCTS_UP_TO = 64  # of more, the noise of learning their weights costs more than they tell (measured: four times)
-MODELS_UP_TO = 64  # parts of linear models: one response beside eight covariates
-AT_ONCE = 1_024  # data sets whose rows are copied
-WIDEST = 512  # terms whose coordinates are changed: estimated from thousands of simulations
-RIDGE = 1e-3  # of the Hessian, in units of the terms' own scales
+TERMS = "classifier:terms"
+"""Name under which encoded data may hold their terms."""
 
 
 class Terms(nn.Module):
@@ -54,13 +45,14 @@ class Terms(nn.Module):
     def __init__(self, summary: SummaryNetwork, classes: int) -> None:
         super().__init__()
         statistics, self.sized = summary.linear.in_features, summary.layout.sized
-        self.with_products = products(statistics, len(self.sized)) <= PRODUCTS_UP_TO
+        # of more, the noise of learning their weights costs more than they tell (measured: four times)
+        self.with_products = products(statistics, len(self.sized)) <= 64
         self.models = _linear_models([b for b in summary.branches if isinstance(b, Branch)])
         self.register_buffer("pairs", torch.triu_indices(statistics, statistics), persistent=False)
         self.products = Standardize(products(statistics, len(self.sized)) if self.with_products else 0)
         self.linear_models = Standardize(sum(models.width for models in self.models))
         self.width = statistics + len(self.products.center) + len(self.linear_models.center)
-        self.turned = self.width <= WIDEST
+        self.turned = self.width <= 512  # their coordinates are estimated from thousands of simulations
         self.register_buffer("center", torch.zeros(self.width if self.turned else 0))
         self.register_buffer("turn", torch.eye(self.width if self.turned else 0))
         self.linear = nn.Linear(self.width, classes)
@@ -97,7 +89,8 @@ class Terms(nn.Module):
         """All terms (batch, width), of location 0 and scale 1 over simulations."""
         parts = [t]
         if self.with_products:
-            parts.append(squash(self.products(self._products(t, encoded)), LIMIT))
+            # heavy tails decide little: beyond this they count logarithmically
+            parts.append(squash(self.products(self._products(t, encoded)), 4.0))
         if self.models:
             parts.append(self.linear_models(self._linear_models(encoded)))
         return torch.cat(parts, -1)
@@ -109,8 +102,8 @@ class Terms(nn.Module):
         return torch.cat([found, *(part for n in lengths for part in (n, n * t, n * found))], -1)
 
     def _linear_models(self, encoded: dict[str, Tensor]) -> Tensor:
-        n = len(next(iter(encoded.values())))
-        pieces = ({k: v[i : i + AT_ONCE] for k, v in encoded.items()} for i in range(0, n, AT_ONCE))
+        n, size = len(next(iter(encoded.values()))), 1_024  # data sets whose rows are copied at a time
+        pieces = ({k: v[i : i + size] for k, v in encoded.items()} for i in range(0, n, size))
         return torch.cat([torch.cat([models(piece) for models in self.models], -1) for piece in pieces])
 
 
@@ -121,12 +114,12 @@ def products(statistics: int, sized: int) -> int:
 
 
 def _linear_models(branches: Sequence[Branch]) -> list[LinearModels]:
-    """Of rows of several channels, no more than are worth their noise."""
+    """Of rows of several channels, no more than are worth their noise: one response beside eight covariates."""
     found: list[LinearModels] = []
     for branch in branches:
-        if isinstance(branch, SetBranch | SetTransformerBranch) and branch.join.channels > 1:
+        if branch.exchangeable and branch.join.channels > 1:
             models = LinearModels(branch.join)
-            if models.responses and models.width + sum(m.width for m in found) <= MODELS_UP_TO:
+            if models.responses and models.width + sum(m.width for m in found) <= 64:
                 found.append(models)
     return found
 
@@ -142,7 +135,7 @@ def _coordinates(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     weight = (1 - share) * doubt / doubt.sum().clamp_min(1e-300) + share / len(x)
     center = weight @ x / weight.sum()
     hessian = ((x - center) * weight[:, None]).mT @ (x - center)
-    return center, torch.linalg.cholesky(hessian + RIDGE * torch.eye(len(hessian), dtype=x.dtype))
+    return center, torch.linalg.cholesky(hessian + 1e-3 * torch.eye(len(hessian), dtype=x.dtype))
 
 
 def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -155,14 +148,14 @@ def _logistic_regression(t: Tensor, label: Tensor, classes: int) -> tuple[Tensor
         weight, bias = _regressed(t[rest], label[rest], classes, ridge)
         return float(nn.functional.cross_entropy(t[held] @ weight.mT + bias, label[held]))
 
-    return _regressed(t, label, classes, min(RIDGES, key=score))
+    return _regressed(t, label, classes, min((1e-4, 1e-3, 1e-2, 1e-1), key=score))
 
 
 def _regressed(t: Tensor, label: Tensor, classes: int, ridge: float) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         weight = torch.zeros(classes, t.shape[1], dtype=torch.float64, requires_grad=True)
         bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")  # need not converge
 
         def closure() -> float:
             optimizer.zero_grad()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pymc_amortized.networks.choices import encoded_arrays
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
+from pymc_amortized.networks.summary.summary_network import encoded_arrays
 from pymc_amortized.novelty.shape import ShapeStatistics
 from pymc_amortized.numerics.blocks import blocks
 

@@ -1,6 +1,6 @@
-r"""Conditional densities q(z | context) of standardized parameters.
+r"""The conditional density q(z | context) of standardized parameters that is built in.
 
-The built-in one is a Gaussian whose noise is bent by splines:
+It is a Gaussian whose noise is bent by splines:
 
 .. math::
 
@@ -12,8 +12,6 @@ rational-quadratic splines (Dinh et al. 2017, Durkan et al. 2019) that start as 
 Gaussian takes location, width and correlation, however narrow the posterior is beside the prior;
 the levels take the funnels of hierarchies; the splines see noise of unit scale and add the shape.
 What depends on the context alone is computed once per data set, not once per draw.
-
-A user's own density is any module with the two methods of :class:`ConditionalDensity`.
 """
 
 from __future__ import annotations
@@ -22,37 +20,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.density.gaussian import GaussianHead, Level, affine
+from pymc_amortized.networks.density.protocols import DensityOptions
 from pymc_amortized.networks.density.spline import rational_quadratic, spline_size
 from pymc_amortized.numerics.blocks import blocks
 
-__all__ = ["ConditionalDensity", "CouplingSpline", "Spline"]
+__all__ = ["CouplingSpline", "Spline"]
 
 Prepared = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 CHUNK = 8_192  # draws at once in sampling: intermediate results then stay within the cache
 
 
-@runtime_checkable
-class ConditionalDensity(Protocol):
-    """What a density has to offer, a user's own as well (as a ``torch.nn.Module``)."""
-
-    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
-        """Log densities (..., batch) of z (..., batch, dim), given context (batch, features)."""
-        ...
-
-    def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw (draws, batch, dim), with log densities (draws, batch), given (batch, features)."""
-        ...
-
-
 @dataclass(frozen=True)
-class Spline:
+class Spline(DensityOptions):
     """Options of the built-in density.
 
     Parameters
@@ -78,8 +64,12 @@ class Spline:
             raise ValueError(f"bins is {self.bins}; it must lie between 2 and 128")
 
     def resolve(self, dim: int) -> Spline:
-        """The same options with nothing left to choose."""
+        """The options for so many parameters, with nothing left to choose."""
         return self if self.layers is not None else replace(self, layers=1 if dim == 1 else 2 if dim == 2 else 4)
+
+    def density(self, dim: int, features: int, levels: tuple[int, ...]) -> CouplingSpline:
+        """Build the density; see :class:`DensityOptions`."""
+        return CouplingSpline(dim, features, self, levels)
 
 
 class CouplingSpline(nn.Module):
@@ -114,11 +104,11 @@ class CouplingSpline(nn.Module):
         self.register_buffer("permutations", permutations)
         self.register_buffer("inverses", permutations.argsort(-1))
         self.head = GaussianHead(dim, features)
-        self.level_of = tuple(levels if levels is not None else (0,) * dim)
-        order = sorted(range(dim), key=self.level_of.__getitem__)
+        level_of = tuple(levels if levels is not None else (0,) * dim)
+        order = sorted(range(dim), key=level_of.__getitem__)
         self.register_buffer("order", torch.tensor(order, dtype=torch.long))
         self.register_buffer("back", torch.tensor(sorted(range(dim), key=order.__getitem__), dtype=torch.long))
-        starts = [i for i in range(1, dim) if self.level_of[order[i]] != self.level_of[order[i - 1]]]
+        starts = [i for i in range(1, dim) if level_of[order[i]] != level_of[order[i - 1]]]
         self.levels_given = nn.ModuleList(
             Level(start, stop, features, hidden) for start, stop in pairwise([*starts, dim])
         )
@@ -131,9 +121,9 @@ class CouplingSpline(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def start_at(self, residual_covariance: Tensor, spread: bool = False) -> None:
-        """Begin at a normal distribution: see :meth:`GaussianHead.start_at`."""
-        self.head.start_at(residual_covariance, self.order, spread)
+    def start_at(self, covariance: Tensor, spread: bool = False) -> None:
+        """Begin at a normal distribution: see :class:`WithStart`."""
+        self.head.start_at(covariance, self.order, spread)
 
     def normal(self, context: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Mean (batch, dim) and covariance (batch, dim, dim) of where it begins, given context (batch, features)."""

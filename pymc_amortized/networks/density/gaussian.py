@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 __all__ = ["GaussianHead", "Level", "affine"]
 
-FULL_FACTOR_UP_TO = 32  # parameters; 528 numbers per data set
-WIDEST = 6.0  # e-folds by which a level's scale may change with the levels below it
-
 
 def affine(layer: nn.Module, h: Tensor) -> Tensor:
     """A linear layer on columns: (in, n) -> (out, n)."""
@@ -30,7 +27,7 @@ class GaussianHead(nn.Module):
 
     def __init__(self, dim: int, features: int) -> None:
         super().__init__()
-        self.dim, self.full = dim, 1 < dim <= FULL_FACTOR_UP_TO
+        self.dim, self.full = dim, 1 < dim <= 32  # of which a factor is 528 numbers per data set
         self.mean = nn.Linear(features, dim)
         # All dim x dim entries although half are masked: that is faster than scattering a triangle.
         self.factor = nn.Linear(features, dim * dim if self.full else dim)
@@ -114,6 +111,6 @@ class Level(nn.Module):
         h = projected[:, None] + self.enter(below.movedim(0, -1)).movedim(-1, 0)
         h, shape = torch.relu(h).flatten(1), h.shape[1:]
         shift, raw = affine(self.leave, affine(self.middle, h).relu_()).view(2, len(own), *shape)
-        log_scale = WIDEST * torch.tanh(raw / WIDEST)
+        log_scale = 6.0 * torch.tanh(raw / 6.0)  # scales change by six e-folds at most
         own = own * torch.exp(-log_scale) + shift if inverse else (own - shift) * torch.exp(log_scale)
         return torch.cat([below, own, above]), log_scale.sum(0)

@@ -16,11 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["BOUND", "rational_quadratic", "spline_size"]
+__all__ = ["rational_quadratic", "spline_size"]
 
-BOUND = 5.0  # in standard deviations of the base: a draw falls outside once in two million
-SMALLEST = 1e-3  # smallest relative width and height of a bin, as in the paper
-STEEPEST = 7.0  # largest absolute log slope at a knot: 1e-3 is the paper's smallest slope
+BOUND = 5.0
+"""In standard deviations of the base: a draw falls outside once in two million."""
 
 
 def spline_size(bins: int) -> int:
@@ -30,8 +29,8 @@ def spline_size(bins: int) -> int:
 
 def _knots(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Sizes of the bins of raw (bins, ...) on [-BOUND, BOUND], and where they start; both alike."""
-    bins = len(raw)
-    sizes = raw.softmax(0) * (2 * BOUND * (1 - SMALLEST * bins)) + 2 * BOUND * SMALLEST
+    bins, smallest = len(raw), 1e-3  # relative, as in the paper
+    sizes = raw.softmax(0) * (2 * BOUND * (1 - smallest * bins)) + 2 * BOUND * smallest
     return sizes, sizes.cumsum(0) - sizes - BOUND
 
 
@@ -61,7 +60,7 @@ def rational_quadratic(x: Tensor, raw: Tensor, inverse: bool = False) -> tuple[T
     bins = (len(raw) + 1) // 3
     widths, left = _knots(raw[:bins])
     heights, lower = _knots(raw[bins : 2 * bins])
-    inner = raw[2 * bins :].clamp(-STEEPEST, STEEPEST).exp()
+    inner = raw[2 * bins :].clamp(-7.0, 7.0).exp()  # the paper's smallest slope is 1e-3
     ends = torch.ones_like(inner[:1])
     slopes = torch.cat([ends, inner, ends])
 

@@ -1,16 +1,67 @@
-"""What a branch of a summary network is: fixed statistics and learned features of arrays that share an axis."""
+"""What a branch of a summary network is: fixed statistics and learned features of arrays that share an axis.
+
+A summary network of one's choice is made of options (:class:`Options`), which say what structure of data it is made for
+and build its branch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.moments import Moments, moments
+from pymc_amortized.networks.summary.layers import Moments, moments
 
-__all__ = ["Branch", "Values"]
+__all__ = ["Branch", "Options", "Arrangement", "Values"]
+
+Arrangement = Literal["values", "set", "sequence", "grid", "groups"]
+"""How arrays hang together: single values, exchangeable rows, a series, two axes in order, or rows in groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a summary network. What all have is sizes of the network that joins what the branches give.
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for: ClassVar[Arrangement | None] = None
+    """The structure of data that the branch is for. "auto" takes the first network that is registered for each."""
+
+    width: int = 128
+    depth: int = 2
+    features: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            size, least = getattr(self, field.name), 0 if "depth" in field.name else 1
+            if size is None and field.default is None:
+                continue
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"{field.name} is {size!r}; it must be an integer")
+            if size < least:
+                raise ValueError(f"{field.name} is {size}; it must be at least {least}")
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch.
+
+        Parameters
+        ----------
+        join : Join
+            Its arrays, along the axes that they share.
+        dim : int
+            Number of parameters.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is made for no branch")
 
 
 class Branch(nn.Module):
@@ -26,7 +77,17 @@ class Branch(nn.Module):
         Number of fixed statistics.
     pooled : int
         Number of learned features.
+
+    Attributes
+    ----------
+    exchangeable : bool
+        Whether single rows are all that counts, in any order.
+    long : int
+        Rows from which on padding costs more than a loop over pieces of a batch.
     """
+
+    exchangeable = False
+    long = 64
 
     def __init__(self, join: Join, statistics: int, pooled: int) -> None:
         super().__init__()

@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout
-from pymc_amortized.networks.summary import options as opt
-from pymc_amortized.networks.summary.branch import Branch
-from pymc_amortized.networks.summary.flat import FlatBranch
-from pymc_amortized.networks.summary.grid import GridBranch
-from pymc_amortized.networks.summary.grouped import GroupedBranch
+from pymc_amortized.networks.summary.branch import Arrangement, Branch, Options
 from pymc_amortized.networks.summary.join import EncodedArray, Join, Whole
-from pymc_amortized.networks.summary.sequences import SequenceBranch, TransformerBranch
-from pymc_amortized.networks.summary.sets import SetBranch, SetTransformerBranch
 
-__all__ = ["check_fit", "make_branches", "structural_joins"]
+__all__ = ["Auto", "check_fit", "make_branches", "structural_joins"]
 
-SHORT = 8  # steps; in a shorter series every value has a meaning of its own
 
-# The kind of axis that each choice is made for; without one in the data it takes any.
-_MADE_FOR: dict[type[opt.Options], str] = {
-    opt.Set: "set",
-    opt.SetTransformer: "set",
-    opt.Sequence: "sequence",
-    opt.Transformer: "sequence",
-}
+@dataclass(frozen=True, kw_only=True)
+class Auto(Options):
+    """Options of summary networks that are chosen by the structure of the data."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """One branch: its network, its axes, and the arrays joined along them."""
+    """One branch: what it is made for, its axes, and the arrays joined along them.
 
-    options: opt.Options
+    The user's options are in it where they apply to it whatever its structure.
+    """
+
+    arrangement: Arrangement
     axes: tuple[AxisLayout, ...]
     arrays: tuple[EncodedArray, ...]
+    chosen: Options | None = None
 
 
-def check_fit(layout: DataLayout, options: opt.Options) -> None:
+def check_fit(layout: DataLayout, options: Options) -> None:
     """Refuse a choice that the data have no axis for."""
     kinds = [[layout.axis(name).kind for name in array.axes if name is not None] for array in layout.arrays]
-    name = type(options).__name__
-    if type(options) in _MADE_FOR and not any(kinds):
-        raise ValueError(f"summary {name} needs data with a named axis; the data have {layout}")
-    if isinstance(options, opt.Grid) and not any(kind.count("sequence") >= 2 for kind in kinds):
-        raise ValueError(f"summary Grid needs an array with two sequence axes; the data have {layout}")
-    if isinstance(options, opt.Grouped) and not any(_grouped(axis) for axis in layout.axes):
-        raise ValueError(f"summary Grouped needs a groups axis or an index of groups; the data have {layout}")
+    match options.made_for:
+        case "set" | "sequence":
+            needed, there = "data with a named axis", any(kinds)
+        case "grid":
+            needed, there = "an array with two sequence axes", any(kind.count("sequence") >= 2 for kind in kinds)
+        case "groups":
+            needed, there = "a groups axis or an index of groups", any(map(_is_grouped, layout.axes))
+        case _:
+            return
+    if not there:
+        raise ValueError(f"summary {type(options).__name__} needs {needed}; the data have {layout}")
 
 
-def _grouped(axis: AxisLayout) -> bool:
+def _is_grouped(axis: AxisLayout) -> bool:
     return axis.kind == "groups" or axis.index is not None
 
 
-def _chosen_axis(array: EncodedArray, layout: DataLayout, options: opt.Options) -> AxisLayout | None:
-    """The axis of an array that the user's choice applies to."""
-    kind = _MADE_FOR.get(type(options))
-    if kind is None:
+def _chosen_axis(array: EncodedArray, layout: DataLayout, options: Options) -> AxisLayout | None:
+    """The axis of an array that the user's choice applies to: one it is made for; without one in the data, any."""
+    kind = options.made_for
+    if kind not in ("set", "sequence"):
         return None
     axes = [layout.axis(name) for name in array.axes if name is not None]
     if any(axis.kind == kind for axis in layout.axes):
@@ -75,35 +72,34 @@ def _primary(array: EncodedArray, layout: DataLayout) -> tuple[AxisLayout, ...]:
     return tuple(sets[:1] or axes[:2])
 
 
-def _structural(axes: tuple[AxisLayout, ...]) -> opt.Options:
-    """The network that the structure asks for."""
-    if any(_grouped(axis) for axis in axes):
-        return opt.Grouped()
+def _arrangement(axes: tuple[AxisLayout, ...]) -> Arrangement:
+    """What the structure asks for."""
+    if any(map(_is_grouped, axes)):
+        return "groups"
     if len(axes) == 2:
-        return opt.Grid()
+        return "grid"
     if axes[0].kind == "set":
-        return opt.Set()
-    return opt.Sequence() if axes[0].length >= SHORT else opt.Flat()
+        return "set"
+    return "sequence" if axes[0].length >= 8 else "values"  # of a shorter series each has a meaning of its own
 
 
-def _plans(arrays: Sequence[EncodedArray], layout: DataLayout, options: opt.Options) -> list[_Plan]:
+def _plans(arrays: Sequence[EncodedArray], layout: DataLayout, options: Options) -> list[_Plan]:
     named = [array for array in arrays if any(array.axes)]
-    if not named or isinstance(options, opt.Flat):
-        return [_Plan(options if isinstance(options, opt.Flat) else opt.Flat(), (), tuple(arrays))]
+    if not named or options.made_for == "values":
+        return [_Plan("values", (), tuple(arrays))]
     seen: dict[tuple[AxisLayout, ...], list[EncodedArray]] = {}
-    chosen: dict[tuple[AxisLayout, ...], opt.Options] = {}
+    chosen: set[tuple[AxisLayout, ...]] = set()
     for array in named:
-        forced = _chosen_axis(array, layout, options)
-        axes = _primary(array, layout) if forced is None else (forced,)
+        axis = _chosen_axis(array, layout, options)
+        axes = _primary(array, layout) if axis is None else (axis,)
         seen.setdefault(axes, []).append(array)
-        if forced is not None:
-            chosen[axes] = options
+        if axis is not None:
+            chosen.add(axes)
     _absorb(seen)
-    plans = []
-    for axes, members in seen.items():
-        own = chosen.get(axes) or _structural(axes)
-        plans.append(_Plan(options if type(own) is type(options) else own, axes, tuple(members)))
-    return plans
+    return [
+        _Plan(_arrangement(axes), axes, tuple(members), options if axes in chosen else None)
+        for axes, members in seen.items()
+    ]
 
 
 def _absorb(seen: dict[tuple[AxisLayout, ...], list[EncodedArray]]) -> None:
@@ -119,41 +115,46 @@ def _absorb(seen: dict[tuple[AxisLayout, ...], list[EncodedArray]]) -> None:
 
 
 def make_branches(
-    arrays: Sequence[EncodedArray], layout: DataLayout, options: opt.Options, dim: int
+    arrays: Sequence[EncodedArray],
+    layout: DataLayout,
+    options: Options,
+    by_arrangement: Mapping[Arrangement, Options],
+    dim: int,
 ) -> tuple[list[Branch], Whole]:
-    """Build the branches, and what joins the arrays that belong to none of them."""
+    """Build the branches, and what joins the arrays that belong to none of them.
+
+    Parameters
+    ----------
+    arrays : sequence of EncodedArray
+    layout : DataLayout
+    options : Options
+        The user's choice.
+    by_arrangement : mapping of str to Options
+        What the structure of the data is summarized by elsewhere.
+    dim : int
+        Number of parameters.
+    """
     plans = _plans(arrays, layout, options)
     inside = {array.name for plan in plans for array in plan.arrays}
-    axes = {a.name for plan in plans if not isinstance(plan.options, opt.Flat) for a in plan.axes}
-    hidden = [axis for axis in layout.axes if axis.sized and axis.name not in axes]
+    networks = [
+        plan.chosen or (options if options.made_for == plan.arrangement else by_arrangement[plan.arrangement])
+        for plan in plans
+    ]
+    pairs = list(zip(plans, networks, strict=True))
+    seen = {axis.name for plan, network in pairs if network.made_for != "values" for axis in plan.axes}
+    hidden = [axis for axis in layout.axes if axis.sized and axis.name not in seen]
     whole = Whole([array for array in arrays if array.name not in inside], hidden)
-    return [_branch(plan, layout, whole, dim) for plan in plans], whole
+    return [network.branch(_join(plan, network, layout, whole), dim) for plan, network in pairs], whole
+
+
+def _join(plan: _Plan, network: Options, layout: DataLayout, whole: Whole) -> Join:
+    """Join the arrays: single values along no axis, rows in groups without the index of these."""
+    index = plan.axes[0].index if network.made_for == "groups" else None
+    arrays = [array for array in plan.arrays if index is None or array.name != index]
+    return Join(arrays, () if network.made_for == "values" else plan.axes, layout, whole)
 
 
 def structural_joins(arrays: Sequence[EncodedArray], layout: DataLayout) -> list[Join]:
     """Join arrays as the structure of the data asks for, whatever summarizes them."""
     nothing = Whole((), ())
-    return [Join(plan.arrays, plan.axes, layout, nothing) for plan in _plans(arrays, layout, opt.Auto())]
-
-
-def _branch(plan: _Plan, layout: DataLayout, whole: Whole, dim: int) -> Branch:
-    options, axes, arrays = plan.options, plan.axes, plan.arrays
-    match options:
-        case opt.Flat():
-            return FlatBranch(Join(arrays, (), layout, whole), dim)
-        case opt.Set():
-            return SetBranch(Join(arrays, axes, layout, whole), options)
-        case opt.SetTransformer():
-            return SetTransformerBranch(Join(arrays, axes, layout, whole), options)
-        case opt.Sequence():
-            return SequenceBranch(Join(arrays, axes, layout, whole), options, dim)
-        case opt.Transformer():
-            return TransformerBranch(Join(arrays, axes, layout, whole), options, dim)
-        case opt.Grid():
-            return GridBranch(Join(arrays, axes, layout, whole), options, dim)
-        case opt.Grouped():
-            index = axes[0].index
-            arrays = tuple(array for array in arrays if array.name != index)
-            groups = axes[0].groups if index is not None else axes[0].length
-            return GroupedBranch(Join(arrays, axes, layout, whole), options, dim, index, groups)
-    raise TypeError(f"no branch for {type(options).__name__}")
+    return [Join(plan.arrays, plan.axes, layout, nothing) for plan in _plans(arrays, layout, Auto())]

@@ -1,6 +1,18 @@
-"""Fixed statistics of rows that depend on each other through their covariates: a Gaussian process over places.
+r"""Fixed statistics of rows that depend on each other through their covariates: a Gaussian process over places.
 
-What moments over single rows cannot hold: range, smoothness and noise.
+What moments over single rows cannot hold: range, smoothness and noise. The empirical variogram says how unlike two rows
+are, by how far apart they are (Matheron 1963, "Principles of geostatistics"):
+
+.. math:: \gamma(h) = \tfrac12 \operatorname{mean} \{(y_i - y_j)^2 : |x_i - x_j| \approx h\}
+
+Profile likelihoods say how well reference processes explain the rows. For correlations :math:`R`, a share of noise
+included, the best variance of n values y about a mean is
+
+.. math:: \hat\sigma^2 = (y - \hat\mu)^\top R^{-1} (y - \hat\mu) / n,
+    \qquad \hat\mu = 1^\top R^{-1} y / 1^\top R^{-1} 1,
+
+and :math:`\log \hat\sigma^2 + \log \det R / n` over a few :math:`R` is a coarse picture of the likelihood (Mardia &
+Marshall 1984, "Maximum likelihood estimation of models for residual covariance in spatial regression").
 """
 
 from __future__ import annotations
@@ -9,21 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.kriging import KRIGED, NOISES, kriging
-from pymc_amortized.networks.summary.variogram import Bins
+from pymc_amortized.networks.summary.layers import log_count
 
-__all__ = ["CoupledStatistics", "wants_pairs"]
+__all__ = ["NOISES", "CoupledStatistics", "kriging", "wants_pairs"]
 
-LEVELS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.5, 0.75)  # of simulated distances: short ones tell more
-RANGES = (2, 5)  # the levels at which reference processes have their range
-MOST_TARGETS = 4
-MOST_ROWS = 96  # pairs of more would cost more than the rest of a training step
+LEVELS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.5, 0.75)
+"""Quantiles of simulated distances between which pairs are binned: short distances tell more."""
+NOISES = (0.05, 0.5)
+"""Variances of the noise of reference processes, beside the process's of 1."""
+SMALL = 1e-4
+"""Of variances and squares, beside encoded values of order one."""
 
 
 def wants_pairs(join: Join) -> bool:
     """Whether rows depend on each other, and have covariates that may say how."""
     targets, places = _columns(join)
-    return len(join.axes) == 1 and join.axes[0].coupled and bool(places) and 0 < len(targets) <= MOST_TARGETS
+    return len(join.axes) == 1 and join.axes[0].coupled and bool(places) and 0 < len(targets) <= 4
 
 
 class CoupledStatistics(nn.Module):
@@ -35,13 +48,15 @@ class CoupledStatistics(nn.Module):
         Whose rows these are.
     """
 
+    ranges = (2, 5)  # the levels at which reference processes have their range
+    most_rows = 96  # pairs of more would cost more than the rest of a training step
     edges: Tensor
 
     def __init__(self, join: Join) -> None:
         super().__init__()
         self.targets, self.places = _columns(join)
         bins = len(LEVELS) + 1
-        self.width = bins + len(self.targets) * (bins + KRIGED * len(NOISES) * len(RANGES))
+        self.width = bins + len(self.targets) * (bins + 4 * len(NOISES) * len(self.ranges))
         self.register_buffer("edges", torch.arange(1.0, len(LEVELS) + 1))
 
     @torch.no_grad()
@@ -65,7 +80,7 @@ class CoupledStatistics(nn.Module):
         parts = [bins.log_counts]
         for target in self.targets:
             y, seen = values[..., target], weights[..., target] * exist
-            parts += [bins.variogram(y, seen), kriging(y, seen, distance, self.edges[list(RANGES)])]
+            parts += [bins.variogram(y, seen), kriging(y, seen, distance, self.edges[list(self.ranges)])]
         return torch.cat(parts, -1)
 
     def _distances(self, values: Tensor) -> Tensor:
@@ -77,14 +92,14 @@ class CoupledStatistics(nn.Module):
         """Rows and weights; of many, some spread over the first covariate, whatever the order of rows."""
         values = rows.values
         weights = torch.ones_like(values) if rows.weights is None else rows.weights.expand_as(values)
-        if values.shape[1] <= MOST_ROWS:
+        if values.shape[1] <= self.most_rows:
             return values, weights
         first = torch.where(weights[..., self.places[0]] > 0, values[..., self.places[0]], torch.inf)
         order = torch.argsort(first, dim=1)
         number = weights[..., self.places[0]].sum(1, keepdim=True).clamp_min(1.0)
-        step = torch.linspace(0, 1, MOST_ROWS, device=values.device)
-        chosen = torch.arange(MOST_ROWS, device=values.device).expand(len(values), -1)
-        many = number > MOST_ROWS
+        step = torch.linspace(0, 1, self.most_rows, device=values.device)
+        chosen = torch.arange(self.most_rows, device=values.device).expand(len(values), -1)
+        many = number > self.most_rows
         index = order.gather(1, torch.where(many, (step * (number - 1)).round().long(), chosen))[..., None]
         index = index.expand(-1, -1, values.shape[-1])
         return values.gather(1, index), weights.gather(1, index)
@@ -99,3 +114,75 @@ def _columns(join: Join) -> tuple[list[int], list[int]]:
         (places if array.given and not array.groups else targets).extend(range(start, start + size))
         start += size
     return targets, places
+
+
+class Bins:
+    """Pairs of different rows that exist, by distance.
+
+    Parameters
+    ----------
+    distance : Tensor
+        (batch, rows, rows).
+    edges : Tensor
+        (bins - 1,): distances between bins.
+    exist : Tensor
+        (batch, rows): 1 where there is a row.
+    """
+
+    def __init__(self, distance: Tensor, edges: Tensor, exist: Tensor) -> None:
+        self.bins = torch.bucketize(distance, edges).flatten(1)
+        self.number = len(edges) + 1
+        self.pairs = torch.triu(exist[:, :, None] * exist[:, None, :], diagonal=1)
+
+    @property
+    def log_counts(self) -> Tensor:
+        """Logarithms of the numbers of pairs: (batch, bins)."""
+        return log_count(self._sum(self.pairs))
+
+    def variogram(self, y: Tensor, seen: Tensor) -> Tensor:
+        """Logarithms of the variogram (batch, bins) of values (batch, rows), where seen (the same) is 1."""
+        both = self.pairs * seen[:, :, None] * seen[:, None, :]
+        unlike = 0.5 * (y[:, :, None] - y[:, None, :]).square() * both
+        overall = unlike.sum((1, 2)) / both.sum((1, 2)).clamp_min(1.0)
+        # without a pair at a distance, what is known of all of them
+        return torch.log((self._sum(unlike) + overall[:, None]) / (self._sum(both) + 1.0) + SMALL)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(len(values), self.number).scatter_add_(1, self.bins, values.flatten(1))
+
+
+def kriging(y: Tensor, seen: Tensor, distance: Tensor, ranges: Tensor) -> Tensor:
+    """Fits by processes of all ranges and noises, with Matérn's covariance of smoothness 3/2.
+
+    Parameters
+    ----------
+    y, seen : Tensor
+        (batch, rows): values, and 1 where there is one.
+    distance : Tensor
+        (batch, rows, rows) between places.
+    ranges : Tensor
+        (ranges,).
+
+    Returns
+    -------
+    Tensor
+        (batch, ranges * noises * 4): log variances about zero and about the mean, the mean, log determinants.
+    """
+    n = seen.sum(1).clamp_min(1.0)
+    given = torch.stack([y * seen, seen], -1)
+    # what is not there is far from everything else
+    apart = distance + 1e6 * (1 - seen[:, :, None] * seen[:, None, :])
+    found = []
+    for reach in ranges:
+        h = apart * (3**0.5 / reach.clamp_min(1e-3))  # places may all be the same
+        process = (1 + h) * torch.exp(-h)
+        for noise in NOISES:
+            process.diagonal(dim1=-2, dim2=-1).fill_(1 + noise)
+            factor, _ = torch.linalg.cholesky_ex(process)
+            white = torch.linalg.solve_triangular(factor, given, upper=False)
+            (zero, cross), (_, ones) = (column.unbind(-1) for column in (white.mT @ white).unbind(-1))
+            about = (zero - cross.square() / ones.clamp_min(SMALL)).clamp_min(0.0)
+            determinant = 2 * (torch.log(factor.diagonal(dim1=-2, dim2=-1)) * seen).sum(1) / n
+            variances = [torch.log(s / n + SMALL) for s in (zero, about)]
+            found += [*variances, cross / ones.clamp_min(SMALL), determinant]
+    return torch.stack(found, -1)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.branch import Branch, Options, Values
 from pymc_amortized.networks.summary.join import Join
 
-__all__ = ["FlatBranch"]
+__all__ = ["Flat", "FlatBranch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(Options):
+    """Options of the summary network for data of fixed size, in which every value has a meaning of its own.
+
+    Parameters
+    ----------
+    width, depth : int
+        Width of the hidden layers, and number of residual blocks.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "values"
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return FlatBranch(join, dim)
 
 
 class FlatBranch(Branch):

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.branch import Branch, Options, Values
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.layers import LIMIT
-from pymc_amortized.networks.summary.moments import Moments, log_count, moments
-from pymc_amortized.networks.summary.options import Grid
+from pymc_amortized.networks.summary.layers import GUARD, Moments, log_count, moments
 
-__all__ = ["GridBranch"]
+__all__ = ["Grid", "GridBranch"]
 
-VALUES_UP_TO = 400  # of a grid without gaps that are statistics themselves
-COARSE = 8  # cells along the longer side after halving
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Options):
+    """Options of the summary network for images and other data with two axes in order.
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Channels of the convolutions.
+    row_depth : int
+        Number of residual convolutions at each resolution.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "grid"
+
+    row_width: int = 24
+    row_depth: int = 1
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return GridBranch(join, self, dim)
 
 
 class GridBranch(Branch):
@@ -24,7 +45,7 @@ class GridBranch(Branch):
 
     def __init__(self, join: Join, options: Grid, dim: int) -> None:
         numbers = join.lengths[0] * join.lengths[1] * join.channels
-        fixed = not join.varies and numbers <= VALUES_UP_TO
+        fixed = not join.varies and numbers <= 400
         values = Values([numbers], dim) if fixed else None
         statistics = join.channels * (2 + 2 + 5 + 3) + 2 + 2 * join.present + (values.statistics if values else 0)
         width = options.row_width
@@ -33,7 +54,7 @@ class GridBranch(Branch):
         self.enter = nn.Conv2d(join.everything + join.channels + 2, width, 3, padding=1)
         strides: list[int] = []
         longest = max(join.lengths)
-        while longest > COARSE:
+        while longest > 8:  # cells along the longer side, at the coarsest
             strides += [2] + [1] * (options.row_depth - 1)
             longest = -(-longest // 2)
         strides += [1] * options.row_depth
@@ -54,7 +75,7 @@ class GridBranch(Branch):
         down, across = _coordinates(rows)
         for place in (down, across, down.square() - 1 / 3, across.square() - 1 / 3, down * across):
             t.append(_mean(normal * place, weight))
-        t += _mass(normal.clamp(-LIMIT, LIMIT), weight, down, across)
+        t += _mass(normal.clamp(-GUARD.limit, GUARD.limit), weight, down, across)
         lengths = _lengths(rows)
         t += [log_count(lengths)]
         if rows.present is not None:
@@ -72,7 +93,7 @@ class GridBranch(Branch):
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Means over the grid of the last layer, also weighted by place."""
         places = torch.cat([c.expand(*normal.shape[:-1], 1) for c in _coordinates(rows)], -1)
-        x = torch.cat([rows.everything(normal.clamp(-LIMIT, LIMIT)), places], -1)
+        x = torch.cat([rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)), places], -1)
         mask = None if rows.mask is None else rows.mask[..., None]
         h = (x if mask is None else x * mask).permute(0, 3, 1, 2)
         mask = None if mask is None else mask.permute(0, 3, 1, 2)

@@ -7,31 +7,43 @@ what the parameters of that group are read from; what is pooled over groups does
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.branch import Branch, Options, Values
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.layers import LIMIT, Residual, masked_mean, row_depth
-from pymc_amortized.networks.summary.moments import (
-    FEW,
-    FLOOR,
-    RIDGE,
-    SHRINKAGE,
-    log_count,
-    moments,
-    pair_statistics,
-)
-from pymc_amortized.networks.summary.options import Grouped
+from pymc_amortized.networks.summary.layers import GUARD, Residual, log_count, masked_mean, moments, row_depth
+from pymc_amortized.networks.summary.moments import pair_statistics
 
-__all__ = ["GroupedBranch"]
+__all__ = ["Grouped", "GroupedBranch"]
 
-PAIRS_UP_TO = 8  # channels whose regressions on each other are statistics
-VALUES_UP_TO = 64  # of a table without gaps that are statistics themselves
-ORDERED_UP_TO = 1_024  # numbers that are kept in the order of groups
-ROUNDING = 2e-6  # of float32 sums, relative
-LEARNED_UP_TO = 512  # the same, of those that are learned
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Options):
+    """Options of the summary network for rows in groups that have parameters of their own.
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Width of the networks that see single rows and single groups.
+    row_depth : int, optional
+        Number of their residual blocks; by default 1 for up to 64 rows or groups and none for more.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "groups"
+
+    row_width: int = 32
+    row_depth: int | None = None
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return GroupedBranch(join, self, dim)
 
 
 class GroupedBranch(Branch):
@@ -49,18 +61,22 @@ class GroupedBranch(Branch):
         Sizes.
     dim : int
         Number of parameters.
-    index : str, optional
+
+    Attributes
+    ----------
+    index : str or None
         The encoded array that holds the number of each row's group, from 1; 0 is none.
     groups : int
         Number of groups.
     """
 
-    def __init__(self, join: Join, options: Grouped, dim: int, index: str | None, groups: int) -> None:
+    def __init__(self, join: Join, options: Grouped, dim: int) -> None:
         nn.Module.__init__(self)
         channels, width = join.channels, options.row_width
-        self.index, self.groups = index, groups
+        self.index = index = join.axes[0].index
+        self.groups = groups = join.axes[0].length if index is None else join.axes[0].groups
         self.inner = index is not None or len(join.axes) == 2
-        self.pairs = 1 < channels <= PAIRS_UP_TO
+        self.pairs = 1 < channels <= 8
         self.uneven = join.varies or index is not None
         pairs = channels * (channels - 1) // 2 + channels * channels
         self.pooled_statistics = 2 * channels + 2 + 2 * join.present + self.inner * 2 * channels
@@ -68,16 +84,16 @@ class GroupedBranch(Branch):
         numbers = channels
         for axis in join.axes:
             numbers *= axis.length
-        whole = not self.uneven and numbers <= VALUES_UP_TO
+        whole = not self.uneven and numbers <= 64
         self.values = Values([numbers], dim) if whole else None
         # In order of use: as many kinds of numbers per group as there is room for.
-        self.kept, room = 0, ORDERED_UP_TO // max(groups, 1)
+        self.kept, room = 0, 1_024 // max(groups, 1)
         for size in self._sizes(channels):
             if self.kept + size > room:
                 break
             self.kept += size
         statistics = self.pooled_statistics + self.kept * groups + (self.values.statistics if self.values else 0)
-        self.learned = max(min(LEARNED_UP_TO // max(groups, 1), 8), 0)
+        self.learned = max(min(512 // max(groups, 1), 8), 0)
         self.pooled_features = 2 * width
         pooled = self.pooled_features + self.learned * groups
         self.join, self.statistics, self.pooled = join, statistics, pooled
@@ -95,7 +111,7 @@ class GroupedBranch(Branch):
         if self.inner and self.pairs:
             sizes.append(channels)
         if self.uneven:
-            sizes += [channels] * len(SHRINKAGE)
+            sizes += [channels] * len(GUARD.shrinkage)
         if self.inner:
             sizes.append(channels)
         if self.uneven:
@@ -150,7 +166,7 @@ class GroupedBranch(Branch):
         if adjusted is not None:
             parts.append(adjusted * found.some)
         if self.uneven:
-            parts += [found.mean * found.count / (found.count + k) for k in SHRINKAGE]
+            parts += [found.mean * found.count / (found.count + k) for k in GUARD.shrinkage]
         if self.inner:
             parts.append(2 * torch.log(found.scale) * found.some)
         if self.uneven:
@@ -164,13 +180,19 @@ class GroupedBranch(Branch):
 
     def _learn(self, rows: Rows, table: _Table, found: _Groups) -> Tensor:
         normal = found.centered / found.pooled_scale.reshape(-1, *[1] * (rows.values.ndim - 2), rows.values.shape[-1])
-        h = self.row.hidden(rows.everything(normal.clamp(-LIMIT, LIMIT)))
+        h = self.row.hidden(rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)))
         if rows.mask is not None:
             h = h * rows.mask[..., None]
         h = self.row.leave(table.total(h) / found.rows.clamp_min(1.0))
         exist = found.exist[..., 0]
         everything = torch.cat([masked_mean(h, exist), rows.whole], -1)[:, None].expand(-1, h.shape[1], -1)
-        own = [h, found.mean, (2 * torch.log(found.scale)).clamp(-LIMIT, LIMIT), log_count(found.rows), everything]
+        own = [
+            h,
+            found.mean,
+            (2 * torch.log(found.scale)).clamp(-GUARD.limit, GUARD.limit),
+            log_count(found.rows),
+            everything,
+        ]
         g = self.group.hidden(torch.cat(own, -1))
         mean = masked_mean(g, exist)
         spread = masked_mean((g - mean[:, None]).square(), exist)
@@ -221,13 +243,13 @@ class _Groups:
         self.mean = table.total(values * weights) / self.count.clamp_min(1.0)
         if table.inner:
             centered = (values - table.back(self.mean)) * weights
-            # What is constant within groups must not leave the rounding of its mean behind.
-            self.centered = torch.where(centered.abs() > ROUNDING * (1 + values.abs()), centered, 0.0)
+            # What is constant within groups must not leave the rounding of its mean, a float32, behind.
+            self.centered = torch.where(centered.abs() > 2e-6 * (1 + values.abs()), centered, 0.0)
             variance = table.total(self.centered.square())
-            self.pooled_scale = torch.sqrt(variance.sum(1) / self.count.sum(1).clamp_min(1.0) + FLOOR)
+            self.pooled_scale = torch.sqrt(variance.sum(1) / self.count.sum(1).clamp_min(1.0) + GUARD.floor)
             # One pseudo-row of the pooled variance: groups of one or two rows have none of their own.
             few = self.pooled_scale.square()[:, None]
-            self.scale = torch.sqrt((variance + few) / (self.count + 1.0) + FLOOR)
+            self.scale = torch.sqrt((variance + few) / (self.count + 1.0) + GUARD.floor)
         else:  # groups are the rows
             across = moments(self.mean, self.some)
             self.centered, self.pooled_scale = (self.mean - across.mean[:, None]) * self.some, across.scale
@@ -245,7 +267,9 @@ def _pairs(normal: Tensor, count: Tensor, scale: Tensor, uneven: bool) -> list[T
     correlation = normal.mT @ normal / n.clamp_min(1.0)[..., None]
     # Pairs of which one may be absent need not give a positive definite matrix: shrink it.
     correlation = correlation.clamp(-1.0, 1.0)
-    return list(pair_statistics(correlation, scale, RIDGE + FEW / (n + FEW) if uneven else RIDGE))
+    return list(
+        pair_statistics(correlation, scale, GUARD.ridge + GUARD.few / (n + GUARD.few) if uneven else GUARD.ridge)
+    )
 
 
 def _adjusted(mean: Tensor, slopes: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout, mask
 
 __all__ = ["EncodedArray", "Join", "Rows", "Whole", "trimmed"]
 
-ONE_HOT_UP_TO = 16  # groups; the number of one of more is seen as a number
-
 
 @dataclass(frozen=True)
 class EncodedArray:
@@ -28,6 +26,11 @@ class EncodedArray:
     groups: int = 0  # of an index
     given: bool = False  # a covariate
     statistic: bool = False  # of the others
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether it is an index of few groups; the number of one of more is seen as a number."""
+        return 0 < self.groups <= 16
 
     def width(self, along: Sequence[str] = ()) -> int:
         """Values per entry of the axes it is seen along."""
@@ -127,8 +130,7 @@ class Join:
         return self.channels + self.present + self.whole.width
 
     def _width(self, array: EncodedArray) -> int:
-        one_hot = array.groups if 0 < array.groups <= ONE_HOT_UP_TO else 1
-        return array.width(self.along) * one_hot
+        return array.width(self.along) * (array.groups if array.one_hot else 1)
 
     def mask(self, encoded: dict[str, Tensor]) -> Tensor | None:
         """Which entries exist: (batch, *axes); None if all do."""
@@ -197,7 +199,7 @@ class Join:
 def _index_channels(x: Tensor, array: EncodedArray) -> Tensor:
     """Numbers of groups, counted from 1, as channels for networks that do not sort by them."""
     number, rest = x[..., :1], x[..., 1:]
-    if array.groups <= ONE_HOT_UP_TO:
+    if array.one_hot:
         levels = torch.arange(1, array.groups + 1, device=x.device, dtype=x.dtype)
         return torch.cat([(number == levels).to(x.dtype), rest], -1)
     return torch.cat([number / array.groups, rest], -1)

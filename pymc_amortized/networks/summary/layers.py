@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.encoding.robust import squash
 
-__all__ = ["LIMIT", "AttentionBlock", "Residual", "Standardize", "masked_mean", "row_depth"]
+__all__ = [
+    "GUARD",
+    "AttentionBlock",
+    "Moments",
+    "Residual",
+    "Standardize",
+    "check_heads",
+    "log_count",
+    "masked_mean",
+    "moments",
+    "row_depth",
+]
 
-LIMIT = 10.0  # standardized statistics beyond it count logarithmically
-ABSENT = -1e4  # logit of what is masked: exp of it is 0 in float32, and yet all may be masked
+
+@dataclass(frozen=True)
+class Guard:
+    """Numbers that keep statistics finite, and of use where there are few rows.
+
+    Attributes
+    ----------
+    limit : float
+        Standardized statistics beyond it count logarithmically.
+    floor : float
+        Of a variance: the rounding of float32 beside values of order one.
+    ridge : float
+        Of correlations: one-hot channels are collinear, and float32 has seven digits.
+    few : float
+        Correlations of c channels over n rows are shrunk by this times (c / (n + c))^2 where there may be few rows.
+    shrinkage : tuple of float
+        k in n / (n + k), by which means and regressions over n rows are given too.
+    """
+
+    limit: float = 10.0
+    floor: float = 1e-10
+    ridge: float = 1e-4
+    few: float = 0.5
+    shrinkage: tuple[float, float] = (1.0, 10.0)
 
 
-FEW_ROWS = 64  # a deeper row network costs more with more rows than it tells beside the statistics
+GUARD = Guard()
 
 
 def row_depth(given: int | None, rows: int) -> int:
-    """Depth of the network of single rows: as given, else by their number."""
-    return given if given is not None else int(rows <= FEW_ROWS)
+    """Depth of the network of single rows: as given, else by their number.
+
+    A deeper one costs more with more rows than it tells beside the statistics.
+    """
+    return given if given is not None else int(rows <= 64)
 
 
 class Residual(nn.Module):
@@ -63,7 +101,7 @@ class Standardize(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Standardize (batch, width)."""
-        return squash((t - self.center) / self.scale, LIMIT)
+        return squash((t - self.center) / self.scale, GUARD.limit)
 
 
 def masked_mean(h: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,6 +109,53 @@ def masked_mean(h: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return h.mean(1)
     return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1.0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments over rows.
+
+    Attributes
+    ----------
+    count : Tensor
+        (batch, channels or 1): how many are present.
+    mean, scale : Tensor
+        (batch, channels).
+    normal : Tensor
+        (batch, rows, channels), standardized within the data set; 0 where absent.
+    """
+
+    count: Tensor
+    mean: Tensor
+    scale: Tensor
+    normal: Tensor
+
+
+def moments(values: Tensor, weights: Tensor | None) -> Moments:
+    """Moments of values (batch, rows, channels) where weights (the same, or 1 channel) are 1."""
+    if weights is None:
+        count = values.new_full((len(values), 1), values.shape[1])
+        mean = values.mean(1)
+        centered = values - mean[:, None]
+        variance = centered.square().mean(1)
+    else:
+        count = weights.sum(1)
+        mean = (values * weights).sum(1) / count.clamp_min(1.0)
+        centered = (values - mean[:, None]) * weights
+        variance = centered.square().sum(1) / count.clamp_min(1.0)
+    scale = torch.sqrt(variance + GUARD.floor)
+    return Moments(count, mean, scale, centered / scale[:, None])
+
+
+def log_count(count: Tensor) -> Tensor:
+    """Logarithm of a number, which may be 0."""
+    return torch.log(count.clamp_min(0.5))
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a width that the heads of an attention cannot share."""
+    if width % heads:
+        raise ValueError(f"row_width is {width}; it must be a multiple of heads, {heads}")
 
 
 class AttentionBlock(nn.Module):
@@ -90,7 +175,8 @@ class AttentionBlock(nn.Module):
         bias = None
         if mask is not None:
             value = value * mask[..., None]
-            bias = (ABSENT * (1 - mask))[:, None, None]
+            # of what is masked, exp is 0 in float32, and yet all may be masked
+            bias = (-1e4 * (1 - mask))[:, None, None]
         q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (self.query(self.norm_x(x)), key, value))
         seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         h = x + self.leave(seen.transpose(1, 2).flatten(2))

@@ -7,59 +7,14 @@ linear map finds the c of the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from pymc_amortized.networks.encoding.robust import squash
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.layers import LIMIT
+from pymc_amortized.networks.summary.layers import GUARD, Moments, log_count, moments
 
-__all__ = ["Moments", "RowStatistics", "moments", "pair_statistics"]
-
-PAIRS_UP_TO = 24  # channels of a row: 24 give 852 pairwise statistics
-RIDGE = 1e-4  # relative: one-hot channels are collinear, and float32 has seven digits
-FEW = 0.5  # correlations of c channels over n rows are shrunk by this times (c / (n + c))^2 where there may be few rows
-SHRINKAGE = (1.0, 10.0)  # k in n / (n + k)
-SWEEPS = 2  # rows that lack one value are filled by the first, those that lack more nearly by the second
-FLOOR = 1e-10  # of a variance: the rounding of float32 beside values of order one
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments over rows.
-
-    Attributes
-    ----------
-    count : Tensor
-        (batch, channels or 1): how many are present.
-    mean, scale : Tensor
-        (batch, channels).
-    normal : Tensor
-        (batch, rows, channels), standardized within the data set; 0 where absent.
-    """
-
-    count: Tensor
-    mean: Tensor
-    scale: Tensor
-    normal: Tensor
-
-
-def moments(values: Tensor, weights: Tensor | None) -> Moments:
-    """Moments of values (batch, rows, channels) where weights (the same, or 1 channel) are 1."""
-    if weights is None:
-        count = values.new_full((len(values), 1), values.shape[1])
-        mean = values.mean(1)
-        centered = values - mean[:, None]
-        variance = centered.square().mean(1)
-    else:
-        count = weights.sum(1)
-        mean = (values * weights).sum(1) / count.clamp_min(1.0)
-        centered = (values - mean[:, None]) * weights
-        variance = centered.square().sum(1) / count.clamp_min(1.0)
-    scale = torch.sqrt(variance + FLOOR)
-    return Moments(count, mean, scale, centered / scale[:, None])
+__all__ = ["RowStatistics", "pair_statistics"]
 
 
 def pair_statistics(correlation: Tensor, scale: Tensor, ridge: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +33,7 @@ def pair_statistics(correlation: Tensor, scale: Tensor, ridge: Tensor | float) -
     apart = ~torch.eye(channels, dtype=torch.bool, device=scale.device)
     return (
         correlation[..., upper[0], upper[1]],
-        squash(coefficients[..., apart], LIMIT),
+        squash(coefficients[..., apart], GUARD.limit),
         2 * torch.log(scale) - torch.log(diagonal),
     )
 
@@ -88,11 +43,6 @@ def _precision(correlation: Tensor, ridge: Tensor | float) -> Tensor:
     eye = torch.eye(correlation.shape[-1], dtype=correlation.dtype, device=correlation.device)
     factor, _ = torch.linalg.cholesky_ex(correlation + (ridge[..., None] if isinstance(ridge, Tensor) else ridge) * eye)
     return torch.cholesky_inverse(factor)
-
-
-def log_count(count: Tensor) -> Tensor:
-    """Logarithm of a number, which may be 0."""
-    return torch.log(count.clamp_min(0.5))
 
 
 class RowStatistics:
@@ -107,8 +57,8 @@ class RowStatistics:
     def __init__(self, join: Join) -> None:
         channels = join.channels
         self.varies, self.missing = join.varies, join.present > 0
-        self.pairs = 1 < channels <= PAIRS_UP_TO
-        shrunk = len(SHRINKAGE) if self.varies else 0
+        self.pairs = 1 < channels <= 24  # which give 852 pairwise statistics
+        shrunk = len(GUARD.shrinkage) if self.varies else 0
         self.width = (2 + shrunk) * channels + 1 + 2 * join.present
         if self.pairs:
             self.width += channels * (channels - 1) // 2 + channels + (1 + shrunk) * channels * (channels - 1)
@@ -118,7 +68,7 @@ class RowStatistics:
         """Statistics (batch, width) of rows with these moments."""
         t = [found.mean, 2 * torch.log(found.scale), log_count(rows.counts)]
         if self.varies:
-            t += [found.mean * found.count / (found.count + k) for k in SHRINKAGE]
+            t += [found.mean * found.count / (found.count + k) for k in GUARD.shrinkage]
         if rows.present is not None:
             present = rows.present.sum(1)
             t += [log_count(present), present / rows.counts.clamp_min(1.0)]
@@ -132,9 +82,9 @@ class RowStatistics:
         if self.missing and rows.weights is not None:
             mean, correlation, scale, n = _completed(rows, rows.weights, found)
             extra += [log_count(n), mean, 2 * torch.log(scale)]
-        apart, slopes, residual = pair_statistics(correlation, scale, _ridge(scale, n) if self.varies else RIDGE)
+        apart, slopes, residual = pair_statistics(correlation, scale, _ridge(scale, n) if self.varies else GUARD.ridge)
         if self.varies:
-            extra += [slopes * n / (n + k) for k in SHRINKAGE]
+            extra += [slopes * n / (n + k) for k in GUARD.shrinkage]
         return [apart, slopes, residual, *extra]
 
 
@@ -145,7 +95,7 @@ def _correlation(found: Moments) -> Tensor:
 def _ridge(scale: Tensor, n: Tensor) -> Tensor:
     """Penalty of correlations between channels (batch, channels) over n rows (batch, 1)."""
     channels = scale.shape[-1]
-    return RIDGE + FEW * (channels / (n + channels)) ** 2
+    return GUARD.ridge + GUARD.few * (channels / (n + channels)) ** 2
 
 
 def _completed(rows: Rows, weights: Tensor, found: Moments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -162,8 +112,8 @@ def _completed(rows: Rows, weights: Tensor, found: Moments) -> tuple[Tensor, Ten
     variance = 1 / precision.diagonal(dim1=-2, dim2=-1)
     slopes = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device) - precision * variance[..., None]
     filled = (rows.values - mean[:, None]) / scale[:, None] * weights
-    for _ in range(SWEEPS):
-        filled = torch.where(weights > 0, filled, (filled @ slopes.mT).clamp(-LIMIT, LIMIT))
+    for _ in range(2):  # rows that lack one value are filled by the first, those that lack more nearly by the second
+        filled = torch.where(weights > 0, filled, (filled @ slopes.mT).clamp(-GUARD.limit, GUARD.limit))
     exist = weights.new_ones(1, 1, 1) if rows.mask is None else rows.mask[..., None]
     total = exist.expand(len(n), rows.values.shape[1], 1)
     after = moments(filled, total.expand_as(filled))

@@ -7,23 +7,77 @@ Long series are shortened by strided convolutions first. What lies beyond the en
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch, Values
+from pymc_amortized.networks.summary.branch import Branch, Options, Values
 from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.lags import LagStatistics, last_step
-from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, masked_mean
-from pymc_amortized.networks.summary.moments import Moments, RowStatistics
-from pymc_amortized.networks.summary.options import Sequence, Transformer
+from pymc_amortized.networks.summary.layers import GUARD, AttentionBlock, Moments, check_heads, masked_mean
+from pymc_amortized.networks.summary.moments import RowStatistics
 
-__all__ = ["SequenceBranch", "TransformerBranch"]
+__all__ = ["Sequence", "SequenceBranch", "Transformer", "TransformerBranch"]
 
-VALUES_UP_TO = 512  # of a series without gaps that are statistics themselves
-STEPS = 32  # that the recurrent network goes through at most: each costs as much as a small network
-TOKENS = 128  # that attend to each other at most
-WAVES = 8  # frequencies of a position
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence(Options):
+    """Options of the summary network for series: convolutions and a recurrent network.
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Width of the convolutions and of the recurrent state.
+    row_depth : int
+        Number of convolutions at least; long series have more, that shorten them.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "sequence"
+
+    row_width: int = 32
+    row_depth: int = 2
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return SequenceBranch(join, self, dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Options):
+    """Options of the summary network for series in which steps attend to each other (Vaswani et al. 2017).
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Width of the network of the steps, a multiple of ``heads``.
+    row_depth : int
+        Number of attention blocks.
+    heads : int
+        Heads of each attention.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "sequence"
+
+    row_width: int = 32
+    row_depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.row_width, self.heads)
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return TransformerBranch(join, self, dim)
 
 
 class _SeriesBranch(Branch):
@@ -32,7 +86,7 @@ class _SeriesBranch(Branch):
     def __init__(self, join: Join, pooled: int, dim: int) -> None:
         fixed, lags = RowStatistics(join), LagStatistics(join)
         numbers = join.lengths[0] * join.channels
-        few = not join.varies and numbers <= VALUES_UP_TO
+        few = not join.varies and numbers <= 512
         values = Values([numbers], dim) if few else None
         statistics = fixed.width + lags.width + (values.statistics if values else 0)
         super().__init__(join, statistics, pooled)
@@ -52,7 +106,10 @@ class _SeriesBranch(Branch):
 
 
 class _Stem(nn.Module):
-    """Convolutions (batch, steps, inputs) -> (batch, shorter, width), masked."""
+    """Convolutions (batch, steps, inputs) -> (batch, most steps, width) at most, masked.
+
+    Each step that is left costs a recurrent network as much as a small network does.
+    """
 
     def __init__(self, inputs: int, width: int, steps: int, most: int, depth: int) -> None:
         super().__init__()
@@ -84,12 +141,12 @@ class SequenceBranch(_SeriesBranch):
     def __init__(self, join: Join, options: Sequence, dim: int) -> None:
         width = options.row_width
         super().__init__(join, 3 * width, dim)
-        self.stem = _Stem(join.everything + join.channels, width, join.lengths[0], STEPS, options.row_depth)
+        self.stem = _Stem(join.everything + join.channels, width, join.lengths[0], 32, options.row_depth)
         self.recurrent = nn.GRU(width, width, batch_first=True)
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Means over steps before and after, and the last state."""
-        single, h, mask = self.stem(rows.everything(normal.clamp(-LIMIT, LIMIT)), rows.mask)
+        single, h, mask = self.stem(rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)), rows.mask)
         states, _ = self.recurrent(h)
         return torch.cat([single, masked_mean(states, mask), _at_the_end(states, mask)], -1)
 
@@ -97,16 +154,18 @@ class SequenceBranch(_SeriesBranch):
 class TransformerBranch(_SeriesBranch):
     """Steps that know how far from both ends they are attend to each other: Vaswani et al. (2017)."""
 
+    waves = 8  # frequencies of a position
+
     def __init__(self, join: Join, options: Transformer, dim: int) -> None:
         width = options.row_width
         super().__init__(join, 3 * width, dim)
-        inputs = join.everything + join.channels + 4 * WAVES
-        self.stem = _Stem(inputs, width, join.lengths[0], TOKENS, 1)
+        inputs = join.everything + join.channels + 4 * self.waves
+        self.stem = _Stem(inputs, width, join.lengths[0], 128, 1)
         self.blocks = nn.ModuleList(AttentionBlock(width, options.heads) for _ in range(options.row_depth))
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Means over steps before and after, and the last step."""
-        x = torch.cat([rows.everything(normal.clamp(-LIMIT, LIMIT)), self._positions(rows)], -1)
+        x = torch.cat([rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)), self._positions(rows)], -1)
         single, h, mask = self.stem(x, rows.mask)
         for block in self.blocks:
             h = block(h, h, mask)
@@ -118,7 +177,9 @@ class TransformerBranch(_SeriesBranch):
         start = torch.arange(steps, device=rows.values.device, dtype=rows.values.dtype).expand(batch, -1)
         both = torch.stack([start, rows.counts - 1 - start], -1)
         longest = max(self.join.lengths[0], 2)
-        lengths = torch.logspace(0, math.log10(longest), WAVES, device=both.device)  # from one step to all, in radians
+        lengths = torch.logspace(
+            0, math.log10(longest), self.waves, device=both.device
+        )  # from one step to all, in radians
         angles = (both[..., None] / lengths).flatten(2)
         return torch.cat([angles.sin(), angles.cos()], -1)
 

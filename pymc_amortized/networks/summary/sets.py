@@ -5,26 +5,101 @@ Both are invariant to the order of rows, and are told their number, without whic
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch
+from pymc_amortized.networks.summary.branch import Branch, Options
 from pymc_amortized.networks.summary.coupled import CoupledStatistics, wants_pairs
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.layers import LIMIT, AttentionBlock, Residual, masked_mean, row_depth
-from pymc_amortized.networks.summary.moments import Moments, RowStatistics
-from pymc_amortized.networks.summary.options import Set, SetTransformer
+from pymc_amortized.networks.summary.layers import (
+    GUARD,
+    AttentionBlock,
+    Moments,
+    Residual,
+    check_heads,
+    masked_mean,
+    row_depth,
+)
+from pymc_amortized.networks.summary.moments import RowStatistics
 
-__all__ = ["SetBranch", "SetTransformerBranch"]
+__all__ = ["Set", "SetBranch", "SetTransformer", "SetTransformerBranch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set(Options):
+    """Options of the summary network for data with exchangeable rows: a deep set (Zaheer et al. 2017).
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Width of the network that sees single rows.
+    row_depth : int, optional
+        Number of its residual blocks; by default 1 for up to 64 rows and none for more, where they
+        cost more than they tell.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "set"
+
+    row_width: int = 32
+    row_depth: int | None = None
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return SetBranch(join, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetTransformer(Options):
+    """Options of the summary network that lets exchangeable rows attend to each other (Lee et al. 2019).
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the network after pooling: width of its hidden layers, number of its residual blocks.
+    row_width : int
+        Width of the network of the rows, a multiple of ``heads``.
+    row_depth : int
+        Number of attention blocks.
+    heads : int
+        Heads of each attention.
+    points : int
+        Inducing points through which rows attend to each other.
+    features : int, optional
+        Width of the summary; by default twice the number of parameters, at least 32.
+    """
+
+    made_for = "set"
+
+    row_width: int = 32
+    row_depth: int = 2
+    heads: int = 4
+    points: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.row_width, self.heads)
+
+    def branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch; see :class:`Options`."""
+        return SetTransformerBranch(join, self)
 
 
 class SetBranch(Branch):
     """Moments of the rows (and of pairs, where they depend on each other), and the mean of a network of single rows."""
 
+    exchangeable = True
+
     def __init__(self, join: Join, options: Set) -> None:
         fixed, coupled = RowStatistics(join), CoupledStatistics(join) if wants_pairs(join) else None
         super().__init__(join, fixed.width + (coupled.width if coupled else 0), options.row_width)
         self.fixed, self.coupled = fixed, coupled
+        self.long = self.long if coupled is None else 24  # rows that are compared with each other
         depth = row_depth(options.row_depth, join.lengths[0])
         self.row = Residual(join.everything + join.channels, options.row_width, depth, options.row_width)
 
@@ -40,7 +115,7 @@ class SetBranch(Branch):
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Mean over rows."""
-        hidden = self.row.hidden(rows.everything(normal.clamp(-LIMIT, LIMIT)))
+        hidden = self.row.hidden(rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)))
         # A mean commutes with the last layer, which then sees data sets instead of rows.
         return self.row.leave(masked_mean(hidden, rows.mask))
 
@@ -50,6 +125,8 @@ class SetTransformerBranch(Branch):
 
     Blocks of induced attention, then pooling by the attention of learned seeds: Lee et al. (2019), "Set Transformer".
     """
+
+    exchangeable = True
 
     def __init__(self, join: Join, options: SetTransformer) -> None:
         fixed = RowStatistics(join)
@@ -70,7 +147,7 @@ class SetTransformerBranch(Branch):
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """What the seeds see of rows that have seen each other."""
-        x = self.enter(rows.everything(normal.clamp(-LIMIT, LIMIT)))
+        x = self.enter(rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)))
         batch = len(x)
         for points, collect, spread in zip(self.points, self.collect, self.spread, strict=True):
             x = spread(x, collect(points.expand(batch, -1, -1), x, rows.mask), None)

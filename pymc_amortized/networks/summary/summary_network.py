@@ -21,24 +21,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.encoding.layout import DataLayout, mask_name
-from pymc_amortized.networks.summary.branch import Branch
-from pymc_amortized.networks.summary.branches import make_branches
-from pymc_amortized.networks.summary.coupled import CoupledStatistics
+from pymc_amortized.networks.encoding.encoder import DataEncoder
+from pymc_amortized.networks.encoding.layout import mask_name
+from pymc_amortized.networks.summary.branch import Branch, Options
 from pymc_amortized.networks.summary.join import EncodedArray, Whole, trimmed
 from pymc_amortized.networks.summary.layers import Residual, Standardize
-from pymc_amortized.networks.summary.options import Options
 
-__all__ = ["LEARNED", "STATISTICS", "SummaryNetwork"]
+__all__ = ["STATISTICS", "SummaryNetwork", "encoded_arrays"]
 
-# Names under which encoded data may hold what is known of them already
 STATISTICS = "summary:statistics"
+"""Name under which encoded data may hold their statistics."""
 LEARNED = "summary:learned"
+"""Name under which encoded data may hold what the branches have learned to see in them."""
+CHUNK = 1_000
+"""Data sets whose statistics are computed at once."""
 
-LONG = 64  # rows, from which on padding costs more than a loop over pieces of a batch
-LONG_IN_PAIRS = 24  # the same where rows are compared with each other
-PIECES = 4  # of similar length: lengths 10 to 500, uniform on a logarithmic scale, are padded by half on average
-CHUNK = 1_000  # data sets whose statistics are computed at once
+
+def encoded_arrays(encoder: DataEncoder) -> list[EncodedArray]:
+    """What summaries have to know of each array that the encoder gives them."""
+    layout = encoder.layout
+    return [
+        EncodedArray(
+            array.name,
+            array.shape,
+            encoder.channels(array.name) - array.missing,
+            array.axes,
+            array.missing,
+            layout.groups_of(array.name),
+            array.given,
+            array.statistic,
+        )
+        for array in layout.arrays
+        if not array.frame
+    ]
 
 
 class SummaryNetwork(nn.Module):
@@ -46,30 +61,24 @@ class SummaryNetwork(nn.Module):
 
     Parameters
     ----------
-    arrays : sequence of EncodedArray
-        The encoded arrays, statistics among them.
-    layout : DataLayout
-        Their axes.
+    encoder : DataEncoder
+        Which arrays there are, statistics among them, and their axes.
+    branches : sequence of Branch
+    whole : Whole
+        What belongs to none of them.
     options : Options
-        Which branches, and sizes.
-    features : int
-        Width of the summary.
-    dim : int
-        Number of parameters.
+        Sizes.
     """
 
-    def __init__(
-        self, arrays: Sequence[EncodedArray], layout: DataLayout, options: Options, features: int, dim: int
-    ) -> None:
+    def __init__(self, encoder: DataEncoder, branches: Sequence[Branch], whole: Whole, options: Options) -> None:
         super().__init__()
-        self.arrays, self.layout, self.features = tuple(arrays), layout, features
-        branches, self.whole = make_branches([a for a in arrays if not a.statistic], layout, options, dim)
-        self.branches = nn.ModuleList(branches)
-        self.known = Whole([a for a in arrays if a.statistic], ())
+        self.arrays, self.layout = encoded_arrays(encoder), encoder.layout
+        self.features = features = options.features or 0
+        self.branches, self.whole = nn.ModuleList(branches), whole
+        self.known = Whole([a for a in self.arrays if a.statistic], ())
         statistics = sum(branch.statistics for branch in branches) + self.whole.width + self.known.width
         pooled = sum(branch.pooled for branch in branches)
-        pairs = any(isinstance(module, CoupledStatistics) for module in self.modules())
-        self.long = LONG_IN_PAIRS if pairs else LONG
+        self.long = min(branch.long for branch in branches)
         self.standardize = Standardize(statistics)
         self.linear = nn.Linear(statistics, features)
         self.residual = Residual(statistics + pooled, options.width, options.depth, features)
@@ -148,10 +157,12 @@ class SummaryNetwork(nn.Module):
         """Cut a batch into pieces of similar lengths, which need less padding; and the order that undoes it."""
         masks = [encoded[mask_name(axis)] for axis in self.layout.sized]
         mask = max(masks, key=lambda m: m.shape[1], default=None)
-        if mask is None or mask.shape[1] < self.long or len(mask) < 2 * PIECES:
+        # lengths 10 to 500, uniform on a logarithmic scale, are then padded by half on average
+        number = 4
+        if mask is None or mask.shape[1] < self.long or len(mask) < 2 * number:
             return [encoded], None
         order = torch.argsort(mask.sum(1))
-        size = -(-len(mask) // PIECES)
+        size = -(-len(mask) // number)
         pieces = [
             {name: values[rows] for name, values in encoded.items()}
             for rows in (order[start : start + size] for start in range(0, len(mask), size))
