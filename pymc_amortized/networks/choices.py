@@ -131,7 +131,7 @@ def choose_summary(
 
 
 def choose_density(
-    density: DensityChoice, z: Tensor, features: int, levels: tuple[int, ...] | None = None
+    density: DensityChoice, z: Tensor, features: int, levels: tuple[int, ...]
 ) -> tuple[nn.Module, DensityOptions | None]:
     """Build what was chosen, or take the user's own: the density, and options of a built-in one.
 
@@ -143,7 +143,7 @@ def choose_density(
     dim = z.shape[1]
     options = density_options(density, dim)
     if options is not None:
-        return options.density(dim, features, levels or (0,) * dim), options
+        return options.density(dim, features, levels), options
     module = own_density(density, dim, features).float()
     dry_run_density(module, z.float(), features)
     return module, None
@@ -235,13 +235,13 @@ def read_summary(
 
 
 def read_density(
-    entry: Mapping[str, Any], dim: int, features: int, levels: tuple[int, ...] | None, own: Any
+    entry: Mapping[str, Any], dim: int, features: int, levels: tuple[int, ...], own: Any
 ) -> tuple[nn.Module, DensityOptions | None]:
     """Build the density that was described, or take the user's own; with options of a built-in one."""
     options = _read(entry, DENSITIES, "density", own)
     if options is None:
         return own_density(own, dim, features), None
-    return options.density(dim, features, levels or (0,) * dim), options
+    return options.density(dim, features, levels), options
 
 
 def _read(entry: Mapping[str, Any], registry: Mapping[str, type], what: str, own: Any) -> Any:
@@ -273,10 +273,8 @@ def read_places(given: Any, dim: int) -> list[int] | None:
     return list(given)
 
 
-def read_levels(given: Any, dim: int) -> tuple[int, ...] | None:
+def read_levels(given: Any, dim: int) -> tuple[int, ...]:
     """Read the levels of a description, which may be anything."""
-    if given is None:
-        return None
     if len(given) != dim or not all(isinstance(level, int) and 0 <= level < max(dim, 1) for level in given):
         raise ValueError(f"levels are {given!r}; expected {dim} numbers from 0 to {dim - 1}")
     return tuple(given)

@@ -89,7 +89,7 @@ class PosteriorNetwork(nn.Module):
         features: int,
         summary_options: Options | None,
         density_options: DensityOptions | None,
-        levels: tuple[int, ...] | None = None,
+        levels: tuple[int, ...],
         places: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -149,6 +149,7 @@ class PosteriorNetwork(nn.Module):
         if places is not None:
             standardizer, theta = standardizer.of(places), theta[:, places]
             levels = None if levels is None else rank_levels([levels[place] for place in places])
+        levels = (0,) * standardizer.dim if levels is None else levels
         encoder = DataEncoder.fit(layout, data, sizes)
         z, encoded = prepare(standardizer, encoder, theta, data, sizes)
         module, features, summary_options = choose_summary(summary, encoder, standardizer.dim, encoded)

@@ -88,8 +88,9 @@ def fit_posterior(
         whose length differs) to (batch, features).
     density : "spline", Spline, torch.nn.Module or callable
         Conditional density of the standardized unconstrained parameters: a module with ``log_prob(z, context)`` and
-        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one. The built-in one is not
-        trained for what can be drawn exactly, given the other parameters.
+        ``sample(draws, context, generator)``, or a function ``(dim, features)`` that makes one. One that has a method
+        ``loss(z, context)`` is trained by that. The built-in one is not trained for what can be drawn exactly, given
+        the other parameters.
     sketch : bool, optional
         Whether the built-in summary is also given rough moments of the posterior of each data set, found by some
         hundred evaluations of the model's density: by default where it has one, up to 24 parameters (of which 12 in
