@@ -236,7 +236,7 @@ class Matching(DensityOptions):
 
     hidden: int = 16
 
-    def density(self, dim: int, features: int, levels: tuple[int, ...]) -> FlowMatching:
+    def make_density(self, dim: int, features: int, levels: tuple[int, ...]) -> FlowMatching:
         return FlowMatching(dim, features, self.hidden)
 
 
@@ -352,7 +352,7 @@ class Planted(Options):
 
     row_width: int = 4
 
-    def branch(self, join: Join, dim: int) -> Branch:
+    def make_branch(self, join: Join, dim: int) -> Branch:
         return PlantedBranch(join, self)
 
 

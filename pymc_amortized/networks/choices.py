@@ -143,7 +143,7 @@ def choose_density(
     dim = z.shape[1]
     options = density_options(density, dim)
     if options is not None:
-        return options.density(dim, features, levels), options
+        return options.make_density(dim, features, levels), options
     module = own_density(density, dim, features).float()
     dry_run_density(module, z.float(), features)
     return module, None
@@ -241,7 +241,7 @@ def read_density(
     options = _read(entry, DENSITIES, "density", own)
     if options is None:
         return own_density(own, dim, features), None
-    return options.density(dim, features, levels), options
+    return options.make_density(dim, features, levels), options
 
 
 def _read(entry: Mapping[str, Any], registry: Mapping[str, type], what: str, own: Any) -> Any:

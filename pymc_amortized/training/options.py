@@ -13,7 +13,6 @@ DEFAULT_SECONDS = 180.0
 # Where the network is told by the density roughly where each posterior lies, there is less to learn. (Six groups, raw
 # draws: after one minute one data set in eleven is more than 0.25 sd or 30 % off, after three one in thirty.)
 SKETCHED_SECONDS = 120.0
-SLACK = 1.5
 # Share of the steps in which everything is trained, where a built-in summary network's last layers alone follow. In
 # these first steps the others learn most; the last layers are what needs many (an autoregression, 180 s: 1,000 steps of
 # everything give a held-out loss of 0.90, 750 and then 3,000 of the last layers 0.82).
@@ -141,7 +140,7 @@ class Training:
         most = MOST_STEPS if self.max_time is None else affordable
         steps = max(min(affordable, most), FEWEST_STEPS)
         # where other work slows steps down later, three minutes do not become ten
-        bound = self.max_time or SLACK * max(seconds, steps * seconds_per_step)
+        bound = self.max_time or 1.5 * max(seconds, steps * seconds_per_step)
         # an evaluation takes as long as some three steps: no more than a tenth of the time goes there
         return replace(
             self, num_steps=steps, max_time=bound, evaluations=min(self.evaluations, max(affordable // 30, 4))

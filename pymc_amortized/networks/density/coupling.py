@@ -67,8 +67,8 @@ class Spline(DensityOptions):
         """The options for so many parameters, with nothing left to choose."""
         return self if self.layers is not None else replace(self, layers=1 if dim == 1 else 2 if dim == 2 else 4)
 
-    def density(self, dim: int, features: int, levels: tuple[int, ...]) -> CouplingSpline:
-        """Build the density; see :class:`DensityOptions`."""
+    def make_density(self, dim: int, features: int, levels: tuple[int, ...]) -> CouplingSpline:
+        """Build the density of so many parameters, given so many features."""
         return CouplingSpline(dim, features, self, levels)
 
 

@@ -66,7 +66,7 @@ class DensityOptions:
         """Return the options for so many parameters, with nothing left to choose."""
         return self
 
-    def density(self, dim: int, features: int, levels: tuple[int, ...]) -> nn.Module:
+    def make_density(self, dim: int, features: int, levels: tuple[int, ...]) -> nn.Module:
         """Build the density.
 
         Parameters

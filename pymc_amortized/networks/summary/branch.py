@@ -51,7 +51,7 @@ class Options:
             if size < least:
                 raise ValueError(f"{field.name} is {size}; it must be at least {least}")
 
-    def branch(self, join: Join, dim: int) -> Branch:
+    def make_branch(self, join: Join, dim: int) -> Branch:
         """Build the branch.
 
         Parameters

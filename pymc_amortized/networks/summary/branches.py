@@ -144,7 +144,7 @@ def make_branches(
     seen = {axis.name for plan, network in pairs if network.made_for != "values" for axis in plan.axes}
     hidden = [axis for axis in layout.axes if axis.sized and axis.name not in seen]
     whole = Whole([array for array in arrays if array.name not in inside], hidden)
-    return [network.branch(_join(plan, network, layout, whole), dim) for plan, network in pairs], whole
+    return [network.make_branch(_join(plan, network, layout, whole), dim) for plan, network in pairs], whole
 
 
 def _join(plan: _Plan, network: Options, layout: DataLayout, whole: Whole) -> Join:

@@ -27,8 +27,8 @@ class Flat(Options):
 
     made_for = "values"
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return FlatBranch(join, dim)
 
 

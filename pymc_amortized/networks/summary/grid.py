@@ -35,8 +35,8 @@ class Grid(Options):
     row_width: int = 24
     row_depth: int = 1
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return GridBranch(join, self, dim)
 
 

@@ -41,8 +41,8 @@ class Grouped(Options):
     row_width: int = 32
     row_depth: int | None = None
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return GroupedBranch(join, self, dim)
 
 

@@ -42,8 +42,8 @@ class Sequence(Options):
     row_width: int = 32
     row_depth: int = 2
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return SequenceBranch(join, self, dim)
 
 
@@ -75,8 +75,8 @@ class Transformer(Options):
         super().__post_init__()
         check_heads(self.row_width, self.heads)
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return TransformerBranch(join, self, dim)
 
 

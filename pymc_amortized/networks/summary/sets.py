@@ -49,8 +49,8 @@ class Set(Options):
     row_width: int = 32
     row_depth: int | None = None
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return SetBranch(join, self)
 
 
@@ -85,8 +85,8 @@ class SetTransformer(Options):
         super().__post_init__()
         check_heads(self.row_width, self.heads)
 
-    def branch(self, join: Join, dim: int) -> Branch:
-        """Build the branch; see :class:`Options`."""
+    def make_branch(self, join: Join, dim: int) -> Branch:
+        """Build the branch of these arrays, for so many parameters."""
         return SetTransformerBranch(join, self)
 
 
