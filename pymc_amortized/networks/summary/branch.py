@@ -6,6 +6,7 @@ and build its branch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import Moments, moments
 
-__all__ = ["Branch", "Options", "Arrangement", "Values"]
+__all__ = ["Arrangement", "Attention", "Branch", "Options", "Values"]
 
 Arrangement = Literal["values", "set", "sequence", "grid", "groups"]
 """How arrays hang together: single values, exchangeable rows, a series, two axes in order, or rows in groups."""
@@ -64,6 +65,32 @@ class Options:
         raise NotImplementedError(f"{type(self).__name__} is made for no branch")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attention(Options):
+    """Options of a summary network in which rows or steps attend to each other.
+
+    Parameters
+    ----------
+    width, depth, features
+        As of :class:`Options`.
+    row_width : int
+        Width of the network of the rows, a multiple of ``heads``.
+    row_depth : int
+        Number of attention blocks.
+    heads : int
+        Heads of each attention.
+    """
+
+    row_width: int = 32
+    row_depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row_width % self.heads:
+            raise ValueError(f"row_width is {self.row_width}; it must be a multiple of heads, {self.heads}")
+
+
 class Branch(nn.Module):
     """Statistics t and learned features p of joined arrays.
 
@@ -74,9 +101,11 @@ class Branch(nn.Module):
     join : Join
         The arrays.
     statistics : int
-        Number of fixed statistics.
+        Number of fixed statistics, without the values themselves.
     pooled : int
         Number of learned features.
+    values : Values, optional
+        The values themselves, where they are statistics too.
 
     Attributes
     ----------
@@ -89,16 +118,17 @@ class Branch(nn.Module):
     exchangeable = False
     long = 64
 
-    def __init__(self, join: Join, statistics: int, pooled: int) -> None:
+    def __init__(self, join: Join, statistics: int, pooled: int, values: Values | None = None) -> None:
         super().__init__()
-        self.join, self.statistics, self.pooled = join, statistics, pooled
+        self.join, self.pooled, self.values = join, pooled, values
+        self.statistics = statistics + (0 if values is None else values.statistics)
 
     def moments(self, rows: Rows) -> Moments:
         """Moments of each data set, and rows standardized by them."""
         return moments(rows.values, rows.weights)
 
     def measure(self, rows: Rows, found: Moments) -> Tensor:
-        """Fixed statistics (batch, statistics)."""
+        """Fixed statistics (batch, statistics), without the values themselves."""
         raise NotImplementedError
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
@@ -107,11 +137,17 @@ class Branch(nn.Module):
 
     def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
         """Learn what the statistics need from simulated data and parameters z (n, dim)."""
+        if self.values is not None:
+            self.values.fit(self.join(encoded).values.flatten(1), z)
 
     def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         """Fixed statistics (batch, statistics) of encoded arrays."""
         rows = self.join(encoded)
-        return self.measure(rows, self.moments(rows))
+        return self.with_values(self.measure(rows, self.moments(rows)), rows)
+
+    def with_values(self, statistics: Tensor, rows: Rows) -> Tensor:
+        """Add the values themselves, where they are statistics too."""
+        return statistics if self.values is None else torch.cat([statistics, self.values(rows.values.flatten(1))], -1)
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Learned features (batch, pooled) of encoded arrays."""
@@ -135,6 +171,12 @@ class Values(nn.Module):
 
     basis: Tensor
     weights: Tensor
+
+    @classmethod
+    def if_few(cls, join: Join, most: int, dim: int) -> Values | None:
+        """All values of joined arrays, where they are always there, and so many at most."""
+        number = math.prod(join.lengths) * join.channels
+        return None if join.varies or number > most else cls([number], dim)
 
     def __init__(self, sizes: Sequence[int], dim: int) -> None:
         super().__init__()

@@ -36,19 +36,14 @@ class FlatBranch(Branch):
     """All values, at fixed places; 0 where absent, and then also which are present."""
 
     def __init__(self, join: Join, dim: int) -> None:
-        values = Values(join.sizes, dim)
-        super().__init__(join, values.statistics + join.present, 0)
-        self.values = values
+        super().__init__(join, join.present, 0, Values(join.sizes, dim))
 
     def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         """The values, their energies, and what is present."""
         rows = self.join(encoded)
-        return torch.cat([self.values(rows.values)] + ([] if rows.present is None else [rows.present]), -1)
+        values = self.with_values(rows.values[:, :0], rows)
+        return values if rows.present is None else torch.cat([values, rows.present], -1)
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Nothing: the residual network of the summary sees all values."""
         return self.join(encoded).values[:, :0]
-
-    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
-        """Learn the subspace that moves with the parameters."""
-        self.values.fit(self.join(encoded).values, z)

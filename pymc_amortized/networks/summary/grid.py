@@ -44,13 +44,8 @@ class GridBranch(Branch):
     """Moments, neighbours and places of mass; residual convolutions that know where they are."""
 
     def __init__(self, join: Join, options: Grid, dim: int) -> None:
-        numbers = join.lengths[0] * join.lengths[1] * join.channels
-        fixed = not join.varies and numbers <= 400
-        values = Values([numbers], dim) if fixed else None
-        statistics = join.channels * (2 + 2 + 5 + 3) + 2 + 2 * join.present + (values.statistics if values else 0)
-        width = options.row_width
-        super().__init__(join, statistics, 3 * width)
-        self.values = values
+        width, statistics = options.row_width, join.channels * (2 + 2 + 5 + 3) + 2 + 2 * join.present
+        super().__init__(join, statistics, 3 * width, Values.if_few(join, 400, dim))
         self.enter = nn.Conv2d(join.everything + join.channels + 2, width, 3, padding=1)
         strides: list[int] = []
         longest = max(join.lengths)
@@ -81,14 +76,7 @@ class GridBranch(Branch):
         if rows.present is not None:
             share = rows.present.flatten(1, 2).sum(1)
             t += [log_count(share), share / rows.counts.clamp_min(1.0)]
-        if self.values is not None:
-            t.append(self.values(rows.values.flatten(1)))
         return torch.cat(t, -1)
-
-    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
-        """Learn the subspace of the values that moves with the parameters."""
-        if self.values is not None:
-            self.values.fit(self.join(encoded).values.flatten(1), z)
 
     def learn(self, rows: Rows, normal: Tensor) -> Tensor:
         """Means over the grid of the last layer, also weighted by place."""

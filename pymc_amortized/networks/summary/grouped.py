@@ -71,7 +71,6 @@ class GroupedBranch(Branch):
     """
 
     def __init__(self, join: Join, options: Grouped, dim: int) -> None:
-        nn.Module.__init__(self)
         channels, width = join.channels, options.row_width
         self.index = index = join.axes[0].index
         self.groups = groups = join.axes[0].length if index is None else join.axes[0].groups
@@ -81,22 +80,17 @@ class GroupedBranch(Branch):
         pairs = channels * (channels - 1) // 2 + channels * channels
         self.pooled_statistics = 2 * channels + 2 + 2 * join.present + self.inner * 2 * channels
         self.pooled_statistics += self.pairs * (1 + self.inner) * pairs + (self.inner and self.pairs) * 2 * channels
-        numbers = channels
-        for axis in join.axes:
-            numbers *= axis.length
-        whole = not self.uneven and numbers <= 64
-        self.values = Values([numbers], dim) if whole else None
         # In order of use: as many kinds of numbers per group as there is room for.
         self.kept, room = 0, 1_024 // max(groups, 1)
         for size in self._sizes(channels):
             if self.kept + size > room:
                 break
             self.kept += size
-        statistics = self.pooled_statistics + self.kept * groups + (self.values.statistics if self.values else 0)
         self.learned = max(min(512 // max(groups, 1), 8), 0)
         self.pooled_features = 2 * width
         pooled = self.pooled_features + self.learned * groups
-        self.join, self.statistics, self.pooled = join, statistics, pooled
+        values = Values.if_few(join, 64, dim) if index is None else None
+        super().__init__(join, self.pooled_statistics + self.kept * groups, pooled, values)
         self.row = Residual(
             join.everything + channels, width, row_depth(options.row_depth, math.prod(join.lengths)), width
         )
@@ -121,17 +115,12 @@ class GroupedBranch(Branch):
     def raw_statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         """Fixed statistics (batch, statistics) of encoded arrays."""
         rows, table = self.join(encoded), self._table(encoded)
-        return self._measure(rows, _Groups(rows, table))
+        return self.with_values(self._measure(rows, _Groups(rows, table)), rows)
 
     def forward(self, encoded: dict[str, Tensor]) -> Tensor:
         """Learned features (batch, pooled) of encoded arrays."""
         rows, table = self.join(encoded), self._table(encoded)
         return self._learn(rows, table, _Groups(rows, table))
-
-    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
-        """Learn the subspace of the values that moves with the parameters."""
-        if self.values is not None:
-            self.values.fit(self.join(encoded).values.flatten(1), z)
 
     def _table(self, encoded: dict[str, Tensor]) -> _Table:
         number = None if self.index is None else encoded[self.index][..., 0].long()
@@ -155,10 +144,7 @@ class GroupedBranch(Branch):
             adjusted = _adjusted(found.mean, inside[1])
             over = moments(adjusted, found.some)
             t += [*inside, over.mean, 2 * torch.log(over.scale)]
-        t.append(self._ordered(found, adjusted))
-        if self.values is not None:
-            t.append(self.values(rows.values.flatten(1)))
-        return torch.cat(t, -1)
+        return torch.cat([*t, self._ordered(found, adjusted)], -1)
 
     def _ordered(self, found: _Groups, adjusted: Tensor | None) -> Tensor:
         """What is kept for each group: (batch, groups * kept)."""

@@ -15,7 +15,6 @@ __all__ = [
     "Moments",
     "Residual",
     "Standardize",
-    "check_heads",
     "log_count",
     "masked_mean",
     "moments",
@@ -150,12 +149,6 @@ def moments(values: Tensor, weights: Tensor | None) -> Moments:
 def log_count(count: Tensor) -> Tensor:
     """Logarithm of a number, which may be 0."""
     return torch.log(count.clamp_min(0.5))
-
-
-def check_heads(width: int, heads: int) -> None:
-    """Refuse a width that the heads of an attention cannot share."""
-    if width % heads:
-        raise ValueError(f"row_width is {width}; it must be a multiple of heads, {heads}")
 
 
 class AttentionBlock(nn.Module):

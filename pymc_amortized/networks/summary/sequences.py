@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch, Options, Values
+from pymc_amortized.networks.summary.branch import Attention, Branch, Options, Values
 from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.lags import LagStatistics, last_step
-from pymc_amortized.networks.summary.layers import GUARD, AttentionBlock, Moments, check_heads, masked_mean
+from pymc_amortized.networks.summary.layers import GUARD, AttentionBlock, Moments, masked_mean
 from pymc_amortized.networks.summary.moments import RowStatistics
 
 __all__ = ["Sequence", "SequenceBranch", "Transformer", "TransformerBranch"]
@@ -48,7 +48,7 @@ class Sequence(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer(Options):
+class Transformer(Attention):
     """Options of the summary network for series in which steps attend to each other (Vaswani et al. 2017).
 
     Parameters
@@ -67,14 +67,6 @@ class Transformer(Options):
 
     made_for = "sequence"
 
-    row_width: int = 32
-    row_depth: int = 2
-    heads: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.row_width, self.heads)
-
     def make_branch(self, join: Join, dim: int) -> Branch:
         """Build the branch of these arrays, for so many parameters."""
         return TransformerBranch(join, self, dim)
@@ -85,24 +77,12 @@ class _SeriesBranch(Branch):
 
     def __init__(self, join: Join, pooled: int, dim: int) -> None:
         fixed, lags = RowStatistics(join), LagStatistics(join)
-        numbers = join.lengths[0] * join.channels
-        few = not join.varies and numbers <= 512
-        values = Values([numbers], dim) if few else None
-        statistics = fixed.width + lags.width + (values.statistics if values else 0)
-        super().__init__(join, statistics, pooled)
-        self.fixed, self.lags, self.values = fixed, lags, values
+        super().__init__(join, fixed.width + lags.width, pooled, Values.if_few(join, 512, dim))
+        self.fixed, self.lags = fixed, lags
 
     def measure(self, rows: Rows, found: Moments) -> Tensor:
-        """Moments, lags and values."""
-        parts = [self.fixed(rows, found), self.lags(rows, found.normal)]
-        if self.values is not None:
-            parts.append(self.values(rows.values.flatten(1)))
-        return torch.cat(parts, -1)
-
-    def fit(self, encoded: dict[str, Tensor], z: Tensor) -> None:
-        """Learn the subspace of the values that moves with the parameters."""
-        if self.values is not None:
-            self.values.fit(self.join(encoded).values.flatten(1), z)
+        """Moments and lags."""
+        return torch.cat([self.fixed(rows, found), self.lags(rows, found.normal)], -1)
 
 
 class _Stem(nn.Module):

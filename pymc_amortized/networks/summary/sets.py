@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.summary.branch import Branch, Options
+from pymc_amortized.networks.summary.branch import Attention, Branch, Options
 from pymc_amortized.networks.summary.coupled import CoupledStatistics, wants_pairs
 from pymc_amortized.networks.summary.join import Join, Rows
 from pymc_amortized.networks.summary.layers import (
@@ -18,7 +18,6 @@ from pymc_amortized.networks.summary.layers import (
     AttentionBlock,
     Moments,
     Residual,
-    check_heads,
     masked_mean,
     row_depth,
 )
@@ -55,7 +54,7 @@ class Set(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetTransformer(Options):
+class SetTransformer(Attention):
     """Options of the summary network that lets exchangeable rows attend to each other (Lee et al. 2019).
 
     Parameters
@@ -76,14 +75,7 @@ class SetTransformer(Options):
 
     made_for = "set"
 
-    row_width: int = 32
-    row_depth: int = 2
-    heads: int = 4
     points: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self.row_width, self.heads)
 
     def make_branch(self, join: Join, dim: int) -> Branch:
         """Build the branch of these arrays, for so many parameters."""
