@@ -46,6 +46,7 @@ from pymc_amortized.networks.frame import unwhiten, whiten
 from pymc_amortized.networks.regression import begin_at_regression
 from pymc_amortized.networks.summary.branch import Options
 from pymc_amortized.networks.summary.summary_network import SummaryNetwork
+from pymc_amortized.training.settling import NEGLIGIBLE
 
 __all__ = ["Context", "PosteriorNetwork"]
 
@@ -165,7 +166,7 @@ class PosteriorNetwork(nn.Module):
             levels=levels,
             places=places,
         )
-        if isinstance(module, SummaryNetwork):
+        if summary_options is not None and isinstance(module, SummaryNetwork):
             module.fit(encoded, z)
             network.is_regression = begin_at_regression(module, density_module, encoded, z)
         return network.float()
@@ -186,7 +187,7 @@ class PosteriorNetwork(nn.Module):
     @property
     def negligible(self) -> float:
         """How much of the loss, per parameter, is not worth more training: nats, unless the density says otherwise."""
-        return getattr(self.density, "negligible", 0.05)
+        return getattr(self.density, "negligible", NEGLIGIBLE)
 
     def prepare(
         self,
