@@ -49,6 +49,13 @@ class Spline(DensityOptions):
         Width of the two hidden layers of each.
     bins : int
         Number of bins of each spline.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, density=pma.Spline(layers=6))``.
+
+    >>> pma.Spline(layers=6)
+    Spline(layers=6, hidden=64, bins=8)
     """
 
     layers: int | None = None

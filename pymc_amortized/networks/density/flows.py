@@ -17,6 +17,14 @@ class ZukoDensity(nn.Module):
     flow : zuko.flows.Flow
         With as many features as there are unconstrained parameters and as large a context as the summary has features:
         ``density=lambda dim, features: pma.ZukoDensity(zuko.flows.MAF(dim, features))``.
+
+    Examples
+    --------
+    >>> import torch, zuko
+    >>> density = pma.ZukoDensity(zuko.flows.MAF(2, 5))
+    >>> draws, log_density = density.sample(10, torch.zeros(3, 5))
+    >>> draws.shape
+    torch.Size([10, 3, 2])
     """
 
     def __init__(self, flow: zuko.lazy.LazyDistribution) -> None:

@@ -23,6 +23,13 @@ class Flat(Options):
         Width of the hidden layers, and number of residual blocks.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Flat(width=64))``.
+
+    >>> pma.Flat(width=64)
+    Flat(width=64, depth=2, features=None)
     """
 
     made_for = "values"

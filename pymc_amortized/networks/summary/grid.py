@@ -28,6 +28,13 @@ class Grid(Options):
         Number of residual convolutions at each resolution.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Grid(row_width=48))``.
+
+    >>> pma.Grid(row_width=48)
+    Grid(width=128, depth=2, features=None, row_width=48, row_depth=1)
     """
 
     made_for = "grid"

@@ -34,6 +34,13 @@ class Grouped(Options):
         Number of their residual blocks; by default 1 for up to 64 rows or groups and none for more.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Grouped(row_width=64))``.
+
+    >>> pma.Grouped(row_width=64)
+    Grouped(width=128, depth=2, features=None, row_width=64, row_depth=None)
     """
 
     made_for = "groups"

@@ -35,6 +35,13 @@ class Sequence(Options):
         Number of convolutions at least; long series have more, that shorten them.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Sequence(row_depth=3))``.
+
+    >>> pma.Sequence(row_depth=3)
+    Sequence(width=128, depth=2, features=None, row_width=32, row_depth=3)
     """
 
     made_for = "sequence"
@@ -63,6 +70,13 @@ class Transformer(Attention):
         Heads of each attention.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Transformer(row_width=64, heads=8))``.
+
+    >>> pma.Transformer(row_width=64, heads=8)
+    Transformer(width=128, depth=2, features=None, row_width=64, row_depth=2, heads=8)
     """
 
     made_for = "sequence"

@@ -41,6 +41,13 @@ class Set(Options):
         cost more than they tell.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.Set(row_width=64))``.
+
+    >>> pma.Set(row_width=64)
+    Set(width=128, depth=2, features=None, row_width=64, row_depth=None)
     """
 
     made_for = "set"
@@ -71,6 +78,13 @@ class SetTransformer(Attention):
         Inducing points through which rows attend to each other.
     features : int, optional
         Width of the summary; by default twice the number of parameters, at least 32.
+
+    Examples
+    --------
+    Passed on as ``pma.fit_posterior(model, summary=pma.SetTransformer(row_width=64, heads=8))``.
+
+    >>> pma.SetTransformer(row_width=64, heads=8)
+    SetTransformer(width=128, depth=2, features=None, row_width=64, row_depth=2, heads=8, points=16)
     """
 
     made_for = "set"
