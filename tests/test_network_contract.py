@@ -202,7 +202,7 @@ def test_what_is_negligible_of_a_loss_is_said_by_the_density() -> None:
     """The same training has settled by one measure, and not by another."""
     theta, data = simulate(VALUES)
     settled = []
-    for negligible in (100.0, 0.0):
+    for negligible in (100.0, -100.0):
         torch.manual_seed(1)
         network = PosteriorNetwork.build(VALUES, theta, data, summary=SMALL, density=Normal)
         network.density.negligible = negligible  # type: ignore[assignment]
