@@ -27,6 +27,7 @@ from pymc_amortized.approximators.comparison.comparison import MODEL_DIM, Amorti
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.diagnostics.coordinates import BAND_PROB
+from pymc_amortized.diagnostics.simulated import read_lengths
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
@@ -110,28 +111,13 @@ def check_comparison(
         comparison = comparison.with_sources(sources, gaps)
     simulating, drawing = seed_sequence(random_seed).spawn(2)
     rng = np.random.default_rng(drawing)
-    made = _of_prior(comparison, number, weights, _lengths(comparison, lengths), simulating, rng)
+    lengths = None if lengths is None else read_lengths(comparison.common.spec.sizes, lengths)
+    made = _of_prior(comparison, number, weights, lengths, simulating, rng)
     datasets, label = of_simulations(made), made.unconstrained[:, 0].astype(int)
     probability = posterior_weights(comparison.log_probabilities(datasets), weights)
     tree = judge_probabilities(comparison.names, label, probability, rng, _extents(comparison, datasets, lengths))
     _warn(tree, comparison.error)
     return tree
-
-
-def _lengths(comparison: AmortizedComparison, lengths: Any) -> dict[str, int] | None:
-    if lengths is None:
-        return None
-    ranges = {r.dim: r for r in comparison.common.spec.sizes}
-    if not isinstance(lengths, Mapping) or set(lengths) != set(ranges):
-        raise KeyError(f"lengths: {lengths!r} given; the dims whose length differs are {sorted(ranges)}")
-    for dim, length in lengths.items():
-        check_integer(f"lengths[{dim!r}]", length)
-        if not ranges[dim].smallest <= length <= ranges[dim].largest:
-            raise ValueError(
-                f"lengths[{dim!r}] is {length}; the models were compared for {ranges[dim].smallest} to "
-                f"{ranges[dim].largest}"
-            )
-    return dict(lengths)
 
 
 def _of_prior(

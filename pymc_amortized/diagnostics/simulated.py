@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -16,6 +16,7 @@ from pymc_amortized.approximators.fitting.simulate import read_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.model.sizes import Range
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -65,16 +66,17 @@ def simulate_known(
     simulator = posterior.simulator if default else posterior.simulator_of(context, missing)
     if lengths is None:
         return simulator(number, seed)
-    lengths = _checked_lengths(posterior, lengths)
+    lengths = read_lengths(spec.sizes, lengths)
     made_seed, gaps_seed = seed.spawn(2)
-    made = simulator.of_lengths(number, made_seed, dict(lengths))
+    made = simulator.of_lengths(number, made_seed, lengths)
     data = {name: values for name, values in made.data.items() if name not in lengths}
     each = {dim: np.full(len(made), length) for dim, length in lengths.items()}
     return replace(made, data=data, lengths=each, missing=simulator.context.gaps(len(made), gaps_seed, lengths))
 
 
-def _checked_lengths(posterior: AmortizedPosterior, lengths: Mapping[str, int]) -> dict[str, int]:
-    ranges = {r.dim: r for r in posterior.spec.sizes}
+def read_lengths(sizes: Iterable[Range], lengths: Mapping[str, int]) -> dict[str, int]:
+    """Check the size that all data sets are to have: one length for each dim whose length differs, of its range."""
+    ranges = {r.dim: r for r in sizes}
     if not isinstance(lengths, Mapping):
         raise TypeError(f"lengths must map dims to lengths, as in {{'obs': 50}}; got {lengths!r}")
     if set(lengths) != set(ranges):
@@ -83,8 +85,7 @@ def _checked_lengths(posterior: AmortizedPosterior, lengths: Mapping[str, int]) 
         check_integer(f"lengths[{dim!r}]", length)
         if not ranges[dim].smallest <= length <= ranges[dim].largest:
             raise ValueError(
-                f"lengths[{dim!r}] is {length}; the posterior was trained for {ranges[dim].smallest} to "
-                f"{ranges[dim].largest}"
+                f"lengths[{dim!r}] is {length}; it was trained for {ranges[dim].smallest} to {ranges[dim].largest}"
             )
     return dict(lengths)
 

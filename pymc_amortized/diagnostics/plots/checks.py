@@ -15,6 +15,7 @@ from pymc_amortized.diagnostics.plots.panels import (
     GREY,
     RED,
     SMALL,
+    Figsize,
     Panel,
     choose_panels,
     make_grid,
@@ -27,8 +28,6 @@ from pymc_amortized.numerics.uniformity import band, p_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Figsize = tuple[float, float] | None
 
 
 def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:

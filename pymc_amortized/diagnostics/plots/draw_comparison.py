@@ -19,6 +19,7 @@ from pymc_amortized.diagnostics.plots.panels import (
     GREY,
     RED,
     SMALL,
+    Figsize,
     choose_panels,
     make_figure,
     make_grid,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Figsize = tuple[float, float] | None
 Trained = AmortizedPosterior | AmortizedLikelihood | AmortizedComparison
 
 

@@ -13,6 +13,7 @@ from pymc_amortized.diagnostics.plots.panels import (
     GREY,
     RED,
     SMALL,
+    Figsize,
     Panel,
     make_figure,
     make_grid,
@@ -22,8 +23,6 @@ from pymc_amortized.diagnostics.verdict import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Figsize = tuple[float, float] | None
 
 
 def plot_confusion(check: xr.DataTree, *, figsize: Figsize = None) -> Figure:

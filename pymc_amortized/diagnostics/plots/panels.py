@@ -23,6 +23,8 @@ logger = logging.getLogger("pymc_amortized")
 BLUE, RED, GREY, DARK = "#2a6f9e", "#c0392b", "#c9ced3", "#4a4f55"
 SMALL = 8.5
 
+Figsize = tuple[float, float] | None
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -78,7 +80,7 @@ def choose_panels(
 
 
 def make_grid(
-    panels: Sequence[Panel], *, figsize: tuple[float, float] | None = None, shared: bool = False
+    panels: Sequence[Panel], *, figsize: Figsize = None, shared: bool = False
 ) -> tuple[Figure, Iterator[tuple[Panel, Axes]]]:
     """Make a figure with one titled panel each."""
     columns = min(4, len(panels))
