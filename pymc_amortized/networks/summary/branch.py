@@ -67,22 +67,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Options):
-    """Options of a summary network in which rows or steps attend to each other.
+    """Options of a summary network in which rows or steps attend to each other."""
 
-    Parameters
-    ----------
-    width, depth, features
-        As of :class:`Options`.
-    row_width : int
-        Width of the network of the rows, a multiple of ``heads``.
-    row_depth : int
-        Number of attention blocks.
-    heads : int
-        Heads of each attention.
-    """
-
-    row_width: int = 32
-    row_depth: int = 2
+    row_width: int = 32  # a multiple of heads
+    row_depth: int = 2  # attention blocks
     heads: int = 4
 
     def __post_init__(self) -> None:

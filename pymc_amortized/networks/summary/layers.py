@@ -24,27 +24,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Guard:
-    """Numbers that keep statistics finite, and of use where there are few rows.
+    """Numbers that keep statistics finite, and of use where there are few rows."""
 
-    Attributes
-    ----------
-    limit : float
-        Standardized statistics beyond it count logarithmically.
-    floor : float
-        Of a variance: the rounding of float32 beside values of order one.
-    ridge : float
-        Of correlations: one-hot channels are collinear, and float32 has seven digits.
-    few : float
-        Correlations of c channels over n rows are shrunk by this times (c / (n + c))^2 where there may be few rows.
-    shrinkage : tuple of float
-        k in n / (n + k), by which means and regressions over n rows are given too.
-    """
-
-    limit: float = 10.0
-    floor: float = 1e-10
-    ridge: float = 1e-4
-    few: float = 0.5
-    shrinkage: tuple[float, float] = (1.0, 10.0)
+    limit: float = 10.0  # standardized statistics beyond it count logarithmically
+    floor: float = 1e-10  # of a variance: the rounding of float32 beside values of order one
+    ridge: float = 1e-4  # of correlations: one-hot channels are collinear, and float32 has seven digits
+    few: float = 0.5  # correlations of c channels over few rows n are shrunk by this times (c / (n + c))^2
+    shrinkage: tuple[float, float] = (1.0, 10.0)  # k in n / (n + k), times which means and regressions are given too
 
 
 GUARD = Guard()
