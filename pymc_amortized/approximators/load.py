@@ -70,8 +70,8 @@ def load(
     --------
     With the posterior of :func:`fit_posterior`'s example:
 
-    >>> posterior.save("posterior.zip")
-    >>> again = pma.load("posterior.zip", model)
+    >>> posterior.save("posterior.pma")
+    >>> again = pma.load("posterior.pma", model=model)
     >>> again.sample({"y": np.zeros(4)}, draws=100, random_seed=1).posterior["mu"].sizes["draw"]
     100
     """

@@ -40,8 +40,8 @@ class AmortizedJoint:
     --------
     With the joint of :func:`fit_joint`'s example, read again from a file:
 
-    >>> joint.save("joint.zip")
-    >>> type(pma.load("joint.zip")).__name__
+    >>> joint.save("joint.pma")
+    >>> type(pma.load("joint.pma", model=model)).__name__
     'AmortizedJoint'
     """
 
