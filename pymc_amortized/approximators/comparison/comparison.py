@@ -11,8 +11,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pymc_amortized.approximators.comparison.agreement import compare_odds
-from pymc_amortized.approximators.comparison.doubts import check_agreement, check_evidences, check_resolution
+from pymc_amortized.approximators.comparison.agreement import (
+    check_agreement,
+    check_evidences,
+    check_resolution,
+    compare_odds,
+)
 from pymc_amortized.approximators.comparison.table import evidence_table
 from pymc_amortized.approximators.comparison.trained_comparison import TrainedComparison
 from pymc_amortized.approximators.fitting.arguments import check_integer
@@ -241,7 +245,7 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         apart = compare_odds(log_p, found, self.calibration, self.error)
         resolved, unresolved = self._resolved(log_p, weights, datasets)
-        table = evidence_table(found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart)
+        table = evidence_table(found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart.beyond[0])
         table["warning"] |= pd.Series(~resolved[0], index=self.names).reindex(table.index)
         doubts = self._check_data(datasets, pvalues.max(1)) + check_evidences(found, datasets.labels)
         doubts += check_agreement(apart, found, datasets.labels) + unresolved

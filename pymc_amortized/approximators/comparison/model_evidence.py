@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import Evidence, kept_share, refuse_evidence
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.simulation.attempts import Attempts
+
+Estimate = Callable[[DataSets, int, np.random.SeedSequence], list[Evidence]]
 
 KEPT_OF = 4096
 """Simulations at the size and context of a data set: a share of half is then known to 2 %."""
@@ -117,8 +118,8 @@ class Evidences:
 
 
 def estimate_all(
-    names: Sequence[str],
-    posteriors: Mapping[str, TrainedPosterior],
+    specs: Mapping[str, ModelSpec],
+    estimates: Mapping[str, Estimate],
     kept: Mapping[str, Kept],
     simulators: Mapping[str, Attempts],
     datasets: DataSets,
@@ -129,10 +130,10 @@ def estimate_all(
 
     Parameters
     ----------
-    names : sequence of str
+    specs : mapping of name to ModelSpec
         Of all models.
-    posteriors : mapping of name to TrainedPosterior
-        Of those that have a density.
+    estimates : mapping of name to callable
+        Estimate the evidence under the density of those models that have one.
     kept : mapping of name to Kept
     simulators : mapping of name to Attempts
         At contexts that are given.
@@ -144,16 +145,15 @@ def estimate_all(
     """
     nothing = Evidence(np.nan, np.nan, np.nan, np.nan)
     no_such_type = replace(nothing, doubt="the model's data are of a type that cannot hold these", impossible=True)
-    by_model: dict[str, list[Evidence]] = {name: [nothing] * len(datasets) for name in names}
-    for name, child in zip(names, seed.spawn(len(names)), strict=True):
-        if name not in posteriors:
+    by_model: dict[str, list[Evidence]] = {name: [nothing] * len(datasets) for name in specs}
+    for (name, spec), child in zip(specs.items(), seed.spawn(len(specs)), strict=True):
+        if name not in estimates:
             continue
-        posterior = posteriors[name]
-        own = data_of(posterior.spec, datasets)
-        found = posterior.evidence_of(own, proposals, child)
+        own = data_of(spec, datasets)
+        found = estimates[name](own, proposals, child)
         kept_at = [kept[name]] * len(datasets)
-        if kept[name].share < 1 and (posterior.spec.sizes or posterior.spec.context):
-            kept_at = _kept_at(posterior.spec, simulators[name], kept[name], own, child)
+        if kept[name].share < 1 and (spec.sizes or spec.context):
+            kept_at = _kept_at(spec, simulators[name], kept[name], own, child)
         by_model[name] = [
             _under_kept(e if fit else no_such_type, k)
             for e, k, fit in zip(found, kept_at, fits(own, datasets), strict=True)

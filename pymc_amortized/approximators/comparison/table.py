@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pymc_amortized.approximators.comparison.agreement import Disagreement
 from pymc_amortized.approximators.comparison.model_evidence import Evidences
 from pymc_amortized.numerics.odds import posterior_weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
@@ -45,9 +44,18 @@ def evidence_table(
     classified: np.ndarray,
     prior: np.ndarray,
     pvalues: np.ndarray,
-    apart: Disagreement,
+    beyond: np.ndarray,
 ) -> pd.DataFrame:
-    """Lay out the comparison of one data set; see :meth:`AmortizedComparison.compare`."""
+    """Lay out the comparison of one data set; see :meth:`AmortizedComparison.compare`.
+
+    Parameters
+    ----------
+    found : Evidences
+    classified, prior, pvalues : ndarray (models,)
+        Probabilities by the classifier, prior weights, and how often each model simulates data as unusual.
+    beyond : bool ndarray (models,)
+        Where classifier and evidence disagree beyond their errors.
+    """
     names, log_ml, error = list(found.found), found.log_evidence[0], found.error[0]
     p = posterior_weights(log_ml, prior) if found.complete[0] else np.full(len(names), np.nan)
     # of p_k, by its slopes on the log evidences: p_k (1[k = j] - p_j)
@@ -65,7 +73,7 @@ def evidence_table(
             "p_classifier": classified,
             "pareto_k": found.pareto_k[0],
             "ood_pvalue": pvalues,
-            "warning": apart.beyond[0] | (pvalues < THRESHOLDS.novel).all() | found.doubted[0],
+            "warning": beyond | (pvalues < THRESHOLDS.novel).all() | found.doubted[0],
         },
         index=pd.Index(names, name="model"),
     ).iloc[order]

@@ -133,7 +133,8 @@ class TrainedComparison[P: TrainedPosterior]:
             For each.
         seed : numpy.random.SeedSequence
         """
-        found = estimate_all(self.names, self.weighed, self.kept, self._simulators, datasets, proposals, seed)
+        estimates = {name: posterior.evidence_of for name, posterior in self.weighed.items()}
+        found = estimate_all(self.specs, estimates, self.kept, self._simulators, datasets, proposals, seed)
         if not np.isneginf(found.log_evidence).any():
             return found
         return found.confirmed(self.calibration.resolved(self.log_probabilities(datasets)))

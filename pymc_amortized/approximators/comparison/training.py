@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.approximators.comparison.agreement import judge, warn_of_resolution
-from pymc_amortized.approximators.comparison.model_evidence import Kept
+from pymc_amortized.approximators.comparison.agreement import DOUBTFUL, compare_odds, warn_of_resolution
+from pymc_amortized.approximators.comparison.model_evidence import Kept, evidence_obstacle
 from pymc_amortized.approximators.comparison.point_masses import warn_of_atoms
 from pymc_amortized.approximators.comparison.targets import (
     CLEAR,
@@ -39,7 +39,7 @@ from pymc_amortized.approximators.fitting.simulating import (
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, plan_simulations
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import kept_share
-from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import Common, common_structure
@@ -53,7 +53,7 @@ from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, learn_reference
 from pymc_amortized.numerics.odds import Calibration
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-from pymc_amortized.training import Batch, Batches
+from pymc_amortized.training import Batch, Batches, Trained, report
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -146,7 +146,7 @@ class ComparisonFit:
         )
         comparison.__dict__["pool"] = self.pool
         warn_of_resolution(calibration)
-        return judge(comparison, trained, of_simulations(rest.take(slice(48))), setup.seed(Stage.LOOP, 2))
+        return _judge(comparison, trained, of_simulations(rest.take(slice(48))), setup.seed(Stage.LOOP, 2))
 
     def _kept(self, pilot: Mapping[str, Simulations]) -> dict[str, Kept]:
         """Count what each model's density excludes, and say so where it matters."""
@@ -289,3 +289,35 @@ class ComparisonFit:
                 off,
             )
         return calibration
+
+
+def _judge[P: TrainedPosterior](
+    comparison: TrainedComparison[P], trained: Trained, datasets: DataSets, seed: np.random.SeedSequence
+) -> TrainedComparison[P]:
+    """Hold classifier and evidence against each other on simulated data sets, and report."""
+    without = [name for name in comparison.names if name not in comparison.weighed]
+    if without:
+        reasons = {name: evidence_obstacle(comparison.specs[name]) or "it has no posterior" for name in without}
+        logger.warning(
+            "No evidence beside the classifier's word: %s.",
+            "; ".join(f"model {name!r}: {reason}" for name, reason in reasons.items()),
+        )
+        report(trained)
+        return comparison
+    found = comparison.evidence_of(datasets, 2000, seed)
+    apart = compare_odds(comparison.log_probabilities(datasets), found, comparison.calibration, math.nan)
+    some = found.complete
+    if not some.any():
+        report(trained, "The evidence could be estimated for none of the simulated data sets.", doubtful=True)
+        return comparison
+    off = (apart.classifier - apart.evidence)[some]
+    error = float(np.sqrt(np.square(off).mean()))
+    remark = (
+        f"On {some.sum()} of {len(some)} simulated data sets the evidence is known: log odds by the classifier "
+        f"differ from it by {error:.2f} (root mean square), at most {np.abs(off).max():.2f}."
+    )
+    if error > 0.5:
+        remark += " Look at the evidence (comparison.compare) where there is one, or train longer."
+    doubtful = error > DOUBTFUL or not trained.settled or trained.history.restarts > 0
+    report(trained, remark, doubtful=doubtful)
+    return replace(comparison, error=error)
