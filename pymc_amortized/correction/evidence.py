@@ -98,8 +98,9 @@ def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequen
         if obstacle is not None
     }
     free = np.array([i for i in range(len(target.datasets)) if i not in results], dtype=int)
-    some, first = list(blocks(len(free), 16)), THRESHOLDS.fewest_proposals  # of so many, proposals are in memory
-    for rows, child in zip(some, seed.spawn(len(some)), strict=True):
+    first = THRESHOLDS.fewest_proposals
+    together = list(blocks(len(free), 16))  # data sets whose proposals are in memory at a time
+    for rows, child in zip(together, seed.spawn(len(together)), strict=True):
         block = free[rows]
         source = target.source(block, weighted=True, defended=True)
         pilot_seed, rounds_seed, final_seed, mixture_seed = child.spawn(4)
