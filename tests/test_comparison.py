@@ -259,7 +259,8 @@ def test_what_a_model_drops_is_made_up_for_at_those_covariates():
     assert np.corrcoef(mu, x[label == 1])[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("by", ["size", pytest.param("x", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["size", "x"])
 def test_a_truncated_prior_is_counted_at_the_size_and_covariates_of_the_data(by):
     context = {"x": pm.Normal.dist(0, 1)} | ({"obs": (3, 10)} if by == "size" else {})
     models = {"plain": selective("none"), "selective": selective(by)}

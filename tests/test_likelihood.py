@@ -31,7 +31,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Numba will use object mode"),
     pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
     pytest.mark.filterwarnings("ignore:Calling a RandomVariable without an explicit rng"),
+    # of the interpreter, for small matrices
+    pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
 ]
+INTERPRETED = {"mode": "FAST_COMPILE"}
+"""For functions that are called once."""
 SAMPLING = {"draws": 300, "tune": 300, "chains": 2, "cores": 1, "progressbar": False, "random_seed": 1}
 
 
@@ -304,18 +308,24 @@ class TestAgainstTheTruth:
         assert lagged == pytest.approx(0.7, abs=0.05)
 
 
+@pytest.fixture(scope="module")
+def sampled(normal):
+    """Return the model with the learned likelihood, and what PyMC's own NUTS draws of it."""
+    model = normal.to_model()
+    return model, pm.sample(model=model, nuts_sampler="pymc", **SAMPLING)
+
+
 class TestInPyMC:
-    def test_to_model_has_the_posterior_of_the_exact_model(self, normal):
-        learned, exact = normal.to_model(), normal_model()
-        draws = [pm.sample(model=m, **SAMPLING)["posterior"].to_dataset() for m in (learned, exact)]
+    def test_to_model_has_the_posterior_of_the_exact_model(self, sampled):
+        exact = pm.sample(model=normal_model(), nuts_sampler="pymc", **SAMPLING)
         for name in ("slope", "noise"):
-            mine, theirs = (d[name].values for d in draws)
+            mine, theirs = (dt["posterior"][name].values for dt in (sampled[1], exact))
             assert abs(mine.mean() - theirs.mean()) < 0.35 * theirs.std()
             assert mine.std() == pytest.approx(theirs.std(), rel=0.25)
 
-    def test_both_samplers_and_what_follows(self, normal):
-        model = normal.to_model()
-        trees = [pm.sample(model=model, nuts_sampler=sampler, **SAMPLING) for sampler in ("pymc", "nutpie")]
+    def test_both_samplers_and_what_follows(self, normal, sampled):
+        model, tree = sampled
+        trees = [tree.copy(), pm.sample(model=model, nuts_sampler="nutpie", **SAMPLING)]
         means = [float(dt["posterior"]["slope"].mean()) for dt in trees]
         spread = float(trees[0]["posterior"]["slope"].std())
         assert abs(means[0] - means[1]) < 0.25 * spread
@@ -336,7 +346,7 @@ class TestInPyMC:
             threshold = pm.LogNormal("threshold", 0, 0.3)
             mixed("rt", drift=drift[subject], threshold=threshold, observed=data, dims=("trial", "response"))
         point = {"drift": np.array([0.2, 0.6, -0.3, 1.0]), "threshold_log__": np.array(0.1)}
-        (log_density,) = hierarchical.compile_logp(vars=[hierarchical["rt"]], sum=False)(point)
+        (log_density,) = hierarchical.compile_logp(vars=[hierarchical["rt"]], sum=False, **INTERPRETED)(point)
         expected = mixed.logp(data, {"drift": point["drift"][subject], "threshold": np.exp(0.1)})
         assert_allclose(log_density, expected)
         with hierarchical:
@@ -349,7 +359,7 @@ class TestInPyMC:
         model = counts.to_model(np.arange(7))
         assert pm.draw(model["y"], random_seed=1).shape == (7,)
         expected = counts.logp(np.arange(7), {"rate": 1.0}).sum()
-        (found,) = model.compile_logp(vars=[model["y"]], sum=False)({"rate_log__": np.array(0.0)})
+        (found,) = model.compile_logp(vars=[model["y"]], sum=False, **INTERPRETED)({"rate_log__": np.array(0.0)})
         assert found.sum() == pytest.approx(expected)
 
     def test_combinations_of_constants_share_their_parameters(self, mixed):
@@ -370,7 +380,7 @@ class TestInPyMC:
         point = {"drift": np.array([0.3, -0.2, 0.9]), "effect": np.array(0.4), "threshold": np.array([0.9, 1.1])}
         values = point | {"threshold_log__": np.log(point["threshold"])}
         del values["threshold"]
-        (found,) = model.compile_logp(vars=[model["rt"]], sum=False)(values)
+        (found,) = model.compile_logp(vars=[model["rt"]], sum=False, **INTERPRETED)(values)
         known = {
             name: value.eval() for name, value in parameters(**{k: pt.constant(v) for k, v in point.items()}).items()
         }
@@ -463,7 +473,7 @@ def test_a_series_of_another_length_is_the_same_distribution(series):
     point = {"rho_interval__": np.array([0.3]), "sigma_log__": 0.1}
     longer = series.to_model(y, model=series_model(90))
     rho, sigma = -0.9 + 1.8 / (1 + np.exp(-0.3)), np.exp(0.1)
-    learned = longer.compile_logp(vars=[longer["y"]])(point)
+    learned = longer.compile_logp(vars=[longer["y"]], **INTERPRETED)(point)
     assert_allclose(learned, series.logp(y, {"rho": [rho], "sigma": sigma}).sum(), rtol=1e-6)
     with pytest.raises(ValueError, match="the distribution of 'y'"):
         series.to_model(y, model=series_model(90, start=3.0))

@@ -54,7 +54,10 @@ def posterior_of(request: pytest.FixtureRequest) -> Callable[[str], pma.Amortize
 # Closed forms
 
 
-@pytest.mark.parametrize("name", CLOSED_FORMS)
+# Covariates that vary between data sets are also those of a test of their sources, below.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "covariates")) for name in CLOSED_FORMS]
+)
 def test_corrected_moments_are_those_of_the_closed_form(posterior_of, name):
     case = CLOSED_FORMS[name]
     data = case.data()
@@ -124,6 +127,7 @@ def test_eight_schools_agree_with_nuts(schools_posterior, schools_nuts):
     assert_same_posterior(with_log_tau(raw), with_log_tau(schools_nuts), ["mu", "log_tau", "offset"], RAW)
 
 
+@pytest.mark.slow
 def test_logistic_regression_agrees_with_nuts(logistic_posterior, logistic_nuts):
     for correction, tolerance in (("psis", CORRECTED), (None, RAW)):
         dt = logistic_posterior.sample(correction=correction, random_seed=2)
@@ -450,7 +454,7 @@ def test_a_model_without_density_is_sampled_uncorrected_and_says_so_once(build, 
 # Simulations of the user's own, and context
 
 
-@pytest.mark.parametrize("source", ["pymc", "simulate"])
+@pytest.mark.parametrize("source", ["pymc", pytest.param("simulate", marks=pytest.mark.slow)])
 def test_simulations_made_elsewhere_train_the_same_posterior(source):
     model = CLOSED_FORMS["conjugate_normal"].build()
     if source == "pymc":
