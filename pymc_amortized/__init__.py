@@ -31,7 +31,18 @@ from pymc_amortized.diagnostics import (
     report,
 )
 from pymc_amortized.logs import show_by_default
-from pymc_amortized.networks.choices import *  # noqa: F403  # the networks that are registered there
+from pymc_amortized.networks.choices import *  # noqa: F403
+from pymc_amortized.networks.choices import (
+    Flat,
+    Grid,
+    Grouped,
+    Sequence,
+    Set,
+    SetTransformer,
+    Spline,
+    Transformer,
+    ZukoDensity,
+)
 from pymc_amortized.networks.choices import __all__ as _networks
 from pymc_amortized.results.version import __version__ as __version__
 from pymc_amortized.row_density.column_density import RowSize
@@ -43,8 +54,17 @@ __all__ = [
     "AmortizedComparison",
     "AmortizedLikelihood",
     "AmortizedPosterior",
+    "Flat",
+    "Grid",
+    "Grouped",
     "RowSize",
+    "Sequence",
+    "Set",
+    "SetTransformer",
+    "Spline",
     "Training",
+    "Transformer",
+    "ZukoDensity",
     "fit_joint",
     "fit_comparison",
     "fit_likelihood",
@@ -69,7 +89,8 @@ __all__ = [
     "sample_amortized",
     "simulate",
 ]
-__all__ += _networks
+# Type checkers read the list above. A network that is only registered is public all the same.
+__all__ += [name for name in _networks if name not in __all__]
 
 _pm.sample_amortized = sample_amortized
 
