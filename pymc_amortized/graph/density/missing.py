@@ -106,7 +106,7 @@ class LogDensityWithGaps(LogDensity):
         row = joined(quadratic, every)
         for column, where in enumerate(index):
             moved = divided(quadratic, row + (np.arange(row.shape[1]) == where), every)
-            slopes = self._gradient(theta, {**data, **{name: value[0] for name, value in moved.items()}})[:, index]
+            slopes = self._gradient(theta, {**data, **{name: value[0, ...] for name, value in moved.items()}})[:, index]
             precision[:, :, column] = slope - slopes  # exact: the gradient is linear
         precision = (precision + precision.swapaxes(1, 2)) / 2
         finite = np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1)
@@ -120,7 +120,7 @@ class LogDensityWithGaps(LogDensity):
         possible = dict(data)
         for v in self._gappy:
             value, mask = data[v.name][None], data[gaps_of(v.name)][None]
-            possible[v.name] = filled(v, value, mask, np.zeros_like(mask), self.spec.held[v.name])[0]
+            possible[v.name] = filled(v, value, mask, np.zeros_like(mask), self.spec.held[v.name])[0, ...]
         return possible
 
     def expression(self, theta: Any, data: Mapping[str, Any]) -> Any:
