@@ -118,7 +118,7 @@ class ObservedRows:
         n, sets = len(made), np.arange(len(made))[:, None]
         shape = self.variable.shape_at({})[: self.batch_ndim + self.series]
         data = made.data[self.variable.name].reshape(n, *shape, self.columns)
-        values = data[(sets, *coordinates)].astype("float64")
+        values = np.broadcast_to(data[(sets, *coordinates)].astype("float64"), (n, each, self.columns))
         parameters = []
         for i, p in enumerate(self.parameters):
             array = np.asarray(made.variables[hidden_name(i)], dtype="float64")
