@@ -41,24 +41,12 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
 
     Attributes
     ----------
-    specs : mapping of name to ModelSpec
-        Snapshots of the models.
-    common : Common
-        The data they share.
-    network : ClassifierNetwork
-        The trained classifier.
     structure : Structure
         What the axes of the data are, the coarsest of what holds in any of the models; ``print(comparison.structure)``.
     prior : dict of name to float
         Prior probabilities of the models, unless others are given.
-    calibration : Calibration
-        From the classifier's logits to probabilities, learned from simulations that it was not trained on.
-    references : mapping of name to Reference
-        Scores of each model's simulations, by which the novelty of data is judged.
     posteriors : mapping of name to AmortizedPosterior
         Of the models that have a normalized density, for their evidence; and those that were given.
-    kept : mapping of name to Kept
-        Which share of each model's simulations its density allows.
     error : float
         Root mean square difference between log odds by the classifier and by the evidence on simulated data sets,
         where these are below 5; NaN where they could not be compared.

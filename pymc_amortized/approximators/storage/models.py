@@ -77,10 +77,14 @@ class SavedModel:
             Seed of the training.
         """
         points = _points(spec, sources, entropy)
-        names = ([v.name for v in variables] for variables in (spec.observed, spec.parameters, spec.context))
         return cls(
             variables=describe_variables(spec),
-            arguments=Arguments(*map(tuple, names), missing=tuple(v.name for v in spec.observed if v.missing)),
+            arguments=Arguments(
+                observed=tuple(v.name for v in spec.observed),
+                parameters=tuple(p.name for p in spec.parameters),
+                context=tuple(c.name for c in spec.context),
+                missing=tuple(v.name for v in spec.observed if v.missing),
+            ),
             sizes=spec.sizes,
             density={name: tuple(values) for name, values in _densities(spec.jointly(), points).items()},
             points={name: torch.as_tensor(values) for name, values in points.items()},
