@@ -118,7 +118,7 @@ class ColumnDensity:
         heads = xp.split(raw, [self.numbers] * self.heads) if self.heads > 1 else [raw]
         return [self.column.normalized(xp, head, self.size.components) for head in heads]
 
-    def log_density(self, xp: Arrays, head: Array, values: Sequence[Array]) -> Array:
+    def log_density(self, xp: Arrays, head: Array, values: Array) -> Array:
         """Log density (rows,) of encoded values, by the head of each row."""
         return self.column.log_density(xp, head, self.size.components, values)
 

@@ -120,7 +120,7 @@ def _fitted(layout: Layout, position: int, rows: Rows) -> tuple[Layout, tuple[np
     """Choose the transform of the column at a position, and fit its regression."""
     index = layout.order[position]
     tried = []
-    for candidate in layout.columns[index].candidates(rows.values[index], rows.parameters):
+    for candidate in layout.columns[index].candidates(rows.values[index], list(rows.parameters)):
         columns = (*layout.columns[:index], candidate, *layout.columns[index + 1 :])
         tried.append(replace(layout, columns=columns))
     if len(tried) > 1:

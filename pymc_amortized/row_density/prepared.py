@@ -82,14 +82,15 @@ def prepare(layout: Layout, rows: Rows, each: int = 1) -> tuple[np.ndarray, dict
         "parameters" (n / each, inputs), and for the column at position i "given i" and "values i".
     """
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = layout.encode_parameters(NUMPY, rows.parameters[:, ::each])
+        columns, parameters = list(rows.values), list(rows.parameters)
+        f, _ = layout.encode_parameters(NUMPY, [p[::each] for p in parameters])
         past = [] if rows.past is None else [_as_past(row) for row in rows.past]
         encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
         for position, index in enumerate(layout.order):
-            given = given_numbers(NUMPY, layout, position, rows.values, past, rows.parameters)
+            given = given_numbers(NUMPY, layout, position, columns, past, parameters)
             if given is not None:
                 encoded[f"given {position}"] = given
-            values, slope = layout.columns[index].encode(NUMPY, rows.values[index], rows.parameters)
+            values, slope = layout.columns[index].encode(NUMPY, columns[index], parameters)
             encoded[f"values {position}"] = np.stack(values)
             log_slope = log_slope + slope
     return log_slope[:, None].astype("float32"), {

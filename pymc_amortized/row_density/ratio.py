@@ -121,8 +121,8 @@ def without_bounds(layout: Layout, rows: Rows) -> Layout:
 def prepare_pairs(layout: Layout, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What training takes of rows, float32: zeros (n, 1), and "parameters" and "features", each (n, ...)."""
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
-        f, _ = layout.encode_parameters(NUMPY, rows.parameters)
-        encoded = {"parameters": f, "features": features(NUMPY, layout, rows.values)}
+        f, _ = layout.encode_parameters(NUMPY, list(rows.parameters))
+        encoded = {"parameters": f, "features": features(NUMPY, layout, list(rows.values))}
     return np.zeros((len(rows), 1), "float32"), {
         name: np.ascontiguousarray(value.T, dtype="float32") for name, value in encoded.items()
     }
