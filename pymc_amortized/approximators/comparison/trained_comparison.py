@@ -91,7 +91,7 @@ class TrainedComparison[P: TrainedPosterior]:
         """Names of the models."""
         return list(self.specs)
 
-    def read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool) -> DataSets:
+    def read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
         """Read data sets, by default what all models held."""
         spec = self.common.spec
         if observed is None and not batched and not spec.holds_data:

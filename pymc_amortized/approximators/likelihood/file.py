@@ -84,7 +84,7 @@ def read_likelihood(saved: SavedLikelihood, brought: Brought) -> AmortizedLikeli
                 f"its network is for {[p.name for p in layout.parameters]}, the model's rows for {numbers}"
             )
         _check_size(saved.size)
-        made = {"density": RowNetwork, "ratio": RatioNetwork}[saved.kind]
+        made: type[RowNetwork | RatioNetwork] = RatioNetwork if saved.kind == "ratio" else RowNetwork
         network = SavedNetwork(None, saved.weights).build(lambda _: made(layout, saved.size))
         return AmortizedLikelihood(
             spec=spec,

@@ -145,16 +145,16 @@ def _value(hint: Any, given: Any, part: Part, place: str) -> Any:
             return None
         kinds = [kind for kind in args if kind is not NoneType]
         return _value(kinds[0], given, part, place) if len(kinds) == 1 else _record(kinds, given, part, place)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _record([hint], given, part, place)
     if hint is np.ndarray:
         return _array(part, place)
     if origin is Literal and isinstance(given, str) and given in args:
         return given
     if origin in (tuple, list) and isinstance(given, list):
-        kinds = [args[0]] * len(given) if origin is list or args[-1] is ... else args
+        each = [args[0]] * len(given) if origin is list or args[-1] is ... else list(args)
         return origin(
-            _value(kind, v, part, _inside(place, i)) for i, (kind, v) in enumerate(zip(kinds, given, strict=True))
+            _value(kind, v, part, _inside(place, i)) for i, (kind, v) in enumerate(zip(each, given, strict=True))
         )
     if origin is Mapping and args[1] is Tensor:
         return Part(part.file, f"{part.prefix}{place}.")
