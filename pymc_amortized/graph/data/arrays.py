@@ -134,12 +134,8 @@ def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> No
         hint = ", after a leading axis of data sets"
     elif array.ndim == len(variable.shape) + 1 and variable.fits(given[1:]):
         hint = "; pass batched=True for several data sets"
-    expected = (
-        "("
-        + ", ".join("any" if n is None else str(n) for n in variable.shape)
-        + ("," if len(variable.shape) == 1 else "")
-        + ")"
-    )
+    lengths = ", ".join("any" if n is None else str(n) for n in variable.shape)
+    expected = f"({lengths},)" if len(variable.shape) == 1 else f"({lengths})"
     raise ValueError(f"{variable.name!r} has shape {given}; the model's is {expected}{named}{hint}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.data.simulations import Simulations, take_each
 from pymc_amortized.graph.model.sizes import cut
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
@@ -50,16 +50,12 @@ class DataSets:
 
     def take(self, index: Any) -> DataSets:
         """Return several of the data sets."""
-
-        def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: values[index] for name, values in arrays.items()}
-
         return DataSets(
-            taken(self.values),
+            take_each(self.values, index),
             self.labels[index],
             self.batched,
-            taken(self.lengths),
-            taken(self.missing),
+            take_each(self.lengths, index),
+            take_each(self.missing, index),
             extra=None if self.extra is None else self.extra[index],
         )
 
@@ -67,7 +63,8 @@ class DataSets:
         """Whether they are the same data: values where there are any, sizes and gaps."""
         pairs = [(self.values, other.values), (self.lengths, other.lengths), (self.missing, other.missing)]
         return all(
-            one.keys() == two.keys() and all(np.array_equal(one[k], two[k], equal_nan=_may_be_nan(one[k])) for k in one)
+            one.keys() == two.keys()
+            and all(np.array_equal(one[k], two[k], equal_nan=one[k].dtype.kind == "f") for k in one)
             for one, two in pairs
         )
 
@@ -103,10 +100,6 @@ class DataSets:
             if v.missing:
                 values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))
         return values
-
-
-def _may_be_nan(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f"
 
 
 def of_simulations(simulations: Simulations) -> DataSets:

@@ -53,19 +53,20 @@ class Simulations:
 
     def take(self, index: Any) -> Simulations:
         """Return some of the simulations; counts are those of all."""
-
-        def taken(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: values[index] for name, values in arrays.items()}
-
         return replace(
             self,
             unconstrained=self.unconstrained[index],
-            variables=taken(self.variables),
-            data=taken(self.data),
-            lengths=taken(self.lengths),
-            missing=taken(self.missing),
+            variables=take_each(self.variables, index),
+            data=take_each(self.data, index),
+            lengths=take_each(self.lengths, index),
+            missing=take_each(self.missing, index),
             extra=None if self.extra is None else self.extra[index],
         )
+
+
+def take_each(arrays: Mapping[str, np.ndarray], index: Any) -> dict[str, np.ndarray]:
+    """Return some of the entries of every array."""
+    return {name: values[index] for name, values in arrays.items()}
 
 
 def concatenate(parts: list[Simulations]) -> Simulations:
@@ -79,7 +80,6 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
 
     extras = [part.extra for part in parts if part.extra is not None]
-
     return Simulations(
         np.concatenate([p.unconstrained for p in parts]),
         joined("variables"),
