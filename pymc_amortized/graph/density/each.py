@@ -83,7 +83,8 @@ class EachLogDensity(LogDensityWithGaps):
             if gradients is None:
                 return [log_density]
             of: Any = [theta] if gradients == "parameters" else [rows[v.name] for v in self.integrated]
-            return [log_density, pt.concatenate([slope.flatten() for slope in pt.grad(log_density, of)])]
+            slopes: Any = pt.grad(log_density, of)
+            return [log_density, pt.concatenate([slope.flatten() for slope in slopes])]
 
         looped = pytensor.scan(step, sequences=[index, row, thetas], return_updates=False)
         looped = looped if isinstance(looped, list) else [looped]

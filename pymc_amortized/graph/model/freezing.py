@@ -39,12 +39,7 @@ def _without_initial_values(model: pm.Model) -> pm.Model:
 def _freeze_unregistered_shared(model: pm.Model) -> pm.Model:
     """Make constants of shared variables that were used without ``pm.Data``."""
     registered = {*model.data_vars, *model.dim_lengths.values()}
-    roots = [
-        *model.basic_RVs,
-        *model.deterministics,
-        *model.potentials,
-        *model.rvs_to_values.values(),
-    ]
+    roots = [*model.basic_RVs, *model.deterministics, *model.potentials, *model.rvs_to_values.values()]
     loose = {
         v: v.type.constant_type(type=v.type, data=v.get_value(), name=v.name)
         for v in ancestors(roots)
