@@ -178,14 +178,14 @@ def free_form(dim, features):
 
 
 def test_a_density_of_the_users_own_is_one_of_all_parameters():
-    posterior = briefly(hierarchy(), num_steps=5, density=free_form, num_simulations=500)
+    posterior = briefly(hierarchy(), num_steps=5, density=free_form, num_simulations=500, **sources())
     assert posterior.sketch.number_drawn == 0
     assert posterior.network.places is None
 
 
 def test_what_would_take_too_many_evaluations_is_learned(monkeypatch):
     monkeypatch.setattr("pymc_amortized.inputs.sketch.MOST_EVALUATIONS", 5)
-    posterior = briefly(hierarchy(), num_steps=5, num_simulations=500)
+    posterior = briefly(hierarchy(), num_steps=5, num_simulations=500, **sources())
     assert len(posterior.sketch.quadratic.places) == 4
     assert posterior.network.places is None
 
@@ -264,6 +264,7 @@ def test_what_the_sketch_found_makes_up_for_a_network_that_is_far_off(conjugate_
     assert_moments(dt.posterior, conjugate_moments(conjugate_data()), Tolerance(0.1, 0.1))
 
 
+@pytest.mark.slow
 def test_a_branch_that_hardly_any_simulation_takes_is_seen_where_data_take_it():
     """Of the sign of b the data say nothing if z is 1: near either mode the density is quadratic, and weights agree."""
     with pm.Model() as model:

@@ -355,7 +355,9 @@ def test_sample_amortized_is_reused_at_another_length(caplog):
     model = regression()
     options = {
         "context": {"obs": (5, 20), "x": "resample"},
-        "fit_kwargs": {"training": pma.Training(num_steps=30, evaluations=2)},
+        "fit_kwargs": {"training": pma.Training(num_steps=30, evaluations=2), "num_simulations": 500, "sketch": False},
+        "compile_kwargs": INTERPRETED,
+        "correction": None,
         "random_seed": 1,
         "progressbar": False,
         "draws": 50,

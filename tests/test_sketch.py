@@ -285,7 +285,7 @@ def test_many_parameters_that_cannot_be_integrated_are_not_sketched(caplog):
         b = pm.Normal("b", 0, 1, shape=MOST_SAMPLED + 1)
         pm.Poisson("y", pm.math.exp(b), observed=np.zeros(MOST_SAMPLED + 1, int))
     with caplog.at_level(logging.INFO):
-        posterior = briefly(model, num_steps=2)
+        posterior = briefly(model, num_steps=2, num_simulations=500, cores=1, compile_kwargs=INTERPRETED)
     assert posterior.sketch is None
     assert "13 parameters that cannot be integrated out are more than 12" in caplog.text
 
@@ -330,7 +330,8 @@ def test_networks_of_the_users_own_are_given_the_data_alone():
             assert set(encoded) == {"y", "x", "constant 0"}
             return encoded["y"].mean((1, 2))[:, None]
 
-    posterior = brief_fit(line(), context={"x": pm.Normal.dist(0, 1)}, summary=Mean())
+    quick = {"num_simulations": 500, "cores": 1, "compile_kwargs": INTERPRETED}
+    posterior = brief_fit(line(), context={"x": pm.Normal.dist(0, 1)}, summary=Mean(), **quick)
     assert posterior.sketch is None
 
 

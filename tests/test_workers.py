@@ -178,7 +178,7 @@ def test_a_posterior_is_the_same_with_workers(monkeypatch):
     for worth in (False, True):
         monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.worth_workers", lambda *_, worth=worth: worth)
         posterior = pma.fit_posterior(
-            model, training=pma.Training(num_steps=50, threads=1), random_seed=3, progressbar=False
+            model, training=pma.Training(num_steps=50, threads=1), sketch=False, random_seed=3, progressbar=False
         )
         losses.append(posterior.provenance.held_out_loss)
     assert losses[0] == losses[1]
