@@ -31,8 +31,8 @@ import pytensor.tensor as pt
 from scipy import special, stats
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.posterior.training import PosteriorFit
 from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.inputs import sketch
 from pymc_amortized.networks import terms
 from pymc_amortized.networks.summary import coupled, lags, moments
 
@@ -255,37 +255,6 @@ def _evidence(data: Mapping[str, np.ndarray], used: list[int], noise: float) -> 
     return float(-0.5 * (quadratic + len(y) * np.log(2 * np.pi * noise**2) + np.linalg.slogdet(inner)[1]))
 
 
-# A posterior and a likelihood together, of few simulations
-
-
-def line() -> pm.Model:
-    x = np.random.default_rng(0).normal(size=50)
-    with pm.Model() as model:
-        mean = pm.Normal("intercept", 0, 2) + pm.Normal("slope", 0, 2) * x
-        pm.Normal("y", mean, pm.LogNormal("noise", 0, 0.5), observed=np.zeros(50))
-    return model
-
-
-def count_line() -> pm.Model:
-    x = np.random.default_rng(0).normal(size=50)
-    with pm.Model() as model:
-        rate = pm.math.exp(pm.Normal("intercept", 0.5, 0.7) + pm.Normal("slope", 0, 0.5) * x)
-        pm.Poisson("y", rate, observed=np.zeros(50, dtype=int))
-    return model
-
-
-def simulated_rows() -> pm.Model:
-    """Skewed rows, of a simulator without a density."""
-    with pm.Model() as model:
-        center, scale = pm.Normal("center", 0, 1), pm.LogNormal("scale", 0, 0.5)
-        pm.CustomDist("y", center, scale, random=_skewed, observed=np.zeros(30))
-    return model
-
-
-def _skewed(center, scale, rng=None, size=None):
-    return center + scale * rng.gumbel(size=size)
-
-
 # What is taken away
 
 
@@ -366,7 +335,7 @@ def no_pairs() -> Iterator[None]:
 
 
 def no_conditionals():
-    return patch.object(PosteriorFit, "learns_all", True)
+    return patch.object(sketch, "_number_drawn", lambda quadratic: 0)
 
 
 def no_linear_terms():
@@ -385,7 +354,6 @@ def neither_terms() -> Iterator[None]:
 
 SERIES = ("ar1", "ar2", "local_level", "volatility")
 FIELDS = ("field_on_line", "field_on_square", "counts_on_line")
-JOINT = ("line", "count_line", "simulated_rows")
 COMPARED = ("slope_or_none", "second_slope", "unknown_noise", "two_priors")
 FEATURES: dict[str, tuple[tuple[str, ...], dict[str, Callable[[], Any]]]] = {
     "series": (SERIES, {"smoothing": no_smoothing, "lags": no_lags, "lags and smoothing": neither_lags}),
@@ -399,7 +367,6 @@ FEATURES: dict[str, tuple[tuple[str, ...], dict[str, Callable[[], Any]]]] = {
         COMPARED,
         {"linear models": no_linear_terms, "products": no_products, "linear models and products": neither_terms},
     ),
-    "consistency": (JOINT, {}),
     "sketch": (("regression", "ar2", "local_level", "hierarchy", "eight_schools"), {}),
 }
 CASES = {
@@ -419,9 +386,6 @@ CASES = {
     "group_means": Case(group_means),
     "hierarchy": Case(hierarchy),
     "eight_schools": Case(eight_schools),
-    "line": Case(line),
-    "count_line": Case(count_line),
-    "simulated_rows": Case(simulated_rows, density=False),
 }
 EXACT = {
     f.__name__.removesuffix("_exact"): f
@@ -440,24 +404,6 @@ def fitted(case: Case, steps: int, seed: int, path: str) -> tuple[float, float]:
         **QUIET,
         **case.options,
     )
-    return judged(posterior, case)
-
-
-def jointly(case: Case, steps: int, seed: int, path: str) -> tuple[float, float]:
-    """Loss and efficiency of a posterior that is trained with a likelihood on few simulations."""
-    joint = pma.fit_joint(
-        case.build(),
-        num_simulations=int(path.split()[0]),
-        self_consistency="consistent" in path,
-        training=pma.Training(num_steps=steps, evaluations=40, threads=1),
-        random_seed=seed,
-        **QUIET,
-    )
-    return judged(joint.posterior, case)
-
-
-def judged(posterior: pma.AmortizedPosterior, case: Case) -> tuple[float, float]:
-    """Loss and efficiency on new data sets."""
     made = posterior.simulator(HELD_OUT, np.random.SeedSequence(1_000))
     datasets = posterior.inputs.sketched(of_simulations(made))
     log_q = posterior.approximation(datasets).log_prob(made.unconstrained[None])[0]
@@ -494,9 +440,7 @@ def run(feature: str, arguments: argparse.Namespace) -> None:
     for name in models:
         if arguments.models and name not in arguments.models:
             continue
-        measure, subject = {"terms": (compared, name), "consistency": (jointly, CASES.get(name))}.get(
-            feature, (fitted, CASES.get(name))
-        )
+        measure, subject = (compared, name) if feature == "terms" else (fitted, CASES[name])
         for path in paths(feature, name, arguments.paths):
             for without, away in {"": ExitStack, **taken}.items():
                 if arguments.without and without and without not in arguments.without:
@@ -515,8 +459,6 @@ def run(feature: str, arguments: argparse.Namespace) -> None:
 
 def paths(feature: str, name: str, wanted: list[str]) -> list[str]:
     """Ways to train: by default and without a sketch, or what the feature itself is an option of."""
-    if feature == "consistency":
-        return [f"{n} {how}" for n in (500, 1500) for how in ("alone", "consistent")]
     if feature == "sketch":
         return ["default", "plain"]
     if feature == "conditionals":  # without a sketch there are none

@@ -6,9 +6,8 @@ The same model is written twice: with its density, and as a simulator that has n
 2. The log evidence by the learned likelihood beside a closed form or quadrature.
 3. Draws of the simulator, corrected by the learned likelihood, beside NUTS on the exact density: the largest shift of a
    mean in posterior sds, and the ratios of sds.
-4. Self-consistency at few simulations: held-out losses and importance efficiency, with and without.
 
-    python benchmarks/joint.py [--seconds 120] [--only losses evidence nuts consistency]
+    python benchmarks/joint.py [--seconds 120] [--only losses evidence nuts]
 """
 
 import argparse
@@ -117,31 +116,7 @@ def nuts(seconds):
     against_nuts(joint, data(), (None, "psis"))
 
 
-def consistency(seconds):
-    """4. Few simulations, with and without the term; the exact density weighs the network's own draws."""
-    steps = pma.Training(num_steps=600, evaluations=40, threads=1)
-    ys = data(count=40)
-    for number in (500, 2000):
-        for wanted in (False, True):
-            joint = pma.fit_joint(
-                regression(exact=True),
-                num_simulations=number,
-                self_consistency=wanted,
-                cores=1,
-                training=steps,
-                **QUIET,
-            )
-            values = [part.provenance.held_out_loss for part in (joint.posterior, joint.likelihood)]
-            dts = joint.posterior.sample({"y": ys}, batched=True, correction=None, random_seed=1, progressbar=False)
-            efficiency = np.median(dts["sample_stats"]["importance_ess"]) / 4000
-            print(
-                f"  {number} simulations, self_consistency={wanted}: held-out losses {values[0]:.3f}, {values[1]:.3f}; "
-                f"importance efficiency {efficiency:.2f} (median)",
-                flush=True,
-            )
-
-
-PARTS = {"losses": losses, "evidence": evidence, "nuts": nuts, "consistency": consistency}
+PARTS = {"losses": losses, "evidence": evidence, "nuts": nuts}
 
 
 def main():

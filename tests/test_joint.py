@@ -182,27 +182,10 @@ class TestFiles:
         assert pma.load(tmp_path / "posterior.pma", model=mean_model()).learned is None
 
 
-class TestSelfConsistency:
-    def test_it_is_trained_for(self):
-        joint = interpreted(mean_model(exact=True), num_simulations=200, self_consistency=True)
-        dt = joint.posterior.sample({"y": some_data(1)[0]}, correction="psis", random_seed=1)
-        assert float(dt["sample_stats"]["importance_ess"]) > 1000
-
-    def test_what_it_cannot_do(self):
-        with pm.Model() as two:
-            mu = pm.Normal("mu")
-            pm.Normal("y", mu, observed=np.zeros(5))
-            pm.CustomDist("z", mu, 1.0, random=draw_normal, observed=np.zeros(5))
-        with pytest.raises(ValueError, match="self_consistency: the model observes"):
-            pma.fit_joint(two, self_consistency=True, **SHORT)
-
-
 class TestErrors:
     def test_of_arguments(self, joint):
         with pytest.raises(KeyError, match="variable"):
             pma.fit_joint(mean_model(), variable="z", **SHORT)
-        with pytest.raises(TypeError, match="self_consistency"):
-            pma.fit_joint(mean_model(), self_consistency=1, **SHORT)
         with pytest.raises(ValueError, match="density must be"):
             joint.log_marginal_likelihood(density="best")
         with pytest.raises(ValueError, match="no log density"):

@@ -10,7 +10,6 @@ What is shared, and what is not (cf. JANA: Radev et al. 2023, arXiv 2302.09125):
   graph that costs microseconds a row. It has no encoder of data that a posterior could use, and the posterior's encoder
   of rows would gain nothing from an objective that never asks what they tell. Each network keeps its own optimizer,
   learning rate and best weights, so that neither is worse for the other's company.
-- What couples them is self-consistency (:mod:`pymc_amortized.approximators.joint.consistency`), if it is wanted.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from pymc_amortized.approximators.fitting.arguments import read_count, read_mapp
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model
-from pymc_amortized.approximators.joint.consistency import consistency_obstacle
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
@@ -55,7 +53,6 @@ def fit_joint(
     density: DensityChoice = "spline",
     sketch: bool | None = None,
     network: RowSize | None = None,
-    self_consistency: bool = False,
     num_simulations: int | None = None,
     training: Training | None = None,
     max_time: float | None = None,
@@ -87,11 +84,6 @@ def fit_joint(
         As in :func:`fit_posterior`.
     network : RowSize, optional
         Size of the likelihood's networks.
-    self_consistency : bool
-        Whether the variance of log prior + learned log likelihood - log posterior over draws is made small as well,
-        which it is for every data set when both are right (Schmitt et al. 2024, arXiv 2310.04395). It takes time, and
-        may help a little where simulations are few: for a regression of 50 rows it lowered the posterior's held-out
-        loss by 0.06 at 500 simulations and by 0.03 at 2,000 (``benchmarks/joint.py``).
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take long, as many as can be made in a minute.
@@ -133,8 +125,6 @@ def fit_joint(
     """
     setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs)
     num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
-    if not isinstance(self_consistency, bool):
-        raise TypeError(f"self_consistency must be True or False, got {self_consistency!r}")
     lags, cores = read_count("lags", lags), read_count("cores", cores)
     context, structure = read_mapping("context", context), read_mapping("structure", structure)
     check_choices(summary, density)
@@ -145,9 +135,6 @@ def fit_joint(
     rows = find_rows(alone, read_variable(alone, variable, without_density=True), structure)
     if spec.density_obstacle:
         refuse_followers(spec, rows.variable.name)
-    obstacle = consistency_obstacle(spec, rows) if self_consistency else None
-    if obstacle:
-        raise ValueError(f"self_consistency: {obstacle}")
     size = read_size(network, default_size("density", rows))
     columns = read_column_kinds(rows, read_mapping("kinds", kinds))
     fit = JointFit(
@@ -162,7 +149,6 @@ def fit_joint(
         cores=cores,
         sketched=sketch,
         lags=number_of_lags(lags, rows),
-        consistent=self_consistency,
     )
     trained, likelihood = fit.run(summary, density, structure, size, columns)
     posterior = AmortizedPosterior.of(trained)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from pymc_amortized.approximators.fitting.plan import SimulationCost, cheapest_step, others
 from pymc_amortized.approximators.fitting.provenance import Provenance
@@ -23,7 +22,6 @@ from pymc_amortized.approximators.joint.batches import (
     row_tensors,
     rows_at_largest,
 )
-from pymc_amortized.approximators.joint.consistency import SelfConsistency
 from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, PILOT_ROWS
@@ -43,8 +41,6 @@ from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch, Batches, Shared, Task, Trained, fastest_step, train_together
 
 logger = logging.getLogger("pymc_amortized")
-
-Term = Callable[[], torch.Tensor] | None
 
 
 class JointFit:
@@ -68,10 +64,9 @@ class JointFit:
         cores: int | None,
         sketched: bool | None,
         lags: int,
-        consistent: bool,
     ) -> None:
         self.spec, self.simulated, self.alone, self.rows = spec, simulated, alone, rows
-        self.lags, self.consistent = lags, consistent
+        self.lags = lags
         self.read_from = rows_at_largest(simulated, rows)
         self.each = min(-(-DEFAULT.batch_size // setup.options.batch_size), self.read_from.rows)
         names = add_row_parameters(simulated, self.read_from)
@@ -80,11 +75,8 @@ class JointFit:
         plan = plan_simulations(
             lambda: seconds_of_simulator(simulator, setup.seed(Stage.TIMING)), setup.options, num_simulations, cores
         )
-        # the regression at which the likelihood starts takes more simulations than a posterior's statistics;
-        # the consistency of the two is seen at draws of the network alone
-        self.posterior = PosteriorFit(
-            spec, context, missing, simulator, setup, plan, sketched=sketched, learns_all=True, pilot=8192
-        )
+        # the regression at which the likelihood starts takes more simulations than a posterior's statistics
+        self.posterior = PosteriorFit(spec, context, missing, simulator, setup, plan, sketched=sketched, pilot=8192)
 
     @property
     def setup(self) -> Setup:
@@ -112,9 +104,8 @@ class JointFit:
         some = statistics.take(slice(self.posterior.pilot_size))
         network = fit.build(some, summary, density)
         processes = self._plan_steps(network, row_network, layout, statistics)
-        terms = self._terms(network, row_network, statistics)
         source = self._source(network, layout, statistics, processes)
-        of_posterior, of_likelihood = self._train(network, row_network, layout, source, held_out, terms)
+        of_posterior, of_likelihood = self._train(network, row_network, layout, source, held_out)
         posterior = fit.finish(network, gaps, of_posterior, held_out, pilot, some)
         return posterior, self._likelihood(row_network.to("cpu"), of_likelihood, pilot)
 
@@ -194,18 +185,6 @@ class JointFit:
 
         return self.posterior.source(whole, fresh, processes)
 
-    def _terms(self, network: PosteriorNetwork, row_network: RowNetwork, statistics: Simulations) -> tuple[Term, Term]:
-        """What is added to the losses of the two networks."""
-        if not self.consistent:
-            return None, None
-        seed = self.setup.seed(Stage.LOOP, 3)
-        networks = (network, row_network)
-        kwargs = self.setup.compile_kwargs
-        term = SelfConsistency(
-            self.simulated, self.read_from, self.posterior.inputs, networks, statistics, seed, kwargs
-        )
-        return term.of_posterior, term.of_likelihood
-
     def _train(
         self,
         network: PosteriorNetwork,
@@ -213,7 +192,6 @@ class JointFit:
         layout: Layout,
         source: Batches,
         held_out: Simulations,
-        terms: tuple[Term, Term],
     ) -> list[Trained]:
         judged = max(min(HELD_OUT_ROWS // len(held_out), self.read_from.rows), 1)
         held = self._both(network, layout, held_out, judged, Stage.HELD_OUT)
@@ -226,8 +204,8 @@ class JointFit:
         )
         rows = shared.view(lambda batch, number: of_rows(batch, number, self.each))
         tasks = [
-            Task(network, shared.view(of_datasets), of_datasets(held), options, None, terms[0]),
-            Task(row_network, rows, of_rows(held), of_likelihood, None, terms[1]),
+            Task(network, shared.view(of_datasets), of_datasets(held), options),
+            Task(row_network, rows, of_rows(held), of_likelihood),
         ]
         with self.setup.threads():
             return train_together(

@@ -69,8 +69,6 @@ class PosteriorFit:
         The user's, to train on.
     sketched : bool, optional
         Whether posteriors are to be sketched; None where it depends.
-    learns_all : bool
-        Whether the network is to learn what could be drawn exactly, too.
     pilot : int
         Simulations that statistics are learned from, unless there is a fixed set.
     """
@@ -86,12 +84,11 @@ class PosteriorFit:
         *,
         given: Simulations | None = None,
         sketched: bool | None = None,
-        learns_all: bool = False,
         pilot: int = PILOT,
     ) -> None:
         self.spec, self.context, self.missing, self.simulator = spec, context, missing, simulator
         self.setup, self.plan, self.given = setup, plan, given
-        self.sketched, self.learns_all, self.pilot_size = sketched, learns_all, pilot
+        self.sketched, self.pilot_size = sketched, pilot
         self.seconds = 0.0  # that a fixed set took
         self.inputs: Inputs  # known once there are simulations to look at
 
@@ -175,7 +172,7 @@ class PosteriorFit:
             wanted=self.sketched,
             most=(lambda seconds: math.inf) if plan.chosen else most,
             # a density of the user's is one of all parameters
-            learns_all=self.learns_all or density_options(density, self.spec.dim) is None,
+            learns_all=density_options(density, self.spec.dim) is None,
         )
         if found is None:
             return pilot
