@@ -377,7 +377,13 @@ CASES = {
     "field_on_line": Case(field_on_line, {"context": {"obs": (15, 40), "x": places(1)}}),
     "field_on_square": Case(field_on_square, {"context": {"x": places(2)}}),
     "counts_on_line": Case(
-        counts_on_line, {"context": {"x": places(1)}, "parameters": ["length", "scale"]}, density=False
+        counts_on_line,
+        {
+            "context": {"x": places(1)},
+            "parameters": ["length", "scale"],
+            "structure": {"y": "exchangeable"},  # groups of one row each, otherwise
+        },
+        density=False,
     ),
     "normal_rows": Case(normal_rows, {"context": {"obs": (5, 100)}}),
     "gamma_rows": Case(gamma_rows),
