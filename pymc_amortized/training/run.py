@@ -6,7 +6,7 @@ Nothing in a step waits for the device: losses are added up there and read at ev
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,17 +31,13 @@ RESTART_RATE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A network to train, with what :func:`train` takes for it.
-
-    `term` is added to the loss in training.
-    """
+    """A network to train, with what :func:`train` takes for it."""
 
     network: nn.Module
     source: Batches
     held_out: tuple[Tensor, Mapping[str, Tensor]]
     options: Training
     resume: TrainingState | None = None
-    term: Callable[[], Tensor] | None = None
     last_layers: LastLayers | None = None
 
 
@@ -56,7 +52,7 @@ class Run:
     """
 
     def __init__(self, task: Task, weights: FlatWeights) -> None:
-        self.network, self.source, self.options, self.term = task.network, task.source, task.options, task.term
+        self.network, self.source, self.options = task.network, task.source, task.options
         self.last_layers = task.last_layers
         self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
         self.weights, self.device = weights, weights.vector.device
@@ -96,7 +92,7 @@ class Run:
     def advance(self, fraction: float) -> None:
         """Make one step."""
         loss = scalar_loss(self.network, self.source.next())
-        gradient = self.weights.gradient(loss if self.term is None else loss + self.term().to(loss))
+        gradient = self.weights.gradient(loss)
         norm = torch.linalg.vector_norm(gradient)
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
         finite = torch.isfinite(norm + loss.detach())
