@@ -12,6 +12,10 @@ from pymc_amortized.numerics.importance import Weights, tempered
 from pymc_amortized.numerics.whitening import Whitening
 
 
+WEIGHTED = ("weights", "mixture")
+"""Rungs whose draws are proposals that were resampled by their weights. All others but "raw" are samplers."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked for.
@@ -114,7 +118,7 @@ class Draws:
         """What users are told of the draws: "raw", "psis", "nuts" or "failed"."""
         if self.failure:
             return "failed"
-        return "psis" if self.rung in ("weights", "mixture") else self.rung
+        return "psis" if self.rung in WEIGHTED else self.rung
 
 
 def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:

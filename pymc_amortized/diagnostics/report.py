@@ -177,7 +177,7 @@ def _training(posterior: AmortizedPosterior) -> str:
         ["steps", f"{steps:,}"],
         ["seconds", f"{seconds:.1f}"],
         ["simulations used", f"{p.simulations:,}"],
-        ["held-out loss", f"{p.held_out_loss:.3f} nats"],
+        ["held-out loss", f"{p.held_out_loss:.3f}"],
         ["settled", "yes" if p.settled else "no, or not known"],
         ["seed", ", ".join(map(str, p.entropy))],
     ]

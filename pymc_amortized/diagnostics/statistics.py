@@ -16,6 +16,7 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.correction.draws import WEIGHTED
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.numerics.uniformity import pit
 
@@ -25,7 +26,6 @@ Numbers = dict[str, np.ndarray]
 """Name of a quantity -> (data sets, *shape)."""
 
 SAMPLE = ("chain", "draw")
-"""Interquartile range of a standard normal."""
 
 
 def count_effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray:
@@ -37,7 +37,7 @@ def count_effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray
         return worth
     if "importance_ess" in stats:
         worth = stats["importance_ess"].to_numpy().copy()
-    for i in np.flatnonzero(stats["rung"].to_numpy() == "nuts"):  # draws of chains, settled or not, were not weighted
+    for i in np.flatnonzero(~np.isin(stats["rung"].to_numpy(), ("raw", *WEIGHTED))):  # draws of a sampler
         some = posterior.to_dataset()[list(names)].isel({DATASET_DIM: i})
         ess = min(float(values.min()) for values in az.ess(some).data_vars.values())
         worth[i] = ess if np.isfinite(ess) else 1.0

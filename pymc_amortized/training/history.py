@@ -96,6 +96,6 @@ class History:
         if len(settled) > 1 and np.ptp(settled) > 0:
             ax.set_ylim(settled.min() - 0.1 * np.ptp(settled), settled.max() + 0.1 * np.ptp(settled))
         ax.set_xlabel("step")
-        ax.set_ylabel("loss (nats per simulation)")
+        ax.set_ylabel("loss per simulation")
         ax.legend()
         return ax

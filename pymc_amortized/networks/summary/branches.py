@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from pymc_amortized.networks.encoding.layout import AxisLayout, DataLayout
 from pymc_amortized.networks.summary.branch import Arrangement, Branch, Options
@@ -40,8 +41,12 @@ def check_fit(layout: DataLayout, options: Options) -> None:
             needed, there = "an array with two sequence axes", any(kind.count("sequence") >= 2 for kind in kinds)
         case "groups":
             needed, there = "a groups axis or an index of groups", any(map(_is_grouped, layout.axes))
-        case _:
+        case "values" | None:
             return
+        case unknown:
+            raise ValueError(
+                f"summary {type(options).__name__} is made_for {unknown!r}; known: {', '.join(get_args(Arrangement))}"
+            )
     if not there:
         raise ValueError(f"summary {type(options).__name__} needs {needed}; the data have {layout}")
 
