@@ -11,7 +11,6 @@ from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.numerics.importance import Weights, tempered
 from pymc_amortized.numerics.whitening import Whitening
 
-
 WEIGHTED = ("weights", "mixture")
 """Rungs whose draws are proposals that were resampled by their weights. All others but "raw" are samplers."""
 
