@@ -37,7 +37,7 @@ class EachLogDensity(LogDensityWithGaps):
     rules : mapping of name to rule
         From :func:`find_rules`.
     band : int, optional
-        How far values interact that are to be integrated over; by default, none are. From :meth:`find_band`.
+        How far values interact that are to be integrated over; by default, none are. From :func:`find_band`.
     """
 
     def __init__(
