@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +36,7 @@ from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.model.operations import walk
 from pymc_amortized.graph.model.tensors import CompileKwargs
-
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.logs import logger
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.logs import logger
 
 _logged: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 

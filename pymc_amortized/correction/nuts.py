@@ -7,7 +7,6 @@ coordinates that the first one learned; what then still fails is marked.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,10 @@ from pymc_amortized.correction.draws import Draws, Failure, Request, Start
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError, Settings
 from pymc_amortized.graph.nuts.samplers import NoGradientError
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.whitening import Whitening
 from pymc_amortized.training.progress import CountBar
-
-logger = logging.getLogger("pymc_amortized")
 
 
 @dataclass(frozen=True)

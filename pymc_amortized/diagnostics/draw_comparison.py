@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import arviz as az
@@ -17,9 +16,8 @@ from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.logs import logger
 from pymc_amortized.results.version import LIBRARY
-
-logger = logging.getLogger("pymc_amortized")
 
 
 def compare_draws(

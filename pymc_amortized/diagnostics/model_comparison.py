@@ -13,7 +13,6 @@ Whether it could be zero is tested by drawing models from the probabilities them
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +31,10 @@ from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.simulation.context import read_missing
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.odds import posterior_weights, prior_weights
 from pymc_amortized.numerics.uniformity import p_text
 from pymc_amortized.results.version import LIBRARY
-
-logger = logging.getLogger("pymc_amortized")
 
 FEWEST = 100
 """Data sets from which on errors are given."""

@@ -17,8 +17,7 @@ from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.sizes import Range
-
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.logs import logger
 
 
 def simulate_known(

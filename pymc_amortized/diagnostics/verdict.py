@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.uniformity import Uniformity, describe, holm, p_text, uniformity
-
-logger = logging.getLogger("pymc_amortized")
 
 LEVEL = 0.05
 """Probability that any quantity of a calibrated posterior is found to be off."""

@@ -7,7 +7,6 @@ are statistics like others, and what they lack is learned from simulations.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.parallel import run_tasks
 from pymc_amortized.inputs.data_inputs import DataInputs
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
@@ -33,8 +33,6 @@ from pymc_amortized.numerics.amis import ENOUGH, SMALLEST, Found, adapt, quasi_n
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
 from pymc_amortized.training import torch_threads
-
-logger = logging.getLogger("pymc_amortized")
 
 POINTS = 32
 """Evaluations in each stage."""

@@ -9,7 +9,6 @@ Columns and parameters are arrays (rows,), a head is (numbers, rows); `k` is the
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,11 +18,10 @@ from typing import ClassVar, Self, get_args
 import numpy as np
 from numpy.random import Generator
 
+from pymc_amortized.logs import logger
 from pymc_amortized.row_density import mixtures
 from pymc_amortized.row_density.namespaces import NUMPY, Array, Arrays, equal
 from pymc_amortized.row_density.transforms import TRANSFORMS, TransformName
-
-logger = logging.getLogger("pymc_amortized")
 
 MOST_LEVELS = 12
 """A number of so many distinct values in all simulations, if they are whole or repeat, is a category."""

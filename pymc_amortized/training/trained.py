@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pymc_amortized.logs import logger
 from pymc_amortized.training.history import History
 from pymc_amortized.training.settling import Stopped, enough_to_judge
 from pymc_amortized.training.state import TrainingState
-
-logger = logging.getLogger("pymc_amortized")
 
 
 @dataclass(frozen=True, eq=False)

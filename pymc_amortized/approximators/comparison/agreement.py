@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from pymc_amortized.approximators.comparison.model_evidence import Evidences
 from pymc_amortized.correction.doubt import Doubt, labels_of
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.odds import Calibration, log_odds, posterior_weights
-
-logger = logging.getLogger("pymc_amortized")
 
 DECISIVE = 5.0
 """Log odds from which on evidence is very strong (Kass & Raftery 1995, JASA 90: 2 log B above 10); how much stronger

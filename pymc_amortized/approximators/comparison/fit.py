@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -28,11 +27,10 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import read_missing
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.choices import SummaryChoice, check_choices
 from pymc_amortized.numerics.odds import prior_weights
 from pymc_amortized.training import Training
-
-logger = logging.getLogger("pymc_amortized")
 
 type Entry = pm.Model | AmortizedPosterior
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,8 +9,7 @@ import numpy as np
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.simulation.atoms import find_atoms
-
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.logs import logger
 
 
 def warn_of_atoms(spec: ModelSpec, pilot: Mapping[str, Simulations]) -> bool:

@@ -8,7 +8,6 @@ expectation (Rao-Blackwell), so that they may be mixed: where one evidence is no
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -29,8 +28,7 @@ from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.pool import labelled
 from pymc_amortized.inputs.sketch import SLOWEST, TIMED, Sketch, make_sketch, seconds_for_each
-
-logger = logging.getLogger("pymc_amortized")
+from pymc_amortized.logs import logger
 
 CLEAR = 4.0
 """Standard errors between evidence and numbers of models that are no chance."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,14 +47,13 @@ from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool, labelled
 from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.choices import SummaryChoice
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, learn_reference
 from pymc_amortized.numerics.odds import Calibration
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import Batch, Batches, Trained, report
-
-logger = logging.getLogger("pymc_amortized")
 
 HELD_OUT = 4096
 """Simulations that judge the weights while training: a log score of 0.3 then has an error of 0.008."""

@@ -25,12 +25,11 @@ from pymc_amortized.graph.simulation.pool import Pool
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.structure import find_structure
 from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import Batch, FixedSimulations, FreshSimulations
 from pymc_amortized.training.source import REFILL_BATCHES
-
-logger = logging.getLogger("pymc_amortized")
 
 PILOT = 4096
 """Simulations from which standardization and the networks' starting point are learned."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pymc_amortized.approximators.fitting.plan import available_cores
+from pymc_amortized.logs import logger
 from pymc_amortized.training import Training
-
-logger = logging.getLogger("pymc_amortized")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,14 +32,13 @@ from pymc_amortized.graph.rows.exchange import with_learned_density
 from pymc_amortized.graph.rows.observed_rows import ObservedRows, add_row_parameters, some_rows
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.fitting import fit_layout
 from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch, Batches, Shared, Task, Trained, fastest_step, train_together
-
-logger = logging.getLogger("pymc_amortized")
 
 
 class JointFit:

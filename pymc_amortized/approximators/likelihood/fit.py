@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -29,8 +28,6 @@ from pymc_amortized.graph.rows.widened import Region, widen
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.columns import COLUMNS
 from pymc_amortized.training import Training
-
-logger = logging.getLogger("pymc_amortized")
 
 
 def fit_likelihood(

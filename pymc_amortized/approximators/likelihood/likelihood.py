@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,13 +31,12 @@ from pymc_amortized.graph.model.step import closed_model
 from pymc_amortized.graph.rows.emulator import Emulator
 from pymc_amortized.graph.rows.exchange import exchange_distribution, refuse_followers
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.ratio import RowRatio, refuse_draws
 from pymc_amortized.training import History, TrainingState
-
-logger = logging.getLogger("pymc_amortized")
 
 LikelihoodKind = Literal["density", "ratio"]
 

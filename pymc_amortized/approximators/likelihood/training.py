@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from pymc_amortized.graph.rows.observed_rows import ObservedRows, add_row_parame
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
@@ -42,8 +42,6 @@ from pymc_amortized.row_density.ratio import prepare_pairs, without_bounds
 from pymc_amortized.row_density.row_layout import Layout
 from pymc_amortized.training import Batch, Batches, Training, fastest_step, report
 from pymc_amortized.training.options import MOST_PASSES
-
-logger = logging.getLogger("pymc_amortized")
 
 DEFAULT = Training(batch_size=4096, learning_rate=2e-3, weight_decay=0.0, evaluations=25)
 """Large batches, as rows are cheap; no decay, which would pull the linear part away from its regression."""

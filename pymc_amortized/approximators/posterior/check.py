@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +11,12 @@ from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.importance import Weights
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
 from pymc_amortized.training import Trained, report
 from pymc_amortized.training.device import torch_generator
-
-logger = logging.getLogger("pymc_amortized")
 
 
 def report_efficiency(trained: Trained, weights: Sequence[Weights]) -> None:

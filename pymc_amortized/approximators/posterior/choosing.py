@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,9 +15,8 @@ from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
-
-logger = logging.getLogger("pymc_amortized")
 
 
 def choose_sketch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,14 +19,13 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.novelty.reference import check_reference
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.quadratic import Quadratic
 from pymc_amortized.training import History, TrainingState
-
-logger = logging.getLogger("pymc_amortized")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ for all data sets, with the loop over draws inside. Groups are laid out, and tre
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -20,10 +19,9 @@ from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.logs import logger
 from pymc_amortized.results.unpacking import read_draws, read_result
 from pymc_amortized.results.writing import sample_group
-
-logger = logging.getLogger("pymc_amortized")
 
 Kind = Literal["likelihood", "prior"]
 

@@ -9,7 +9,6 @@ there already. The result knows one data set only.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from pymc_amortized.graph.density.log_density import Constrain, LogPrior
 from pymc_amortized.graph.simulation.alike import ContextOfOne, SimulatorGiven
 from pymc_amortized.graph.simulation.attempts import LARGEST_CHUNK
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import (
     Batch,
@@ -44,8 +44,6 @@ from pymc_amortized.training import (
 )
 from pymc_amortized.training.device import integer_seed, isolated_random_numbers, torch_generator
 from pymc_amortized.training.run import RESTART_RATE
-
-logger = logging.getLogger("pymc_amortized")
 
 
 def refine[P: TrainedPosterior](

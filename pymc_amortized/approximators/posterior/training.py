@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,13 +43,12 @@ from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
+from pymc_amortized.logs import logger
 from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.novelty.reference import learn_reference
 from pymc_amortized.training import Batch, Batches, Trained, Training, TrainingState, choose_device
 from pymc_amortized.training.options import DEFAULT_SECONDS, SKETCHED_SECONDS
-
-logger = logging.getLogger("pymc_amortized")
 
 HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""

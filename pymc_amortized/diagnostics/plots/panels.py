@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,12 +12,11 @@ from arviz_base import rcParams
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.diagnostics.coordinates import label_elements
+from pymc_amortized.logs import logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-logger = logging.getLogger("pymc_amortized")
 
 BLUE, RED, GREY, DARK = "#2a6f9e", "#c0392b", "#c9ced3", "#4a4f55"
 SMALL = 8.5

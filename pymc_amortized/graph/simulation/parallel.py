@@ -7,7 +7,6 @@ compile it (from PyTensor's cache on disk) and then take chunks.
 from __future__ import annotations
 
 import copy
-import logging
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -22,9 +21,7 @@ import numpy as np
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
-
-logger = logging.getLogger("pymc_amortized")
-
+from pymc_amortized.logs import logger
 
 Task = tuple[int, np.random.SeedSequence]
 """How many simulations to make, and by which seed."""
