@@ -37,7 +37,7 @@ demo: $(STAMP) ## eight schools and the Grunfeld panel against NUTS, with plots 
 
 # Tests that share trained posteriors go to one process, which computes with one thread (tests/conftest.py).
 test: $(STAMP) ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: $(STAMP) ## the slow tests alone
 	$(PY) -m pytest -m slow $(PYTEST_FLAGS)

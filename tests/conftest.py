@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pymc as pm
@@ -30,12 +31,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep the tests of a file in one process, and those of files that belong together."""
+    from xdist.scheduler import LoadScopeScheduling
+
     groups = {f"test_{file}": group for group, files in TOGETHER.items() for file in files}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem
+            return groups.get(file, file)
+
+    return Scheduling(config, log)
 
 
 # Posteriors that several files of tests sample from: trained briefly, and once
