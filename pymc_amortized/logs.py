@@ -1,7 +1,5 @@
 """What training found and sampling doubts is seen without any configuration, as what PyMC says is."""
 
-from __future__ import annotations
-
 import logging
 
 logger = logging.getLogger("pymc_amortized")

@@ -1,7 +1,5 @@
 """``pm.sample_amortized``: the front door."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence

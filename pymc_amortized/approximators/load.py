@@ -1,7 +1,5 @@
 """Reading files: the one place that knows every kind of object that can be saved."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version

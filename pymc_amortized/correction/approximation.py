@@ -7,8 +7,6 @@ others alone:
 .. math:: q(\phi, \beta \mid y) = q(\phi \mid y) \, N(\beta; m(\phi, y), V(\phi, y)).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

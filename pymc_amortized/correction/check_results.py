@@ -1,7 +1,5 @@
 """What speaks against draws: checks of data, of proposals and their weights, and of chains, each returning doubts."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Parameters that no network learns: their exact normal distribution, given what it draws of the others."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

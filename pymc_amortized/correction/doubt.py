@@ -1,7 +1,5 @@
 """Doubt about a result is a value: what was found, by which number, in which data sets, and what to do about it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ draws of data sets that weights do not settle (:mod:`pymc_amortized.correction.n
 and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc_amortized.numerics.thresholds` alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

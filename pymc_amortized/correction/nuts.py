@@ -5,8 +5,6 @@ Chains start from dispersed draws of what is known of a posterior and run in coo
 coordinates that the first one learned; what then still fails is marked.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The posteriors that are drawn from: data sets, what proposes draws, and the density that judges these."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Calibration over everything that a model can simulate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

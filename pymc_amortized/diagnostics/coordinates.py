@@ -1,7 +1,5 @@
 """Where the numbers of a check stand: dims and coordinates of its groups."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

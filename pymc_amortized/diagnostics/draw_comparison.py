@@ -1,7 +1,5 @@
 """Differences of two sets of draws, and which of them are more than Monte Carlo error."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import arviz as az

@@ -11,8 +11,6 @@ Nearness is that of what a regression of the parameters on features of the data 
 predicts: the parameters themselves, and how far they lie from this prediction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

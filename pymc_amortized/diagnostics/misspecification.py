@@ -1,7 +1,5 @@
 """Is this data like anything the model simulates? One data set at a time, and several together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -11,8 +11,6 @@ Whether it could be zero is tested by drawing models from the probabilities them
 & Smith 2007).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

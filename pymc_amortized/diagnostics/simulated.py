@@ -1,7 +1,5 @@
 """Data sets of which the parameters are known, and what a posterior says about them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ interquartile range of the posterior's draws: so all parameters count alike, how
 the balls around the reference cut through the posterior.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

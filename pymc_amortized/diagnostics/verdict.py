@@ -1,7 +1,5 @@
 """The verdict of a check: tests of uniformity for every quantity, adjusted for their number, and a warning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

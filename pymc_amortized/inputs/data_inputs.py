@@ -1,7 +1,5 @@
 """A model's data as networks see them, by the model's variables and the structure of its axes alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

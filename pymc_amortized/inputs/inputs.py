@@ -1,7 +1,5 @@
 """What the network sees of a model's data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

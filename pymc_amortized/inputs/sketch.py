@@ -5,8 +5,6 @@ sampling, by some hundred evaluations of the density, finds its moments. They ar
 are statistics like others, and what they lack is learned from simulations.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A line in :data:`SUMMARIES` or :data:`DENSITIES` makes a network one that users 
 ``__all__`` lists is public in the package, too.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """From arrays, as they are simulated or observed, the tensors that networks take."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ A frame (batch, dim + dim * dim) comes with the data, float64: the mean and, fla
 of standardized parameters.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -12,8 +12,6 @@ and nearly so where noise is not normal. Those of larger models are given as dif
 are the ones that tell models apart, and may be small beside the parts themselves.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

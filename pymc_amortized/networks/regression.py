@@ -4,8 +4,6 @@ The mean is linear in the statistics, and so is the logarithm of the residuals' 
 grow, and widen with their noise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,8 +8,6 @@ slowly one by one. With probabilities :math:`p_{ik}` of the regression that the 
 the identity (Fisher scoring, once), so that data sets that could come from several models decide what counts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

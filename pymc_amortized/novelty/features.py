@@ -1,7 +1,5 @@
 """What a data set is compared with simulations by: its learned summary, and the shape of its residuals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Protocol
 

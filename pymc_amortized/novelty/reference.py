@@ -1,7 +1,5 @@
 """How unlike a model's simulations its data sets are: what training leaves for it, and where that is kept."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -13,8 +13,6 @@ Series are regressed on their last value too. In groups residuals are from the g
 log variances have a shape of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

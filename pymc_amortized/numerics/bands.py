@@ -1,7 +1,5 @@
 """Probing values of which each interacts with its neighbours only, for many densities at once."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pymc_amortized.numerics.integrals import banded_log_integral

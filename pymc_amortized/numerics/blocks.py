@@ -1,7 +1,5 @@
 """What is done in blocks, so that it stays in the cache or in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 

@@ -1,7 +1,5 @@
 """Which columns of a sparse symmetric matrix one product can tell at once."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

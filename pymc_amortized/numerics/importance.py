@@ -6,8 +6,6 @@ can be trusted. Corrected draws are resampled from the weighted ones, systematic
 draws stand next to each other: ``az.ess`` and R-hat then see what the weights cost.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Integrals of exponentials of quadratic functions, for many of them at once."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

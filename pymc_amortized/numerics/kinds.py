@@ -5,8 +5,6 @@ is a class of that room, under the same name: an encoder (:mod:`pymc_amortized.n
 column of a learned density (:mod:`pymc_amortized.row_density.columns`). A new kind is a line here and a class there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

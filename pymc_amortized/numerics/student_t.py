@@ -1,7 +1,5 @@
 """The standard multivariate Student t distribution, which is the normal one at infinite degrees of freedom."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

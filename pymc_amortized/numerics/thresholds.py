@@ -1,7 +1,5 @@
 """The one table of what draws have to satisfy: by it they are settled, go on to the next rung, or are doubted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

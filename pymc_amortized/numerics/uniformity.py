@@ -13,8 +13,6 @@ have mean 0 (else the posterior is biased) and variance 1 (else it is over- or u
 best what is wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Reading results: from the groups of a DataTree back to data sets and draws."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From arrays to ArviZ: the one place where groups, dims and coordinates are laid out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

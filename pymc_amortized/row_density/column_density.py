@@ -8,8 +8,6 @@ all rows that share their parameters, whatever their levels. What a head means i
 Numbers of a row stand on the first axis and rows on the last, of length 1 where all rows share them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ network's head says of it, how it is drawn and which values are refused. A new k
 Columns and parameters are arrays (rows,), a head is (numbers, rows); `k` is the number of components of a mixture.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

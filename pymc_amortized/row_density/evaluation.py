@@ -1,7 +1,5 @@
 """The log density of rows and draws of them, from weights and a layout alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ log-linear in them: a normal location-scale model, fitted by weighted least squa
 transforms that the data allow, the one is taken under which that model has the largest likelihood.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -8,8 +8,6 @@ log weights, locations and log scales of :math:`k` components:
 All is infinitely often differentiable, so that gradients are what NUTS expects of them.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The few functions of array libraries in which the density of a row is written."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -6,8 +6,6 @@ within it are equally likely at every place: their means over data sets are comp
 by each parameter, and so are those of their squares.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import stats
 

@@ -7,8 +7,6 @@ one network sees all numbers of a row together: rows near a curve in several num
 Nothing can be drawn from it. What depends on parameters alone is computed once for all rows that share them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn

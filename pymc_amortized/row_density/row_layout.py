@@ -4,8 +4,6 @@ Everything here is plain numbers, so that files can hold it. Statistics come fro
 (:mod:`pymc_amortized.row_density.fitting`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

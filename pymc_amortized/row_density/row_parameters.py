@@ -10,8 +10,6 @@ Logarithms, too, go on as straight lines beyond the region, so that distances ar
 parameters go together in training, what is left of one given the others has a region as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

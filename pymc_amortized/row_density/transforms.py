@@ -1,7 +1,5 @@
 """Scales on which a number of a row, or the region of a parameter, has no bounds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

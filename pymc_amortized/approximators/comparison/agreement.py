@@ -1,7 +1,5 @@
 """The two answers of a comparison, by classifier and by evidence: how far they agree, what speaks against them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

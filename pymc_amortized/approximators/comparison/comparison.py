@@ -1,7 +1,5 @@
 """Amortized comparison of several models of the same data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike

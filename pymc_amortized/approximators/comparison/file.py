@@ -1,7 +1,5 @@
 """Comparisons in files, with the posteriors of their models. The models are the user's to bring, by name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Training an amortized comparison: the models' simulations side by side, one classifier, and posteriors beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """Values to which one model gives a probability and another only a density: their evidence is in no proportion."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

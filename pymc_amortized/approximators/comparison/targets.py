@@ -6,8 +6,6 @@ density, the classifier is taught :math:`p(m \mid y) \propto p(y \mid m)` itself
 expectation (Rao-Blackwell), so that they may be mixed: where one evidence is not known, the number of the model stands.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise

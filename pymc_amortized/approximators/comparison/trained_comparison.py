@@ -1,7 +1,5 @@
 """The record that training a comparison leaves, and what works on its arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

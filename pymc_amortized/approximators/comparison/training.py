@@ -1,7 +1,5 @@
 """One training of a comparison, from the models to the calibrated classifier."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Checks of arguments, at the door."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real

@@ -1,7 +1,5 @@
 """How many steps a training makes, what one takes with its simulations, and when its last layers go on alone."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """One seed in, one child per stage out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any

@@ -1,7 +1,5 @@
 """Simulations for the user, and simulations from the user."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

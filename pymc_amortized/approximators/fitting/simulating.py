@@ -1,7 +1,5 @@
 """The simulations of a training: what one takes, what was dropped, what their axes are, and batches of them."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

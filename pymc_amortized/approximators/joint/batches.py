@@ -1,7 +1,5 @@
 """Rows of simulated data sets beside what a posterior is trained on, and what each network sees of such a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

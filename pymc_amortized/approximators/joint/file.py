@@ -1,7 +1,5 @@
 """Joint trainings in files: a posterior and a likelihood in one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior

@@ -12,8 +12,6 @@ What is shared, and what is not (cf. JANA: Radev et al. 2023, arXiv 2302.09125):
   learning rate and best weights, so that neither is worse for the other's company.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

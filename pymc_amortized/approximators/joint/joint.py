@@ -1,7 +1,5 @@
 """The posterior and the likelihood of a PyMC model, learned together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

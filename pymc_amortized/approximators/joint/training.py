@@ -1,7 +1,5 @@
 """One training of a posterior and a likelihood: the same simulations, two networks, one loop."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

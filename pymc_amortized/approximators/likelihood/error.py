@@ -1,7 +1,5 @@
 """How far the learned density of a row is from the exact one, where the model has one."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pymc_amortized.graph.data.datasets import of_simulations

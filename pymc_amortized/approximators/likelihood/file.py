@@ -1,7 +1,5 @@
 """Likelihoods in files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

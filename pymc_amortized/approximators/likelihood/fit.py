@@ -1,7 +1,5 @@
 """Training a likelihood: the model's simulations cut into rows, a network for a row, and the loop."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """The learned likelihood of a PyMC model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

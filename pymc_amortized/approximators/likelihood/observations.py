@@ -1,7 +1,5 @@
 """Data and models for a learned likelihood: read, and refused where the learned distribution does not fit them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Parameters for a learned likelihood, given by name: read, and refused where they do not fit its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

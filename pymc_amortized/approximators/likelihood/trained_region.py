@@ -1,7 +1,5 @@
 """The region of parameters that a likelihood was trained in, and how far given parameters reach into it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

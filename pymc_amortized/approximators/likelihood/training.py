@@ -1,7 +1,5 @@
 """One training of a likelihood: rows of simulations, a network for a row, and the loop."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

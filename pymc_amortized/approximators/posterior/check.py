@@ -1,7 +1,5 @@
 """Short checks at the end of training, on simulations that it did not see: efficiency and calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

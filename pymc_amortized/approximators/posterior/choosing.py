@@ -1,7 +1,5 @@
 """What is chosen before training: whether posteriors are sketched by the model's density, and the networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 

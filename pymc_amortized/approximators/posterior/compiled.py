@@ -1,7 +1,5 @@
 """What a posterior has compiled from its model, each when it is first needed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """Training an amortized posterior: the door."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ What PyMC does for one data set after another, compiling and looping over draws 
 for all data sets, with the loop over draws inside. Groups are laid out, and trees extended, as PyMC does.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal

@@ -6,8 +6,6 @@ of the amortized network, and training goes on from its weights, unless a networ
 there already. The result knows one data set only.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator

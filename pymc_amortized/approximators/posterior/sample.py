@@ -1,7 +1,5 @@
 """Sampling a trained posterior: arguments and data are read, draws are made, doubts gathered, all written as a tree."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What training a posterior leaves behind, and what it can say about arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Training an amortized posterior: the model's simulations, the networks they call for, and the loop."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -1,7 +1,5 @@
 """A posterior in the Bayesian workflow: evidence, the conditioned model, predictions, pointwise log likelihoods."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What the user brings to a file, which holds no code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A file can hold what these types allow, and nothing else: nothing is called but 
 no array is larger than any that is written, and tensors of networks are left in the file, to be compared first.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass

@@ -9,8 +9,6 @@ object (registered with :func:`contents`), and how the object is made from it ag
 read by :mod:`pymc_amortized.approximators.storage.codec`. :mod:`pymc_amortized.approximators.load` knows all kinds.
 """
 
-from __future__ import annotations
-
 import json
 from functools import singledispatch
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """The array of one variable: what a user hands over, brought into the model's order, shape and dtype, or refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The door for data: what a user hands over becomes named arrays of the model's shapes and dtypes, or a clear error."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ Both take the variables on their own scale, as results hold them: no transform i
 a support stay what they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any

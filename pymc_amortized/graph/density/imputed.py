@@ -6,8 +6,6 @@ compiled cannot: a model has a number of *slots*, some of which a data set leave
 normal value that nothing depends on.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

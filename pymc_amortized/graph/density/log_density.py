@@ -1,7 +1,5 @@
 """The model's own log density, and the way from unconstrained draws to its variables, for many draws at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any

@@ -18,8 +18,6 @@ simulated data (:mod:`pymc_amortized.graph.density.rules`):
 Elsewhere there is no rule, and data sets with gaps have no density.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property

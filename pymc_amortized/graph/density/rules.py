@@ -1,7 +1,5 @@
 """How the missing values of each observed variable can be integrated out, found on simulated data."""
 
-from __future__ import annotations
-
 import numpy as np
 from pymc.distributions.multivariate import MvNormalRV
 from pytensor.graph.traversal import ancestors

@@ -5,8 +5,6 @@ read changes nothing about its distribution of the data. What is fixed in a mode
 is told to the networks for all of them, each array once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations

@@ -5,8 +5,6 @@ permute or cut rows, their values must be inputs of what is compiled. In the sna
 named shared variables, which :mod:`pymc_amortized.graph.model.step` turns back into constants for the simulator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

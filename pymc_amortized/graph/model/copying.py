@@ -1,7 +1,5 @@
 """Copies of a model with other variables in its graph."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Copies of a model in which what does not vary between data sets is constant, and lengths that vary are inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

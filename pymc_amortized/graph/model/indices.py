@@ -1,7 +1,5 @@
 """Arrays of the context that pick elements, and which numbers they may hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

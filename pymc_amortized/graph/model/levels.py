@@ -1,7 +1,5 @@
 """Levels of a hierarchical model: which free variables come first where a network factorizes the posterior."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pytensor.graph.traversal import ancestors

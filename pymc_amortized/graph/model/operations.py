@@ -1,7 +1,5 @@
 """What the variables of a model's graph are drawn by, and whether that has a density."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

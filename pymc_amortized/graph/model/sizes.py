@@ -4,8 +4,6 @@ In the snapshot of a model the length of such a dimension is a shared variable o
 from. Every compiled function takes the lengths as inputs: one compilation serves every size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

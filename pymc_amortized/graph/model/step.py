@@ -1,7 +1,5 @@
 """The graph of one simulation: values, unconstrained values, and whether the model's density accepts them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Which models can be simulated and learned, and what to do about those that cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 

@@ -4,8 +4,6 @@ Every compiled function of this package is one ``pytensor.scan``: the loop over 
 and one step of it is the model's own graph. Random generators, data and context are inputs of the step.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

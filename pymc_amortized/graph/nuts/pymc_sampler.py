@@ -3,8 +3,6 @@
 By nutpie where it is installed, as ``pm.sample`` does; else by PyMC's own step method.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Compiled samplers of one model, kept for later data sets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

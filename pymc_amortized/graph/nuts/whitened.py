@@ -8,8 +8,6 @@ arXiv:1903.03704, do so by a flow). Both are data of this model, beside all that
 compiled once for all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ parameters that all rows share is computed once; where parameters are picked fro
 (``drift[subject] + effect * condition``), once for each combination that occurs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

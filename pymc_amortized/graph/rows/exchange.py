@@ -4,8 +4,6 @@ Everything that is compiled from a snapshot (log densities, samplers, pointwise 
 learned density: for data of any size the snapshot allows, as rows have one density each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -7,8 +7,6 @@ which rows depend on what. Axes over which a distribution repeats its draws hold
 parameters, by PyMC's own contract; a ``pm.Simulator`` does with its size what it likes, so that the user has to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ A mixture of normal distributions and one of Laplace distributions are the same 
 and for any names of variables.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The rows of an observed variable: what each depends on, and how they are read from simulations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Where an argument of a distribution comes from: the named variables that it picks from, or is computed from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a distribution is called with: its arguments, how many axes each has for one row, and what they are called."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Training over more parameters than the prior reaches."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

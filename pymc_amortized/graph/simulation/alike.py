@@ -1,7 +1,5 @@
 """Simulations of data sets in hand: at their sizes, covariates and gaps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Values that come up again and again among draws that should be continuous: they have a probability, not a density."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from pymc_amortized.graph.data.simulations import Simulations

@@ -6,8 +6,6 @@ accept parameters that the density refuses (a negative scale, an overflowing rat
 an ordering transform), and such draws are not draws of the model. They are dropped and counted.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

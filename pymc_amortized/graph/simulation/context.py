@@ -1,7 +1,5 @@
 """Where sizes, covariates and gaps of data sets come from during training."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol

@@ -4,8 +4,6 @@ What a data set is given (its size, covariates and gaps) must tell nothing of th
 at once, and each model makes up for what it drops at that size and context.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

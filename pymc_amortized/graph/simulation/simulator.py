@@ -1,7 +1,5 @@
 """The simulator of a model: the prior predictive distribution, at sizes, covariates and gaps from their sources."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ consequence: if the density does not see them moved alone, it does not see them 
 the smallest set is looked for whose permutation, jointly with the axis itself, leaves the density as it is.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, islice

@@ -4,8 +4,6 @@ Named dims say it: every array with a dim carries it. Where there are no names, 
 are candidates, and the density decides (:mod:`pymc_amortized.graph.structure.proofs`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args

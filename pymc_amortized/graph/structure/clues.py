@@ -1,7 +1,5 @@
 """What a model's graph says about an axis of its data: time, coordinates, groups, components of one draw."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -13,8 +13,6 @@ potential over rows, lags of any order, a covariance. As :math:`z'` serve the ro
 that supports that depend on parameters are respected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ the density (:mod:`pymc_amortized.graph.structure.proofs`); whether an order is 
 (:mod:`pymc_amortized.graph.structure.clues`). What the user says wins over all of that.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

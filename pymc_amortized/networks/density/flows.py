@@ -1,7 +1,5 @@
 """Flows of the zuko library as conditional densities."""
 
-from __future__ import annotations
-
 import torch
 import zuko
 from torch import Tensor, nn

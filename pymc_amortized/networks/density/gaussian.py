@@ -5,8 +5,6 @@ In a hierarchy :math:`\theta_j \mid \mu, \tau` is normal or nearly so, with a lo
 and precision depend on the data alone, every level is standardized once more given the levels below it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -6,8 +6,6 @@ begin at a regression (:class:`WithStart`). A built-in density is made by its op
 files describe it by.
 """
 
-from __future__ import annotations
-
 from typing import Protocol, Self, runtime_checkable
 
 import torch

@@ -11,8 +11,6 @@ Outside of ``[-bound, bound]`` it is the identity; the slope is 1 at both ends, 
 smooth there.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """One raw array -> what a network sees of it, by robust statistics of simulations; a class for each kind of data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ Arrays that share an axis name it alike. An axis without a name holds plain feat
 each with a meaning of its own.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 

@@ -5,8 +5,6 @@ the values are normal). Statistics stay on the CPU in float64, whatever device t
 on: some accelerators have no float64, and the simulations come from the CPU anyway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Self
 

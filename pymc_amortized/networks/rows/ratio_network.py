@@ -10,8 +10,6 @@ is best where :math:`f(\theta, y) = \log p(y \mid \theta) - \log p(y)`: the clas
 normalized, which it is up to a function of :math:`y` without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The density of a row as a torch module: what is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

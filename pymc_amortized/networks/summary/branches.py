@@ -1,7 +1,5 @@
 """Which arrays go into which branch: the user's choice where it fits, the structure of the data elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args

@@ -15,8 +15,6 @@ and :math:`\log \hat\sigma^2 + \log \det R / n` over a few :math:`R` is a coarse
 Marshall 1984, "Maximum likelihood estimation of models for residual covariance in spatial regression").
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Summary of values each of which has a meaning of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Summary of images and other arrays with two axes in order."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

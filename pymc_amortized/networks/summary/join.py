@@ -1,7 +1,5 @@
 """Arrays joined along the axes they share, with what is absent set apart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

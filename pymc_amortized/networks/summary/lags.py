@@ -6,8 +6,6 @@ random under noise, one :math:`\lambda` makes it the Kalman filter's once that h
 properties of exponentially weighted forecasts"), and which one that is tells the ratio of walk to noise.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

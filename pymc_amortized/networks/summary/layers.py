@@ -1,7 +1,5 @@
 """Layers that the summary networks share. What is masked gives exactly nothing to what is not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ in n, means and regressions are therefore given also times :math:`n / (n + k)` f
 linear map finds the c of the model.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Long series are shortened by strided convolutions first. What lies beyond the en
 0 after every convolution, as if the series were padded by zeros on both sides.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

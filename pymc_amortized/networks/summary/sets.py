@@ -3,8 +3,6 @@
 Both are invariant to the order of rows, and are told their number, without which X and (X, X) look alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -14,8 +14,6 @@ branches stay as they are, so are learned features. The statistics are those tha
 models exactly or nearly so: values and residual sums of squares, moments, regressions, autocorrelations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
