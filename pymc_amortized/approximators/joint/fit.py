@@ -118,8 +118,8 @@ def fit_joint(
     >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
     >>> joint = pma.fit_joint(model, num_simulations=1000, **brief)
     >>> draws = joint.posterior.sample({"y": [1.1, 0.2, 1.5, 0.8]}, draws=100, random_seed=1)
-    >>> joint.likelihood.logp([0.0, 1.0], {"mu": 0.5}).shape
-    (2,)
+    >>> joint.likelihood.parameters
+    ('mu',)
     """
     setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs)
     num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)

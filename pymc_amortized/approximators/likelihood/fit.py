@@ -123,8 +123,8 @@ def fit_likelihood(
     ...     observed = pm.Normal("y", mu, 1.0, observed=[0.4, 1.9, 0.7, 1.2])
     >>> brief = {"training": pma.Training(num_steps=30), "random_seed": 1, "progressbar": False}
     >>> likelihood = pma.fit_likelihood(model, num_simulations=1000, **brief)
-    >>> likelihood.logp([0.0, 1.0], {"mu": 0.5}).shape
-    (2,)
+    >>> likelihood.parameters
+    ('mu',)
     """
     if kind not in get_args(LikelihoodKind):
         raise ValueError(f"kind must be 'density' or 'ratio', got {kind!r}")
