@@ -284,15 +284,6 @@ def _of_smoothing(self: Any, rows: Any) -> list[slice]:
     return [slice(end - channels * len(lags.MEMORIES), end)]
 
 
-def _of_coupled(self: Any, kriging: bool, variogram: bool) -> list[slice]:
-    bins = len(coupled.LEVELS) + 1
-    each = (self.width - bins) // len(self.targets)
-    starts = [bins + i * each for i in range(len(self.targets))]
-    found = [slice(0, bins)] if variogram else []
-    found += [slice(s, s + bins) for s in starts if variogram]
-    return found + [slice(s + bins, s + each) for s in starts if kriging]
-
-
 def _of_moments(self: Any, rows: Any) -> list[slice]:
     """All but the number of rows."""
     count = 2 * rows.values.shape[-1]
@@ -312,15 +303,7 @@ def neither_lags():
 
 
 def no_kriging():
-    return zeroed(coupled.CoupledStatistics, "forward", lambda self, rows: _of_coupled(self, True, False))
-
-
-def no_variogram():
-    return zeroed(coupled.CoupledStatistics, "forward", lambda self, rows: _of_coupled(self, False, True))
-
-
-def neither_coupled():
-    return zeroed(coupled.CoupledStatistics, "forward", lambda self, rows: _of_coupled(self, True, True))
+    return zeroed(coupled.CoupledStatistics, "forward", lambda self, rows: [slice(0, self.width)])
 
 
 def no_moments():
@@ -357,10 +340,7 @@ FIELDS = ("field_on_line", "field_on_square", "counts_on_line")
 COMPARED = ("slope_or_none", "second_slope", "unknown_noise", "two_priors")
 FEATURES: dict[str, tuple[tuple[str, ...], dict[str, Callable[[], Any]]]] = {
     "series": (SERIES, {"smoothing": no_smoothing, "lags": no_lags, "lags and smoothing": neither_lags}),
-    "coupled": (
-        FIELDS,
-        {"kriging": no_kriging, "variogram": no_variogram, "kriging and variogram": neither_coupled},
-    ),
+    "coupled": (FIELDS, {"kriging": no_kriging}),
     "moments": (("normal_rows", "gamma_rows", "sized_regression"), {"moments": no_moments, "pairs": no_pairs}),
     "conditionals": (("regression", "group_means", "hierarchy"), {"exact conditionals": no_conditionals}),
     "terms": (

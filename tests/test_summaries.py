@@ -69,6 +69,13 @@ def rows(
     return DataLayout(tuple(arrays), (axis,))
 
 
+def places(**options: bool) -> DataLayout:
+    """Rows that depend on each other by what is given of them."""
+    layout = rows(**options)
+    y, x, total = layout.arrays
+    return DataLayout((y, replace(x, given=True), total), (replace(layout.axes[0], coupled=True),))
+
+
 def table(*, sized: bool = True, missing: bool = False, inner: bool = True) -> DataLayout:
     axes = (AxisLayout("school", 5, "groups"), AxisLayout("trial", 12, "set", sized))
     y = ArrayLayout("y", (5, 12), "real", ("school", "trial"), missing)
@@ -95,6 +102,7 @@ def cases(**options: bool) -> dict[str, Case]:
     return {
         "flat": Case(rows(**options), Flat(**SMALL), "FlatBranch", (), ("row",)),
         "set": Case(rows(**options), "auto", "SetBranch", ("row",)),
+        "set of places": Case(places(**options), "auto", "SetBranch", ("row",)),
         "set of a series": Case(series, Set(**SMALL, **row, row_depth=1), "SetBranch", ("row",)),
         "set_transformer": Case(
             rows(**options), SetTransformer(**SMALL, **row, heads=2), "SetTransformerBranch", ("row",)

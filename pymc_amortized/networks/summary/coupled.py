@@ -1,12 +1,8 @@
 r"""Fixed statistics of rows that depend on each other through their covariates: a Gaussian process over places.
 
-What moments over single rows cannot hold: range, smoothness and noise. The empirical variogram says how unlike two rows
-are, by how far apart they are (Matheron 1963, "Principles of geostatistics"):
-
-.. math:: \gamma(h) = \tfrac12 \operatorname{mean} \{(y_i - y_j)^2 : |x_i - x_j| \approx h\}
-
-Profile likelihoods say how well reference processes explain the rows. For correlations :math:`R`, a share of noise
-included, the best variance of n values y about a mean is
+What moments over single rows cannot hold: range, smoothness and noise. Profile likelihoods say how well reference
+processes explain the rows. For correlations :math:`R`, a share of noise included, the best variance of n values y about
+a mean is
 
 .. math:: \hat\sigma^2 = (y - \hat\mu)^\top R^{-1} (y - \hat\mu) / n,
     \qquad \hat\mu = 1^\top R^{-1} y / 1^\top R^{-1} 1,
@@ -19,16 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.networks.summary.join import Join, Rows
-from pymc_amortized.networks.summary.layers import log_count
 
 __all__ = ["NOISES", "CoupledStatistics", "kriging", "wants_pairs"]
 
-LEVELS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.5, 0.75)
-"""Quantiles of simulated distances between which pairs are binned: short distances tell more."""
 NOISES = (0.05, 0.5)
 """Variances of the noise of reference processes, beside the process's of 1."""
 SMALL = 1e-4
-"""Of variances and squares, beside encoded values of order one."""
+"""Of variances, beside encoded values of order one."""
 
 
 def wants_pairs(join: Join) -> bool:
@@ -38,7 +31,7 @@ def wants_pairs(join: Join) -> bool:
 
 
 class CoupledStatistics(nn.Module):
-    """Variogram of each observed channel, and its fit by reference processes, over distances between covariates.
+    """Fits of each observed channel by reference processes, over distances between covariates.
 
     Parameters
     ----------
@@ -46,16 +39,14 @@ class CoupledStatistics(nn.Module):
         Whose rows these are.
     """
 
-    ranges = (2, 5)  # the levels at which reference processes have their range
     most_rows = 96  # pairs of more would cost more than the rest of a training step
-    edges: Tensor
+    ranges: Tensor
 
     def __init__(self, join: Join) -> None:
         super().__init__()
         self.targets, self.places = _columns(join)
-        bins = len(LEVELS) + 1
-        self.width = bins + len(self.targets) * (bins + 4 * len(NOISES) * len(self.ranges))
-        self.register_buffer("edges", torch.arange(1.0, len(LEVELS) + 1))
+        self.register_buffer("ranges", torch.ones(2))
+        self.width = len(self.targets) * 4 * len(NOISES) * len(self.ranges)
 
     @torch.no_grad()
     def fit(self, rows: Rows) -> None:
@@ -66,19 +57,19 @@ class CoupledStatistics(nn.Module):
         found = distance[torch.triu(exist[:, :, None] * exist[:, None, :], diagonal=1) > 0]
         if found.numel():
             thinned = found[:: max(found.numel() // 1_000_000, 1)]
-            self.edges.copy_(torch.quantile(thinned, torch.tensor(LEVELS, dtype=found.dtype, device=found.device)))
+            # short distances tell more
+            levels = torch.tensor([0.07, 0.5], dtype=found.dtype, device=found.device)
+            self.ranges.copy_(torch.quantile(thinned, levels))
 
     @torch.no_grad()
     def forward(self, rows: Rows) -> Tensor:
-        """Numbers of pairs by distance, variograms and fits: (batch, width)."""
+        """Fits (batch, width)."""
         values, weights = self._thinned(rows)
         exist = weights[..., self.places].amin(-1)
         distance = self._distances(values)
-        bins = Bins(distance, self.edges, exist)
-        parts = [bins.log_counts]
-        for target in self.targets:
-            y, seen = values[..., target], weights[..., target] * exist
-            parts += [bins.variogram(y, seen), kriging(y, seen, distance, self.edges[list(self.ranges)])]
+        parts = [
+            kriging(values[..., target], weights[..., target] * exist, distance, self.ranges) for target in self.targets
+        ]
         return torch.cat(parts, -1)
 
     def _distances(self, values: Tensor) -> Tensor:
@@ -112,41 +103,6 @@ def _columns(join: Join) -> tuple[list[int], list[int]]:
         (places if array.given and not array.groups else targets).extend(range(start, start + size))
         start += size
     return targets, places
-
-
-class Bins:
-    """Pairs of different rows that exist, by distance.
-
-    Parameters
-    ----------
-    distance : Tensor
-        (batch, rows, rows).
-    edges : Tensor
-        (bins - 1,): distances between bins.
-    exist : Tensor
-        (batch, rows): 1 where there is a row.
-    """
-
-    def __init__(self, distance: Tensor, edges: Tensor, exist: Tensor) -> None:
-        self.bins = torch.bucketize(distance, edges).flatten(1)
-        self.number = len(edges) + 1
-        self.pairs = torch.triu(exist[:, :, None] * exist[:, None, :], diagonal=1)
-
-    @property
-    def log_counts(self) -> Tensor:
-        """Logarithms of the numbers of pairs: (batch, bins)."""
-        return log_count(self._sum(self.pairs))
-
-    def variogram(self, y: Tensor, seen: Tensor) -> Tensor:
-        """Logarithms of the variogram (batch, bins) of values (batch, rows), where seen (the same) is 1."""
-        both = self.pairs * seen[:, :, None] * seen[:, None, :]
-        unlike = 0.5 * (y[:, :, None] - y[:, None, :]).square() * both
-        overall = unlike.sum((1, 2)) / both.sum((1, 2)).clamp_min(1.0)
-        # without a pair at a distance, what is known of all of them
-        return torch.log((self._sum(unlike) + overall[:, None]) / (self._sum(both) + 1.0) + SMALL)
-
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.new_zeros(len(values), self.number).scatter_add_(1, self.bins, values.flatten(1))
 
 
 def kriging(y: Tensor, seen: Tensor, distance: Tensor, ranges: Tensor) -> Tensor:
