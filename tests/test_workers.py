@@ -30,13 +30,15 @@ from pymc_amortized.training import FreshSimulations, Training
 from pymc_amortized.training import source as source_module
 from pymc_amortized.training.options import FEWEST_STEPS, MOST_PASSES, WHOLE
 
+INTERPRETED = {"mode": "FAST_COMPILE"}
+"""Several processes compile nothing then; one test below does without it."""
 MORE_CORES = "pymc_amortized.approximators.fitting.plan.available_cores"
 
 
 def simulator() -> Simulator:
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
-    return Simulator(take_snapshot(model))
+    return Simulator(take_snapshot(model), compile_kwargs=INTERPRETED)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_what_is_sketched_is_sketched_by_hundreds():
     with pm.Model(coords={"obs": range(3)}) as model:
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(3), dims="obs")
     spec, sources, gaps = read_model(model, None, None, {"obs": (3, 30)}, {})
-    plain = Simulator(spec, context=ContextSampler(spec, sources, gaps))
+    plain = Simulator(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=INTERPRETED)
     sketching = plain.with_extra(sketch)
     made = sketching(1024, 7)
     assert len(set(made.lengths["obs"])) > 15
@@ -316,7 +318,7 @@ def test_a_pool_of_models_simulates_in_other_processes():
         return made
 
     specs = {name: take_snapshot(model(s)) for name, s in (("narrow", 1), ("wide", 5))}
-    pool = Pool(common_data(specs), specs, {}, {})
+    pool = Pool(common_data(specs), specs, {}, {}, INTERPRETED)
     others_ = Workers(pool, 1)
     try:
         while not others_._ready.done():
