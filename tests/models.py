@@ -19,6 +19,13 @@ from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 from xarray import DataArray
 
+from pymc_amortized.graph.model.axes import Structure
+
+
+def kinds_of(structure: Structure, name: str) -> tuple[str, ...]:
+    """Return the kind of each axis of an array."""
+    return tuple("features" if axis is None else axis.kind for axis in structure.axes_of(name))
+
 
 @dataclass(frozen=True)
 class ModelCase:

@@ -15,7 +15,7 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytest
-from models import MODELS, ModelCase
+from models import MODELS, ModelCase, kinds_of
 from numpy.testing import assert_allclose, assert_array_equal
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.replace import graph_replace
@@ -379,7 +379,7 @@ def test_log_densities_equal_pymcs_compiled_function_at_the_held_data(contract: 
 
 def test_structure_of_the_data_is_found(contract: Contract) -> None:
     structure = find_structure(contract.spec, contract.simulations, contract.log_density, np.random.SeedSequence(3))
-    assert {name: structure.kinds_of(name) for name in contract.reference.observed} == contract.case.structure
+    assert {name: kinds_of(structure, name) for name in contract.reference.observed} == contract.case.structure
 
 
 @pytest.mark.parametrize("name", ["linear_regression", "negative_binomial", "shared_axis"])

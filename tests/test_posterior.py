@@ -29,7 +29,7 @@ from closed_forms import (
     regression_log_likelihood,
 )
 from conftest import briefly, interpreted, nuts
-from models import MODELS
+from models import MODELS, kinds_of
 from numpy.testing import assert_allclose, assert_array_equal
 
 import pymc_amortized as pma
@@ -481,7 +481,7 @@ def test_the_structure_of_given_simulations_is_found():
     simulations = pma.simulate(model, 200, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"})
     posterior = briefly(model, num_steps=20, simulations=simulations, compile_kwargs={"mode": "FAST_COMPILE"})
     (kinds,) = MODELS["zero_sum_effects"].structure.values()
-    assert posterior.structure.kinds_of("y") == kinds
+    assert kinds_of(posterior.structure, "y") == kinds
 
 
 def uniform_design(rng: np.random.Generator) -> np.ndarray:
