@@ -43,7 +43,7 @@ def timed(name: str) -> tuple[float, float, Structure, ModelSpec]:
 
 def main() -> None:
     """Print a line for each model."""
-    from models import MODELS
+    from models import MODELS, kinds_of
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(MODELS))
@@ -51,7 +51,7 @@ def main() -> None:
     print(f"{'model':24} {'density':>9} {'structure':>10}  found")
     for name in parser.parse_args().models:
         density, seconds, structure, spec = timed(name)
-        found = "; ".join(f"{v.name}: {', '.join(structure.kinds_of(v.name)) or 'scalar'}" for v in spec.observed)
+        found = "; ".join(f"{v.name}: {', '.join(kinds_of(structure, v.name)) or 'scalar'}" for v in spec.observed)
         print(f"{name:24} {density:7.2f} s {seconds:8.3f} s  {found}", flush=True)
 
 

@@ -281,7 +281,7 @@ def test_right_context_is_taken(context):
 def test_context_is_drawn_by_the_seed():
     spec = take_snapshot(model_of(with_containers, coords={"obs": range(4)}), context=["x"])
     sampler = ContextSampler(spec, {"x": lambda rng: rng.normal(size=4)})
-    a, b, c = (sampler(3, np.random.SeedSequence(seed))["x"] for seed in (1, 1, 2))
+    a, b, c = (sampler(3, np.random.SeedSequence(seed), {})["x"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
 
