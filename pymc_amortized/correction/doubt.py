@@ -60,7 +60,7 @@ class Doubt:
         return f"{self.finding}. {self.advice}".rstrip()
 
 
-def tell(doubts: Sequence[Doubt], model: object) -> dict[str, str]:
+def tell(doubts: Sequence[Doubt], model: object, told: Sequence[Doubt] = ()) -> dict[str, str]:
     """Log every doubt, and return the attribute of a result that keeps them.
 
     Parameters
@@ -68,6 +68,8 @@ def tell(doubts: Sequence[Doubt], model: object) -> dict[str, str]:
     doubts : sequence of Doubt
     model : object
         What the result is of; by it, those are told apart that are logged once.
+    told : sequence of Doubt
+        What was logged before the work began, to be kept with the others.
 
     Returns
     -------
@@ -81,7 +83,7 @@ def tell(doubts: Sequence[Doubt], model: object) -> dict[str, str]:
             logger.warning("%s", message)
         if doubt.once:
             logged.add(message)
-    return {"doubts": json.dumps([_as_json(doubt) for doubt in doubts])}
+    return {"doubts": json.dumps([_as_json(doubt) for doubt in (*told, *doubts)])}
 
 
 def _as_json(doubt: Doubt) -> dict[str, object]:

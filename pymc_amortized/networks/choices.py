@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.density.flows import ZukoDensity
-from pymc_amortized.networks.density.protocols import ConditionalDensity, DensityOptions, WithLoss
+from pymc_amortized.networks.density.protocols import ConditionalDensity, DensityOptions, has_loss
 from pymc_amortized.networks.encoding.encoder import DataEncoder
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.summary.branch import Arrangement, Options
@@ -191,7 +191,7 @@ def dry_run_density(density: nn.Module, z: Tensor, features: int) -> None:
         context = torch.zeros(batch, features, device=device)
         found = {"log_prob": density.log_prob(z[:2].to(device), context)}
         draws = density.sample(3, context, None)
-        if isinstance(density, WithLoss):
+        if has_loss(density):
             found["loss"] = density.loss(z[:2].to(device), context)
     density.train(training)
     name = type(density).__name__

@@ -37,7 +37,7 @@ from pymc_amortized.networks.choices import (
     read_places,
     read_summary,
 )
-from pymc_amortized.networks.density.protocols import DensityOptions, WithLoss
+from pymc_amortized.networks.density.protocols import DensityOptions, has_loss
 from pymc_amortized.networks.encode import as_tensor, encode, prepare
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.encoding.layout import DataLayout
@@ -221,7 +221,7 @@ class PosteriorNetwork(nn.Module):
         It is the negative log density of standardized parameters, unless the density has a loss of its own.
         """
         features, density = self.summary(encoded), self.density
-        if isinstance(density, WithLoss):
+        if has_loss(density):
             return density.loss(z, features).mean()
         log_prob = density.log_prob(z, features)  # type: ignore[operator]
         return -(log_prob if self.frame is None else log_prob + encoded[self.frame]).mean()

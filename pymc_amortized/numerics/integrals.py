@@ -13,10 +13,18 @@ def cholesky_factors(precision: np.ndarray, usable: np.ndarray) -> tuple[np.ndar
     precision = np.where(usable[..., None, None], precision, eye)
     try:
         return np.linalg.cholesky(precision), usable
-    except np.linalg.LinAlgError:
-        values = np.linalg.eigvalsh(precision)
-        usable = usable & (values[..., 0] > 1e-12 * values[..., -1])
+    except np.linalg.LinAlgError:  # one by one: what is usable must not depend on its neighbours
+        each = precision.reshape(-1, *eye.shape)
+        usable = usable & np.array([_has_cholesky_factor(p) for p in each]).reshape(usable.shape)
         return np.linalg.cholesky(np.where(usable[..., None, None], precision, eye)), usable
+
+
+def _has_cholesky_factor(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def log_integral(whitened: np.ndarray, root: np.ndarray) -> np.ndarray:

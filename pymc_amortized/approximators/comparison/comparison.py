@@ -228,14 +228,15 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
         proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self._read_one(observed)
         log_p, pvalues = self.log_probabilities(datasets), self.ood_pvalues(datasets)
+        told = self._check_data(datasets, pvalues.max(1))
+        tell(told, self.common.spec)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
         apart = compare_odds(log_p, found, self.calibration, self.error)
         resolved, unresolved = self._resolved(log_p, weights, datasets)
         table = evidence_table(found, posterior_weights(log_p, weights)[0], weights, pvalues[0], apart.beyond[0])
         table["warning"] |= pd.Series(~resolved[0], index=self.names).reindex(table.index)
-        doubts = self._check_data(datasets, pvalues.max(1)) + check_evidences(found, datasets.labels)
-        doubts += check_agreement(apart, found, datasets.labels) + unresolved
-        table.attrs |= tell(doubts, self.common.spec)
+        doubts = check_evidences(found, datasets.labels) + check_agreement(apart, found, datasets.labels) + unresolved
+        table.attrs |= tell(doubts, self.common.spec, told)
         return table
 
     def save(self, path: str | PathLike[str]) -> None:

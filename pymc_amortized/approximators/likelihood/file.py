@@ -65,7 +65,7 @@ def read_likelihood(saved: SavedLikelihood, brought: Brought) -> AmortizedLikeli
     model = brought.one_model()
     for what in ("summary", "density"):
         brought.check_network(what, own=False)
-    spec = saved.model.read(model, brought)
+    spec = saved.model.read(model, brought, with_density=False)
     name = saved.variable
     rows = find_rows(spec, name, {name: saved.structure})
     given = describe(distribution_of(spec, rows))[0]

@@ -50,6 +50,9 @@ def sample(
     datasets = posterior.read(observed, batched)
     request = Request(draws, chains, *read_nuts_budget(max_nuts, max_time), progressbar)
     datasets = posterior.inputs.sketched(datasets)
+    ood = posterior.ood_pvalues(datasets)
+    told = _check_data(posterior, datasets) + check_novelty(ood, datasets.labels)
+    tell(told, posterior.spec)  # before NUTS works for an hour on data in other units
     results, doubts = draw_corrected(
         posterior.target(datasets),
         LADDERS[correction if correct else None],
@@ -58,12 +61,11 @@ def sample(
     )
     if correction == "auto" and not correct:
         doubts += check_corrected([posterior.weighed_by.density_obstacle] * len(datasets), datasets.labels)
-    ood = posterior.ood_pvalues(datasets)
-    doubts = _check_data(posterior, datasets) + check_novelty(ood, datasets.labels) + doubts
+
     computed = compiled.constrain.names if any(groups.values()) else names
     variables = compiled.variables(datasets, results, computed)
     attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
-    attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec)
+    attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec, told)
     tree = posterior_tree(
         posterior.spec,
         datasets,

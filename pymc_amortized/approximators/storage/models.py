@@ -90,8 +90,15 @@ class SavedModel:
             points={name: torch.as_tensor(values) for name, values in points.items()},
         )
 
-    def read(self, model: pm.Model, brought: Brought) -> ModelSpec:
+    def read(self, model: pm.Model, brought: Brought, *, with_density: bool = True) -> ModelSpec:
         """Read the user's model the way the saved one was read, and compare the two.
+
+        Parameters
+        ----------
+        model : pymc.Model
+        brought : Brought
+        with_density : bool
+            Whether densities are compared, too; a likelihood is one of rows, whatever the prior.
 
         Raises
         ------
@@ -100,7 +107,7 @@ class SavedModel:
         """
         spec = _read_spec(self, model)
         _refuse_other_variables(self.variables, describe_variables(spec))
-        if self.density:
+        if with_density:
             with brought.checking():
                 points = _stored_points(cast(Part, self.points), spec)
             _refuse_other_density(self.density, _densities(spec.jointly(), points, brought.compile_kwargs))

@@ -6,12 +6,12 @@ begin at a regression (:class:`WithStart`). A built-in density is made by its op
 files describe it by.
 """
 
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConditionalDensity", "DensityOptions", "WithLoss", "WithStart"]
+__all__ = ["ConditionalDensity", "DensityOptions", "WithLoss", "WithStart", "has_loss"]
 
 
 @runtime_checkable
@@ -27,7 +27,6 @@ class ConditionalDensity(Protocol):
         ...
 
 
-@runtime_checkable
 class WithLoss(Protocol):
     """A density that is not trained by its own negative log density, which others are: a flow by flow matching, say.
 
@@ -38,6 +37,11 @@ class WithLoss(Protocol):
     def loss(self, z: Tensor, context: Tensor) -> Tensor:
         """Losses (batch,) of z (batch, dim), given context (batch, features)."""
         ...
+
+
+def has_loss(density: nn.Module) -> TypeGuard[WithLoss]:
+    """Whether a density has the method; a module or a function that it keeps under that name is none."""
+    return callable(getattr(type(density), "loss", None))
 
 
 @runtime_checkable
