@@ -91,3 +91,13 @@ def test_the_guide_tells_the_thresholds_of_the_table():
     ):
         assert said in row
     assert t.harmless_if_defended == 5.0 and t.wanted_efficiency == 0.5
+
+
+def test_what_was_said_before_is_kept_and_not_said_again(caplog):
+    before, after = Doubt("extrapolation", "Far outside"), Doubt("weights", "Poor weights")
+    model = Model()
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        tell([before], model)
+        kept = json.loads(tell([after], model, [before])["doubts"])
+    assert [r.message for r in caplog.records] == ["Far outside.", "Poor weights."]
+    assert [doubt["finding"] for doubt in kept] == ["Far outside", "Poor weights"]

@@ -17,6 +17,7 @@ from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, make_sketch
 from pymc_amortized.numerics.amis import ENOUGH, adapt, quasi_normal
+from pymc_amortized.numerics.integrals import cholesky_factors
 from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
 
 N, ROWS = 6, 9
@@ -319,3 +320,12 @@ def test_noise_that_no_number_can_tell_from_zero_is_impossible(by_gradients):
     assert (log_p[0, 2:] == -np.inf).all()
     assert_allclose(mean[0, 2:], np.tile(center, (3, 1)))
     assert np.isfinite(root).all()
+
+
+def test_what_has_a_factor_does_not_depend_on_its_neighbours():
+    precision = np.array([np.diag([1.0, 1e-13]), np.diag([1.0, -1.0]), np.diag([-1.0, -1.0]), np.eye(2)])
+    usable = np.ones(4, dtype=bool)
+    root, found = cholesky_factors(precision, usable)
+    alone = [cholesky_factors(p[None], usable[:1])[1][0] for p in precision]
+    assert found.tolist() == alone == [True, False, False, True]
+    assert_allclose(root[0] @ root[0].T, precision[0])

@@ -191,8 +191,8 @@ def dry_run_density(density: nn.Module, z: Tensor, features: int) -> None:
         context = torch.zeros(batch, features, device=device)
         found = {"log_prob": density.log_prob(z[:2].to(device), context)}
         draws = density.sample(3, context, None)
-        if has_loss(density):
-            found["loss"] = density.loss(z[:2].to(device), context)
+        if has_loss(own := density):
+            found["loss"] = own.loss(z[:2].to(device), context)
     density.train(training)
     name = type(density).__name__
     for method, values in found.items():
