@@ -398,7 +398,7 @@ def test_a_prior_that_leaves_the_models_range_is_truncated_and_says_so(caplog):
         sigma = pm.Normal("sigma", 1.0, 0.7)
         pm.Normal("y", 0.0, sigma, observed=y)
     with caplog.at_level(logging.WARNING, LOGGER):
-        posterior = interpreted(model)
+        posterior = briefly(model, num_steps=300)
     dropped, attempted = posterior.provenance.dropped, posterior.provenance.attempted
     (reason,) = dropped
     assert reason.startswith("y:")
@@ -566,7 +566,7 @@ def test_statistics_have_the_dims_they_belong_to(regression_posterior):
     one = regression_posterior.sample(draws=50, chains=2, random_seed=2).sample_stats
     many = regression_posterior.sample(CLOSED_FORMS["regression"].data(), batched=True, draws=50, chains=2).sample_stats
     dims = {"lp": ("chain", "draw"), "log_q": ("chain", "draw"), "proposal_log_weight": ("chain", "proposal")}
-    dims |= dict.fromkeys(("stage", "pareto_k", "importance_ess", "ood_pvalue"), ())
+    dims |= dict.fromkeys(("stage", "rung", "pareto_k", "importance_ess", "ood_pvalue"), ())
     dims |= dict.fromkeys(("r_hat", "ess_bulk", "ess_tail", "divergences"), ())
     assert {name: v.dims for name, v in one.data_vars.items()} == dims
     assert {name: v.dims for name, v in many.data_vars.items()} == {n: ("dataset", *d) for n, d in dims.items()}
