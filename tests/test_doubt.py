@@ -22,7 +22,7 @@ class Model:
 def test_a_single_data_set_is_not_counted():
     (doubt,) = check_novelty(np.array([0.001]), np.array([0]))
     assert str(doubt).startswith("The data set is unlike what the model simulates (ood_pvalue 0.001):")
-    assert doubt.kind == "novelty" and doubt.number == 0.001 and doubt.datasets == ("0",)
+    assert doubt.kind == "novelty" and doubt.number == 0.001 and doubt.datasets == (0,)
 
 
 def test_of_many_the_worst_is_named_and_all_are_kept():
@@ -43,7 +43,7 @@ def test_usual_data_are_not_doubted(pvalues):
 def test_extrapolation_says_where_and_what_to_widen(context, advice):
     distances, labels = {"x": np.array([0.0, 2.0, 0.5]), "y": np.zeros(3)}, np.arange(3)
     (doubt,) = check_range(distances, labels, context, {"x": (0.0, 1.0), "y": (0.0, 1.0)})
-    assert doubt.number == 2.0 and doubt.datasets == ("1", "2") and advice in doubt.advice
+    assert doubt.number == 2.0 and doubt.datasets == (1, 2) and advice in doubt.advice
     assert "by 2 times that range in 2 of 3 data sets, most in 1" in doubt.finding
 
 

@@ -43,7 +43,7 @@ class Doubt:
         What to do about it, in whole sentences.
     number : float
         What speaks most against the result, such as the largest Pareto k; NaN where nothing is measured.
-    datasets : tuple of str
+    datasets : tuple of int or str
         Labels of the data sets that it is about.
     once : bool
         Whether it is logged for the first result of a model alone.
@@ -53,7 +53,7 @@ class Doubt:
     finding: str
     advice: str = ""
     number: float = math.nan
-    datasets: tuple[str, ...] = ()
+    datasets: tuple[int | str, ...] = ()
     once: bool = False
 
     def __str__(self) -> str:
@@ -101,6 +101,6 @@ def say_where(labels: np.ndarray, index: int) -> str:
     return "" if len(labels) == 1 else f" at data set {labels[index]}"
 
 
-def labels_of(labels: np.ndarray, concerned: np.ndarray) -> tuple[str, ...]:
-    """Labels of the data sets that are concerned: a bool array (n,), or indices."""
-    return tuple(map(str, labels[concerned]))
+def labels_of(labels: np.ndarray, concerned: np.ndarray) -> tuple[int | str, ...]:
+    """Labels of the data sets that are concerned: a bool array (n,), or indices. Dates become text."""
+    return tuple(label if isinstance(label, int) else str(label) for label in labels[concerned].tolist())
