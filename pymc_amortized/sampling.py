@@ -4,7 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import joblib
@@ -58,7 +58,7 @@ def sample_amortized(
     var_names: Sequence[str] | None = None,
     correction: Correction = "auto",
     max_nuts: int | None = None,
-    max_time: float | None = None,
+    max_time: float | Literal["auto"] | None = "auto",
     context: Mapping[str, Any] | None = None,
     fit_kwargs: Mapping[str, Any] | None = None,
     idata_kwargs: Mapping[str, Any] | None = None,
@@ -121,7 +121,7 @@ def sample_amortized(
     model = pm.modelcontext(model)
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     check_correction_name(correction)
-    read_nuts_budget(max_nuts, max_time)
+    read_nuts_budget(max_nuts, max_time, correction)
     read_groups(idata_kwargs)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)

@@ -1,4 +1,4 @@
-"""Whether chains of NUTS can be trusted (Vehtari et al. 2021, Bayesian Analysis 16(2))."""
+"""Whether chains agree: those of NUTS (Vehtari et al. 2021, Bayesian Analysis 16(2)), and weighted proposals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from arviz_stats.base import array_stats
+from scipy import stats
 
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
@@ -62,3 +63,35 @@ class Convergence:
 
     def __str__(self) -> str:
         return ", ".join(text if fine else f"{text} (wanted: {bound})" for text, fine, bound in self._judged())
+
+
+def weighted_r_hat(theta: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> float:
+    """R-hat of proposals that are weighted chain by chain: the largest that is not a matter of chance.
+
+    Parameters
+    ----------
+    theta : ndarray (chains, n, dim)
+    log_p : ndarray (chains, n)
+        The model's log density, which is compared like a parameter.
+    weights : ndarray (chains, n)
+        Normalized within each chain.
+
+    Returns
+    -------
+    float
+        1 where chains differ no more than their Monte Carlo errors say.
+    """
+    if len(theta) == 1:
+        return 1.0
+    values = np.concatenate([theta, np.where(np.isfinite(log_p), log_p, 0.0)[..., None]], axis=-1)
+    w = weights[..., None]
+    means = (w * values).sum(axis=1)
+    away = np.square(values - means[:, None])
+    within, errors = (w * away).sum(axis=1), (w * w * away).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = 1 / errors
+        center = (precision * means).sum(axis=0) / precision.sum(axis=0)
+        chance = stats.chi2.sf((precision * np.square(means - center)).sum(axis=0), len(means) - 1)
+        r_hat = np.sqrt(1 + means.var(axis=0, ddof=1) / within.mean(axis=0))
+    differ = ~(chance > THRESHOLDS.by_chance / values.shape[-1]) & (np.ptp(means, axis=0) > 0)
+    return float(np.max(r_hat, where=differ, initial=1.0))

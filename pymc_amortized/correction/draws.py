@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.numerics.importance import Weights, tempered
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.numerics.importance import Weights, resample, tempered
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.whitening import Whitening
 
-WEIGHTED = ("weights", "mixture")
+WEIGHTED = ("weights", "mixture", "tempered")
 """Rungs whose draws are proposals that were resampled by their weights. All others but "raw" are samplers."""
 
 
@@ -24,25 +27,35 @@ class Request:
     draws, chains : int
         Draws per chain, and chains, for each data set.
     max_nuts : int or None
-        How many data sets may go to NUTS.
-    max_time : float or None
-        Seconds that NUTS may take in all.
-    progressbar : bool
+        How many data sets may go to samplers.
+    budget : Budget
+        Seconds that all may take which weights of the first proposals do not settle.
     """
 
     draws: int
     chains: int
     max_nuts: int | None = None
-    max_time: float | None = None
-    progressbar: bool = False
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def first(self) -> int:
+        """Proposals per chain of the first round."""
+        return max(self.draws, -(-THRESHOLDS.fewest_proposals // self.chains))
+
+    @property
+    def sets(self) -> int:
+        """Sets of proposals whose weights are normalized together: the chains, or several of few draws each."""
+        most = max(self.chains * self.first // THRESHOLDS.fewest_per_set, 1)
+        return next(n for n in range(min(self.chains, most), 0, -1) if self.chains % n == 0)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a data set has no draws that can be used."""
+    """Why a data set has no draws that can be used, and whether everything was tried."""
 
     reason: str
     details: str = ""
+    reached: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +106,13 @@ class Draws:
     start : Start or None
         What a sampler begins with, where one may have to.
     convergence : Convergence or None
-        Of chains of NUTS.
+        Of chains of NUTS, or populations of particles.
+    modes : int
+        How many were found.
+    proposed : tuple of ndarray or None
+        Some of all proposals (n, dim) and their raw log weights (n,), where a sampler may have to be held against them.
+    per_draw : mapping of str to ndarray
+        What a sampler says of each draw (chains, draws).
     """
 
     theta: np.ndarray
@@ -106,6 +125,53 @@ class Draws:
     failure: Failure | None = None
     start: Start | None = None
     convergence: Convergence | None = None
+    modes: int = 1
+    proposed: tuple[np.ndarray, np.ndarray] | None = None
+    per_draw: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, proposals: Proposals, request: Request, rng: np.random.Generator, *, rung: str, unsure: bool = False
+    ) -> Draws:
+        """Resample proposals by their weights, or take the first as they are for the rung "raw".
+
+        Parameters
+        ----------
+        proposals : Proposals
+        request : Request
+        rng : numpy.random.Generator
+        rung : str
+        unsure : bool
+            Whether a sampler may have to begin with them, though they are settled.
+        """
+        weights, sets = proposals.weights, proposals.chains
+        each = request.draws * request.chains // sets
+        resampled = weights is not None and rung != "raw"
+        index = np.broadcast_to(np.arange(each), (sets, each))
+        if weights is not None and resampled:
+            # rounds come from different distributions: in their order, a chain would seem to drift
+            order = rng.permuted(np.broadcast_to(np.arange(weights.weights.shape[1]), weights.weights.shape), axis=1)
+            shuffled = np.take_along_axis(weights.weights, order, axis=1)
+            index = np.take_along_axis(order, resample(shuffled, each, rng), 1)
+        failure = None
+        if weights is not None and resampled and not weights.settle(index.size):
+            failure = Failure("the weights are poor", weights.shortcoming(index.size))
+            unsure = True
+        rows, dealt = np.arange(sets)[:, None], (request.chains, request.draws)
+        theta, log_weights = proposals.theta, proposals.log_weights
+        return cls(
+            theta[rows, index].reshape(*dealt, -1),
+            proposals.log_q[rows, index].reshape(dealt),
+            proposals.log_p[rows, index].reshape(dealt),
+            log_weights,
+            weights,
+            proposals.undefined,
+            rung=rung,
+            failure=failure,
+            start=Start.of(theta, log_weights, rng) if unsure else None,
+            modes=proposals.modes,
+            proposed=_some(theta, log_weights, rng) if unsure else None,
+        )
 
     @property
     def settled(self) -> bool:
@@ -114,9 +180,9 @@ class Draws:
 
     @property
     def stage(self) -> str:
-        """What users are told of the draws: "raw", "psis", "nuts" or "failed"."""
+        """What users are told of the draws: "raw", "psis", "smc", "nuts", "failed" or "not reached"."""
         if self.failure:
-            return "failed"
+            return "failed" if self.failure.reached else "not reached"
         return "psis" if self.rung in WEIGHTED else self.rung
 
 
@@ -131,14 +197,29 @@ def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndar
     if all(r.weights is None and r.convergence is None for r in results):
         return stats
     stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
-    most = max(r.log_weights.shape[1] for r in results)
-    padded = np.full((len(results), len(results[0].log_weights), most), np.nan)
+    chains = len(results[0].log_q)
+    most = max(-(-r.log_weights.size // chains) for r in results)
+    padded = np.full((len(results), chains * most), np.nan)
     for row, result in zip(padded, results, strict=True):
-        row[:, : result.log_weights.shape[1]] = result.log_weights
-    stats["proposal_log_weight"] = (["chain", "proposal"], padded)
+        sets = result.log_weights
+        if len(sets) == chains:  # each in its row
+            row.reshape(chains, most)[:, : sets.shape[1]] = sets
+        else:
+            row[: sets.size] = sets.ravel()
+    stats["proposal_log_weight"] = (["chain", "proposal"], padded.reshape(len(results), chains, most))
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
     for name in ("r_hat", "ess_bulk", "ess_tail", "divergences"):
         values = [getattr(r.convergence, name) if r.convergence else np.nan for r in results]
         stats[name] = ([], np.array(values, dtype=float))
+    for name in {name for r in results for name in r.per_draw}:
+        nothing = np.full(results[0].log_q.shape, np.nan)
+        stats[name] = (per_draw, np.stack([r.per_draw.get(name, nothing) for r in results]))
     return stats
+
+
+def _some(theta: np.ndarray, log_weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Some of all proposals, few enough to be kept for many data sets."""
+    theta, log_weights = theta.reshape(-1, theta.shape[-1]), log_weights.ravel()
+    some = rng.choice(len(theta), min(len(theta), 4000), replace=False)
+    return theta[some], log_weights[some]

@@ -3,29 +3,38 @@ r"""The marginal likelihood of data, by importance sampling.
 .. math:: p(y) = \int p(\theta, y)\, d\theta \approx \frac1N \sum_n \frac{p(\theta_n, y)}{q(\theta_n)}, \qquad
     \theta_n \sim q,
 
-without bias if :math:`q` and :math:`N` are fixed beforehand. Here :math:`q` is half the network and half a Student t
-with mean and covariance of draws that were made first and then put aside: a defensive mixture (Hesterberg 1995,
-Technometrics 37(2)), whose weights are bounded where either covers the posterior. Weights are raw: smoothing would bias
-their mean.
+without bias if :math:`q` and :math:`N` are fixed beforehand. Here :math:`q` is half the network and half a mixture of
+Student t distributions that is fitted to draws which were made first and then put aside: a defensive mixture (Hesterberg
+1995, Technometrics 37(2)), whose weights are bounded where either covers the posterior. Weights are raw: smoothing would
+bias their mean. They pass the thresholds that draws pass, and where they do not, tempered particles find what to propose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.correction.budget import Budget
+from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
+from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import Mixture, Network, Rounds
 from pymc_amortized.correction.target import PosteriorTarget
+from pymc_amortized.correction.tempered import Tempered, populate, propose_from
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.importance import smooth
+from pymc_amortized.numerics.importance import Weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
+
+SETS = 4
+"""Sets of proposals, which have to agree as chains do."""
+SECONDS = 60.0
+"""That the estimates of a call may take beyond what weights give at once."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +52,33 @@ class Evidence:
     @classmethod
     def of(cls, proposals: Proposals) -> Evidence:
         """Estimate from proposals of a fixed number; NaN where they do not carry an estimate."""
-        log_weights = proposals.log_weights.ravel()
-        weights = smooth(log_weights[None], defended=True)
+        log_weights, weights = proposals.log_weights.ravel(), proposals.weights
+        assert weights is not None
         largest = log_weights.max()
-        doubt = None
         relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
         # each may have weighed as much as the heaviest of the others
         unknown = proposals.undefined * relative.max() / max(relative.sum(), 1.0)
-        if proposals.undefined and (unknown > THRESHOLDS.excluded or largest == -np.inf):
-            doubt = f"the log density was NaN or infinite at {proposals.undefined} of {log_weights.size} proposals"
-        elif largest == -np.inf:
-            doubt = "the model's density is 0 at all proposals: such data may be impossible under it"
-        elif weights.pareto_k == np.inf:
-            doubt = "all but a few proposals have no density (do the data lie in the model's support?)"
-        elif weights.pareto_k > THRESHOLDS.finite_variance and not weights.harmless:
-            doubt = f"Pareto k is {weights.pareto_k:.2f}, above {THRESHOLDS.finite_variance}"
+        doubt = _doubt(proposals, weights, largest, unknown)
         if doubt:
             impossible = not proposals.undefined and bool(largest == -np.inf)
             return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
         mean = relative.mean()
         error = relative.std(ddof=1) / np.sqrt(len(relative)) / mean  # of the logarithm, by its slope
         return cls(float(largest + np.log(mean)), float(np.hypot(error, unknown)), weights.pareto_k, weights.ess)
+
+
+def _doubt(proposals: Proposals, weights: Weights, largest: float, unknown: float) -> str | None:
+    """Why weights do not carry an estimate."""
+    number = proposals.log_weights.size
+    if proposals.undefined and (unknown > THRESHOLDS.excluded or largest == -np.inf):
+        return f"the log density was NaN or infinite at {proposals.undefined} of {number} proposals"
+    if largest == -np.inf:
+        return "the model's density is 0 at all proposals: such data may be impossible under it"
+    if weights.pareto_k == np.inf:
+        return "all but a few proposals have no density (do the data lie in the model's support?)"
+    if weights.pareto_k > THRESHOLDS.finite_variance and not weights.harmless:
+        return f"Pareto k is {weights.pareto_k:.2f}, above {THRESHOLDS.finite_variance}"
+    return weights.shortcoming(number) or None
 
 
 def refuse_evidence(spec: ModelSpec) -> None:
@@ -97,21 +112,53 @@ def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequen
         for i, obstacle in enumerate(target.obstacles)
         if obstacle is not None
     }
+    budget = Budget(SECONDS)
+    pilot = Request(THRESHOLDS.fewest_proposals // SETS, SETS, budget=budget)
+    final = Request(max(proposals // (2 * SETS), 1), SETS, budget=budget)
     free = np.array([i for i in range(len(target.datasets)) if i not in results], dtype=int)
-    first = THRESHOLDS.fewest_proposals
     together = list(blocks(len(free), 16))  # data sets whose proposals are in memory at a time
     for rows, child in zip(together, seed.spawn(len(together)), strict=True):
-        block = free[rows]
-        source = target.source(block, weighted=True, defended=True)
-        pilot_seed, rounds_seed, final_seed, mixture_seed = child.spawn(4)
-        pilot = Rounds(source, {i: Proposals(1, source.defended) for i in range(len(block))}, first, pilot_seed)
-        pilot.climb((Network(), Mixture()), first, rounds_seed)
-        half = proposals // 2
-        final = Rounds(source, {i: p.successor() for i, p in pilot.sets.items()}, half, final_seed)
-        final.network(1)
-        final.adapted(proposals - half, np.random.default_rng(mixture_seed))
-        results |= {int(block[i]): Evidence.of(p) for i, p in final.sets.items()}
+        block_seed, tempered_seed = child.spawn(2)
+        found = _by_weights(target, free[rows], pilot, final, block_seed)
+        for (index, evidence), own in zip(found.items(), tempered_seed.spawn(len(found)), strict=True):
+            hopeful = evidence.doubt is not None and not evidence.impossible and target.spec.dim > 0
+            results[index] = (hopeful and _tempered(target, index, final, own)) or evidence
     return [results[i] for i in range(len(target.datasets))]
+
+
+def _by_weights(
+    target: PosteriorTarget, block: np.ndarray, pilot: Request, final: Request, seed: np.random.SeedSequence
+) -> dict[int, Evidence]:
+    """Estimates for some data sets, by the network and what a pilot finds."""
+    source = target.source(block, weighted=True, defended=True)
+    pilot_seed, rounds_seed, final_seed, mixture_seed = seed.spawn(4)
+    first = {i: Proposals(pilot.sets, source.defended) for i in range(len(block))}
+    Rounds(source, first, pilot, pilot_seed).climb((Network(), Mixture()), rounds_seed)
+    rng = np.random.default_rng(mixture_seed)
+    second = Rounds(source, {i: p.successor(rng) for i, p in first.items()}, final, final_seed)
+    second.network(1)
+    second.adapted(second.first, rng)
+    return {int(block[i]): Evidence.of(p) for i, p in second.sets.items()}
+
+
+def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.random.SeedSequence) -> Evidence | None:
+    """Estimate by proposals that are fitted to tempered particles; None where these are no better."""
+    rung, (first, second) = Tempered(), seed.spawn(2)
+    if target.spec.dim > rung.most or request.budget.left <= 0:
+        return None
+    with request.budget.running():
+        particles = populate(target, index, rung.particles[-1], first, request.budget.deadline)
+        if particles is None:
+            return None
+        evidence = Evidence.of(propose_from(target, index, particles, request, second, rung.components))
+    if evidence.doubt is None or not Convergence.of(particles.z, 0, target.spec.circular).converged:
+        return evidence if evidence.doubt is None else None
+    largest = particles.log_evidence.max()
+    each = np.exp(particles.log_evidence - largest)
+    error = each.std(ddof=1) / np.sqrt(len(each)) / each.mean()
+    return replace(
+        evidence, log_marginal_likelihood=float(largest + np.log(each.mean())), mcse=float(error), doubt=None
+    )
 
 
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:

@@ -20,12 +20,12 @@ from pymc_amortized.correction.check_results import (
     check_weights,
 )
 from pymc_amortized.correction.doubt import Doubt
-from pymc_amortized.correction.draws import Draws, Failure, Request, Start
+from pymc_amortized.correction.draws import Draws, Request
 from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds, first_proposals
+from pymc_amortized.correction.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
 from pymc_amortized.correction.target import PosteriorTarget, Source
-from pymc_amortized.numerics.importance import resample
+from pymc_amortized.correction.tempered import Tempered
 
 
 class SamplingRung(Protocol):
@@ -33,6 +33,10 @@ class SamplingRung(Protocol):
 
     def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
         """Why a data set cannot be sampled; None where it can."""
+        ...
+
+    def takes(self, draws: Draws) -> bool:
+        """Whether it is the rung for a data set that is not settled yet."""
         ...
 
     def settle(
@@ -82,7 +86,7 @@ class Ladder:
 LADDERS: dict[str | None, Ladder] = {
     None: Ladder((Network(),), resampled=False, defended=False),
     "psis": Ladder((Network(), Network(4), Network(16))),
-    "auto": Ladder((Network(), Mixture()), (Nuts(),)),
+    "auto": Ladder((Network(), Mixture()), (Tempered(several=True), Nuts(), Tempered())),
     "nuts": Ladder((Network(),), (Nuts(),), every=True),
 }
 """By the name of the correction."""
@@ -110,8 +114,13 @@ def draw_corrected(
         return draws, doubts + check_weights(draws, labels, gaps=gaps)
     for number, rung in enumerate(ladder.sampling):
         every = ladder.every and number == 0
-        rest = [i for i, d in enumerate(draws) if (every or not d.settled) and rung.obstacle(target, i) is None]
-        draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
+        rest = [
+            i
+            for i, d in enumerate(draws)
+            if (every or (not d.settled and rung.takes(d))) and rung.obstacle(target, i) is None
+        ]
+        if rest:
+            draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
     return draws, doubts + check_failures(draws, labels)
 
 
@@ -133,42 +142,24 @@ def draw_proposals(
 
 def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:
     """Draw for `number` data sets of a source, block by block."""
-    draws, chains = request.draws, request.chains
-    first = first_proposals(draws, chains) if source.log_density else draws
-    block = max(1, AT_ONCE // (first * chains))
+    chains = request.sets if source.log_density else request.chains
+    block = max(1, AT_ONCE // (request.first * request.chains))
     starts = range(0, number, block)
     results: list[Draws] = []
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = range(start, min(start + block, number))
         torch_seed, resampling_seed = child.spawn(2)
-        rounds = Rounds(source, {i: Proposals(chains, source.defended) for i in indices}, first, torch_seed)
-        rounds.climb(ladder.proposing, draws, child)
+        rounds = Rounds(source, {i: Proposals(chains, source.defended) for i in indices}, request, torch_seed)
+        rounds.climb(ladder.proposing, child, searched=ladder.resampled)
         rng = np.random.default_rng(resampling_seed)
-        results += [_taken(proposals, ladder, draws, rng) for proposals in rounds.sets.values()]
+        results += [
+            Draws.of(proposals, request, rng, rung=_rung(proposals, ladder), unsure=ladder.every)
+            for proposals in rounds.sets.values()
+        ]
     return results
 
 
-def _taken(proposals: Proposals, ladder: Ladder, draws: int, rng: np.random.Generator) -> Draws:
-    """Resample by the weights, if there are any; otherwise take the first draws as they are."""
-    weights = proposals.weights
-    resampled = weights is not None and ladder.resampled
-    if weights is not None and resampled:
-        # rounds come from different distributions: in their order, a chain would seem to drift
-        order = rng.permuted(np.broadcast_to(np.arange(weights.weights.shape[1]), weights.weights.shape), axis=1)
-        index = np.take_along_axis(order, resample(np.take_along_axis(weights.weights, order, axis=1), draws, rng), 1)
-    else:
-        index = np.broadcast_to(np.arange(draws), (proposals.chains, draws))
-    settled = weights is not None and weights.settle(index.size)
-    unsure = resampled and ladder.sampling and (ladder.every or not settled)
-    rows = np.arange(proposals.chains)[:, None]
-    return Draws(
-        proposals.theta[rows, index],
-        proposals.log_q[rows, index],
-        proposals.log_p[rows, index],
-        proposals.log_weights,
-        weights,
-        proposals.undefined,
-        rung=("mixture" if proposals.mixed else "weights") if resampled else "raw",
-        failure=Failure("the weights are poor") if resampled and not settled else None,
-        start=Start.of(proposals.theta, proposals.log_weights, rng) if unsure else None,
-    )
+def _rung(proposals: Proposals, ladder: Ladder) -> str:
+    if proposals.weights is None or not ladder.resampled:
+        return "raw"
+    return "mixture" if proposals.mixed else "weights"

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.target import Source
-from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 AT_ONCE = 2**17
 """Proposals that are drawn at once: enough to keep the processor busy, few enough for its caches."""
@@ -20,8 +20,8 @@ AT_ONCE = 2**17
 class ProposingRung(Protocol):
     """A rung of the ladder that adds proposals where weights are poor."""
 
-    def settle(self, rounds: Rounds, draws: int, seed: np.random.SeedSequence) -> None:
-        """Propose for the data sets that are pending, for so many draws per chain."""
+    def settle(self, rounds: Rounds, seed: np.random.SeedSequence) -> None:
+        """Propose for the data sets that are pending."""
         ...
 
 
@@ -33,44 +33,75 @@ class Rounds:
     source : Source
     sets : dict of int to Proposals
         What was proposed for each data set.
-    first : int
-        Proposals per chain of the first round.
+    request : Request
+        Also says how long they may go on.
     seed : numpy.random.SeedSequence
         Of the network's draws.
     """
 
-    def __init__(self, source: Source, sets: dict[int, Proposals], first: int, seed: np.random.SeedSequence) -> None:
-        self.sets, self.first, self.made = sets, first, 0
-        self._source = source
+    def __init__(
+        self, source: Source, sets: dict[int, Proposals], request: Request, seed: np.random.SeedSequence
+    ) -> None:
+        self.sets, self.made = sets, 0
+        self._source, self._request = source, request
+        self._chains = next(iter(sets.values())).chains
+        self.first = (request.first if source.log_density else request.draws) * request.chains // self._chains
         self._pending = list(sets)
         self._generator = torch.Generator(device=source.device)
         self._generator.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
 
-    def climb(self, rungs: Sequence[ProposingRung], draws: int, seed: np.random.SeedSequence) -> None:
-        """Climb rungs until the weights of all data sets are good; without a density, the first alone."""
-        for rung in rungs if self._source.log_density else rungs[:1]:
-            rung.settle(self, draws, seed)
-            if self._source.log_density is None or not self.still_poor(draws):
-                return
+    def climb(self, rungs: Sequence[ProposingRung], seed: np.random.SeedSequence, *, searched: bool = True) -> None:
+        """Climb rungs until the weights of all data sets are good; without a density, the first alone.
+
+        Parameters
+        ----------
+        rungs : sequence of ProposingRung
+        seed : numpy.random.SeedSequence
+        searched : bool
+            Whether every data set is searched for modes that the first rung does not know.
+        """
+        rungs[0].settle(self, seed)
+        if self._source.log_density is None:
+            return
+        if searched:
+            self.search(np.random.default_rng(seed.spawn(1)[0]))
+        with self._request.budget.running():
+            for rung in rungs[1:]:
+                if not self.still_poor():
+                    return
+                rung.settle(self, seed)
 
     def network(self, multiple: int) -> None:
         """Let the network propose, up to `multiple` times the first number."""
         per_chain = self.first * (multiple - self.made)
         self.made = multiple
-        for some in self._blocks(per_chain):
+        for some in self._blocks(self._pending, per_chain):
             theta, log_q = self._source.propose(np.asarray(some), per_chain * self._chains, self._generator)
             self._add(some, theta, log_q)
 
+    def search(self, rng: np.random.Generator) -> None:
+        """Look for modes, and propose from them where there are several."""
+        for some in self._blocks(list(self.sets), self.first):
+            found = self._source.search(np.asarray(some), [self.sets[i] for i in some])
+            for i, modes in zip(some, found, strict=True):
+                if modes is not None:
+                    self.sets[i].planned, self.sets[i].modes = [modes] * self._chains, len(modes.shares)
+                    self._adapted([i], self.first, rng)
+
     def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
         """Propose from what was found so far."""
-        for some in self._blocks(per_chain):
-            theta = np.stack([self.sets[i].adapted(per_chain, rng) for i in some], axis=1)
-            self._add(some, theta, self._source.log_prob(theta, np.asarray(some)))
+        for some in self._blocks(self._pending, per_chain):
+            self._adapted(some, per_chain, rng)
 
-    def still_poor(self, draws: int) -> bool:
+    def _adapted(self, some: list[int], per_chain: int, rng: np.random.Generator) -> None:
+        theta = np.stack([self.sets[i].adapted(per_chain, rng) for i in some], axis=1)
+        self._add(some, theta, self._source.log_prob(theta, np.asarray(some)))
+
+    def still_poor(self) -> bool:
         """Whether there are data sets for which more proposals are worth their time; only these stay pending."""
-        self._pending = [i for i in self._pending if self.sets[i].want_more(draws)]
-        return bool(self._pending)
+        total = self._request.draws * self._request.chains
+        self._pending = [i for i in self._pending if self.sets[i].want_more(total)]
+        return bool(self._pending) and self._request.budget.left > 0
 
     def _add(self, indices: list[int], theta: np.ndarray, log_q: np.ndarray) -> None:
         log_density = self._source.log_density
@@ -78,19 +109,10 @@ class Rounds:
             mine = np.ascontiguousarray(theta[:, column])
             self.sets[i].add(mine, log_q[:, column], log_density(mine, i) if log_density else None)
 
-    def _blocks(self, per_chain: int) -> Iterator[list[int]]:
+    def _blocks(self, indices: list[int], per_chain: int) -> Iterator[list[int]]:
         largest = max(1, AT_ONCE // per_chain)
-        for start in range(0, len(self._pending), largest):
-            yield self._pending[start : start + largest]
-
-    @property
-    def _chains(self) -> int:
-        return next(iter(self.sets.values())).chains
-
-
-def first_proposals(draws: int, chains: int) -> int:
-    """Proposals per chain of the first round."""
-    return max(draws, -(-THRESHOLDS.fewest_proposals // chains))
+        for start in range(0, len(indices), largest):
+            yield indices[start : start + largest]
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,7 @@ class Network:
 
     multiple: int = 1
 
-    def settle(self, rounds: Rounds, draws: int, seed: np.random.SeedSequence) -> None:
+    def settle(self, rounds: Rounds, seed: np.random.SeedSequence) -> None:
         """Propose for the data sets that are pending."""
         rounds.network(self.multiple)
 
@@ -120,12 +142,12 @@ class Mixture:
     multiple: int = 16
     rounds: int = 5
 
-    def settle(self, rounds: Rounds, draws: int, seed: np.random.SeedSequence) -> None:
+    def settle(self, rounds: Rounds, seed: np.random.SeedSequence) -> None:
         """Propose for the data sets that are pending."""
         rng = np.random.default_rng(seed.spawn(1)[0])
         each = -(-rounds.first * (self.multiple - rounds.made) // self.rounds)
         for number in range(self.rounds):
             rounds.adapted(each, rng)
             # of weights that were poor, the first that look good may only lack their largest
-            if number and not rounds.still_poor(draws):
+            if number and not rounds.still_poor():
                 return

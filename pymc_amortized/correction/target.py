@@ -7,11 +7,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.search import ModeSearch
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
+from pymc_amortized.inputs.sketch import Sketch
+from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.numerics.mixture import StudentMixture
+
+Search = Callable[[np.ndarray, Sequence[Proposals]], list[StudentMixture | None]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Source:
         The model's: (theta (draws, dim), index of a data set) -> (draws,).
     device : torch.device
         Of the network.
+    search : callable
+        Modes, where there are several: (indices of data sets, their proposals) -> mixtures.
     defended : bool
         Whether a good part of the draws comes from distributions with heavy tails.
     """
@@ -37,6 +46,7 @@ class Source:
     log_prob: Callable[[np.ndarray, np.ndarray], np.ndarray]
     log_density: Callable[[np.ndarray, int], np.ndarray] | None
     device: torch.device
+    search: Search
     defended: bool = False
 
 
@@ -70,8 +80,10 @@ class PosteriorTarget:
         What NUTS has compiled.
     device : torch.device
         Of the network.
-    sketched : bool
-        Whether approximate posteriors have heavy tails if defended.
+    standardizer : ParameterStandardizer
+        Of all parameters.
+    sketch : Sketch or None
+        Where there is one, approximate posteriors have heavy tails if defended.
     """
 
     spec: ModelSpec
@@ -81,7 +93,8 @@ class PosteriorTarget:
     obstacles: Sequence[str | None]
     samplers: Samplers
     device: torch.device
-    sketched: bool
+    standardizer: ParameterStandardizer
+    sketch: Sketch | None
     compile_kwargs: CompileKwargs | None = None
 
     def given(self, index: int) -> dict[str, Any]:
@@ -91,6 +104,10 @@ class PosteriorTarget:
     def log_p(self, theta: np.ndarray, index: int) -> np.ndarray:
         """The model's log density (n,) at theta (n, dim)."""
         return self.log_density(theta, self.given(index))
+
+    @property
+    def _search(self) -> ModeSearch:
+        return ModeSearch(self.datasets, self.log_p, self.standardizer, self.sketch)
 
     def log_q(self, theta: np.ndarray, indices: Any) -> np.ndarray:
         """Log density (n, data sets) of what is proposed, at theta (n, data sets, dim)."""
@@ -117,5 +134,6 @@ class PosteriorTarget:
             lambda theta, some: of(some).log_prob(theta),
             (lambda theta, index: self.log_p(theta, int(indices[index]))) if weighted else None,
             self.device,
-            defended=defended and self.sketched,
+            search=lambda some, sets: self._search(indices[some], sets),
+            defended=defended and self.sketch is not None,
         )

@@ -29,7 +29,7 @@ from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.branches import Auto
 from pymc_amortized.numerics.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
+from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
 from pymc_amortized.training import torch_threads
 
 POINTS = 32
@@ -166,11 +166,12 @@ class Standardized:
 
     Parameters
     ----------
-    densities : DensitiesOf
+    densities : callable
+        Of unconstrained parameters, like :class:`DensitiesOf`; by its method gradients, these are there too.
     standardizer : ParameterStandardizer
     """
 
-    def __init__(self, densities: DensitiesOf, standardizer: ParameterStandardizer) -> None:
+    def __init__(self, densities: LogDensities, standardizer: ParameterStandardizer) -> None:
         self._densities, self._standardizer = densities, standardizer
         self._scale = standardizer.scale.numpy()
 
@@ -182,7 +183,7 @@ class Standardized:
     def gradients(self, z: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Evaluate with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
         theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
-        log_p, gradient = self._densities.gradients(theta.numpy(), index)
+        log_p, gradient = self._densities.gradients(theta.numpy(), index)  # type: ignore[attr-defined]
         return log_p - log_det.numpy(), gradient * self._scale
 
 

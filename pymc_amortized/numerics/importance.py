@@ -37,6 +37,8 @@ class Weights:
         Share of the raw weights, in all, that smoothing took away: a mode that few proposals hit is no tail.
     heaviest : float
         Share of the raw weights, in all, that one proposal has.
+    r_hat : float
+        Of the weighted chains, where they differ by more than chance.
     """
 
     weights: np.ndarray
@@ -45,15 +47,27 @@ class Weights:
     harmless: bool = False
     lost: float = 0.0
     heaviest: float = 0.0
+    r_hat: float = 1.0
 
     @property
-    def reliable(self) -> bool:
-        """Whether k is small enough for that many proposals of positive weight, and smoothing left most of the weight.
+    def fault(self) -> str | None:
+        """Why weights cannot be trusted, with the number that says so; None where they can.
 
         k is a shape without a scale: where no weight counts for much, the tail does not matter, whatever its shape.
         """
         threshold = k_threshold(int(np.count_nonzero(self.weights)))
-        return self.lost <= THRESHOLDS.lost and (self.harmless or self.pareto_k <= threshold)
+        if not (self.harmless or self.pareto_k <= threshold):
+            return f"Pareto k is {self.pareto_k:.2f} (wanted: at most {threshold:.2f})"
+        if self.lost > THRESHOLDS.lost:
+            return f"smoothing takes {self.lost:.0%} of the weight (wanted: at most {THRESHOLDS.lost:.0%})"
+        if self.r_hat > THRESHOLDS.r_hat:
+            return f"chains disagree: R-hat is {self.r_hat:.2f} (wanted: at most {THRESHOLDS.r_hat})"
+        return None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether weights can be trusted, many or few."""
+        return self.fault is None
 
     @property
     def heavy(self) -> bool:
@@ -64,8 +78,18 @@ class Weights:
 
     def settle(self, draws: int) -> bool:
         """Whether weights can be trusted, and are worth enough of the draws asked for in all."""
-        enough = self.ess >= min(THRESHOLDS.fewest_effective, draws / 2)
-        return self.reliable and enough and not self.heavy
+        return not self.shortcoming(draws)
+
+    def shortcoming(self, draws: int) -> str:
+        """Why weights do not do for the draws asked for in all, with the number that says so; "" where they do."""
+        if self.fault is not None:
+            return self.fault
+        enough = min(THRESHOLDS.fewest_effective, draws / 2)
+        if self.ess < enough:
+            return f"the effective sample size is {self.ess:.0f} (wanted: {enough:.0f})"
+        if self.heaviest > THRESHOLDS.heaviest:
+            return f"one proposal has {self.heaviest:.1%} of the weight (wanted: at most {THRESHOLDS.heaviest:.1%})"
+        return f"Pareto k is {self.pareto_k:.2f} at a low efficiency" if self.heavy else ""
 
     def want_more(self, draws: int) -> bool:
         """Whether more proposals are worth their time, for so many draws in all."""

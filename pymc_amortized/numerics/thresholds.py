@@ -49,13 +49,20 @@ class Thresholds:
     """Share of excluded simulations, or of an unknown density, that changes the log marginal likelihood by as much as
     its usual error."""
     r_hat: float = 1.01
-    """Of chains, rank-normalized (Vehtari et al. 2021, section 4)."""
+    """Of chains, rank-normalized (Vehtari et al. 2021, section 4), and of proposals that are weighted chain by chain:
+    beyond it, the share of a mode that half of the draws belong to has a standard deviation of .07 between chains."""
+    by_chance: float = 1e-3
+    """Probability with which chains of weighted proposals may differ as much by their Monte Carlo errors alone."""
+    fewest_per_set: int = 250
+    """Proposals whose weights are normalized together, of chains that have fewer draws each."""
     ess_per_chain: int = 100
     """Bulk and tail effective draws that R-hat and errors need, for each of at least four chains (same section)."""
     divergences: float = 0.01
     """Share of draws: PyMC and Stan warn of any; more than a few are no accident of one unlucky step."""
-    elsewhere: float = 10.0
-    """Standard deviations from where chains are, beyond which what is as dense is another mode."""
+    elsewhere: float = 6.0
+    """Standard deviations from where all chains of NUTS are, beyond which mass is that of another mode."""
+    mass_elsewhere: float = 0.02
+    """Share of the mass that may lie there."""
     far_outside: float = 0.1
     """How far data may lie beyond the simulated range, in units of its width."""
     novel: float = 0.01

@@ -49,19 +49,26 @@ def check_correction(spec: ModelSpec, correction: Any) -> bool:
     return correction is not None and obstacle is None
 
 
+ESCALATION_SECONDS = 60.0
+"""That a call may take by default for the data sets which weights do not settle at once."""
+
+
 def check_correction_name(correction: Any) -> None:
     """Check that `correction` is one of those there are."""
     if correction is not None and correction not in ("auto", "psis", "nuts"):
         raise ValueError(f"correction must be 'auto', 'psis', 'nuts' or None, got {correction!r}")
 
 
-def read_nuts_budget(max_nuts: Any, max_time: Any) -> tuple[int | None, float | None]:
-    """Check how many data sets may go to NUTS, and how many seconds it may take."""
-    if max_time is not None:
+def read_nuts_budget(max_nuts: Any, max_time: Any, correction: Correction) -> tuple[int | None, float | None]:
+    """Check how many data sets may go to NUTS, and how many seconds all may take that weights do not settle."""
+    if isinstance(max_time, str) and max_time == "auto":
+        max_time = ESCALATION_SECONDS if correction == "auto" else None
+    elif max_time is not None:
+        allowed = f"max_time must be a number of seconds > 0, 'auto', or None for no limit; got {max_time!r}"
         if isinstance(max_time, bool) or not isinstance(max_time, Real):
-            raise TypeError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+            raise TypeError(allowed)
         if not 0 < float(max_time) < math.inf:
-            raise ValueError(f"max_time must be a number of seconds > 0, or None for no limit; got {max_time!r}")
+            raise ValueError(allowed)
         max_time = float(max_time)
     return read_count("max_nuts", max_nuts, smallest=0), max_time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class AmortizedPosterior(PosteriorWorkflow):
         batched: bool = False,
         correction: Correction = "auto",
         max_nuts: int | None = None,
-        max_time: float | None = None,
+        max_time: float | Literal["auto"] | None = "auto",
         var_names: Sequence[str] | None = None,
         random_seed: RandomState = None,
         idata_kwargs: Mapping[str, Any] | None = None,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 
@@ -17,6 +17,7 @@ from pymc_amortized.approximators.fitting.arguments import (
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.predictive import Kind
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.check_results import check_corrected, check_gaps, check_novelty, check_range
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Request, sample_stats
@@ -34,7 +35,7 @@ def sample(
     batched: bool,
     correction: Correction,
     max_nuts: int | None,
-    max_time: float | None,
+    max_time: float | Literal["auto"] | None,
     var_names: Sequence[str] | None,
     random_seed: RandomState,
     idata_kwargs: Mapping[str, Any] | None,
@@ -48,7 +49,8 @@ def sample(
     groups = read_groups(idata_kwargs)
     correct = check_correction(posterior.weighed_by, correction)
     datasets = posterior.read(observed, batched)
-    request = Request(draws, chains, *read_nuts_budget(max_nuts, max_time), progressbar)
+    most, seconds = read_nuts_budget(max_nuts, max_time, correction)
+    request = Request(draws, chains, most, Budget(seconds, progressbar))
     datasets = posterior.inputs.sketched(datasets)
     ood = posterior.ood_pvalues(datasets)
     told = _check_data(posterior, datasets) + check_novelty(ood, datasets.labels)

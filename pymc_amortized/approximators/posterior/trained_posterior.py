@@ -153,7 +153,8 @@ class TrainedPosterior:
             self.compiled.obstacles(datasets),
             self.compiled.samplers,
             self.network.device,
-            self.sketch is not None,
+            self.network.standardizer if self.sketch is None else self.sketch.start.standardizer,
+            self.sketch,
             self.compile_kwargs,
         )
 

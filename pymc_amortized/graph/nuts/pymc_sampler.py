@@ -40,10 +40,13 @@ class Chains:
     z : ndarray (chains, draws, size)
     divergences : int
         After tuning.
+    per_draw : mapping of str to ndarray
+        ``energy`` and ``tree_depth`` (chains, draws), by PyMC's names.
     """
 
     z: np.ndarray
     divergences: int
+    per_draw: Mapping[str, np.ndarray]
 
 
 class Sampler(Protocol):
@@ -129,7 +132,9 @@ class NutpieSampler:
         except BaseException:  # an interrupt as well: threads must not go on
             run.cancel()
             raise
-        return Chains(tree.posterior[self._name].to_numpy(), int(tree.sample_stats["diverging"].sum()))
+        stats = tree.sample_stats
+        per_draw = {"energy": stats["energy"].to_numpy(), "tree_depth": stats["depth"].to_numpy()}
+        return Chains(tree.posterior[self._name].to_numpy(), int(stats["diverging"].sum()), per_draw)
 
 
 class PyMCSampler:
@@ -152,11 +157,12 @@ class PyMCSampler:
         runs = []
         for rng in np.random.default_rng(seed).spawn(settings.chains):
             runs.append(self._chain(starts[rng.integers(len(starts))], settings, rng, deadline))
-        return Chains(np.stack([z for z, _ in runs]), sum(divergences for _, divergences in runs))
+        z, divergences, energy, depth = zip(*runs, strict=True)
+        return Chains(np.stack(z), sum(divergences), {"energy": np.stack(energy), "tree_depth": np.stack(depth)})
 
     def _chain(
         self, start: np.ndarray, settings: Settings, rng: np.random.Generator, deadline: float
-    ) -> tuple[np.ndarray, int]:
+    ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
         step = pm.NUTS(
             model=self._model,
             logp_dlogp_func=self._log_density,
@@ -165,13 +171,15 @@ class PyMCSampler:
             rng=rng,
         )
         step.setup_chain(rng, settings.tune, settings.draws)
-        point, draws = {self._name: start}, []
+        point, draws, stats = {self._name: start}, [], []
         for i in range(settings.tune + settings.draws):
             if time.monotonic() > deadline:
                 raise OutOfTimeError
             if i == settings.tune:
                 step.stop_tuning()
-            point, _ = step.step(point)
+            point, found = step.step(point)
             if i >= settings.tune:
                 draws.append(point[self._name])
-        return np.stack(draws), step.divergences
+                stats.append((found[0]["energy"], found[0]["depth"]))
+        energy, depth = np.array(stats).T
+        return np.stack(draws), step.divergences, energy, depth

@@ -1,0 +1,117 @@
+"""The search for modes of a posterior that nothing proposed.
+
+Importance weights cannot tell of a mode in which there is no proposal. So every data set is searched by some thousand
+evaluations of its density (:mod:`pymc_amortized.numerics.modes`); what is found becomes a part of what is proposed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch, Standardized
+from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.numerics.amis import quasi_normal
+from pymc_amortized.numerics.importance import tempered
+from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.modes import POINTS, Mode, find_modes
+from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
+from pymc_amortized.numerics.whitening import Whitening
+
+EVALUATIONS = 4096
+"""Of the density, about, that a search may take: as many as the proposals of four chains."""
+LEAST_SHARE = 0.5
+"""Of the proposals that a mode gets, times the number of modes, however light it seems to be."""
+MOST_STARTS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ModeSearch:
+    """A search for modes of the posteriors of some data sets.
+
+    Attributes
+    ----------
+    datasets : DataSets
+    log_p : callable
+        The model's log density: (theta (n, dim), index of a data set) -> (n,).
+    standardizer : ParameterStandardizer
+        Of all parameters: units of the prior.
+    sketch : Sketch or None
+        By it, what can be integrated out is.
+    """
+
+    datasets: DataSets
+    log_p: Callable[[np.ndarray, int], np.ndarray]
+    standardizer: ParameterStandardizer
+    sketch: Sketch | None
+
+    def __call__(self, indices: np.ndarray, sets: Sequence[Proposals]) -> list[StudentMixture | None]:
+        """Search for modes, by scouts and what was proposed.
+
+        Parameters
+        ----------
+        indices : ndarray of int
+            Of the data sets.
+        sets : sequence of Proposals
+            What was proposed for each.
+
+        Returns
+        -------
+        list of StudentMixture or None
+            For each data set a mixture of its modes; None where there is one mode.
+        """
+        quadratic, densities = self._densities(indices)
+        dim = len(quadratic.sampled)
+        if not 0 < dim <= MOST_SAMPLED:
+            return [None] * len(indices)
+        order = np.concatenate([quadratic.sampled, quadratic.places])
+        moments = [_moments(proposals, self.standardizer) for proposals in sets]
+        best, covariance = (np.stack(parts) for parts in zip(*moments, strict=True))
+        scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, quadratic.places])
+        log_density = Standardized(densities, self.standardizer)
+        of_sampled = quadratic.integrated(log_density, best[:, quadratic.places], scale)
+        each = EVALUATIONS / quadratic.evaluations / 2
+        scouts = min(2 ** max(int(np.log2(each)), 4), 2 ** min(dim + 5, 9))
+        starts = int(np.clip(each / (4 * POINTS), 1, min(MOST_STARTS, 4 * dim)))
+        found = find_modes(
+            of_sampled, best[:, order], covariance[:, order[:, None], order], dim, scouts=scouts, starts=starts
+        )
+        back = np.argsort(order)
+        return [_mixture(modes, back, self.standardizer) if len(modes) > 1 else None for modes in found]
+
+    def _densities(self, indices: np.ndarray) -> tuple[Quadratic, LogDensities]:
+        """What is integrated out, and the densities of data sets at parameters of each one's own."""
+        if self.sketch is not None:
+            return self.sketch.quadratic, self.sketch.density.of(self.datasets.take(indices))
+
+        def each(theta: np.ndarray, index: np.ndarray) -> np.ndarray:
+            return np.stack([self.log_p(t, int(indices[i])) for t, i in zip(theta, index, strict=True)])
+
+        nothing = Quadratic(np.empty(0, dtype=int), np.empty((0, 2), dtype=int), self.standardizer.dim)
+        return nothing, each
+
+
+def _moments(proposals: Proposals, standardizer: ParameterStandardizer) -> tuple[np.ndarray, np.ndarray]:
+    """The highest of all proposals, and their weighted covariance, in units of the prior."""
+    theta, log_weights = proposals.theta, proposals.log_weights.ravel()
+    weights = tempered(log_weights, theta.shape[-1])
+    z = standardizer.exact(torch.from_numpy(theta.reshape(-1, theta.shape[-1])))[0].numpy()
+    place = Whitening.of(z, weights)
+    return z[proposals.log_p.argmax()], place.factor @ place.factor.T
+
+
+def _mixture(modes: Sequence[Mode], back: np.ndarray, standardizer: ParameterStandardizer) -> StudentMixture:
+    """Student t distributions of unconstrained parameters where modes were found, the light ones not too rare."""
+    places = []
+    for mode in modes:
+        mean, covariance = mode.mean[back], mode.covariance[back[:, None], back]
+        factor = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
+        z = mean + quasi_normal(1, 256, len(mean))[0] @ factor.T
+        theta = standardizer.inverse(torch.from_numpy(z))[0].numpy()
+        places.append(Whitening.of(theta, np.full(len(theta), 1 / len(theta))))
+    shares = np.exp([mode.log_evidence - modes[0].log_evidence for mode in modes])
+    shares = np.maximum(shares / shares.sum(), LEAST_SHARE / len(shares))
+    return StudentMixture(places, shares / shares.sum())

@@ -1,0 +1,172 @@
+"""The rung for posteriors of several modes: tempered particles find them, and weights correct what they find.
+
+Populations of particles go from the prior's scale to the posterior (:mod:`pymc_amortized.numerics.tempering`). Mixtures
+fitted to them propose, and importance weights judge these proposals as they judge all others. Where no mixture is like
+the posterior, the particles themselves are the draws, if independent populations agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pymc_amortized.correction.convergence import Convergence
+from pymc_amortized.correction.draws import Draws, Failure, Request
+from pymc_amortized.correction.proposals import Component, Proposals
+from pymc_amortized.correction.rounds import Rounds
+from pymc_amortized.correction.target import PosteriorTarget
+from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.tempering import Particles, temper
+from pymc_amortized.numerics.thresholds import THRESHOLDS
+
+POPULATIONS = 4
+"""That R-hat should compare (Vehtari et al. 2021)."""
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """The rung of tempered particles, one data set after the other, each twice if need be.
+
+    Attributes
+    ----------
+    several : bool
+        Whether it takes the data sets alone of which several modes were seen.
+    particles : tuple of int
+        In each population, of the first attempt and of the second.
+    components : int
+        Of the mixture that is fitted to a population, at most.
+    most : int
+        Parameters beyond which populations of that size find nothing.
+    """
+
+    several: bool = False
+    particles: tuple[int, ...] = (500, 2000)
+    components: int = 12
+    most: int = 30
+
+    def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
+        """Why the density of a data set cannot be evaluated; None where it can."""
+        return target.obstacles[index]
+
+    def takes(self, draws: Draws) -> bool:
+        """Whether it is the rung for a data set that is not settled yet."""
+        disagree = draws.weights is not None and draws.weights.r_hat > THRESHOLDS.r_hat
+        fresh = draws.rung != "smc" and draws.theta.shape[-1] <= self.most
+        return fresh and (not self.several or draws.modes > 1 or disagree)
+
+    def settle(
+        self,
+        draws: Sequence[Draws],
+        indices: Sequence[int],
+        target: PosteriorTarget,
+        request: Request,
+        seed: np.random.SeedSequence,
+    ) -> list[Draws]:
+        """Replace the draws of some of all data sets; what is not settled then is marked."""
+        results, left = list(draws), set(indices)
+        stopped = f"max_time={request.budget.seconds:g} was reached"
+        seeds = dict(zip(indices, seed.spawn(len(indices)), strict=True))
+        try:
+            with request.budget.running():
+                for index in request.budget.each(list(indices), "tempered particles", len(draws)):
+                    if request.budget.left <= 0:
+                        break
+                    found = self._settled(index, results[index], target, request, seeds[index])
+                    if found is not None:
+                        results[index] = found
+                        left.remove(index)
+        except KeyboardInterrupt:
+            stopped = "tempering was interrupted"
+        for i in left:
+            results[i] = replace(results[i], failure=Failure(stopped, reached=False))
+        return results
+
+    def _settled(
+        self, index: int, before: Draws, target: PosteriorTarget, request: Request, seed: np.random.SeedSequence
+    ) -> Draws | None:
+        """Draws of one data set; None at the deadline."""
+        result = before
+        for number, child in zip(self.particles, seed.spawn(len(self.particles)), strict=True):
+            particle_seed, proposal_seed, draw_seed = child.spawn(3)
+            particles = populate(target, index, number, particle_seed, request.budget.deadline)
+            if particles is None:
+                if request.budget.left <= 0:
+                    return None if result is before else result
+                failure = Failure("tempered particles found no place of positive density")
+                return replace(before, failure=failure, rung="smc")
+            rng = np.random.default_rng(draw_seed)
+            proposals = propose_from(target, index, particles, request, proposal_seed, self.components)
+            result = replace(Draws.of(proposals, request, rng, rung="tempered"), start=before.start, modes=before.modes)
+            if result.settled:
+                return result
+            result = self._particles(index, result, particles, target, request)
+            if result.settled:
+                return result
+        return result
+
+    def _particles(
+        self, index: int, before: Draws, particles: Particles, target: PosteriorTarget, request: Request
+    ) -> Draws:
+        """The particles as draws, marked where populations do not agree or are too few."""
+        theta = unstandardized(target, particles.z)
+        found = Convergence.of(theta, 0, target.spec.circular)
+        rows = np.linspace(0, theta.shape[0] * theta.shape[1] - 1, request.chains * request.draws).round().astype(int)
+        flat = theta.reshape(-1, theta.shape[-1])[rows]
+        shape = request.chains, request.draws
+        log_q = target.log_q(flat[:, None], np.array([index]))[:, 0]
+        reason = "populations of tempered particles do not agree"
+        failure = None if found.converged else Failure(reason, str(found))
+        return replace(
+            before,
+            theta=flat.reshape(*shape, -1),
+            log_q=log_q.reshape(shape),
+            log_p=target.log_p(flat, index).reshape(shape),
+            rung="smc",
+            failure=failure,
+            convergence=found,
+        )
+
+
+def populate(
+    target: PosteriorTarget, index: int, number: int, seed: np.random.SeedSequence, deadline: float
+) -> Particles | None:
+    """Populations of tempered particles from the posterior of one data set, in units of the prior."""
+
+    def log_density(z: np.ndarray) -> np.ndarray:
+        theta, log_det = target.standardizer.inverse(torch.from_numpy(z))
+        return target.log_p(theta.numpy(), index) - log_det.numpy()
+
+    rng = np.random.default_rng(seed)
+    return temper(log_density, target.spec.dim, populations=POPULATIONS, particles=number, rng=rng, deadline=deadline)
+
+
+def propose_from(
+    target: PosteriorTarget,
+    index: int,
+    particles: Particles,
+    request: Request,
+    seed: np.random.SeedSequence,
+    components: int,
+) -> Proposals:
+    """Proposals of the network, and three times as many of mixtures that are fitted to particles."""
+    network_seed, fit_seed, mixture_seed = seed.spawn(3)
+    theta, rng = unstandardized(target, particles.z), np.random.default_rng(fit_seed)
+    component: Component = [
+        StudentMixture.fit(some, np.full(len(some), 1 / len(some)), rng, most=components)
+        for some in (theta if request.sets >= POPULATIONS else theta.reshape(1, -1, theta.shape[-1]))
+    ]
+    source = target.source(np.array([index]), weighted=True, defended=True)
+    planned = [component[i % len(component)] for i in range(request.sets)]
+    proposals = Proposals(request.sets, source.defended, planned=planned)
+    rounds = Rounds(source, {0: proposals}, request, network_seed)
+    rounds.network(1)
+    rounds.adapted(3 * rounds.first, np.random.default_rng(mixture_seed))
+    return proposals
+
+
+def unstandardized(target: PosteriorTarget, z: np.ndarray) -> np.ndarray:
+    """From units of the prior to unconstrained parameters (..., dim)."""
+    return target.standardizer.inverse(torch.from_numpy(z))[0].numpy()

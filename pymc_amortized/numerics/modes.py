@@ -1,0 +1,135 @@
+"""Modes of many posteriors at once.
+
+Scouts are spread as widely as the prior. Those that are higher than all others near them, and the highest point that is
+known, are where adaptive importance sampling begins (:mod:`pymc_amortized.numerics.amis`). It moves to where the density
+is higher, and finds the moments and the mass of what it comes to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pymc_amortized.numerics.amis import ENOUGH, IMPOSSIBLE, Found, LogDensities, adapt, quasi_normal
+
+LEAST = 1e-3
+"""Mass, relative to what is known, that a mode has at least: less is not worth a proposal."""
+UNSURE = 5.0
+"""By how much the logarithm of a mass may be too small that rests on few effective points."""
+POINTS = 32
+"""Evaluations in each stage."""
+FIRST, STAGES = 3, 8
+"""Stages after which starts are dropped that have come to what is known, and in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """A mode: mean (dim + rest,), covariance (dim + rest, dim + rest) and the log of its mass."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    log_evidence: float
+
+
+def find_modes(
+    log_density: LogDensities,
+    best: np.ndarray,
+    covariance: np.ndarray,
+    dim: int,
+    *,
+    scouts: int = 256,
+    starts: int = 8,
+) -> list[list[Mode]]:
+    """Find the modes of n targets, in order of their mass.
+
+    Parameters
+    ----------
+    log_density : callable
+        As in :func:`adapt`, of parameters in units of the prior.
+    best : ndarray (n, dim + rest)
+        The highest point that is known of each target.
+    covariance : ndarray (n, dim + rest, dim + rest)
+        What is known of its shape.
+    dim : int
+        Parameters that are sampled; the others are integrated out.
+    scouts : int
+        Points, a power of 2, at which the density is evaluated first.
+    starts : int
+        How many of these are followed.
+    """
+    n = len(best)
+    theta, owner = _starts(log_density, best, dim, scouts, starts)
+    width = np.clip(0.6 * scouts ** (-1 / dim), 0.02, 0.5)  # about half the distance between scouts
+    # what is known comes first, one start for each target
+    owner = np.concatenate([np.arange(n), owner])
+    mean, proposed = best[owner].copy(), covariance[owner].copy()
+    mean[n:, :dim] = theta
+    scale = np.diagonal(proposed, axis1=1, axis2=2)[:, :dim].copy()
+    scale = np.minimum(scale, width**2)
+    scale[n:] = width**2
+    proposed[:, :dim, :dim] = scale[..., None] * np.eye(dim)
+    found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(FIRST, POINTS, dim))
+    clear = _finished(found)[owner] & (owner != np.arange(len(owner)))
+    same = ~_apart(found.mean, found.mean[owner], found.covariance[owner], dim)
+    stay = ~(clear & same) & (found.ess > 0)
+    owner, mean, proposed = owner[stay], found.mean[stay], found.covariance[stay]
+    found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(STAGES, POINTS, dim))
+    return [_distinct(found, np.flatnonzero(owner == i), dim) for i in range(n)]
+
+
+def _finished(found: Found) -> np.ndarray:
+    return (found.ess >= ENOUGH) & (found.inverse_temperature == 1)
+
+
+def _of_owners(log_density: LogDensities, owner: np.ndarray) -> LogDensities:
+    return lambda theta, index: log_density(theta, owner[index])
+
+
+def _apart(points: np.ndarray, mean: np.ndarray, covariance: np.ndarray, dim: int) -> np.ndarray:
+    """Which points (k, dim) lie where distributions (k, ...) have next to nothing."""
+    away = (points - mean)[:, :dim]
+    squared = (away * np.linalg.solve(covariance[:, :dim, :dim], away[..., None])[..., 0]).sum(axis=1)
+    return squared > (3 + 2 * np.sqrt(dim)) ** 2
+
+
+def _starts(
+    log_density: LogDensities, best: np.ndarray, dim: int, scouts: int, starts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where to begin (k, dim), and for which targets (k,).
+
+    Scouts come first that are higher than all others near them: those on the way up to what is known are not.
+    """
+    n = len(best)
+    spread = quasi_normal(1, scouts, dim)[0]
+    log_p = log_density(np.ascontiguousarray(np.broadcast_to(spread, (n, *spread.shape))), np.arange(n))[0]
+    log_p = np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)
+    distance = np.square(spread[:, None] - spread).sum(axis=2)
+    near = np.argsort(distance, axis=1)[:, 1 : 2 * dim + 2]
+    top = log_p >= log_p[:, near].max(axis=2)
+    within = np.take_along_axis(distance, near[:, -1:], axis=1)[:, 0]
+    theta, owners = [], []
+    for i in range(n):
+        away = np.square(spread - best[i, :dim]).sum(axis=1)
+        order = np.lexsort((-log_p[i], ~top[i] | (away < within)))
+        chosen = [j for j in order if log_p[i, j] > IMPOSSIBLE][:starts]
+        theta.extend(spread[chosen])
+        owners.extend([i] * len(chosen))
+    return np.reshape(theta, (-1, dim)), np.array(owners, dtype=int)
+
+
+def _distinct(found: Found, some: np.ndarray, dim: int) -> list[Mode]:
+    """Those with mass that do not lie in one with more mass."""
+    modes: list[Mode] = []
+    some = some[found.ess[some] > 0]
+    unsure = np.where(_finished(found), 0.0, UNSURE)
+    for k in some[np.argsort(-found.log_evidence[some], kind="stable")]:
+        mode = Mode(found.mean[k], found.covariance[k], float(found.log_evidence[k]))
+        if not modes:
+            modes.append(mode)
+            continue
+        others = np.array([m.mean for m in modes]), np.array([m.covariance for m in modes])
+        heavy = mode.log_evidence + unsure[k] > modes[0].log_evidence + np.log(LEAST)
+        if heavy and _apart(mode.mean, *others, dim).all():
+            modes.append(mode)
+    return modes
