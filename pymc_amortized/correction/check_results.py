@@ -5,15 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
-from pymc_amortized.correction.draws import Draws, Failure
+from pymc_amortized.correction.doubt import Doubt, Kind, labels_of, say_how_many, say_where
+from pymc_amortized.correction.draws import Draws
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.numerics.importance import k_threshold
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.uniformity import holm
+
+FAILURE_ADVICE = {
+    "failed": "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
+    "parametrization.",
+    "not reached": "Allow more (max_time=, max_nuts=), or train longer (posterior.continue_training).",
+}
 
 
 def check_range(
@@ -132,31 +137,38 @@ def check_defined(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
 
 
 def check_failures(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
-    """Find data sets that needed NUTS and have no converged chains."""
-    by_reason: dict[str, list[tuple[int, Failure]]] = {}
-    for i, failure in ((i, r.failure) for i, r in enumerate(results)):
-        if failure:
-            by_reason.setdefault(failure.reason, []).append((i, failure))
+    """Find data sets whose draws are not settled by any rung, or not reached by the last; and divergences of NUTS."""
+    by_reason: dict[tuple[str, str], list[int]] = {}
+    for i, result in enumerate(results):
+        if result.failure:
+            by_reason.setdefault((result.stage, result.failure.reason), []).append(i)
     found = []
-    for reason, some in by_reason.items():
-        index, first = some[0]
+    for (stage, reason), some in by_reason.items():
+        first = results[some[0]].failure
+        assert first is not None
         subject = say_how_many(len(some), len(labels), "The draws are", "Draws of {} are")
-        where = "" if len(labels) == 1 else f" (the first: {labels[index]})"
+        where = "" if len(labels) == 1 else f" (the first: {labels[some[0]]})"
         details = f" ({first.details})" if first.details else ""
-        advice = (
-            "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
-            "parametrization."
-            if details
-            else "Allow more NUTS, or train longer (posterior.continue_training) for better importance weights."
-        )
-        finding = f'{subject} marked "failed"{where} and should not be used: {reason}{details}'
-        indices = np.array([i for i, _ in some])
-        found.append(Doubt("failed", finding, advice, len(some), labels_of(labels, indices)))
-    return found
+        finding = f'{subject} marked "{stage}"{where} and should not be used: {reason}{details}'
+        kind: Kind = "failed" if stage == "failed" else "not reached"
+        found.append(Doubt(kind, finding, FAILURE_ADVICE[kind], len(some), labels_of(labels, np.array(some))))
+    return found + _check_divergences(results, labels)
+
+
+def _check_divergences(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
+    """Find data sets whose chains of NUTS diverged, but for those that failed."""
+    numbers = [r.convergence.divergences if r.convergence and not r.failure else 0 for r in results]
+    some = np.flatnonzero(numbers)
+    if len(some) == 0:
+        return []
+    subject = say_how_many(len(some), len(labels), "Chains of NUTS", "Chains of {}")
+    finding = f"{subject} diverged {sum(numbers)} times: a part of the posterior may be missing"
+    advice = "Look for narrow places (az.plot_pair with divergences), or use another parametrization."
+    return [Doubt("divergences", finding, advice, max(numbers), labels_of(labels, some))]
 
 
 def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = False) -> list[Doubt]:
-    """Find data sets whose weights count on few proposals, or have a Pareto k above the threshold."""
+    """Find data sets whose weights cannot be trusted, or count on few proposals."""
     weighted = [(i, r.weights) for i, r in enumerate(results) if r.weights is not None]
     few = [(i, w) for i, w in weighted if w.reliable and not w.settle(results[i].log_q.size)]
     poor = [(i, w) for i, w in weighted if not w.reliable]
@@ -165,20 +177,17 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
         worst, weights = min(few, key=lambda pair: (pair[1].ess, pair[1].pareto_k, pair[1].heaviest, pair[0]))
         subject = say_how_many(len(few), len(results), "The weights", "The weights of {}")
         finding = (
-            f"{subject} count on few proposals (effective sample size {weights.ess:.0f}, Pareto k "
-            f"{weights.pareto_k:.2f}, one has {100 * weights.heaviest:.1f}% of all{say_where(labels, worst)}): "
-            "estimates are noisy, and standard deviations may be too small"
+            f"{subject} count on few proposals ({weights.shortcoming(results[worst].log_q.size)}"
+            f'{say_where(labels, worst)}), and their draws are marked "failed": estimates are noisy, and standard '
+            "deviations may be too small"
         )
         advice = "Train longer (posterior.continue_training), or let correction='auto' go further."
         concerned = labels_of(labels, np.array([i for i, _ in few]))
         found.append(Doubt("few weights", finding, advice, weights.ess, concerned))
     if poor:
         worst, weights = max(poor, key=lambda pair: (pair[1].pareto_k, -pair[0]))
-        subject = say_how_many(len(poor), len(results), "The importance weights have", "{} have")
-        finding = (
-            f"{subject} a Pareto k above {k_threshold(weights.weights.size):.2f} (largest: {weights.pareto_k:.2f}"
-            f"{say_where(labels, worst)}): corrected draws cannot be trusted there"
-        )
+        subject = say_how_many(len(poor), len(results), "The importance weights", "The importance weights of {}")
+        finding = f"{subject} cannot be trusted: {weights.fault}{say_where(labels, worst)}"
         model = "a model of what is present" if gaps else "posterior.to_model(...)"
         advice = (
             "Let correction='auto' go further, train longer (posterior.continue_training), check that the data are "

@@ -22,7 +22,9 @@ Kind = Literal[
     "uncorrected",  # draws of the network alone
     "weights",  # a Pareto k that is too large
     "few weights",  # reliable weights that count on few proposals
-    "failed",  # NUTS did not settle draws that needed it
+    "failed",  # no rung of the ladder settled the draws
+    "not reached",  # the time that was allowed was over before
+    "divergences",  # of chains of NUTS that are used all the same
     "evidence",  # no marginal likelihood
     "truncation",  # the density is not normalized over the prior
     "disagreement",  # of classifier and evidence

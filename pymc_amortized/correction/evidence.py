@@ -4,9 +4,9 @@ r"""The marginal likelihood of data, by importance sampling.
     \theta_n \sim q,
 
 without bias if :math:`q` and :math:`N` are fixed beforehand. Here :math:`q` is half the network and half a mixture of
-Student t distributions that is fitted to draws which were made first and then put aside: a defensive mixture (Hesterberg
-1995, Technometrics 37(2)), whose weights are bounded where either covers the posterior. Weights are raw: smoothing would
-bias their mean. They pass the thresholds that draws pass, and where they do not, tempered particles find what to propose.
+Student t distributions, fitted to draws that were made first and then put aside: a defensive mixture (Hesterberg 1995,
+Technometrics 37(2)), whose weights are bounded where either covers the posterior. Weights are raw: smoothing would bias
+their mean. They have to pass what weights of draws have to; where they do not, tempered particles tell what to propose.
 """
 
 from __future__ import annotations

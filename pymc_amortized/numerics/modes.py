@@ -1,7 +1,7 @@
 """Modes of many posteriors at once.
 
-Scouts are spread as widely as the prior. Those that are higher than all others near them, and the highest point that is
-known, are where adaptive importance sampling begins (:mod:`pymc_amortized.numerics.amis`). It moves to where the density
+Scouts are spread as widely as the prior. Adaptive importance sampling (:mod:`pymc_amortized.numerics.amis`) begins at
+those that are higher than all others near them, and at the highest point that is known. It moves to where the density
 is higher, and finds the moments and the mass of what it comes to.
 """
 
