@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from pymc_amortized.correction import nuts as escalation
+from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws, Failure, Request
 from pymc_amortized.correction.nuts import Nuts
-from pymc_amortized.graph.nuts.pymc_sampler import OutOfTimeError
+from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError
 
 
 def unsettled(chains: int = 4, draws: int = 10) -> Draws:
@@ -26,7 +27,7 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
         if len(attempts) > 1:
             raise OutOfTimeError
         shape = (settings.chains, settings.draws)
-        return np.random.default_rng(1).normal(size=(*shape, 1)), divergences
+        return Chains(np.random.default_rng(1).normal(size=(*shape, 1)), divergences)
 
     monkeypatch.setattr(escalation._Runs, "_sample", sample)
     found = Convergence(r_hat, 2000.0, 2000.0, divergences, 4, 500)
@@ -37,7 +38,7 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
         log_p=lambda theta, index: np.zeros(len(theta)),
         log_q=lambda theta, indices: np.zeros((len(theta), 1)),
     )
-    request = Request(10, 4, max_time=60.0)
+    request = Request(10, 4, budget=Budget(60.0))
     (result,) = Nuts().settle([unsettled()], [0], target, request, np.random.SeedSequence(1))
     assert len(attempts) == 2
     assert result.stage == stage and bool(result.failure) == (stage == "failed")

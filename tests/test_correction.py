@@ -329,7 +329,8 @@ def test_chains_of_several_rounds_do_not_seem_to_drift():
     def log_q(theta, some):
         return stats.norm.logpdf(theta[..., 0], 2, 0.5)
 
-    source = Source(propose, log_q, lambda theta, i: stats.norm.logpdf(theta[:, 0]), torch.device("cpu"))
+    cpu, log_p = torch.device("cpu"), lambda theta, i: stats.norm.logpdf(theta[:, 0])
+    source = Source(propose, log_q, log_p, cpu, search=lambda some, sets: [None] * len(sets))
     for r in draw(source, 10, LADDERS["auto"], Request(1000, 4), np.random.SeedSequence(1)):
         assert r.stage == "psis" and r.log_weights.shape[1] > 1000
         chains = xr.DataArray(r.theta[..., 0], dims=("chain", "draw"))

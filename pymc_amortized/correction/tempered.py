@@ -54,7 +54,8 @@ class Tempered:
     def takes(self, draws: Draws) -> bool:
         """Whether it is the rung for a data set that is not settled yet."""
         disagree = draws.weights is not None and draws.weights.r_hat > THRESHOLDS.r_hat
-        fresh = draws.rung != "smc" and draws.theta.shape[-1] <= self.most
+        stopped = draws.failure is not None and not draws.failure.reached
+        fresh = draws.rung != "smc" and not stopped and draws.theta.shape[-1] <= self.most
         return fresh and (not self.several or draws.modes > 1 or disagree)
 
     def settle(

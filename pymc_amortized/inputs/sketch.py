@@ -25,10 +25,12 @@ from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.networks.frame import whiten
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.branches import Auto
 from pymc_amortized.numerics.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.numerics.modes import reach
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
 from pymc_amortized.training import torch_threads
 
@@ -310,10 +312,27 @@ def _number_drawn(quadratic: Quadratic) -> int:
     return number if quadratic.first(number).evaluations <= MOST_EVALUATIONS else 0
 
 
-def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simulations) -> float:
-    """Seconds that a sketch takes for each of some simulations."""
+def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simulations) -> tuple[float, np.ndarray]:
+    """Seconds that a sketch takes for each of some simulations, and what it says of these."""
     some = pilot.take(slice(TIMED))
     sketched(some.take(slice(2)))  # compiles
     before = time.perf_counter()
-    sketched(some)
-    return (time.perf_counter() - before) / len(some)
+    numbers = sketched(some)
+    return (time.perf_counter() - before) / len(some), numbers
+
+
+def share_out_of_reach(sketch: Sketch, pilot: Simulations, numbers: np.ndarray) -> float:
+    """Share of simulations whose parameters lie far from where their posterior was found to be: in another mode.
+
+    Parameters
+    ----------
+    sketch : Sketch
+    pilot : Simulations
+    numbers : ndarray (n, width)
+        What the sketch says of the first of these.
+    """
+    z = sketch.start.standardizer.exact(torch.from_numpy(pilot.unconstrained[: len(numbers)]))[0]
+    start, width, _ = sketch.widths
+    z = z[:, sketch.drawn.sampled] if sketch.number_drawn else z
+    whitened = whiten(z, torch.from_numpy(numbers[:, start : start + width]))[0].numpy()
+    return float((np.square(whitened).sum(axis=1) > reach(z.shape[1]) ** 2).mean())

@@ -7,6 +7,7 @@ is higher, and finds the moments and the mass of what it comes to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,12 @@ def _apart(points: np.ndarray, mean: np.ndarray, covariance: np.ndarray, dim: in
     """Which points (k, dim) lie where distributions (k, ...) have next to nothing."""
     away = (points - mean)[:, :dim]
     squared = (away * np.linalg.solve(covariance[:, :dim, :dim], away[..., None])[..., 0]).sum(axis=1)
-    return squared > (3 + 2 * np.sqrt(dim)) ** 2
+    return squared > reach(dim) ** 2
+
+
+def reach(dim: int) -> float:
+    """Standard deviations within which draws of a distribution of so many dimensions lie, and more."""
+    return 3 + 2 * math.sqrt(dim)
 
 
 def _starts(

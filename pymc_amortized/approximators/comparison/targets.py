@@ -100,7 +100,7 @@ def choose_evidence(
         return found
     # simulations of each model on which its density is held against its simulations
     some = labelled({name: made.take(slice(4096)) for name, made in pilot.items()})
-    seconds = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
+    seconds, _ = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
     if seconds > SLOWEST and not wanted:
         return f"these would take {1e3 * seconds:.0f} ms for each data set"
     some = replace(some, extra=found(some))

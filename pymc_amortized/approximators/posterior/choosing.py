@@ -12,9 +12,13 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each
+from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each, share_out_of_reach
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
+
+MOST_ELSEWHERE = 0.02
+"""Share of simulations with parameters in a mode that the sketch does not know, of 256: networks that begin at its mode
+learn the other one badly."""
 
 
 def choose_sketch(
@@ -56,7 +60,15 @@ def choose_sketch(
             raise ValueError(f"sketch=True: the posterior cannot be sketched by the density: {made}")
         logger.info("Posteriors are not sketched by the density: %s.", made)
         return None
-    seconds = seconds_for_each(made.of_simulations, pilot)
+    seconds, numbers = seconds_for_each(made.of_simulations, pilot)
+    elsewhere = share_out_of_reach(made, pilot, numbers)
+    if wanted is None and elsewhere > MOST_ELSEWHERE:
+        logger.info(
+            "Posteriors are not sketched by the density: %.0f%% of the simulated parameters lie in another mode than the "
+            "one it finds.",
+            100 * elsewhere,
+        )
+        return None
     if wanted is None and (seconds > SLOWEST or len(pilot) > most(seconds)):
         logger.info(
             "Posteriors are not sketched by the density, which would take %.2g ms for each of %d data sets before "

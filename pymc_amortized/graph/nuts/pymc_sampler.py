@@ -5,7 +5,7 @@ By nutpie where it is installed, as ``pm.sample`` does; else by PyMC's own step 
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Chains:
 
     z: np.ndarray
     divergences: int
-    per_draw: Mapping[str, np.ndarray]
+    per_draw: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Sampler(Protocol):
