@@ -20,7 +20,7 @@ import xarray as xr
 from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import Mixture, Network, Rounds
-from pymc_amortized.correction.target import PosteriorTarget
+from pymc_amortized.correction.target import TRIED, PosteriorTarget
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
@@ -110,8 +110,17 @@ def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequen
         final = Rounds(source, {i: p.successor() for i, p in pilot.sets.items()}, half, final_seed)
         final.network(1)
         final.adapted(proposals - half, np.random.default_rng(mixture_seed))
-        results |= {int(block[i]): Evidence.of(p) for i, p in final.sets.items()}
+        results |= {int(block[i]): _judged(target, int(block[i]), p) for i, p in final.sets.items()}
     return [results[i] for i in range(len(target.datasets))]
+
+
+def _judged(target: PosteriorTarget, index: int, proposals: Proposals) -> Evidence:
+    """Estimate, unless what is missing of a data set cannot be integrated out at the heaviest proposals after all."""
+    found = Evidence.of(proposals)
+    heaviest = np.argsort(proposals.log_weights.ravel())[-TRIED:]
+    if found.doubt is None and target.disprove(index, proposals.theta.reshape(-1, target.spec.dim)[heaviest]):
+        return Evidence(np.nan, np.nan, found.pareto_k, found.importance_ess, target.obstacles[index])
+    return found
 
 
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
