@@ -22,6 +22,7 @@ from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import Mixture, Network, Rounds
 from pymc_amortized.correction.target import TRIED, PosteriorTarget
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.data.simulations import truncating
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.importance import smooth
@@ -124,9 +125,12 @@ def _judged(target: PosteriorTarget, index: int, proposals: Proposals) -> Eviden
 
 
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
-    """Share of the prior's simulations that the model's density allows; those that raised say nothing of it."""
-    raised = sum(n for why, n in dropped.items() if why.startswith("raised"))
-    return 1 - (sum(dropped.values()) - raised) / max(attempted - raised, 1)
+    """Share of the prior's simulations that the model's density allows.
+
+    Those that raised say nothing of it, nor do draws that overflow or are rounded: the density has their mass.
+    """
+    truncated = sum(truncating(dropped).values())
+    return 1 - truncated / max(attempted - sum(dropped.values()) + truncated, 1)
 
 
 def check_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> list[Doubt]:
@@ -135,7 +139,7 @@ def check_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: 
     Parameters
     ----------
     dropped : mapping of str to int
-        Why simulations were dropped; those that raised say nothing of the density.
+        Why simulations were dropped.
     attempted : int
     log_orderings : float
         Log of how many orderings of draws were taken for one.
