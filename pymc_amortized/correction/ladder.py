@@ -129,7 +129,7 @@ def draw_proposals(
         drawn = propose(source, len(indices), ladder, request, child)
         results |= dict(zip(indices.tolist(), drawn, strict=True))
         if weighted:  # what is disproved at the draws is drawn again, without weights
-            free[[i for i in indices if target.disprove(i, results[i].theta.reshape(-1, target.spec.dim))]] = False
+            free[[i for i in indices.tolist() if target.disprove(i, results[i].theta)]] = False
     return [results[i] for i in range(len(free))]
 
 

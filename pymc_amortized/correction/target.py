@@ -100,13 +100,14 @@ class PosteriorTarget:
         return self.log_density(theta, self.given(index))
 
     def disprove(self, index: int, theta: np.ndarray) -> bool:
-        """Try the rules for what is missing of a data set at draws (n, dim); where one fails, note it as an obstacle.
+        """Try the rules for what is missing of a data set at draws (..., dim); where one fails, note it as an obstacle.
 
         Rules are found on simulations, which can only disprove them, and not for this data set.
         """
         density, missing = self.log_density, self.datasets.missing.values()
         if not isinstance(density, LogDensityWithGaps) or not any(mask[index].any() for mask in missing):
             return False
+        theta = theta.reshape(-1, theta.shape[-1])
         found = density.disproved(theta[np.linspace(0, len(theta) - 1, TRIED).astype(int)], self.given(index))
         if found is not None:
             self.disproved[index], self.obstacles[index] = found

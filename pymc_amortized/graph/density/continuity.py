@@ -1,8 +1,8 @@
 """Atoms of a prior, wherever they lie: where a draw's log density is not that of its neighbours.
 
-A value that comes up again and again shows in the draws (:mod:`pymc_amortized.graph.simulation.atoms`). One that is set
-by another variable is new in each of them, and shows in the density alone: at an atom this is a probability, and at what
-lies beside it a density.
+A value that comes up again and again shows in the draws (:mod:`pymc_amortized.graph.simulation.atoms`). One that is
+set by another variable is new in each of them, and shows in the density alone: at an atom this is a probability, and
+beside it a density.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs, unconstrained
 from pymc_amortized.graph.model.tensors import like, plain
-from pymc_amortized.graph.simulation.atoms import PriorAtomError
+from pymc_amortized.graph.simulation.atoms import WAY_OUT, PriorAtomError
 
 DRAWS = 512
 """That are looked at: of an atom of 1 %, five lie there."""
 NEAR, FAR = 1e-12, 1e-9
-"""How far draws are moved, in units of their spread: what is continuous changes a thousand times as much at the second."""
+"""How far draws are moved, in units of their spread: what is continuous changes a thousand times as much by FAR."""
 
 
 def refuse_jumps(spec: ModelSpec, simulations: Simulations) -> None:
-    """Refuse models in which a continuous variable takes a value that free variables or data set, with a probability.
+    """Refuse models in which a continuous variable takes a value that others, or data, set with a probability.
 
     Draws are moved by so little that no continuous density changes. Of what PyMC has as a continuous distribution this
     is known; what is made of others, and what users write, is tried.
@@ -61,13 +61,10 @@ def refuse_jumps(spec: ModelSpec, simulations: Simulations) -> None:
 
 def _refusal(spec: ModelSpec, name: str, share: float) -> str:
     observed = any(v.name == name for v in spec.observed)
-    kind = "observed variable" if observed else "free variable"
-    then = "given the data, these have an atom there" if observed else "a density cannot represent such an atom"
+    kind, atom = ("observed", "given it, they have") if observed else ("free", "a density cannot represent such")
     return (
-        f"{kind} {name!r} takes a value that other variables or data set, in {share:.1%} of simulations (its log density "
-        f"is another one as soon as a draw is moved by {FAR:g} of its spread): {then}, and sampling by gradients misses "
-        "it too. Marginalize which part it comes from, make one model of each part (fit_comparison), or leave it out by "
-        "parameters=[...], without correction"
+        f"{kind} variable {name!r} takes a value that other variables set, in {share:.1%} of simulations (moved by "
+        f"{FAR:g} of its spread, its log density is another one): {atom} an atom, {WAY_OUT}"
     )
 
 

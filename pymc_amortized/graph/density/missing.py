@@ -112,15 +112,11 @@ class LogDensityWithGaps(LogDensity):
         total = log_density + log_integral(whitened, root)
         return np.where(usable, total, np.where(np.isnan(log_density), np.nan, -np.inf))
 
-    def _series(
-        self, theta: np.ndarray, data: Data, index: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _series(self, theta: np.ndarray, data: Data, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log density (draws,), its gradient (draws, m) and negative Hessian (draws, m, m) in the values at `index`."""
         slope = self._gradient(theta, data)[:, index]
         precision = np.empty((len(theta), len(index), len(index)))
-        for column, where in enumerate(index):
-            one = np.zeros(len(index))
-            one[column] = 1.0
+        for column, one in enumerate(np.eye(len(index))):
             precision[:, :, column] = slope - self._gradient(theta, self._moved(data, index, one))[:, index]
         # exact: the gradient is linear
         return super().__call__(theta, data), slope, (precision + precision.swapaxes(1, 2)) / 2
