@@ -59,6 +59,7 @@ ATOMS = {
         [0.5, 0.5],
         [DIRAC(pm.HalfNormal("a")), pm.HalfNormal.dist(1)],
         transform=pm.distributions.transforms.log,
+        default_transform=None,
     ),
 }
 

@@ -280,10 +280,8 @@ def misruled():
     return replace(posterior, gaps={"y": "quadratic"})
 
 
-HALF_OF_IT = {
-    "y": [[0.3, np.nan, -1.0, np.nan, 0.2, 1.0], [0.3, 0.0, -1.0, 0.1, 0.2, 1.0]],
-    "r": [[0, 1, 0, 1, 1, 0]] * 2,
-}
+COMPLETE = [0.3, 0.0, -1.0, 0.1, 0.2, 1.0]
+HALF_OF_IT = {"y": [np.where([0, 1, 0, 1, 0, 0], np.nan, COMPLETE), COMPLETE], "r": [[0, 1, 0, 1, 1, 0]] * 2}
 
 
 def test_what_fails_at_a_data_set_goes_down_the_ladder_with_its_reason(misruled, caplog):
