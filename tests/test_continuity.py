@@ -12,6 +12,7 @@ from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 
+pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 DIRAC, NORMAL = pm.DiracDelta.dist, pm.Normal.dist
 
 
