@@ -30,6 +30,9 @@ from test_escalation import HOPELESS, WRONG, planted
 
 from pymc_amortized.correction.evidence import Evidence, check_truncation, kept_share
 from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.graph.data.simulations import excluded, raised, rounded, rounded_share
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.numerics.mixture import StudentMixture
 
 TOLERANCE = 0.05
@@ -199,6 +202,34 @@ def test_simulations_that_raised_say_nothing_of_the_density():
     assert kept_share({"raised ValueError": 50, "y: not finite": 25}, 100) == 0.5
     assert kept_share({"y: not finite": 25}, 100) == 0.75
     assert kept_share({}, 0) == 1
+
+
+def test_draws_that_cannot_be_written_down_are_no_truncation():
+    dropped = {rounded("y"): 30, excluded("mu"): 14, raised("ValueError"): 0}
+    assert kept_share(dropped, 100) == pytest.approx(56 / 70)
+    assert rounded_share(dropped, 100) == pytest.approx(30 / 86)
+    assert not check_truncation({rounded("y"): 500}, 1000)
+
+
+@pytest.mark.parametrize(
+    ("write", "why", "share"),
+    [
+        # shape .05: a seventh of draws is nearer to 1 than the last number before it
+        (lambda: pm.Normal("y", pm.Beta("a", 2, 0.05), 1, observed=np.zeros(3)), rounded("a"), 0.16),
+        (lambda: pm.Beta("y", 1 + pm.HalfNormal("a"), 0.05, observed=np.full(3, 0.5)), rounded("y"), 0.41),
+        (lambda: pm.Normal("y", pm.math.exp(pm.Normal("a", 0, 700)), 1, observed=np.zeros(3)), rounded("y"), 0.155),
+        # no value is possible at these parameters: the density has none of their mass
+        (lambda: pm.Normal("y", pm.math.sqrt(pm.Normal("a")), 1, observed=np.zeros(3)), excluded("y"), 0.5),
+    ],
+)
+def test_why_draws_are_dropped(write, why, share):
+    with pm.Model() as model:
+        write()
+    made = Simulator(take_snapshot(model), compile_kwargs={"mode": "FAST_COMPILE"})(1000, 1)
+    assert list(made.dropped) == [why]
+    assert made.dropped[why] / made.attempted == pytest.approx(share, abs=0.05)
+    kept = 1.0 if why.startswith("draw of") else 1 - share
+    assert kept_share(made.dropped, made.attempted) == pytest.approx(kept, abs=0.05)
 
 
 def test_no_density_at_any_proposal_is_said():

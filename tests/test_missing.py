@@ -1,10 +1,13 @@
 """The density of what is present: rules for leaving out or integrating what is missing, and the integrals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import pytest
 import scipy.stats as st
+from conftest import interpreted
 from numpy.testing import assert_allclose
 
 from pymc_amortized.approximators.fitting.simulate import read_model
@@ -87,8 +90,36 @@ def by_themselves():
     return {"y": "element", "c": "element", "g": "element", "d": "row", "a": "quadratic", "n": "normal"}
 
 
+def known_covariate(distribution):
+    """A covariate with gaps that is known to a part in a thousand: beside its term, that of what reads it is tiny."""
+    line = pm.Normal("a", 0, 1000) + pm.Normal("b", 0, 1000) * np.linspace(-1, 1, 12)
+    y = pm.Normal("y", line, pm.HalfNormal("s", 1), observed=np.zeros(12))
+    distribution("r", pm.Normal("c", 0, 1) + pm.Normal("d", 0, 1) * y / 1000)
+
+
+def of_a_switch():
+    known_covariate(lambda name, at: pm.Bernoulli(name, logit_p=at, observed=np.zeros(12, int)))
+    return {"y": None}
+
+
+def of_a_count():
+    known_covariate(lambda name, at: pm.Poisson(name, pm.math.exp(at), observed=np.zeros(12, int)))
+    return {"y": None}
+
+
+def of_outliers():
+    known_covariate(lambda name, at: pm.StudentT(name, nu=4, mu=at, sigma=1, observed=np.zeros(12)))
+    return {"y": None}
+
+
+def of_normal_noise():
+    known_covariate(lambda name, at: pm.Normal(name, at, 1, observed=np.zeros(12)))
+    return {"y": "quadratic"}
+
+
 CASES = [
-    rare_cause, mean_of_a_vector, product, half_line, one_heavy_tail, scalar, last_value, volatility, by_themselves
+    rare_cause, mean_of_a_vector, product, half_line, one_heavy_tail, scalar, last_value, volatility, by_themselves,
+    of_a_switch, of_a_count, of_outliers, of_normal_noise,
 ]  # fmt: skip
 
 
@@ -199,3 +230,71 @@ def test_rows_missing_in_part_are_an_obstacle():
     mask[2, 0] = True
     assert "'y' are missing in part" in log_density.obstacle(data)
     assert "does not factorize" in LogDensityWithGaps(spec, {"y": None}, INTERPRETED).obstacle(data)
+
+
+# Rules are tried where they are used
+
+
+def on(write, data, rules, theta):
+    """Try rules at draws of one data set."""
+    with pm.Model() as model:
+        write()
+    spec, _, _ = read_model(model, None, None, {}, dict.fromkeys(rules, 0.3))
+    one = read_datasets(spec, data).one(spec, 0)
+    return LogDensityWithGaps(spec, rules, INTERPRETED).disproved(np.array(theta), one)
+
+
+def bent():
+    """Normal, but where a parameter is large."""
+    y = pm.Normal("y", pm.Normal("b", 0, 1), 1, observed=np.zeros(3))
+    pm.Normal("z", y + pt.switch(y.mean() + 0 * y > 3, y**2, 0), 1, observed=np.zeros(3))
+
+
+def test_what_is_quadratic_in_part_of_the_space_is_disproved_in_the_other():
+    data = {"y": [0.0, np.nan, 0.5], "z": np.zeros(3)}
+    assert on(bent, data, {"y": "quadratic"}, [[0.1], [0.2]]) is None
+    data["y"] = [9.0, np.nan, 9.5]
+    assert on(bent, data, {"y": "quadratic"}, [[9.0]])[0] == "y"
+
+
+def test_what_interacts_in_part_of_the_space_is_not_left_out():
+    def logp(value, b):
+        return pm.logp(pm.Normal.dist(b, 1), value) - pt.switch(b > 3, value.sum() ** 2, 0)
+
+    def write():
+        pm.CustomDist("y", pm.Normal("b", 0, 1), logp=logp, observed=np.zeros(3))
+
+    data = {"y": [0.0, np.nan, 0.5]}
+    assert on(write, data, {"y": "element"}, [[0.1]]) is None
+    assert on(write, data, {"y": "element"}, [[4.0]]) == ("y", "other values depend on the missing ones of 'y'")
+
+
+@pytest.fixture(scope="module")
+def misruled():
+    """A posterior whose rule for gaps holds nowhere."""
+    with pm.Model() as model:
+        y = pm.Normal("y", pm.Normal("b", 0, 1), 1, observed=np.zeros(6))
+        pm.Bernoulli("r", logit_p=3 * y, observed=np.zeros(6, int))
+    posterior = interpreted(model, num_steps=60, missing={"y": 0.3})
+    assert posterior.gaps == {"y": None}
+    return replace(posterior, gaps={"y": "quadratic"})
+
+
+COMPLETE = [0.3, 0.0, -1.0, 0.1, 0.2, 1.0]
+HALF_OF_IT = {"y": [np.where([0, 1, 0, 1, 0, 0], np.nan, COMPLETE), COMPLETE], "r": [[0, 1, 0, 1, 1, 0]] * 2}
+
+
+def test_what_fails_at_a_data_set_goes_down_the_ladder_with_its_reason(misruled, caplog):
+    with caplog.at_level("WARNING"):
+        tree = misruled.sample(HALF_OF_IT, batched=True, correction="psis", random_seed=1)
+    assert tree.sample_stats.stage.values[0] == "raw"
+    assert np.isnan(tree.sample_stats.lp[0]).all() and np.isfinite(tree.sample_stats.lp[1]).all()
+    assert "not quadratic in the missing values of 'y' at these data" in caplog.text
+    tree = misruled.sample(HALF_OF_IT, batched=True, max_nuts=0, random_seed=1)
+    assert tree.sample_stats.stage.values[0] == "failed"
+
+
+def test_no_evidence_rests_on_a_rule_that_fails(misruled):
+    found = misruled.log_marginal_likelihood(HALF_OF_IT, batched=True, proposals=1000, random_seed=1)
+    assert np.isnan(found.log_marginal_likelihood.values[0])
+    assert "not quadratic" in found.attrs["doubts"]

@@ -23,9 +23,10 @@ from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_
 from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rounds import Mixture, Network, Rounds
-from pymc_amortized.correction.target import PosteriorTarget
+from pymc_amortized.correction.target import TRIED, PosteriorTarget
 from pymc_amortized.correction.tempered import Tempered, populate, propose_from
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.data.simulations import truncating
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.importance import Weights
@@ -121,8 +122,8 @@ def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequen
         block_seed, tempered_seed = child.spawn(2)
         found = _by_weights(target, free[rows], pilot, final, block_seed)
         for (index, evidence), own in zip(found.items(), tempered_seed.spawn(len(found)), strict=True):
-            hopeful = evidence.doubt is not None and not evidence.impossible and target.spec.dim > 0
-            results[index] = (hopeful and _tempered(target, index, final, own)) or evidence
+            hopeful = evidence.doubt and not evidence.impossible and not target.obstacles[index]
+            results[index] = (_tempered(target, index, final, own) if hopeful else None) or evidence
     return [results[i] for i in range(len(target.datasets))]
 
 
@@ -138,7 +139,7 @@ def _by_weights(
     second = Rounds(source, {i: p.successor(rng) for i, p in first.items()}, final, final_seed)
     second.network(1)
     second.adapted(second.first, rng)
-    return {int(block[i]): Evidence.of(p) for i, p in second.sets.items()}
+    return {int(block[i]): _judged(target, int(block[i]), p) for i, p in second.sets.items()}
 
 
 def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.random.SeedSequence) -> Evidence | None:
@@ -150,7 +151,7 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
         particles = populate(target, index, rung.particles[-1], first, request.budget.deadline)
         if particles is None:
             return None
-        evidence = Evidence.of(propose_from(target, index, particles, request, second, rung.components))
+        evidence = _judged(target, index, propose_from(target, index, particles, request, second, rung.components))
     if evidence.doubt is None or not Convergence.of(particles.z, 0, target.spec.circular).converged:
         return evidence if evidence.doubt is None else None
     largest = particles.log_evidence.max()
@@ -161,10 +162,22 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
     )
 
 
+def _judged(target: PosteriorTarget, index: int, proposals: Proposals) -> Evidence:
+    """Estimate, unless what is missing of a data set cannot be integrated out at the heaviest proposals after all."""
+    found = Evidence.of(proposals)
+    heaviest = np.argsort(proposals.log_weights.ravel())[-TRIED:]
+    if found.doubt is None and target.disprove(index, proposals.theta.reshape(-1, target.spec.dim)[heaviest]):
+        return Evidence(np.nan, np.nan, found.pareto_k, found.importance_ess, target.obstacles[index])
+    return found
+
+
 def kept_share(dropped: Mapping[str, int], attempted: int) -> float:
-    """Share of the prior's simulations that the model's density allows; those that raised say nothing of it."""
-    raised = sum(n for why, n in dropped.items() if why.startswith("raised"))
-    return 1 - (sum(dropped.values()) - raised) / max(attempted - raised, 1)
+    """Share of the prior's simulations that the model's density allows.
+
+    Those that raised say nothing of it, nor do draws that overflow or are rounded: the density has their mass.
+    """
+    truncated = sum(truncating(dropped).values())
+    return 1 - truncated / max(attempted - sum(dropped.values()) + truncated, 1)
 
 
 def check_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: float = 0.0) -> list[Doubt]:
@@ -173,7 +186,7 @@ def check_truncation(dropped: Mapping[str, int], attempted: int, log_orderings: 
     Parameters
     ----------
     dropped : mapping of str to int
-        Why simulations were dropped; those that raised say nothing of the density.
+        Why simulations were dropped.
     attempted : int
     log_orderings : float
         Log of how many orderings of draws were taken for one.

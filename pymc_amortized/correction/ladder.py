@@ -137,6 +137,8 @@ def draw_proposals(
         source = target.source(indices, weighted=weighted, defended=weighted and ladder.defended)
         drawn = propose(source, len(indices), ladder, request, child)
         results |= dict(zip(indices.tolist(), drawn, strict=True))
+        if weighted:  # what is disproved at the draws is drawn again, without weights
+            free[[i for i in indices.tolist() if target.disprove(i, results[i].theta)]] = False
     return [results[i] for i in range(len(free))]
 
 

@@ -50,7 +50,7 @@ class Nuts:
 
     def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
         """Why NUTS cannot sample for a data set: the density, or what is missing. None where it can."""
-        return target.obstacles[index] and target.samplers.obstacle(target.given(index))
+        return target.sampling_obstacle(index)
 
     def takes(self, draws: Draws) -> bool:
         """It takes what is left, but for several modes: chains do not go from one to the other."""

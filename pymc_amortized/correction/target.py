@@ -1,7 +1,7 @@
 """The posteriors that are drawn from: data sets, what proposes draws, and the density that judges these."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.search import ModeSearch
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.density.missing import LogDensityWithGaps
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
@@ -19,6 +20,9 @@ from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.mixture import StudentMixture
 
 Search = Callable[[np.ndarray, Sequence[Proposals]], list[StudentMixture | None]]
+
+TRIED = 16
+"""Draws at which the rules for what is missing of a data set are tried."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class PosteriorTarget:
         (data sets, defended) -> their approximate posteriors, with heavy tails if defended.
     log_density : LogDensity
         The model's.
-    obstacles : sequence of str or None
-        Why the density of each data set cannot be evaluated.
+    obstacles : list of str or None
+        Why the density of each data set cannot be evaluated; more are found at draws (:meth:`disprove`).
     samplers : Samplers
         What NUTS has compiled.
     device : torch.device
@@ -84,18 +88,21 @@ class PosteriorTarget:
         Of all parameters.
     sketch : Sketch or None
         Where there is one, approximate posteriors have heavy tails if defended.
+    disproved : dict of int to str
+        By data set, a variable whose missing values are not what a rule takes them for.
     """
 
     spec: ModelSpec
     datasets: DataSets
     approximate: Callable[[DataSets, bool], Approximate]
     log_density: LogDensity
-    obstacles: Sequence[str | None]
+    obstacles: list[str | None]
     samplers: Samplers
     device: torch.device
     standardizer: ParameterStandardizer
     sketch: Sketch | None
     compile_kwargs: CompileKwargs | None = None
+    disproved: dict[int, str] = field(default_factory=dict)
 
     def given(self, index: int) -> dict[str, Any]:
         """One data set, as densities take it."""
@@ -108,6 +115,27 @@ class PosteriorTarget:
     @property
     def _search(self) -> ModeSearch:
         return ModeSearch(self.datasets, self.log_p, self.standardizer, self.sketch)
+
+    def disprove(self, index: int, theta: np.ndarray) -> bool:
+        """Try the rules for what is missing of a data set at draws (..., dim); where one fails, note it as an obstacle.
+
+        Rules are found on simulations, which can only disprove them, and not for this data set.
+        """
+        density, missing = self.log_density, self.datasets.missing.values()
+        if not isinstance(density, LogDensityWithGaps) or not any(mask[index].any() for mask in missing):
+            return False
+        theta = theta.reshape(-1, theta.shape[-1])
+        found = density.disproved(theta[np.linspace(0, len(theta) - 1, TRIED).astype(int)], self.given(index))
+        if found is not None:
+            self.disproved[index], self.obstacles[index] = found
+        return found is not None
+
+    def sampling_obstacle(self, index: int) -> str | None:
+        """Why NUTS cannot sample for a data set: what is missing of it can neither be left out nor be sampled."""
+        given = self.given(index)
+        if index in self.disproved and self.disproved[index] not in self.samplers.needs(given):
+            return self.obstacles[index]
+        return self.obstacles[index] and self.samplers.obstacle(given)
 
     def log_q(self, theta: np.ndarray, indices: Any) -> np.ndarray:
         """Log density (n, data sets) of what is proposed, at theta (n, data sets, dim)."""

@@ -110,7 +110,7 @@ def check_comparison(
     lengths = None if lengths is None else read_lengths(comparison.common.spec.sizes, lengths)
     made = _of_prior(comparison, number, weights, lengths, simulating, rng)
     datasets, label = of_simulations(made), made.unconstrained[:, 0].astype(int)
-    probability = posterior_weights(comparison.log_probabilities(datasets), weights)
+    probability = posterior_weights(comparison.log_probabilities(datasets, simulated=True), weights)
     tree = judge_probabilities(comparison.names, label, probability, rng, _extents(comparison, datasets, lengths))
     _warn(tree, comparison.error)
     return tree

@@ -136,7 +136,8 @@ def _models(given: Any, names: list[str]) -> dict[str, pm.Model]:
 
 
 def _check_kept(kept: Kept) -> None:
-    if not 0 < kept.share <= 1 or kept.attempted < 1 or not 0 <= kept.log_orderings < math.inf:
+    shares = 0 < kept.share <= 1 and 0 < kept.written <= 1
+    if not shares or kept.attempted < 1 or not 0 <= kept.log_orderings < math.inf:
         raise ValueError(f"a share of {kept.share} of {kept.attempted} simulations was kept")
 
 

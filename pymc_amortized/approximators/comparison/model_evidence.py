@@ -30,11 +30,15 @@ class Kept:
         Simulations that this was seen on.
     log_orderings : float
         Log of how many orderings of a vector were taken for the one that an ordering transform allows.
+    written : float
+        Share of what the density allows that can be written down: other draws overflow, or are rounded to a bound. They
+        belong to the model, and a classifier sees none of them.
     """
 
     share: float
     attempted: int
     log_orderings: float = 0.0
+    written: float = 1.0
 
     @property
     def log_share(self) -> float:
@@ -188,7 +192,7 @@ def _kept_at(
         context = {c.name: np.repeat(np.asarray(one[c.name])[None], KEPT_OF, axis=0) for c in spec.context}
         made = simulator(KEPT_OF, child, lengths, context)
         share = kept_share(made.dropped, made.attempted)
-        found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, kept.log_orderings))
+        found.append(Kept(max(share, 1 / KEPT_OF), made.attempted, kept.log_orderings, kept.written))
     return found
 
 

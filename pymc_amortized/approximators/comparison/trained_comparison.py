@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import xarray as xr
+from scipy.special import log_softmax
 
 from pymc_amortized.approximators.comparison.model_evidence import Evidences, Kept, estimate_all, evidence_obstacle
 from pymc_amortized.approximators.fitting.provenance import Provenance
@@ -100,15 +101,20 @@ class TrainedComparison[P: TrainedPosterior]:
         refuse_indices(datasets.existing(spec), self.common.limits, "observed")
         return datasets
 
-    def log_probabilities(self, datasets: DataSets) -> np.ndarray:
+    def log_probabilities(self, datasets: DataSets, *, simulated: bool = False) -> np.ndarray:
         """Log probabilities (n, models) by the calibrated classifier, at equal prior weights.
 
         Parameters
         ----------
         datasets : DataSets
+        simulated : bool
+            Whether there are equal numbers of each model's simulations that can be used, as in training. Data have less
+            probability under a model of whose draws many cannot be written down.
         """
         logits = self.network.logits(**Inputs(self.common.spec, self.structure)(datasets))
-        return self.calibration(logits, extents(self.common.spec, datasets))
+        found = self.calibration(logits, extents(self.common.spec, datasets))
+        written = np.log([self.kept[name].written for name in self.names])
+        return found if simulated or not written.any() else log_softmax(found + written, axis=1)
 
     def ood_pvalues(self, datasets: DataSets) -> np.ndarray:
         """How often each model simulates what is as unusual as each data set: (n, models).

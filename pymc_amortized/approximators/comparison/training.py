@@ -37,7 +37,7 @@ from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan,
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.evidence import kept_share
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
-from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.data.simulations import Simulations, rounded_share
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import Common, common_structure
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -149,7 +149,8 @@ class ComparisonFit:
         kept = {}
         for name, made in pilot.items():
             share = kept_share(made.dropped, made.attempted)
-            kept[name] = Kept(share, made.attempted, log_orderings(self.specs[name]))
+            written = 1 - rounded_share(made.dropped, made.attempted)
+            kept[name] = Kept(share, made.attempted, log_orderings(self.specs[name]), written)
             report_drops(
                 made,
                 of=f" of model {name!r}",

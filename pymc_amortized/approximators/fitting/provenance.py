@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
-from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.data.simulations import Simulations, truncating
 from pymc_amortized.training import Trained, Training
 
 
@@ -80,7 +80,10 @@ class Provenance:
             "trained_on_simulations": self.simulations,
             "training_settled": int(self.settled),
         }
-        if self.dropped:
-            reasons = (f"{why}: {count} of {self.attempted} simulations" for why, count in self.dropped.items())
-            attributes["prior_truncated"] = "; ".join(reasons)
+        truncated = truncating(self.dropped)
+        for name, those in (("prior_truncated", True), ("simulations_dropped", False)):
+            some = {why: count for why, count in self.dropped.items() if (why in truncated) == those}
+            if some:
+                reasons = (f"{why}: {count} of {self.attempted} simulations" for why, count in some.items())
+                attributes[name] = "; ".join(reasons)
         return attributes

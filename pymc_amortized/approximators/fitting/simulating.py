@@ -11,7 +11,7 @@ import torch
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.graph.data.datasets import of_simulations
-from pymc_amortized.graph.data.simulations import Simulations, describe_dropped
+from pymc_amortized.graph.data.simulations import Simulations, describe_dropped, truncating
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.sizes import GROUP
@@ -48,20 +48,27 @@ def seconds_of_one(make: Callable[[int], object], most: int = PILOT, first: int 
 
 
 def report_drops(made: Simulations, *, of: str = "", because: str = "", notable: float = 0.01, rest: str = "") -> None:
-    """Log which simulations were dropped, and warn above a share: the prior is visibly not what was written."""
-    if not made.dropped:
-        return
-    share = sum(made.dropped.values()) / made.attempted
-    logger.log(
-        logging.WARNING if share > notable else logging.INFO,
-        "Of %d simulations%s, %.2f%% were dropped%s: %s.%s",
-        made.attempted,
-        of,
-        100 * share,
-        because,
-        describe_dropped(made.dropped, made.attempted),
-        rest,
-    )
+    """Log which simulations were dropped, and warn above a share: the prior is visibly not what was written.
+
+    Draws that overflow or are rounded, and those that raise, are no part of that: the model has such data, and nothing
+    learns from them.
+    """
+    truncated = truncating(made.dropped)
+    others = {why: count for why, count in made.dropped.items() if why not in truncated}
+    told = ((truncated, because, rest), (others, "", " The prior stays what it is; nothing is learned of such draws."))
+    for dropped, what, then in told:
+        share = sum(dropped.values()) / max(made.attempted, 1)
+        if dropped:
+            logger.log(
+                logging.WARNING if share > notable else logging.INFO,
+                "Of %d simulations%s, %.2f%% were dropped%s: %s.%s",
+                made.attempted,
+                of,
+                100 * share,
+                what,
+                describe_dropped(dropped, made.attempted),
+                then,
+            )
 
 
 def reuse_sketched(setup: Setup) -> Setup:

@@ -64,7 +64,7 @@ def choose_sketch(
     elsewhere = share_out_of_reach(made, pilot, numbers)
     if wanted is None and elsewhere > MOST_ELSEWHERE:
         logger.info(
-            "Posteriors are not sketched by the density: %.0f%% of the simulated parameters lie in another mode than the "
+            "Posteriors are not sketched by the density: %.0f%% of simulated parameters lie in another mode than the "
             "one it finds.",
             100 * elsewhere,
         )

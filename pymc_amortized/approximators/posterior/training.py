@@ -31,6 +31,7 @@ from pymc_amortized.approximators.posterior.choosing import build_network, choos
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.continuity import refuse_jumps
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.axes import Structure
@@ -113,6 +114,7 @@ class PosteriorFit:
         """Simulate what statistics are learned from: all of a fixed set, or take the user's."""
         pilot = self._simulated_pilot() if self.given is None else self.given
         refuse_prior_atoms(self.spec, pilot, by_user=self.given is not None)
+        refuse_jumps(self.spec, pilot)
         return pilot
 
     def _simulated_pilot(self) -> Simulations:

@@ -92,6 +92,32 @@ def concatenate(parts: list[Simulations]) -> Simulations:
     )
 
 
+def raised(error: str) -> str:
+    """Why a simulation was dropped in which something raised."""
+    return f"raised {error}"
+
+
+def excluded(name: str) -> str:
+    """Why one was dropped that the model's density excludes, by a variable."""
+    return f"{name}: log density or transform not finite"
+
+
+def rounded(name: str) -> str:
+    """Why one was dropped that is the model's, but cannot be written down as numbers of a computer."""
+    return f"draw of {name!r} overflows, or is rounded to a bound"
+
+
+def truncating(dropped: Mapping[str, int]) -> dict[str, int]:
+    """Return those reasons by which the prior is truncated: a density that excludes what is drawn."""
+    return {why: count for why, count in dropped.items() if not why.startswith(("raised ", "draw of "))}
+
+
+def rounded_share(dropped: Mapping[str, int], attempted: int) -> float:
+    """Share of the draws of a model that cannot be written down."""
+    number = sum(count for why, count in dropped.items() if why.startswith("draw of "))
+    return number / max(attempted - sum(dropped.values()) + number, 1)
+
+
 def too_few(simulations: Simulations) -> str:
     """Say how few simulations can be used, and why."""
     raised = all(reason.startswith("raised") for reason in simulations.dropped)

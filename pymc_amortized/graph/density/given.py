@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
+from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 
@@ -23,6 +25,8 @@ Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
 Data = Mapping[str, Any]
 """One data set: observed and context variables at their own lengths, and the lengths."""
+INTERPRETED = Mode(linker="py", optimizer="fast_compile")
+"""For some hundred calls, compiling would take longer."""
 
 
 def read_from_observed(spec: ModelSpec) -> list[str]:
@@ -90,6 +94,18 @@ class LogDensityGiven(_Given):
 
     @cached_property
     def _function(self) -> Any:
+        graphs, data = self._terms()
+        return scan_over(graphs, sequences=self._sequences, inputs=data, compile_kwargs=self._compile_kwargs)
+
+    @cached_property
+    def once(self) -> Any:
+        """The same for one draw, interpreted: free variables and data -> terms."""
+        graphs, data = self._terms()
+        inputs = [*self._slices.values(), *data]
+        return pm.compile(inputs, graphs, mode=INTERPRETED, on_unused_input="ignore")
+
+    def _terms(self) -> tuple[list[Any], list[Any]]:
+        """The graph of each term, and its inputs but for the free variables."""
         spec, model = self.spec, self.spec.model
         data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in spec.data}
         values = {rv: rv.type() for rv in model.basic_RVs if has_density(model, rv)}
@@ -104,5 +120,4 @@ class LogDensityGiven(_Given):
                 replaced[old] = like(old, symbol)
         graphs = graph_replace([plain(term) for term in terms], replaced, strict=False)
         graphs = clone_replace(graphs, held_constants(spec) | self._lengths, rebuild_strict=False)
-        inputs = [*data.values(), *self._lengths.values()]
-        return scan_over(graphs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
+        return graphs, [*data.values(), *self._lengths.values()]

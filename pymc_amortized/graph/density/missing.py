@@ -34,6 +34,8 @@ from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs, plain
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import cholesky_factors, log_integral
+from pymc_amortized.numerics.kinds import KINDS
+from pymc_amortized.numerics.quadratic import APART
 
 Rule = Literal["element", "row", "normal", "quadratic"]
 Rules = Mapping[str, Rule | None]
@@ -84,34 +86,102 @@ class LogDensityWithGaps(LogDensity):
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set without an obstacle; returns (draws,)."""
-        data, quadratic = self.filled(data), [v for v in self._gappy if self.rules[v.name] == "quadratic"]
-        if not any(data[gaps_of(v.name)].any() for v in quadratic):
+        data = self.filled(data)
+        index = self._places(data)
+        if not len(index):
             return super().__call__(theta, data)
-        # what is missing is found again in the joined gradient
-        index = np.flatnonzero(joined(quadratic, {v.name: data[gaps_of(v.name)][None] for v in quadratic}))
         block = max(int(128 * 2**20 / (8 * len(index) ** 2)), 1)  # their Hessians take 128 MiB
-        parts = [self._integrated(theta[part], data, quadratic, index) for part in blocks(len(theta), block)]
+        parts = [self._integrated(theta[part], data, index) for part in blocks(len(theta), block)]
         return np.concatenate(parts)
 
-    def _integrated(
-        self, theta: np.ndarray, data: Data, quadratic: list[DataVariable], index: np.ndarray
-    ) -> np.ndarray:
+    @property
+    def _quadratic(self) -> list[DataVariable]:
+        return [v for v in self._gappy if self.rules[v.name] == "quadratic"]
+
+    def _places(self, data: Data) -> np.ndarray:
+        """Where values are missing that are integrated over, in the gradient of all that may be."""
+        masks = {v.name: data[gaps_of(v.name)][None] for v in self._quadratic}
+        return np.flatnonzero(joined(self._quadratic, masks)) if masks else np.empty(0, dtype=int)
+
+    def _integrated(self, theta: np.ndarray, data: Data, index: np.ndarray) -> np.ndarray:
         """Integrate a density that is quadratic in the values at `index` over them."""
-        log_density = super().__call__(theta, data)
-        slope = self._gradient(theta, data)[:, index]
-        precision = np.empty((len(theta), len(index), len(index)))
-        every = {v.name: data[v.name][None] for v in quadratic}
-        row = joined(quadratic, every)
-        for column, where in enumerate(index):
-            moved = divided(quadratic, row + (np.arange(row.shape[1]) == where), every)
-            slopes = self._gradient(theta, {**data, **{name: value[0, ...] for name, value in moved.items()}})[:, index]
-            precision[:, :, column] = slope - slopes  # exact: the gradient is linear
-        precision = (precision + precision.swapaxes(1, 2)) / 2
+        log_density, slope, precision = self._series(theta, data, index)
         finite = np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1)
         root, usable = cholesky_factors(precision, finite)
         whitened = np.linalg.solve(root, np.where(usable[:, None], slope, 0.0)[..., None])[..., 0]
         total = log_density + log_integral(whitened, root)
         return np.where(usable, total, np.where(np.isnan(log_density), np.nan, -np.inf))
+
+    def _series(self, theta: np.ndarray, data: Data, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log density (draws,), its gradient (draws, m) and negative Hessian (draws, m, m) in the values at `index`."""
+        slope = self._gradient(theta, data)[:, index]
+        precision = np.empty((len(theta), len(index), len(index)))
+        for column, one in enumerate(np.eye(len(index))):
+            precision[:, :, column] = slope - self._gradient(theta, self._moved(data, index, one))[:, index]
+        # exact: the gradient is linear
+        return super().__call__(theta, data), slope, (precision + precision.swapaxes(1, 2)) / 2
+
+    def _moved(self, data: Data, index: np.ndarray, by: np.ndarray) -> dict[str, Any]:
+        """A data set with other values at `index`."""
+        every = {v.name: data[v.name][None] for v in self._quadratic}
+        row = joined(self._quadratic, every)
+        row[:, index] += by
+        moved = divided(self._quadratic, row, every)
+        return {**data, **{name: value[0, ...] for name, value in moved.items()}}
+
+    def disproved(self, theta: np.ndarray, data: Data) -> tuple[str, str] | None:
+        """Which variable's missing values cannot be left out, or integrated over, after all, and why; None if all can.
+
+        Rules are found on simulations. Here they are tried where they are used.
+
+        Parameters
+        ----------
+        theta : ndarray (draws, dim)
+            Some draws of the posterior.
+        data : mapping
+            A data set without an obstacle.
+        """
+        data = self.filled(data)
+        log_density = super().__call__(theta, data)
+        possible = np.isfinite(log_density)
+        theta, log_density = theta[possible], log_density[possible]
+        if not len(theta):
+            return None
+        for v in self._gappy:
+            mask = data[gaps_of(v.name)]
+            if self.rules[v.name] == "quadratic" or not mask.any():
+                continue
+            other = KINDS[v.kind].changed(data[v.name], float(np.std(data[v.name])))
+            changed = {**data, v.name: np.where(mask, other, data[v.name]).astype(v.dtype)}
+            if _apart(super().__call__(theta, changed), log_density, log_density).any():
+                return v.name, f"other values depend on the missing ones of {v.name!r}"
+        index = self._places(data)
+        if len(index) and not self._is_quadratic(theta, data, index):
+            names = [v.name for v in self._quadratic if data[gaps_of(v.name)].any()]
+            of = ", ".join(map(repr, names))
+            return names[0], f"the log density is not quadratic in the missing values of {of} at these data"
+        return None
+
+    def _is_quadratic(self, theta: np.ndarray, data: Data, index: np.ndarray) -> bool:
+        """Whether the log density is what its series says, at draws of the values at `index` given theta.
+
+        Draws are one and three standard deviations wide.
+        """
+        rng = np.random.default_rng(0)
+        log_density, slope, precision = self._series(theta, data, index)
+        root, usable = cholesky_factors(precision, np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1))
+        if not usable.all():
+            return False
+        mean = np.linalg.solve(precision, slope[..., None])[..., 0]
+        for width in (1.0, 3.0):
+            noise = rng.normal(size=(*mean.shape, 1))
+            by = mean + width * np.linalg.solve(root.swapaxes(1, 2), noise)[..., 0]
+            expected = log_density + (by * slope).sum(1) - 0.5 * np.einsum("ni,nij,nj->n", by, precision, by)
+            moved = [self._moved(data, index, one) for one in by]
+            found = [super(LogDensityWithGaps, self).__call__(t[None], m)[0] for t, m in zip(theta, moved, strict=True)]
+            if _apart(np.array(found), expected, log_density).any():
+                return False
+        return True
 
     def filled(self, data: Data) -> dict[str, Any]:
         """Return a data set with possible values where some are missing."""
@@ -175,6 +245,12 @@ class LogDensityWithGaps(LogDensity):
     @property
     def _input_names(self) -> list[str]:
         return super()._input_names + [gaps_of(name) for name in self._masks]
+
+
+def _apart(found: np.ndarray, expected: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where log densities differ by more than rounding of values of some size."""
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(found - expected) <= APART + 1e-12 * np.abs(size))
 
 
 def joined(variables: Sequence[DataVariable], arrays: Mapping[str, np.ndarray]) -> np.ndarray:

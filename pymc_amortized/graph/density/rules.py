@@ -6,7 +6,7 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.log_density import Data, LogDensity, LogDensityByVariable
+from pymc_amortized.graph.density.log_density import Data, LogDensityByVariable
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
@@ -14,7 +14,10 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.kinds import KINDS
 
 TOLERANCE = 1e-7
-"""Relative difference of log densities that rounding explains, third differences included."""
+"""Relative difference of log densities that rounding explains."""
+NEGLIGIBLE = 1e-6
+"""Share of how much an entry of a term changes that its third difference may be: what rounding makes of values that
+are a billion times as far from zero as from each other."""
 
 
 def find_rules(
@@ -75,7 +78,6 @@ class _Trials:
     ) -> None:
         self._rng = rng
         self._terms = LogDensityByVariable(spec, compile_kwargs)
-        self._joint = LogDensity(spec, compile_kwargs)
         datasets = of_simulations(simulations)
         self._sets = [datasets.one(spec, i) for i in range(min(8, len(simulations)))]
         self._theta = simulations.unconstrained
@@ -109,22 +111,30 @@ class _Trials:
         return True
 
     def quadratic(self, variables: list[DataVariable]) -> bool:
-        """Whether the log density is strictly concave and quadratic in the values of all, wherever they lie."""
+        """Whether the log density is strictly concave and quadratic in the values of all, wherever they lie.
+
+        Each entry of each variable's own term is looked at by itself: beside what changes by a billion, a term of
+        size one would not show in their sum, and may be all that is left of it at a data set.
+        """
         for i, data in enumerate(self._sets):
             for some in (variables, *([v] for v in variables)):
                 along = self._along(i, data, some)
                 if not np.isfinite(along).all():
                     return False
-                rounding = TOLERANCE * (np.abs(along).max() + 1.0)
-                if np.abs(np.diff(along, 3)).max() > rounding or np.diff(along, 2).max() > -rounding:
+                rounding = NEGLIGIBLE * np.ptp(along, axis=0) + 1e-11 * np.abs(along).max(axis=0)
+                if (np.abs(np.diff(along, 3, axis=0)) > rounding).any():
+                    return False
+                total = along.sum(axis=1)
+                if np.diff(total, 2).max() > -TOLERANCE * (np.abs(total).max() + 1.0):
                     return False
         return True
 
     def _along(self, i: int, data: Data, variables: list[DataVariable]) -> np.ndarray:
-        """Log densities on a line through the values that reaches three standard deviations either way."""
+        """Terms (7, entries) on a line through the values that reaches three standard deviations either way."""
         line = {}
         for v in variables:
             value = data[v.name]
             line[v.name] = self._rng.normal(size=value.shape) * max(self._spread[v.name], 1e-3)
         moved = [{name: data[name] + t * direction for name, direction in line.items()} for t in range(-3, 4)]
-        return np.array([self._joint(self._theta[i : i + 1], {**data, **m})[0] for m in moved])
+        terms = [self._terms(self._theta[i : i + 1], {**data, **m}) for m in moved]
+        return np.array([np.concatenate([term.ravel() for term in some.values()]) for some in terms])

@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.distributions.simulator import SimulatorRV
 from pymc.distributions.transforms import Ordered
+from pymc.logprob.utils import CheckParameterValue
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.op import RandomVariable
@@ -16,6 +18,9 @@ from pymc_amortized.graph.model.copying import substitute
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import batched_input, like, plain
+
+FINE, EXCLUDED, ROUNDED = 0, 1, 2
+"""A draw that the model's density allows; one that it excludes; and one that overflows, or is rounded to a bound."""
 
 
 def held_constants(spec: ModelSpec) -> dict[Any, Any]:
@@ -62,11 +67,10 @@ def simulation_graph(spec: ModelSpec, names: list[str], given: Mapping[Any, Any]
 
     What is `given` stands in the place of free variables.
 
-    A check is False where the draw has no finite log density given its parents, or no finite unconstrained
-    image; checks are in the order of ``spec.model.basic_RVs``.
+    Checks are :data:`FINE`, :data:`EXCLUDED` or :data:`ROUNDED`, in the order of ``spec.model.basic_RVs``.
     """
     model = spec.model
-    checks = pt.stack([_is_finite(model, rv) for rv in model.basic_RVs])
+    checks = pt.stack([_check(model, rv) for rv in model.basic_RVs])
     outputs = [checks, flat_unconstrained(spec), *(plain(model[name]) for name in names)]
     outputs = graph_replace(outputs, given, strict=False) if given else _sort_exchangeable(model, outputs)
     # rebuilt, so that the shapes of constants become static and compiled loops need not check them
@@ -79,31 +83,49 @@ def unconstrained(model: pm.Model, rv: Any) -> Any:
     return plain(rv if transform is None else transform.forward(rv, *rv.owner.inputs))
 
 
-def _is_finite(model: pm.Model, rv: Any) -> Any:
-    """Whether the draw has a finite log density given its parents, and a finite unconstrained image."""
-    checks = []
+def _check(model: pm.Model, rv: Any) -> Any:
+    """Whether the draw has a finite log density given its parents, and a finite unconstrained image; or why not.
+
+    A draw of a free variable is excluded unless it lies at a bound where there is no density, or at infinity: then it
+    is one of the prior's, rounded. One of an observed variable is excluded where its parameters allow no value.
+    """
+    log_density, allowed = _own_log_density(model, rv)
     if rv in model.free_RVs:
-        checks.append(pt.isfinite(unconstrained(model, rv)).all())
-    checks.append(pt.isfinite(_own_log_density(model, rv)).all())
-    return pt.all(pt.stack(checks))
+        free = unconstrained(model, rv)
+        fine = pt.isfinite(free).all() & pt.isfinite(log_density).all()
+        rounded = ~pt.isnan(free).any() & (pt.isinf(free).any() | pt.eq(log_density, np.inf).any())
+    else:
+        fine, rounded = pt.isfinite(log_density).all(), allowed
+    return pt.switch(fine, FINE, pt.switch(rounded, ROUNDED, EXCLUDED)).astype("int8")
 
 
-def _own_log_density(model: pm.Model, rv: Any) -> Any:
-    """Log density of a draw given its parents, of which it uses the same draws.
+def _own_log_density(model: pm.Model, rv: Any) -> tuple[Any, Any]:
+    """Log density of a draw given its parents, of which it uses the same draws; and whether these allow any value.
 
     Parents are hidden from PyMC while it derives the density: it would take apart and duplicate random ones.
     """
     if isinstance(core_op(rv), SimulatorRV):
-        return plain(rv)  # what PyMC calls its density simulates again
+        return plain(rv), pt.constant(True)  # what PyMC calls its density simulates again
     value = rv.type()
     parents = {v: v.type() for v in model.basic_RVs if v is not rv}
     (alone,) = clone_replace([rv], parents)
     try:
         density = pm.logp(alone, value, warn_rvs=False)
     except (NotImplementedError, RuntimeError):
-        return plain(rv)  # a variable without density is fine where its value is finite
+        return plain(rv), pt.constant(True)  # a variable without density is fine where its value is finite
     drawn = {value: rv, **{placeholder: v for v, placeholder in parents.items()}}
-    return graph_replace([plain(density)], drawn, strict=False)[0]
+    found = graph_replace([plain(density), _allowed(alone, plain(density), value)], drawn, strict=False)
+    return found[0], found[1]
+
+
+def _allowed(alone: Any, density: Any, value: Any) -> Any:
+    """Whether parameters of a variable are numbers that PyMC's own checks allow, whatever its value."""
+    checks = [v.owner for v in ancestors([density]) if v.owner and isinstance(v.owner.op, CheckParameterValue)]
+    conditions = [c for node in checks for c in node.inputs[1:] if value not in set(ancestors([c]))]
+    node = alone.owner
+    parameters = node.op.dist_params(node) if isinstance(node.op, RandomVariable) else []
+    numbers = [~pt.isnan(p).any() for p in map(plain, parameters) if p.type.dtype.startswith("float")]
+    return pt.all(pt.stack([pt.constant(True), *(pt.as_tensor(c).all() for c in conditions), *numbers]))
 
 
 def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:

@@ -7,6 +7,10 @@ from pymc_amortized.graph.model.spec import ModelSpec
 
 REPEATED = 10
 """Times that a value comes up before it counts as an atom; continuous values do not come up twice."""
+WAY_OUT = (
+    "and sampling by gradients misses it too. Marginalize which part it comes from, make one model of each part "
+    "(fit_comparison), or leave it out by parameters=[...], without correction"
+)
 
 
 class PriorAtomError(ValueError):
@@ -45,8 +49,6 @@ def refuse_prior_atoms(spec: ModelSpec, simulations: Simulations, by_user: bool 
             if counts.max() >= max(REPEATED, 0.005 * total, 5 * np.median(counts) if by_user else 0):
                 raise PriorAtomError(
                     f"free variable {p.name!r} takes a single value in {counts.max() / total:.1%} of its prior draws: "
-                    "a density cannot represent such an atom (a spike and slab, censored or rounded prior), and "
-                    "sampling by gradients misses it too. Marginalize which part it comes from, make one model of each "
-                    "part (fit_comparison), or leave it out by parameters=[...], without correction"
+                    f"a density cannot represent such an atom (a spike and slab, censored or rounded prior), {WAY_OUT}"
                 )
         column += p.size

@@ -2,8 +2,9 @@
 
 One simulation draws every random variable once. Beside the values, the compiled step returns for each variable whether
 the model gives that draw a finite log density (and its transform a finite image): random number generators
-accept parameters that the density refuses (a negative scale, an overflowing rate, an unordered vector under
-an ordering transform), and such draws are not draws of the model. They are dropped and counted.
+accept parameters that the density refuses (a negative scale, an unordered vector under an ordering transform), and such
+draws are not draws of the model. Others are, but cannot be written down: counts overflow, and what lies near a bound is
+rounded to it. Both are dropped, and counted apart.
 """
 
 from collections import Counter
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 from pytensor.graph.replace import graph_replace
 
-from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.data.simulations import Simulations, concatenate, excluded, raised, rounded
 from pymc_amortized.graph.model.sizes import at, padded
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.step import given_parameters, length_inputs, simulation_graph
+from pymc_amortized.graph.model.step import FINE, ROUNDED, given_parameters, length_inputs, simulation_graph
 from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes, like
 
 LARGEST_CHUNK = 8192
@@ -66,9 +67,9 @@ class Attempts:
         try:
             outputs = loop(n, seed, [context[name] for name in names], [lengths[r.dim] for r in self.spec.sizes])
         except Exception as error:  # a model's own function may raise anything
-            raised = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
+            nothing = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
             if n == 1:
-                return raised
+                return nothing
             # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
             half = n // 2
             parts = zip((slice(half), slice(half, n)), seed.spawn(2), strict=True)
@@ -76,7 +77,7 @@ class Attempts:
                 self(part.stop - (part.start or 0), child, lengths, {k: v[part] for k, v in context.items()})
                 for part, child in parts
             ]
-            return concatenate([raised, *halves])
+            return concatenate([nothing, *halves])
         return self._usable(outputs, context)
 
     def of_lengths(
@@ -139,17 +140,19 @@ class Attempts:
         return int(np.clip(64 * 2**20 // each, 1, LARGEST_CHUNK))
 
     def _usable(self, outputs: list[np.ndarray], context: Arrays) -> Simulations:
-        finite, theta, *values = outputs
+        checks, theta, *values = outputs
         named = dict(zip(self._value_names, values, strict=True))
         observed = {v.name: named.pop(v.name) for v in self.spec.observed}
         data = {**observed, **context}  # also what this model does not read
         everything = Simulations(theta, named, data, len(theta))
-        fine = finite.all(axis=1)
+        wrong = checks != FINE
+        fine = ~wrong.any(axis=1)
         if fine.all():
             return everything
-        names = [rv.name for rv in self.spec.model.basic_RVs]
-        first = Counter(f"{names[i]}: log density or transform not finite" for i in np.argmin(finite[~fine], axis=1))
-        return replace(everything.take(fine), attempted=len(theta), dropped=dict(first))
+        names, first = [rv.name for rv in self.spec.model.basic_RVs], wrong[~fine].argmax(axis=1)
+        found = zip(first.tolist(), checks[~fine, first].tolist(), strict=True)
+        dropped = Counter(rounded(names[i]) if why == ROUNDED else excluded(names[i]) for i, why in found)
+        return replace(everything.take(fine), attempted=len(theta), dropped=dict(dropped))
 
     def _nothing(self, reason: str, lengths: dict[str, int], context: Arrays) -> Simulations:
         """One attempted simulation that raised."""
@@ -160,7 +163,7 @@ class Attempts:
             {v.name: np.empty((0, *v.shape_at(lengths)), v.dtype) for v in spec.observed}
             | {name: values[:0] for name, values in context.items()},
             1,
-            {f"raised {reason}": 1},
+            {raised(reason): 1},
         )
 
     @cached_property
