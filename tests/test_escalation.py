@@ -69,6 +69,7 @@ WRONG = {"over-confident": (0.3, 0.0), "too wide": (8.0, 0.0), "shifted": (0.5, 
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.usefixtures("blind")
 def test_adapted_proposals_settle_what_the_network_gets_wrong(plain_posterior, name, caplog):
     exact = conjugate_moments(conjugate_data())
     wrong = planted(plain_posterior, *WRONG[name])
@@ -90,6 +91,7 @@ HOPELESS = (0.001, 500.0)
 """So far off that importance weights find nothing."""
 
 
+@pytest.mark.usefixtures("blind")
 def test_what_weights_cannot_settle_goes_to_nuts(plain_posterior, caplog):
     wrong = planted(plain_posterior, *HOPELESS)
     with caplog.at_level(logging.INFO, "pymc_amortized"):

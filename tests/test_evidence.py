@@ -102,6 +102,7 @@ def test_errors_are_what_estimates_scatter_by(plain_posterior):
     assert abs(float(z.mean())) < 4 / np.sqrt(60)
 
 
+@pytest.mark.usefixtures("blind")
 def test_poor_weights_give_no_evidence(plain_posterior, caplog):
     wrong = planted(plain_posterior, *HOPELESS)
     with caplog.at_level(logging.WARNING, "pymc_amortized"):

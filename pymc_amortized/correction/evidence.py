@@ -151,9 +151,12 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
         particles = populate(target, index, rung.particles[-1], first, request.budget.deadline)
         if particles is None:
             return None
-        evidence = _judged(target, index, propose_from(target, index, particles, request, second, rung.components))
-    if evidence.doubt is None or not Convergence.of(particles.z, 0, target.spec.circular).converged:
-        return evidence if evidence.doubt is None else None
+        proposals = propose_from(target, index, particles, request, second, rung.components)
+    evidence = _judged(target, index, proposals)
+    if evidence.doubt is None:
+        return evidence
+    if proposals.undefined or not Convergence.of(particles.z, 0, target.spec.circular).converged:
+        return None
     largest = particles.log_evidence.max()
     each = np.exp(particles.log_evidence - largest)
     error = each.std(ddof=1) / np.sqrt(len(each)) / each.mean()

@@ -20,9 +20,11 @@ import numpy as np
 from scipy import special
 
 from pymc_amortized.correction.convergence import weighted_r_hat
-from pymc_amortized.numerics.importance import Weights, smooth, tempered
+from pymc_amortized.numerics.importance import Weights, effective_size, smooth, tempered
 from pymc_amortized.numerics.mixture import StudentMixture
 
+MOST_COMPONENTS, FEWEST_FOR_SEVERAL = 8, 100.0
+"""Of a mixture, and effective draws of a chain without which it has one: a few heavy draws are no modes."""
 Component = Sequence[StudentMixture]
 """What the chains propose from, one mixture for each."""
 
@@ -82,9 +84,13 @@ class Proposals:
         return np.concatenate([mixture.draw(per_chain, rng) for mixture in component])
 
     def fitted(self, rng: np.random.Generator) -> Component:
-        """Fit a mixture to the draws of each chain."""
-        pairs = zip(self.theta, self.log_weights, strict=True)
-        return [StudentMixture.fit(theta, tempered(some, theta.shape[1]), rng) for theta, some in pairs]
+        """Fit a mixture to the draws of each chain: of one component where few draws carry the weight."""
+        fitted = []
+        for theta, log_weights in zip(self.theta, self.log_weights, strict=True):
+            weights, possible = tempered(log_weights, theta.shape[1]), log_weights.max() > -np.inf
+            rich = possible and effective_size(log_weights - log_weights.max()) > FEWEST_FOR_SEVERAL
+            fitted.append(StudentMixture.fit(theta, weights, rng, most=MOST_COMPONENTS if rich else 1))
+        return fitted
 
     def want_more(self, draws: int) -> bool:
         """Whether more proposals are worth their time, for so many draws in all."""

@@ -80,11 +80,11 @@ class Rounds:
             self._add(some, theta, log_q)
 
     def search(self, rng: np.random.Generator) -> None:
-        """Look for modes, and propose from them where there are several."""
+        """Look for modes, and propose from them where there are several, or weights are poor."""
         for some in self._blocks(list(self.sets), self.first):
             found = self._source.search(np.asarray(some), [self.sets[i] for i in some])
             for i, modes in zip(some, found, strict=True):
-                if modes is not None:
+                if modes is not None and (len(modes.shares) > 1 or self._poor(i)):
                     self.sets[i].planned, self.sets[i].modes = [modes] * self._chains, len(modes.shares)
                     self._adapted([i], self.first, rng)
 
@@ -99,9 +99,11 @@ class Rounds:
 
     def still_poor(self) -> bool:
         """Whether there are data sets for which more proposals are worth their time; only these stay pending."""
-        total = self._request.draws * self._request.chains
-        self._pending = [i for i in self._pending if self.sets[i].want_more(total)]
+        self._pending = [i for i in self._pending if self._poor(i)]
         return bool(self._pending) and self._request.budget.left > 0
+
+    def _poor(self, index: int) -> bool:
+        return self.sets[index].want_more(self._request.draws * self._request.chains)
 
     def _add(self, indices: list[int], theta: np.ndarray, log_q: np.ndarray) -> None:
         log_density = self._source.log_density

@@ -61,7 +61,7 @@ class ModeSearch:
         Returns
         -------
         list of StudentMixture or None
-            For each data set a mixture of its modes; None where there is one mode.
+            For each data set a mixture of its modes; None where none was found.
         """
         quadratic, densities = self._densities(indices)
         dim = len(quadratic.sampled)
@@ -80,7 +80,7 @@ class ModeSearch:
             of_sampled, best[:, order], covariance[:, order[:, None], order], dim, scouts=scouts, starts=starts
         )
         back = np.argsort(order)
-        return [_mixture(modes, back, self.standardizer) if len(modes) > 1 else None for modes in found]
+        return [_mixture(modes, back, self.standardizer) if modes else None for modes in found]
 
     def _densities(self, indices: np.ndarray) -> tuple[Quadratic, LogDensities]:
         """What is integrated out, and the densities of data sets at parameters of each one's own."""

@@ -41,7 +41,7 @@ class Source:
     device : torch.device
         Of the network.
     search : callable
-        Modes, where there are several: (indices of data sets, their proposals) -> mixtures.
+        Modes: (indices of data sets, their proposals) -> mixtures.
     defended : bool
         Whether a good part of the draws comes from distributions with heavy tails.
     """
