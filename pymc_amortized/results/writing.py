@@ -57,6 +57,29 @@ def posterior_tree(
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
+def check_layout(spec: ModelSpec) -> None:
+    """Lay out results of one draw, so that names and labels which cannot be together are found before training.
+
+    Raises
+    ------
+    ValueError
+    """
+    largest = spec.largest
+    reserved = [n for n in ("chain", "draw", DATASET_DIM) if n in (*spec.model.named_vars, *spec.model.dim_lengths)]
+    if reserved:
+        raise ValueError(f"the model has a variable or dim named {reserved}, which results have themselves: rename it")
+    values = {v.name: np.zeros((1, *v.shape_at(largest)), v.dtype) for v in spec.data}
+    gaps = {v.name: np.zeros(values[v.name].shape, bool) for v in spec.observed if v.missing}
+    lengths = {dim: np.array([n]) for dim, n in largest.items()}
+    variables = {p.name: np.zeros((1, 1, 1, *p.shape)) for p in spec.parameters}
+    for batched in (False, True):
+        sets = DataSets(values, np.arange(1), batched, lengths, gaps)
+        try:
+            posterior_tree(spec, sets, variables=variables, sample_stats={}, attrs={})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"results of the model cannot be laid out as a DataTree: {error}") from error
+
+
 def sample_group(spec: ModelSpec, arrays: Arrays, datasets: DataSets) -> xr.Dataset:
     """Lay out one group of what was computed for every draw, name -> ndarray (datasets, chains, draws, ...)."""
     lead = [DATASET_DIM] if datasets.batched else []

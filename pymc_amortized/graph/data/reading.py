@@ -11,6 +11,7 @@ import xarray as xr
 from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
+from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
@@ -67,6 +68,15 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     if _may_have_tails(given):
         sets = [_without_tail(spec, values) for values in sets]
     return _stacked(spec, sets, labels)
+
+
+def read_given(
+    spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any, *, batched: bool = False
+) -> DataSets:
+    """Read what a user observed, and refuse indices that pick nothing, beyond their limits."""
+    datasets = read_datasets(spec, data, batched=batched)
+    refuse_indices(datasets.existing(spec), limits, "observed")
+    return datasets
 
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def take_snapshot(
         symbols={c.name: c.symbol for c in constants},
     )
     _refuse_empty(spec)
+    _refuse_misfits(spec)
     return spec
 
 
@@ -267,3 +268,16 @@ def _refuse_empty(spec: ModelSpec) -> None:
     for name, shape in shapes.items():
         if 0 in shape:
             raise ValueError(f"{name!r} has shape {shape}: an empty variable cannot be learned from")
+
+
+def _refuse_misfits(spec: ModelSpec) -> None:
+    """Refuse values in the model that do not have its own shape: PyMC fails at their first log density."""
+    for v in spec.data:
+        given = spec.held[v.name].shape
+        if not v.fits(given):
+            dims = f" (dims {v.dims})" if v.dims else ""
+            raise ValueError(
+                f"the model holds values of {v.name!r} of shape {given}, but what it computes has shape {v.shape}{dims}: "
+                "were data or coords set (pm.set_data) for some variables and not for others? Shapes that differ between "
+                "data sets are those of dims in context={...}"
+            )
