@@ -33,6 +33,7 @@ from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequenc
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.predictive import refuse_without_density
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.operations import walk
@@ -126,7 +127,7 @@ def sample_amortized(
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     check_correction_name(correction)
     read_nuts_budget(max_nuts, max_time)
-    read_groups(idata_kwargs)
+    groups = read_groups(idata_kwargs)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)
     fit_kwargs = _read_fit_kwargs(fit_kwargs)
@@ -138,6 +139,8 @@ def sample_amortized(
         if changed:
             logger.info("Training again, because of changes in: %s.", ", ".join(changed))
         _check_current_data(model, context, fit_kwargs)
+        if groups.get("log_likelihood"):
+            refuse_without_density(model, [rv.name for rv in model.observed_RVs])
         posterior = fit_posterior(
             model,
             context=context,

@@ -133,7 +133,8 @@ def _dataset(
     coords = {name: labels for name, labels in coords.items() if name in used - varying}
     coords |= {dim: labels for dim, labels in datasets.coords.items() if dim in used}
     dims |= {v.name: list(v.dims) for v in spec.data if v.name in arrays and v.dims and v.sized}
-    dims |= {f"{v.name}_missing": dims[v.name] for v in spec.observed if v.missing and v.name in dims}
+    unnamed = {v.name: [f"{v.name}_dim_{i}" for i in range(len(v.shape))] for v in spec.observed}  # as ArviZ does
+    dims |= {f"{v.name}_missing": dims.get(v.name, unnamed[v.name]) for v in spec.observed if v.missing}
     if DATASET_DIM in sample_dims:
         coords[DATASET_DIM] = datasets.labels
     laid_out = dict_to_dataset(
