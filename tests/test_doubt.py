@@ -43,7 +43,10 @@ def test_usual_data_are_not_doubted(pvalues):
 @pytest.mark.parametrize(("context", "advice"), [((), "widen the priors"), (("x",), "its source in context['x']")])
 def test_extrapolation_says_where_and_what_to_widen(context, advice):
     simulated = {"x": np.array([[0.0, 1.0], [0.0, 3.0], [1.5, 1.0]]), "y": np.zeros(3)}
-    far = {name: Outside.of(values, np.zeros(values.shape), np.ones(values.shape), None) for name, values in simulated.items()}
+    far = {
+        name: Outside.of(values, np.zeros(values.shape), np.ones(values.shape), None)
+        for name, values in simulated.items()
+    }
     (doubt,) = check_range(far, np.arange(3), context)
     assert "simulated (0 to 1 for x[1], which is 3), by" in doubt.finding
     assert doubt.number == 2.0 and doubt.datasets == (1, 2) and advice in doubt.advice

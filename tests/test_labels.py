@@ -1,4 +1,4 @@
-"""Labels of data are held against the model's: the same values in any order are the same data, other labels an error."""
+"""Labels of data are held against the model's: any order of them is the same data, other labels are an error."""
 
 import numpy as np
 import pandas as pd

@@ -27,6 +27,8 @@ CHAINS, DRAWS, SETS = 2, 3, 3
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
+    pytest.mark.filterwarnings("ignore:Calling a RandomVariable without"),
 ]
 
 
@@ -273,7 +275,9 @@ def test_a_gap_is_followed_into_what_reads_it(kind, caplog):
     assert_array_equal(one.observed_data["y"], y[~np.isnan(given)])
     for name in ("x", "y", "z"):
         elpd = az.loo(one, var_name=name)
-        assert np.isfinite(elpd.elpd) and elpd.n_data_points == one.observed_data[name].size == (12 if name == "z" else 8)
+        assert np.isfinite(elpd.elpd) and elpd.n_data_points == one.observed_data[name].size == (
+            12 if name == "z" else 8
+        )
         assert one.posterior_predictive[name].shape[2:] == one.observed_data[name].shape
 
 
@@ -299,7 +303,9 @@ def test_a_distance_is_no_likelihood():
     with pm.Model() as model:
         pm.Simulator("y", measure, pm.Normal("mu"), observed=np.zeros(4))
     posterior, dts = result_of(model)
-    with pytest.raises(ValueError, match=r"\['y'\] \(pm.Simulator\) is minus a distance .* not a log likelihood: az.loo"):
+    with pytest.raises(
+        ValueError, match=r"\['y'\] \(pm.Simulator\) is minus a distance .* not a log likelihood: az.loo"
+    ):
         posterior.compute_log_likelihood(dts)
     with pytest.raises(ValueError, match="not a log likelihood"):
         pm.sample_amortized(model=model, idata_kwargs={"log_likelihood": True})

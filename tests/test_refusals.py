@@ -437,7 +437,9 @@ def shortened():
 
 def test_values_that_do_not_fit_their_model_are_refused_before_training(monkeypatch):
     monkeypatch.setattr("pymc_amortized.approximators.posterior.fit.PosteriorFit.run", None)
-    message = r"the model holds values of 'y' of shape \(8,\), but what it computes has shape \(3,\) \(dims \('obs',\)\)"
+    message = (
+        r"the model holds values of 'y' of shape \(8,\), but what it computes has shape \(3,\) \(dims \('obs',\)\)"
+    )
     with pytest.raises(ValueError, match=message):
         pma.fit_posterior(shortened())
     with pytest.raises(ValueError, match=message):

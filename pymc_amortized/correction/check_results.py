@@ -33,8 +33,8 @@ def check_range(outside: Mapping[str, Outside], labels: np.ndarray, context: Col
         found.append(
             Doubt(
                 "extrapolation",
-                f"Some values of {name!r} lie beyond anything the model simulated ({low:.4g} to {high:.4g} for {element}, "
-                f"which is {value:.4g}), by {one.distance[worst]:.2g} times that "
+                f"Some values of {name!r} lie beyond anything the model simulated ({low:.4g} to {high:.4g} for "
+                f"{element}, which is {value:.4g}), by {one.distance[worst]:.2g} times that "
                 f"{'range' if high > low else 'value'}{where}: the network extrapolates",
                 f"Check units, or widen {source}.",
                 float(one.distance[worst]),

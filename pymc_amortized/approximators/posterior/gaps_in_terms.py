@@ -75,8 +75,8 @@ class GapsInTerms:
                 )
             elif own and not several:
                 logger.info(
-                    "The log likelihood of %r is NaN at its %d missing values; az.loo(posterior.one_dataset(dt)) leaves "
-                    "them out.",
+                    "The log likelihood of %r is NaN at its %d missing values; az.loo(posterior.one_dataset(dt)) "
+                    "leaves them out.",
                     name,
                     own,
                 )

@@ -153,8 +153,8 @@ def refuse_without_density(model: pm.Model, names: Sequence[str]) -> None:
         return
     simulators = [name for name in without if isinstance(core_op(model[name]), SimulatorRV)]
     distance = (
-        f". What PyMC computes in its place for {simulators} (pm.Simulator) is minus a distance between the data and one "
-        "new simulation, not a log likelihood: az.loo and az.compare of it mean nothing"
+        f". What PyMC computes in its place for {simulators} (pm.Simulator) is minus a distance between the data and "
+        "one new simulation, not a log likelihood: az.loo and az.compare of it mean nothing"
         if simulators
         else ""
     )

@@ -13,7 +13,7 @@ from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
 from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
-from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.model.spec import ModelSpec
 
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
@@ -70,9 +70,7 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     return _stacked(spec, sets, labels)
 
 
-def read_given(
-    spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any, *, batched: bool = False
-) -> DataSets:
+def read_given(spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any, *, batched: bool = False) -> DataSets:
     """Read what a user observed, and refuse indices that pick nothing, beyond their limits."""
     datasets = read_datasets(spec, data, batched=batched)
     refuse_indices(datasets.existing(spec), limits, "observed")

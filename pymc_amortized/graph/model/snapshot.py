@@ -16,7 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.constants import open_constants
 from pymc_amortized.graph.model.copying import without_gp_warning
 from pymc_amortized.graph.model.freezing import freeze
-from pymc_amortized.graph.model.operations import op_name
+from pymc_amortized.graph.model.operations import op_name, with_checked_shapes
 from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
@@ -164,7 +164,7 @@ def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
 
 def _observe_placeholders(model: pm.Model, observed: Sequence[str]) -> pm.Model:
     """Mark variables as observed, with one simulated draw standing for the data to come."""
-    draws = pm.draw([model[name] for name in observed], random_seed=0)
+    draws = pm.draw(with_checked_shapes([model[name] for name in observed]), random_seed=0)
     return pm.observe(model, dict(zip(observed, draws, strict=True)))
 
 
@@ -277,7 +277,7 @@ def _refuse_misfits(spec: ModelSpec) -> None:
         if not v.fits(given):
             dims = f" (dims {v.dims})" if v.dims else ""
             raise ValueError(
-                f"the model holds values of {v.name!r} of shape {given}, but what it computes has shape {v.shape}{dims}: "
-                "were data or coords set (pm.set_data) for some variables and not for others? Shapes that differ between "
-                "data sets are those of dims in context={...}"
+                f"the model holds values of {v.name!r} of shape {given}, but what it computes has shape "
+                f"{v.shape}{dims}: were data or coords set (pm.set_data) for some variables and not for others? Shapes "
+                "that differ between data sets are those of dims in context={...}"
             )

@@ -150,13 +150,15 @@ def refuse_imputed(model: pm.Model) -> None:
 def _refuse_labels(model: pm.Model) -> None:
     """Refuse labels that are no single values: results cannot hold them."""
     for dim in dict.fromkeys(d for dims in model.named_vars_to_dims.values() for d in dims or ()):
-        several = [v for v in model.coords.get(dim) or () if isinstance(v, Collection) and not isinstance(v, str | bytes)]
+        several = [
+            v for v in model.coords.get(dim) or () if isinstance(v, Collection) and not isinstance(v, str | bytes)
+        ]
         if several:
             kind = type(several[0]).__name__
             raise ValueError(
                 f"coords[{dim!r}]: labels must be single values (text, numbers, dates), got {kind}s such as "
-                f"{several[0]!r}, which results cannot hold (a pandas MultiIndex has tuples): give each entry one label, "
-                'for example "a, 1", or its number'
+                f"{several[0]!r}, which results cannot hold (a pandas MultiIndex has tuples): give each entry one "
+                'label, for example "a, 1", or its number'
             )
 
 
