@@ -30,9 +30,14 @@ from pymc_amortized.approximators.fitting.arguments import (
     read_nuts_budget,
 )
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.predictive import refuse_without_density
+from pymc_amortized.graph.data.reading import read_given
+from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.operations import walk
+from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import logger
 
@@ -122,7 +127,7 @@ def sample_amortized(
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     check_correction_name(correction)
     read_nuts_budget(max_nuts, max_time, correction)
-    read_groups(idata_kwargs)
+    groups = read_groups(idata_kwargs)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)
     fit_kwargs = _read_fit_kwargs(fit_kwargs)
@@ -133,6 +138,9 @@ def sample_amortized(
     if kept is None or changed:
         if changed:
             logger.info("Training again, because of changes in: %s.", ", ".join(changed))
+        _check_current_data(model, context, fit_kwargs)
+        if groups.get("log_likelihood"):
+            refuse_without_density(model, [rv.name for rv in model.observed_RVs])
         posterior = fit_posterior(
             model,
             context=context,
@@ -143,7 +151,7 @@ def sample_amortized(
         )
         _kept[model] = kept = _Kept(posterior, fingerprint)
     return kept.posterior.sample(
-        _current_data(kept.posterior, model),
+        _current_data(kept.posterior.spec, model),
         draws=draws,
         chains=chains,
         correction=correction,
@@ -166,10 +174,17 @@ def _read_fit_kwargs(fit_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     return kwargs
 
 
-def _current_data(posterior: AmortizedPosterior, model: pm.Model) -> dict[str, np.ndarray]:
+def _check_current_data(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]) -> None:
+    """Read the data before training: whether they fit does not depend on it."""
+    names = {name: fit_kwargs.get(name) for name in ("parameters", "missing")}
+    spec = read_model(model, None, context=context, **names)[0]
+    read_given(spec, index_limits(spec), _current_data(spec, model))
+
+
+def _current_data(spec: ModelSpec, model: pm.Model) -> dict[str, np.ndarray]:
     """Observed and context values that the user's model holds now."""
-    values = {v.name: _value(model.rvs_to_values[model[v.name]]) for v in posterior.spec.observed}
-    return values | {c.name: _value(model[c.name]) for c in posterior.spec.context}
+    values = {v.name: _value(model.rvs_to_values[model[v.name]]) for v in spec.observed}
+    return values | {c.name: _value(model[c.name]) for c in spec.context}
 
 
 def _value(var: Any) -> np.ndarray:

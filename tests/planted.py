@@ -38,9 +38,6 @@ def exact(y: torch.Tensor) -> Moments:
 class Everywhere:
     """An encoder that has seen it all."""
 
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        return {}
-
     def outside(self, data: Any, sizes: Any) -> dict[str, np.ndarray]:
         return {}
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 from pymc_amortized.correction.check_results import check_corrected, check_novelty, check_range
 from pymc_amortized.correction.doubt import Doubt, say_how_many, say_where, tell
+from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 NAN, ROOT = float("nan"), Path(__file__).parents[1]
@@ -41,8 +42,13 @@ def test_usual_data_are_not_doubted(pvalues):
 
 @pytest.mark.parametrize(("context", "advice"), [((), "widen the priors"), (("x",), "its source in context['x']")])
 def test_extrapolation_says_where_and_what_to_widen(context, advice):
-    distances, labels = {"x": np.array([0.0, 2.0, 0.5]), "y": np.zeros(3)}, np.arange(3)
-    (doubt,) = check_range(distances, labels, context, {"x": (0.0, 1.0), "y": (0.0, 1.0)})
+    simulated = {"x": np.array([[0.0, 1.0], [0.0, 3.0], [1.5, 1.0]]), "y": np.zeros(3)}
+    far = {
+        name: Outside.of(values, np.zeros(values.shape), np.ones(values.shape), None)
+        for name, values in simulated.items()
+    }
+    (doubt,) = check_range(far, np.arange(3), context)
+    assert "simulated (0 to 1 for x[1], which is 3), by" in doubt.finding
     assert doubt.number == 2.0 and doubt.datasets == (1, 2) and advice in doubt.advice
     assert "by 2 times that range in 2 of 3 data sets, most in 1" in doubt.finding
 

@@ -110,15 +110,25 @@ def test_categories_are_one_hot() -> None:
     assert torch.equal(out, nn.functional.one_hot(torch.as_tensor(values), 3).float())
     unknown = encoder({"y": torch.tensor([[-1, 7]])})["y"]
     assert (unknown == 0).all()
-    assert encoder.outside({"y": np.array([[0, 2]])})["y"] == 0.0
-    assert encoder.outside({"y": np.array([[0, 4]])})["y"] == pytest.approx(1.0)
+    assert encoder.outside({"y": np.array([[0, 2]])})["y"].distance == 0.0
+    assert encoder.outside({"y": np.array([[0, 4]])})["y"].distance == pytest.approx(1.0)
 
 
 def test_outside_is_in_units_of_the_range() -> None:
     encoder = DataEncoder.fit(DataLayout((ArrayLayout("y", (1,), "real"),)), {"y": np.array([[0.0], [10.0], [4.0]])})
-    assert encoder.outside({"y": np.array([[3.0]])})["y"] == 0
-    assert encoder.outside({"y": np.array([[3.0], [-20.0], [15.0]])})["y"] == pytest.approx([0.0, 2.0, 0.5])
-    assert np.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"])
+    assert encoder.outside({"y": np.array([[3.0]])})["y"].distance == 0
+    assert encoder.outside({"y": np.array([[3.0], [-20.0], [15.0]])})["y"].distance == pytest.approx([0.0, 2.0, 0.5])
+    assert np.isinf(encoder.outside({"y": np.array([[np.nan]])})["y"].distance)
+
+
+def test_each_element_is_held_against_its_own_range() -> None:
+    simulated = np.stack([np.full(50, 7.0), np.linspace(-9, 9, 50)], axis=1)[:, :, None].repeat(2, 2)
+    encoder = DataEncoder.fit(DataLayout((ArrayLayout("y", (2, 2), "real"),)), {"y": simulated})
+    data = np.stack([simulated[0], simulated[0]])
+    data[0, 0, 1], data[1, 1, 0] = 0.0, 27.0
+    far = encoder.outside({"y": data})["y"]
+    assert far.distance.tolist() == [1.0, 1.0] and far.element.tolist() == [[0, 1], [1, 0]]
+    assert (far.value.tolist(), far.low.tolist(), far.high.tolist()) == ([0.0, 27.0], [7.0, -9.0], [7.0, 9.0])
 
 
 def test_names_may_be_anything() -> None:
@@ -167,7 +177,7 @@ def test_what_is_absent_counts_in_no_statistic() -> None:
     assert np.array_equal(present, ~np.isnan(values) & ~beyond[..., None])
     assert (out[..., 0][~present] == 0).all()
     assert abs(out[..., 0][present].mean()) < 0.05 and abs(out[..., 0][present].std() - 1) < 0.05
-    assert not encoder.outside({"y": values}, sizes)["y"].any()
+    assert not encoder.outside({"y": values}, sizes)["y"].distance.any()
     cut = encoder({"y": torch.as_tensor(values[:, :3])}, {"row": np.minimum(sizes["row"], 3)})
     assert torch.equal(cut["y"], out[:, :3]) and torch.equal(cut["mask:row"], mask[:, :3])
 
@@ -177,5 +187,5 @@ def test_an_index_of_groups_counts_from_one() -> None:
     layout = DataLayout((ArrayLayout("g", (3,), "count", ("row",)),), axes)
     encoder = DataEncoder.fit(layout, {"g": np.array([[0, 1, 2]])})
     assert encoder({"g": torch.tensor([[3, 0, -1]])})["g"][..., 0].tolist() == [[4.0, 1.0, 0.0]]
-    assert encoder.outside({"g": np.array([[0, 3, 2]])})["g"] == 0.0
-    assert encoder.outside({"g": np.array([[0, 4, 2]])})["g"] > 0
+    assert encoder.outside({"g": np.array([[0, 3, 2]])})["g"].distance == 0.0
+    assert encoder.outside({"g": np.array([[0, 4, 2]])})["g"].distance > 0

@@ -27,6 +27,8 @@ CHAINS, DRAWS, SETS = 2, 3, 3
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
+    pytest.mark.filterwarnings("ignore:Calling a RandomVariable without"),
 ]
 
 
@@ -235,6 +237,78 @@ def test_series_with_gaps_have_no_terms(caplog):
         terms = posterior.compute_log_likelihood(dts, extend_inferencedata=False)["y"]
     assert_array_equal(np.isnan(terms).all(("chain", "draw")), [False, True, False])
     assert "1 of 3" in caplog.text
+
+
+def reading_gaps(kind: str) -> pm.Model:
+    """A variable whose mean needs another one, without dims; and one that needs neither."""
+    with pm.Model() as model:
+        slope = pm.Normal("slope")
+        if kind == "real":
+            read = pm.Normal("x", pm.Normal("nu"), 1.0, observed=np.zeros(12))
+        elif kind == "count":
+            read = pm.Poisson("x", pm.HalfNormal("rate"), observed=np.zeros(12, int))
+        else:
+            read = pm.Categorical("x", p=pm.Dirichlet("p", np.ones(3)), observed=np.zeros(12, int))
+        mean = pm.Normal("effect", shape=3)[read] if kind == "index" else slope * read
+        pm.Normal("y", mean, 1.0, observed=np.zeros(12))
+        pm.Normal("z", slope, 1.0, observed=np.zeros(12))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
+@pytest.mark.parametrize("kind", ["real", "count", "index"])
+def test_a_gap_is_followed_into_what_reads_it(kind, caplog):
+    given = np.where(np.arange(12) % 3 == 0, np.nan, np.arange(12) % 3)
+    y, z = np.arange(12) / 12, np.arange(12) / 9
+    sets = [{"x": given, "y": y, "z": z}, {"x": np.ones(12), "y": y, "z": z}, {"x": given, "y": y, "z": z}]
+    posterior, dts = result_of(reading_gaps(kind), sets, draws=60, missing=["x"])
+    alone = dts.isel(dataset=0)
+    with caplog.at_level(logging.INFO, "pymc_amortized"):
+        terms = posterior.compute_log_likelihood(alone, extend_inferencedata=False)
+        posterior.compute_log_likelihood(dts)
+    assert "of 'y' is NaN at 4 values that the model computes from missing ones" in caplog.text
+    assert "of 'y' is NaN at 8 values of 2 data sets that" in caplog.text and "of 'z'" not in caplog.text
+    for name in ("x", "y"):
+        assert_array_equal(np.isnan(terms[name]).all(("chain", "draw")), np.isnan(given))
+    assert np.isfinite(terms["z"]).all()
+    one = posterior.one_dataset(posterior.sample_posterior_predictive(dts, extend_inferencedata=True), 2)
+    assert_array_equal(one.observed_data["y"], y[~np.isnan(given)])
+    for name in ("x", "y", "z"):
+        elpd = az.loo(one, var_name=name)
+        assert np.isfinite(elpd.elpd) and elpd.n_data_points == one.observed_data[name].size == (
+            12 if name == "z" else 8
+        )
+        assert one.posterior_predictive[name].shape[2:] == one.observed_data[name].shape
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
+@pytest.mark.parametrize("shape", [(12,), (4, 3)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_values_without_dims_are_kept_beside_gaps(shape, batched):
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu"), 1.0, observed=np.zeros(shape))
+    y = np.where(np.arange(12) % 3 == 0, np.nan, np.arange(12.0)).reshape(shape)
+    posterior, dts = result_of(model, [{"y": y}] * SETS, draws=60, missing=["y"])
+    dt = dts if batched else dts.isel(dataset=1)
+    one = posterior.one_dataset(posterior.compute_log_likelihood(dt), 1 if batched else None)
+    assert_array_equal(one.observed_data["y"], y[~np.isnan(y)])
+    assert one.log_likelihood["y"].dims == ("chain", "draw", "y_present")
+    assert np.isfinite(az.loo(one).elpd)
+
+
+def test_a_distance_is_no_likelihood():
+    def measure(rng, mu, size=None):
+        return rng.normal(mu, 1.0, size=size)
+
+    with pm.Model() as model:
+        pm.Simulator("y", measure, pm.Normal("mu"), observed=np.zeros(4))
+    posterior, dts = result_of(model)
+    with pytest.raises(
+        ValueError, match=r"\['y'\] \(pm.Simulator\) is minus a distance .* not a log likelihood: az.loo"
+    ):
+        posterior.compute_log_likelihood(dts)
+    with pytest.raises(ValueError, match="not a log likelihood"):
+        pm.sample_amortized(model=model, idata_kwargs={"log_likelihood": True})
 
 
 # Trees

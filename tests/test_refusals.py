@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
@@ -396,3 +397,63 @@ def test_a_function_that_always_raises_is_refused_soon():
         pm.CustomDist("y", rate, random=lambda rate: rate, observed=np.zeros(10))
     with pytest.raises(ValueError, match="TypeError.*unexpected keyword argument 'rng'.*error in the function"):
         pma.fit_likelihood(model)
+
+
+def with_labels(labels):
+    with pm.Model(coords={"obs": labels}) as model:
+        pm.Normal("y", pm.Normal("mu"), 1, observed=np.zeros(4), dims="obs")
+    return model
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [("a", i) for i in range(4)],
+        pd.MultiIndex.from_product([["a", "b"], [0, 1]]),
+        np.arange(8).reshape(4, 2),
+        ["a", "b", "c", ("d", 1)],
+    ],
+)
+def test_labels_of_several_values_are_refused_before_training(labels):
+    with pytest.raises(ValueError, match=r"coords\['obs'\]: labels must be single values"):
+        pma.fit_posterior(with_labels(labels))
+
+
+@pytest.mark.parametrize("name", ["draw", "chain", "dataset"])
+def test_names_that_results_have_themselves_are_refused(name):
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal(name), 1, observed=np.zeros(4))
+    with pytest.raises(ValueError, match=f"variable or dim named .*{name}.*: rename it"):
+        pma.simulate(model, 2)
+
+
+def shortened():
+    with pm.Model() as model:
+        x = pm.Data("x", np.linspace(-1, 1, 8), dims="obs")
+        pm.Normal("y", pm.Normal("slope") * x, 1, observed=np.zeros(8), dims="obs")
+        pm.set_data({"x": np.zeros(3)})
+    return model
+
+
+def test_values_that_do_not_fit_their_model_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.posterior.fit.PosteriorFit.run", None)
+    message = (
+        r"the model holds values of 'y' of shape \(8,\), but what it computes has shape \(3,\) \(dims \('obs',\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        pma.fit_posterior(shortened())
+    with pytest.raises(ValueError, match=message):
+        pma.sample_amortized(model=shortened())
+    with pytest.raises(ValueError, match="dimension 'obs' has length 8 in 'y' and 3 in 'x'"):
+        pma.sample_amortized(model=shortened(), context={"obs": (2, 9), "x": "resample"})
+
+
+def test_data_are_read_before_training(monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.posterior.fit.PosteriorFit.run", None)
+    with pm.Model() as model:
+        index = pm.Data("index", [0, 1, 2, 3], dims="obs")
+        pm.Normal("y", pm.Normal("a", shape=4)[index], 1, observed=np.zeros(4), dims="obs")
+    sources = {"index": lambda rng: rng.integers(4, size=4)}
+    pm.set_data({"index": [0, 1, 2, 4]}, model=model)
+    with pytest.raises(ValueError, match="'index' is an index of 4 elements"):
+        pma.sample_amortized(model=model, context=sources)

@@ -116,6 +116,29 @@ def test_crossed_groups_name_the_finer_one() -> None:
     assert "into 4 groups" in axis.reason
 
 
+PICKS = {
+    "both axes": lambda e, who, what: e[who, what],
+    "the other order": lambda e, who, what: e.T[what, who],
+    "counted from one": lambda e, who, what: e[who, (what + 1) - 1],
+    "of all cells": lambda e, who, what: e.flatten()[who * 4 + what],
+}
+
+
+@pytest.mark.parametrize("pick", PICKS)
+@pytest.mark.parametrize("first", ["who", "what"])
+def test_each_index_is_counted_on_its_own_axis(pick: str, first: str) -> None:
+    held = {"who": np.repeat(np.arange(7), 4), "what": np.random.default_rng(0).integers(0, 4, 28)}
+
+    def build() -> None:
+        data = {name: pm.Data(name, held[name]) for name in sorted(held, key=lambda name: name != first)}
+        effect = pm.Normal("effect", shape=(7, 4))
+        pm.Bernoulli("y", logit_p=PICKS[pick](effect, data["who"], data["what"]), observed=np.arange(28) % 2)
+
+    axis = only_axis(model_of(build))
+    assert (axis.index, axis.groups) == ("who", 7)
+    assert "what puts rows into 4 groups" in axis.reason
+
+
 # Independence
 
 

@@ -181,7 +181,7 @@ def test_padding_does_not_matter(name: str, missing: bool) -> None:
                 shape = [6, *(len(beyond[0]) if a == axis else 1 for a in array.axes)]
                 filled[array.name][np.broadcast_to(beyond.reshape(shape), filled[array.name].shape)] = fill
         torch.testing.assert_close(context(network, filled, sizes), together, atol=1e-5, rtol=1e-5)
-        assert max(far.max() for far in network.encoder.outside(filled, sizes).values()) < 1
+        assert max(far.distance.max() for far in network.encoder.outside(filled, sizes).values()) < 1
     for i in range(6):
         alone = {k: v[i : i + 1] for k, v in data.items()}
         cut = altered(case.layout, alone, lambda v, p, i=i: v.take(range(sizes[axis][i]), p), axis)

@@ -11,6 +11,7 @@ from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.uniformity import holm
 
@@ -21,29 +22,27 @@ FAILURE_ADVICE = {
 }
 
 
-def check_range(
-    distances: Mapping[str, np.ndarray],
-    labels: np.ndarray,
-    context: Collection[str],
-    ranges: Mapping[str, tuple[float, float]],
-) -> list[Doubt]:
-    """Find variables of which a data set lies beyond anything that was simulated; distances (n,)."""
+def check_range(outside: Mapping[str, Outside], labels: np.ndarray, context: Collection[str]) -> list[Doubt]:
+    """Find variables of which a data set lies beyond anything that was simulated."""
     found = []
-    for name, distance in distances.items():
-        far = distance > THRESHOLDS.far_outside
+    for name, one in outside.items():
+        far = one.distance > THRESHOLDS.far_outside
         if not far.any():
             continue
-        worst = int(np.argmax(distance))
-        low, high = ranges[name]
+        worst = int(np.argmax(one.distance))
+        low, high, value = one.low[worst], one.high[worst], one.value[worst]
+        at = ", ".join(map(str, one.element[worst]))
+        element = f"{name}[{at}]" if at else name
         where = "" if len(labels) == 1 else f" in {far.sum()} of {len(labels)} data sets, most in {labels[worst]}"
         source = f"its source in context[{name!r}]" if name in context else "the priors"
         found.append(
             Doubt(
                 "extrapolation",
-                f"Some values of {name!r} lie beyond anything the model simulated ({low:.4g} to {high:.4g}), by "
-                f"{distance[worst]:.2g} times that range{where}: the network extrapolates",
+                f"Some values of {name!r} lie beyond anything the model simulated ({low:.4g} to {high:.4g} for "
+                f"{element}, which is {value:.4g}), by {one.distance[worst]:.2g} times that "
+                f"{'range' if high > low else 'value'}{where}: the network extrapolates",
                 f"Check units, or widen {source}.",
-                float(distance[worst]),
+                float(one.distance[worst]),
                 labels_of(labels, far),
             )
         )

@@ -126,16 +126,38 @@ def one_dataset(spec: ModelSpec, tree: xr.DataTree, dataset: Any = None) -> xr.D
         name: group.isel({dim: slice(n) for dim, n in lengths.items() if dim in group.dims})
         for name, group in groups.items()
     }
-    masks = groups.get("constant_data", xr.Dataset())
+    lacking = {v.name: _lacking(v, groups) for v in spec.observed}
+    read = any(mask is not None and bool(mask.any()) for mask in lacking.values())
     for v in spec.observed:
-        mask = masks.get(f"{v.name}_missing") if v.missing else None
-        if mask is None and v.missing and v.name in groups.get("observed_data", ()):
-            # pm.sample_posterior_predictive(extend_inferencedata=True) puts other constants in their place
-            mask = groups["observed_data"][v.name].isnull()
+        mask = _with_what_reads(lacking[v.name], v, groups) if read else None
         for name in PER_VALUE:
             if name in groups and v.name in groups[name]:
                 groups[name] = _of_what_exists(groups[name], v, mask, whole=name != "log_likelihood")
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+
+
+def _lacking(variable: DataVariable, groups: dict[str, xr.Dataset]) -> xr.DataArray | None:
+    """Which values of a variable one data set lacks; None where it may lack none."""
+    if not variable.missing:
+        return None
+    mask = groups.get("constant_data", xr.Dataset()).get(f"{variable.name}_missing")
+    if mask is None and variable.name in groups.get("observed_data", ()):
+        # pm.sample_posterior_predictive(extend_inferencedata=True) puts other constants in their place
+        mask = groups["observed_data"][variable.name].isnull()
+    return mask
+
+
+def _with_what_reads(
+    mask: xr.DataArray | None, variable: DataVariable, groups: dict[str, xr.Dataset]
+) -> xr.DataArray | None:
+    """Add the values whose log likelihood reads a missing one, unless none would be left."""
+    terms = groups.get("log_likelihood", xr.Dataset()).get(variable.name)
+    if terms is None:
+        return mask
+    unknown = terms.isnull().all([d for d in SAMPLE_DIMS if d in terms.dims])
+    if bool(unknown.all()) or not bool(unknown.any()):
+        return mask
+    return unknown if mask is None else mask | unknown
 
 
 def _selected(group: xr.Dataset, dataset: Any, batched: bool) -> xr.Dataset:

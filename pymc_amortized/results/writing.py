@@ -57,6 +57,29 @@ def posterior_tree(
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
+def check_layout(spec: ModelSpec) -> None:
+    """Lay out results of one draw, so that names and labels which cannot be together are found before training.
+
+    Raises
+    ------
+    ValueError
+    """
+    largest = spec.largest
+    reserved = [n for n in ("chain", "draw", DATASET_DIM) if n in (*spec.model.named_vars, *spec.model.dim_lengths)]
+    if reserved:
+        raise ValueError(f"the model has a variable or dim named {reserved}, which results have themselves: rename it")
+    values = {v.name: np.zeros((1, *v.shape_at(largest)), v.dtype) for v in spec.data}
+    gaps = {v.name: np.zeros(values[v.name].shape, bool) for v in spec.observed if v.missing}
+    lengths = {dim: np.array([n]) for dim, n in largest.items()}
+    variables = {p.name: np.zeros((1, 1, 1, *p.shape)) for p in spec.parameters}
+    for batched in (False, True):
+        sets = DataSets(values, np.arange(1), batched, lengths, gaps)
+        try:
+            posterior_tree(spec, sets, variables=variables, sample_stats={}, attrs={})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"results of the model cannot be laid out as a DataTree: {error}") from error
+
+
 def sample_group(spec: ModelSpec, arrays: Arrays, datasets: DataSets) -> xr.Dataset:
     """Lay out one group of what was computed for every draw, name -> ndarray (datasets, chains, draws, ...)."""
     lead = [DATASET_DIM] if datasets.batched else []
@@ -110,7 +133,8 @@ def _dataset(
     coords = {name: labels for name, labels in coords.items() if name in used - varying}
     coords |= {dim: labels for dim, labels in datasets.coords.items() if dim in used}
     dims |= {v.name: list(v.dims) for v in spec.data if v.name in arrays and v.dims and v.sized}
-    dims |= {f"{v.name}_missing": dims[v.name] for v in spec.observed if v.missing and v.name in dims}
+    unnamed = {v.name: [f"{v.name}_dim_{i}" for i in range(len(v.shape))] for v in spec.observed}  # as ArviZ does
+    dims |= {f"{v.name}_missing": dims.get(v.name, unnamed[v.name]) for v in spec.observed if v.missing}
     if DATASET_DIM in sample_dims:
         coords[DATASET_DIM] = datasets.labels
     laid_out = dict_to_dataset(

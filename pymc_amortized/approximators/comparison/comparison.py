@@ -280,6 +280,6 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
         encoder = self.network.encoder
         given = Inputs(spec, self.structure)(datasets)
         context = [c.name for c in spec.context]
-        doubts = check_range(encoder.outside(**given), datasets.labels, context, encoder.ranges())
+        doubts = check_range(encoder.outside(**given), datasets.labels, context)
         doubts += check_gaps(spec, datasets, self.missing or {})
         return doubts + check_novelty(pvalues, datasets.labels, self.names)

@@ -13,10 +13,9 @@ from pymc_amortized.approximators.comparison.model_evidence import Evidences, Ke
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import DataSets
-from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.common import Common
-from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.attempts import Attempts
@@ -97,9 +96,7 @@ class TrainedComparison[P: TrainedPosterior]:
             raise ValueError(
                 "observed is needed: the models hold no data, or not the same, for " + str([v.name for v in spec.data])
             )
-        datasets = read_datasets(spec, observed, batched=batched)
-        refuse_indices(datasets.existing(spec), self.common.limits, "observed")
-        return datasets
+        return read_given(spec, self.common.limits, observed, batched=batched)
 
     def log_probabilities(self, datasets: DataSets, *, simulated: bool = False) -> np.ndarray:
         """Log probabilities (n, models) by the calibrated classifier, at equal prior weights.

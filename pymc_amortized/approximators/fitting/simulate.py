@@ -21,7 +21,7 @@ from pymc_amortized.graph.model.suitability import check_names, refuse_imputed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.results.writing import prior_tree
+from pymc_amortized.results.writing import check_layout, prior_tree
 
 FEWEST_USABLE = 20
 """With fewer simulations nothing can be held out."""
@@ -96,6 +96,7 @@ def read_model(
     sizes, sources = split_context(model, context)
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])
     spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
+    check_layout(spec)
     return spec, sources, gaps
 
 

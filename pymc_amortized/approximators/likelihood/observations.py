@@ -8,6 +8,7 @@ import xarray as xr
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 
+from pymc_amortized.graph.data.labels import in_order
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.finding import distribution_of, find_rows
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
@@ -32,6 +33,8 @@ def read_values(observed: Any, spec: ModelSpec, rows: ObservedRows, layout: Layo
         if unknown or not observed:
             raise KeyError(f"observed holds {list(observed)}; the likelihood is that of {name!r}")
         observed = next(iter(observed.values()))
+    if np.shape(observed) == rows.variable.shape:
+        observed = in_order(spec, rows.variable, observed, False)
     values = np.asarray(observed)
     check_values(values, rows, layout, f"observed[{name!r}]")
     shape = rows.variable.shape_at({})

@@ -5,19 +5,20 @@ for all data sets, with the loop over draws inside. Groups are laid out, and tre
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pymc as pm
 import xarray as xr
+from pymc.distributions.simulator import SimulatorRV
 
 from pymc_amortized.approximators.fitting.arguments import read_names
-from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
 from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
-from pymc_amortized.graph.model.operations import has_density
+from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.logs import logger
 from pymc_amortized.results.unpacking import read_draws, read_result
 from pymc_amortized.results.writing import sample_group
 
@@ -85,18 +86,18 @@ class Predictions:
         variables = self.spec.observed if kind == "likelihood" else self.spec.parameters
         names = read_names(var_names, [v.name for v in variables])
         model = self._weighed_by.model
-        without = [name for name in names if not has_density(model, model[name])]
-        if without:
-            raise ValueError(f"{without} can be simulated only: the model gives no log density for them")
+        refuse_without_density(model, names)
         datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
         function = self._function(LogDensityGiven, names)
 
+        gaps = GapsInTerms(self.spec, datasets)
+
         def evaluate(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return _without_gaps(function(given, _with_nan(self.spec, datasets, index)), self.spec, datasets, index)
+            return gaps.terms(function, index, given)
 
         arrays = _of_all(evaluate, draws, len(datasets))
         if kind == "likelihood":
-            _warn_of_nothing_left(arrays, datasets)
+            gaps.tell()
         group = sample_group(self.spec, arrays, datasets)
         if not extend_inferencedata:
             return group
@@ -145,53 +146,19 @@ def stacked(arrays: list[Any]) -> np.ndarray:
     return out
 
 
-def _with_nan(spec: ModelSpec, datasets: DataSets, index: int) -> dict[str, Any]:
-    """One data set, NaN where its dtype has one: a term that reads a missing value is NaN as well."""
-    data = datasets.one(spec, index)
-    for name, mask in _gaps(spec, datasets, index):
-        if data[name].dtype.kind == "f":
-            data[name] = np.where(mask, np.nan, data[name])
-    return data
-
-
-def _without_gaps(
-    terms: dict[str, np.ndarray], spec: ModelSpec, datasets: DataSets, index: int
-) -> dict[str, np.ndarray]:
-    """NaN for terms of missing values."""
-    for name, mask in _gaps(spec, datasets, index):
-        if name in terms and mask.any():
-            lead = terms[name].ndim - 1
-            terms[name] = np.where(mask.any(axis=tuple(range(lead, mask.ndim))), np.nan, terms[name])
-    return terms
-
-
-def _gaps(spec: ModelSpec, datasets: DataSets, index: int) -> Iterator[tuple[str, np.ndarray]]:
-    for name, mask in datasets.missing.items():
-        variable = next(v for v in spec.observed if v.name == name)
-        lengths = {dim: int(n[index]) for dim, n in datasets.lengths.items()}
-        yield name, mask[index][tuple(map(slice, variable.shape_at(lengths)))]
-
-
-def _warn_of_nothing_left(terms: Mapping[str, np.ndarray], datasets: DataSets) -> None:
-    """Log where gaps leave no term of a variable: its values depend on each other."""
-    for name in datasets.missing:
-        if name not in terms:
-            continue
-        gaps = int(datasets.missing[name].sum())
-        if gaps and not datasets.batched:
-            logger.info(
-                "The log likelihood of %r is NaN at its %d missing values; az.loo(posterior.one_dataset(dt)) leaves "
-                "them out.",
-                name,
-                gaps,
-            )
-        empty = np.isnan(terms[name]).reshape(len(datasets), -1).all(axis=1)
-        affected = empty & datasets.missing[name].reshape(len(datasets), -1).any(axis=1)
-        if affected.any():
-            logger.warning(
-                "The log likelihood of %r is NaN for %d of %d data sets: it does not fall apart into terms that "
-                "their gaps leave alone.",
-                name,
-                affected.sum(),
-                len(datasets),
-            )
+def refuse_without_density(model: pm.Model, names: Sequence[str]) -> None:
+    """Refuse log densities of what can only be simulated."""
+    without = [name for name in names if not has_density(model, model[name])]
+    if not without:
+        return
+    simulators = [name for name in without if isinstance(core_op(model[name]), SimulatorRV)]
+    distance = (
+        f". What PyMC computes in its place for {simulators} (pm.Simulator) is minus a distance between the data and "
+        "one new simulation, not a log likelihood: az.loo and az.compare of it mean nothing"
+        if simulators
+        else ""
+    )
+    raise ValueError(
+        f"{without} can be simulated only: the model gives no log density for them{distance}. fit_joint and "
+        "fit_likelihood learn one"
+    )

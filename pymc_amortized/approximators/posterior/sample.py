@@ -82,7 +82,7 @@ def _check_data(posterior: TrainedPosterior, datasets: DataSets) -> list[Doubt]:
     """Find data sets that the network extrapolates to."""
     encoder, context = posterior.network.encoder, [c.name for c in posterior.spec.context]
     outside = encoder.outside(**posterior.inputs(datasets))
-    found = check_range(outside, datasets.labels, context, encoder.ranges())
+    found = check_range(outside, datasets.labels, context)
     return found + check_gaps(posterior.spec, datasets, posterior.missing or {})
 
 

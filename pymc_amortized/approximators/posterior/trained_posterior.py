@@ -17,10 +17,9 @@ from pymc_amortized.correction.evidence import Evidence, estimate
 from pymc_amortized.correction.ladder import LADDERS, WEIGHED, draw_proposals
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
-from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.axes import Structure
-from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.simulator import Simulator
@@ -134,13 +133,12 @@ class TrainedPosterior:
         """Read data sets; a refined posterior knows its own only."""
         if self.local_to is not None and observed is None and not batched:
             return self.local_to
-        datasets = read_datasets(self.spec, observed, batched=batched)
+        datasets = read_given(self.spec, self.compiled.limits, observed, batched=batched)
         if self.local_to is not None and (len(datasets) > 1 or not datasets.equals(self.local_to)):
             raise ValueError(
                 "this posterior was refined for one data set and is no longer amortized: for other data, sample the "
                 "posterior it was refined from, or refine that anew"
             )
-        refuse_indices(datasets.existing(self.spec), self.compiled.limits, "observed")
         return datasets
 
     def target(self, datasets: DataSets) -> PosteriorTarget:

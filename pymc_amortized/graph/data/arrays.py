@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.graph.data.labels import in_order
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
 from pymc_amortized.numerics.kinds import KINDS
 
@@ -26,12 +26,9 @@ def read_array(
     ValueError, TypeError
         The value has the wrong type, shape, dims, coordinates or support.
     """
-    if isinstance(value, xr.DataArray):
-        value = _arranged(spec, variable, value, batched)
-    elif isinstance(getattr(value, "dtype", None), pd.CategoricalDtype):
+    if isinstance(getattr(value, "dtype", None), pd.CategoricalDtype):
         raise TypeError(f"{variable.name!r} holds categories; the model expects {variable.dtype}: pass their codes")
-    elif isinstance(value, pd.DataFrame | pd.Series) and not batched:
-        value = _from_pandas(spec, variable, value)
+    value = in_order(spec, variable, value, batched)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
             value = np.ma.filled(value.astype("float64"), np.nan)
@@ -54,52 +51,7 @@ def arrange(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.nd
     """Bring simulated values of a free variable, (dataset, *shape) in any order, into the model's order."""
     dims = tuple(spec.model.named_vars_to_dims.get(parameter.name, ()))
     variable = DataVariable(parameter.name, parameter.shape, parameter.dtype, dims, "real", "observed")
-    return np.asarray(_arranged(spec, variable, value, True), dtype=parameter.dtype)
-
-
-def _arranged(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, batched: bool) -> np.ndarray:
-    """Bring a DataArray into the model's order of dims and of coordinate labels."""
-    if not variable.dims:
-        leading = [DATASET_DIM] if batched and DATASET_DIM in value.dims else []
-        return value.transpose(*leading, ...).to_numpy()
-    wanted = [*([DATASET_DIM] if DATASET_DIM in value.dims else []), *variable.dims]
-    if set(value.dims) != set(wanted):
-        extra = [d for d in value.dims if d not in variable.dims]
-        hint = f"; rename {extra[0]!r} to {DATASET_DIM!r}" if batched and len(extra) == 1 else ""
-        raise ValueError(
-            f"{variable.name!r} has dims {tuple(value.dims)}; the model's are {variable.dims}"
-            + (f", after {DATASET_DIM!r}" if batched else "")
-            + hint
-        )
-    for dim in variable.dims:
-        labels = None if dim in variable.sized else spec.labels_of(dim)
-        if labels is not None and dim in value.coords:
-            order = _positions(variable, dim, value.coords[dim].to_numpy(), labels)
-            value = value.isel({dim: order})
-    return value.transpose(*wanted).to_numpy()
-
-
-def _positions(variable: DataVariable, dim: str | None, theirs: Any, labels: Any) -> np.ndarray:
-    """Where the model's labels stand among those given."""
-    order = pd.Index(theirs).get_indexer(pd.Index(labels)) if pd.Index(theirs).is_unique else np.array([-1])
-    if len(theirs) != len(labels) or np.any(order < 0):
-        missing, unknown = sorted(map(str, set(labels) - set(theirs))), sorted(map(str, set(theirs) - set(labels)))
-        raise ValueError(
-            f"{variable.name!r}: the labels of dim {dim!r} are not the model's; "
-            f"missing {missing[:5]}, unknown {unknown[:5]}, {len(theirs)} given for {len(labels)}"
-        )
-    return order
-
-
-def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | pd.Series) -> np.ndarray:
-    """Take pandas data by position, as PyMC does, but text labels of a named dim by name."""
-    array = value.to_numpy()
-    axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
-    for axis, (dim, theirs) in enumerate(zip(variable.dims[-len(axes) :], axes[-len(variable.dims) :], strict=False)):
-        labels = None if dim in variable.sized else spec.labels_of(dim)
-        if labels is not None and theirs.inferred_type == "string" and pd.Index(labels).inferred_type == "string":
-            array = np.take(array, _positions(variable, dim, theirs, labels), axis=axis)
-    return array
+    return np.asarray(in_order(spec, variable, value, True), dtype=parameter.dtype)
 
 
 def _numeric(variable: DataVariable, value: Any) -> np.ndarray:

@@ -10,8 +10,10 @@ import xarray as xr
 
 from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
+from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
+from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
-from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.model.spec import ModelSpec
 
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
@@ -51,12 +53,12 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
         if not data:
             raise ValueError("observed holds no data set: the list is empty")
         return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(data)], np.arange(len(data)))
-    given = _by_variable(spec, _as_mapping(data))
+    given = _by_variable(spec, _as_mapping(data), batched)
     if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
         sets = _dealt(given)
         return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(sets)], np.arange(len(sets)))
     arrays = _same_number(spec, _read(spec, given, True, tails=_may_have_tails(given)))
-    n, labels = len(next(iter(arrays.values()))), _labels(given)
+    n, labels = len(next(iter(arrays.values()))), _labels(spec, given)
     if labels is not None and len(labels) != n:
         raise ValueError(f"the {DATASET_DIM!r} coordinate has {len(labels)} labels for {n} data sets")
     labels = np.arange(n) if labels is None else labels
@@ -66,6 +68,13 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     if _may_have_tails(given):
         sets = [_without_tail(spec, values) for values in sets]
     return _stacked(spec, sets, labels)
+
+
+def read_given(spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any, *, batched: bool = False) -> DataSets:
+    """Read what a user observed, and refuse indices that pick nothing, beyond their limits."""
+    datasets = read_datasets(spec, data, batched=batched)
+    refuse_indices(datasets.existing(spec), limits, "observed")
+    return datasets
 
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def _may_have_tails(given: Mapping[str, Any]) -> bool:
 
 def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> dict[str, np.ndarray]:
     """Check each variable by itself; gaps are NaN in float64."""
-    given = _by_variable(spec, _as_mapping(data))
+    given = _by_variable(spec, _as_mapping(data), batched)
     return {v.name: read_array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
 
 
@@ -179,7 +188,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     return dict(data)
 
 
-def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
+def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     names = {v.name: v.name for v in spec.data}
     names |= {v.container: v.name for v in spec.observed if v.container}
     fixed = {v.name for v in spec.fixed}
@@ -195,66 +204,45 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any]) -> dict[str, Any]:
         if names[name] in given:
             raise KeyError(f"observed: {names[name]!r} is given twice, once as {name!r}")
         given[names[name]] = value
-    _refuse_misaligned(spec, given)
+    _refuse_misaligned(spec, given, batched)
     missing = [v.name for v in spec.data if v.name not in given]
     if missing:
         raise KeyError(f"observed: values are missing for {missing}; given: {sorted(data)}")
     return given
 
 
-def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any]) -> None:
-    """Labels of a dimension whose length varies are the data set's own: its variables must agree on them."""
-    for r in spec.sizes:
-        found = {v.name: _labels_along(v, r.dim, given[v.name]) for v in spec.data if v.name in given}
-        labelled = {name: labels for name, labels in found.items() if labels is not None}
-        if all(isinstance(labels, pd.RangeIndex) and _is_default(labels) for labels in labelled.values()):
-            continue
-        for name, labels in labelled.items():
-            first, theirs = next(iter(labelled.items()))
-            if not _same_labels(labels, theirs):
-                raise ValueError(f"{name!r} has other labels of {r.dim!r} than {first!r}: align them first")
+def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any], batched: bool) -> None:
+    """Labels of a dimension for which the model has none are the data's own: variables must agree on them."""
+    varying = {r.dim for r in spec.sizes}
+    dims = dict.fromkeys(d for v in spec.data for d in v.dims if d)
+    for dim in (d for d in dims if d in varying or spec.labels_of(d) is None):
+        found = {v.name: labels_along(v, dim, given[v.name], batched) for v in spec.data if v.name in given}
+        _same(found, dim)
 
 
-def _is_default(labels: pd.RangeIndex) -> bool:
-    """Whether these are the numbers that pandas gives to rows without labels."""
-    return labels.start == 0 and labels.step == 1
-
-
-def _same_labels(one: Any, two: Any) -> bool:
-    """Whether labels are the same, in the same order; default numbers say nothing beside labels of another kind."""
-    for labels, others in ((one, two), (two, one)):
-        default = isinstance(labels, pd.RangeIndex) and _is_default(labels)
-        if default and len(labels) == len(others) and np.asarray(others).dtype.kind not in "iu":
-            return True
-    return np.array_equal(np.asarray(one), np.asarray(two))
-
-
-def _labels_along(variable: DataVariable, dim: str, value: Any) -> Any:
-    """Labels that a variable brings along a dimension; None where it brings none."""
-    if isinstance(value, xr.DataArray):
-        return value.coords[dim].to_numpy() if dim in value.coords else None
-    if isinstance(value, pd.DataFrame | pd.Series) and dim in variable.dims:
-        axes = [value.index] if isinstance(value, pd.Series) else [value.index, value.columns]
-        position = variable.dims.index(dim) - len(variable.dims) + len(axes)
-        if 0 <= position < len(axes):
-            return axes[position]
-    return None
-
-
-def _labels(given: Mapping[str, Any]) -> np.ndarray | None:
-    """Labels of the data sets; variables that carry labels must carry the same, in the same order."""
-    labels: np.ndarray | None = None
-    for name, value in given.items():
-        if not isinstance(value, xr.DataArray) or DATASET_DIM not in value.coords:
-            continue
-        theirs = value.coords[DATASET_DIM].to_numpy()
-        if labels is not None and not np.array_equal(labels, theirs):
+def _same(found: Mapping[str, pd.Index | None], dim: str) -> pd.Index | None:
+    """Labels along a dim that several variables bring, which must be the same in the same order."""
+    labelled = {name: labels for name, labels in found.items() if labels is not None and not say_nothing(labels)}
+    if not labelled:
+        return None
+    # default numbers beside others may be labels too
+    labelled |= {name: labels for name, labels in found.items() if labels is not None}
+    first = next(name for name, labels in labelled.items() if not say_nothing(labels))
+    for name, labels in labelled.items():
+        if not same_labels(labels, labelled[first]):
             raise ValueError(
-                f"{name!r} has other {DATASET_DIM!r} labels, or another order of them, than a variable before it; "
-                "align them first (xarray.align), or pass one xarray.Dataset"
+                f"{name!r} has other labels of {dim!r}, or another order of them, than {first!r}: align them first "
+                "(xarray.align, DataFrame.reindex), or pass one xarray.Dataset"
             )
-        labels = theirs
-    return labels
+    return labelled[first]
+
+
+def _labels(spec: ModelSpec, given: Mapping[str, Any]) -> np.ndarray | None:
+    """Labels of the data sets; variables that carry labels must carry the same, in the same order."""
+    labels = _same({v.name: labels_along(v, DATASET_DIM, given[v.name], True) for v in spec.data}, DATASET_DIM)
+    if isinstance(labels, pd.MultiIndex):
+        raise ValueError(f"data sets have labels of {labels.nlevels} levels: give one label to each")
+    return None if labels is None else labels.to_numpy()
 
 
 def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,43 +22,42 @@ def index_limits(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     limits: dict[str, tuple[int, int]] = {}
     symbols = {spec.variable(v.name): v.name for v in spec.context}
     for node in indexing_nodes([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]):
-        for index, length in _picks(node):
-            symbol, shift = _shifted(index)
+        for index, length in picked_axes(node):
+            symbol, shift = shifted_index(index)
             if length and symbol in symbols:
                 low, high = limits.get(symbols[symbol], (-shift, length - 1 - shift))
                 limits[symbols[symbol]] = (max(low, -shift), min(high, length - 1 - shift))
     return limits
 
 
-def _picks(node: Any) -> Iterator[tuple[Any, int | None]]:
-    """Index arrays of a node, and the lengths of what they pick from."""
+def picked_axes(node: Any) -> Iterator[tuple[Any, int | None]]:
+    """Index arrays of a node, and the lengths of the axes they pick from."""
     indexed, *indices = node.inputs
     if isinstance(node.op, Index):
-        if indexed.type.ndim == 1 and indices:
-            yield indices[0], indexed.type.shape[0]
+        yield from zip(indices, indexed.type.shape, strict=False)  # slices are among them
         return
     for axis, entry in enumerate(node.op.idx_list):
         if isinstance(entry, int):
             yield indices[entry], indexed.type.shape[axis]
 
 
-def _shifted(var: Any) -> tuple[Any, int]:
+def shifted_index(var: Any) -> tuple[Any, int]:
     """What an index is computed from, seen through casts and added constants, and what is added."""
     op = None if var.owner is None else var.owner.op
     if isinstance(op, DimShuffle):
-        return _shifted(var.owner.inputs[0])
+        return shifted_index(var.owner.inputs[0])
     if not isinstance(op, Elemwise):
         return var, 0
     if isinstance(op.scalar_op, Cast):
-        return _shifted(var.owner.inputs[0])
+        return shifted_index(var.owner.inputs[0])
     if isinstance(op.scalar_op, Add | Sub) and len(var.owner.inputs) == 2:
         one, two = var.owner.inputs
         sign = -1 if isinstance(op.scalar_op, Sub) else 1
         if (added := _whole_constant(two)) is not None:
-            symbol, shift = _shifted(one)
+            symbol, shift = shifted_index(one)
             return symbol, shift + sign * added
         if sign == 1 and (added := _whole_constant(one)) is not None:
-            symbol, shift = _shifted(two)
+            symbol, shift = shifted_index(two)
             return symbol, shift + added
     return var, 0
 

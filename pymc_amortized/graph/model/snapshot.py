@@ -16,7 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.constants import open_constants
 from pymc_amortized.graph.model.copying import without_gp_warning
 from pymc_amortized.graph.model.freezing import freeze
-from pymc_amortized.graph.model.operations import op_name
+from pymc_amortized.graph.model.operations import op_name, with_checked_shapes
 from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
@@ -104,6 +104,7 @@ def take_snapshot(
         symbols={c.name: c.symbol for c in constants},
     )
     _refuse_empty(spec)
+    _refuse_misfits(spec)
     return spec
 
 
@@ -163,7 +164,7 @@ def _check_context(model: pm.Model, context: tuple[str, ...]) -> None:
 
 def _observe_placeholders(model: pm.Model, observed: Sequence[str]) -> pm.Model:
     """Mark variables as observed, with one simulated draw standing for the data to come."""
-    draws = pm.draw([model[name] for name in observed], random_seed=0)
+    draws = pm.draw(with_checked_shapes([model[name] for name in observed]), random_seed=0)
     return pm.observe(model, dict(zip(observed, draws, strict=True)))
 
 
@@ -267,3 +268,16 @@ def _refuse_empty(spec: ModelSpec) -> None:
     for name, shape in shapes.items():
         if 0 in shape:
             raise ValueError(f"{name!r} has shape {shape}: an empty variable cannot be learned from")
+
+
+def _refuse_misfits(spec: ModelSpec) -> None:
+    """Refuse values in the model that do not have its own shape: PyMC fails at their first log density."""
+    for v in spec.data:
+        given = spec.held[v.name].shape
+        if not v.fits(given):
+            dims = f" (dims {v.dims})" if v.dims else ""
+            raise ValueError(
+                f"the model holds values of {v.name!r} of shape {given}, but what it computes has shape "
+                f"{v.shape}{dims}: were data or coords set (pm.set_data) for some variables and not for others? Shapes "
+                "that differ between data sets are those of dims in context={...}"
+            )

@@ -1,6 +1,6 @@
 """Which models can be simulated and learned, and what to do about those that cannot."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
 import pymc as pm
@@ -42,6 +42,7 @@ def refuse_unsuited(model: pm.Model, observed: Sequence[str] | None, context: Se
     for var in model.basic_RVs:
         _refuse_variable(var)
     refuse_imputed(model)
+    _refuse_labels(model)
     _refuse_minibatch(model)
     containers = _observed_containers(model)
     for variable, name in containers.items():
@@ -143,6 +144,21 @@ def refuse_imputed(model: pm.Model) -> None:
             raise ValueError(
                 f"{name!r} has missing values that PyMC imputes, which is not supported: observe complete "
                 f"placeholders (zeros, say) and train with missing={{{name!r}: rate}}; NaN is data at inference then"
+            )
+
+
+def _refuse_labels(model: pm.Model) -> None:
+    """Refuse labels that are no single values: results cannot hold them."""
+    for dim in dict.fromkeys(d for dims in model.named_vars_to_dims.values() for d in dims or ()):
+        several = [
+            v for v in model.coords.get(dim) or () if isinstance(v, Collection) and not isinstance(v, str | bytes)
+        ]
+        if several:
+            kind = type(several[0]).__name__
+            raise ValueError(
+                f"coords[{dim!r}]: labels must be single values (text, numbers, dates), got {kind}s such as "
+                f"{several[0]!r}, which results cannot hold (a pandas MultiIndex has tuples): give each entry one "
+                'label, for example "a, 1", or its number'
             )
 
 

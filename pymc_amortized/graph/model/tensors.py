@@ -18,6 +18,8 @@ from pytensor.graph.replace import graph_replace
 from pytensor.tensor.random.type import random_generator_type
 from pytensor.xtensor.type import XTensorType, as_xtensor
 
+from pymc_amortized.graph.model.operations import with_checked_shapes
+
 CompileKwargs = Mapping[str, Any]
 
 
@@ -109,6 +111,7 @@ class DrawLoop:
         inputs: Sequence[Variable] = (),
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
+        outputs = with_checked_shapes(outputs)
         updates = collect_default_updates(list(outputs))
         rngs = list(updates)
         frozen = set(find_rng_nodes(list(outputs))) - set(rngs)

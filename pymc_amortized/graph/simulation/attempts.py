@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from pytensor.graph.replace import graph_replace
 
-from pymc_amortized.graph.data.simulations import Simulations, concatenate, excluded, raised, rounded
+from pymc_amortized.graph.data.simulations import (
+    SimulationError,
+    Simulations,
+    concatenate,
+    excluded,
+    raised,
+    rounded,
+)
+from pymc_amortized.graph.model.operations import DrawnShapeError
 from pymc_amortized.graph.model.sizes import at, padded
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import FINE, ROUNDED, given_parameters, length_inputs, simulation_graph
@@ -66,6 +74,8 @@ class Attempts:
         names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
         try:
             outputs = loop(n, seed, [context[name] for name in names], [lengths[r.dim] for r in self.spec.sizes])
+        except DrawnShapeError as error:
+            raise SimulationError(str(error).splitlines()[0]) from None
         except Exception as error:  # a model's own function may raise anything
             nothing = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
             if n == 1:

@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import cloudpickle
 import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.simulation.sending import pack, unpack
 from pymc_amortized.logs import logger
 
 Task = tuple[int, np.random.SeedSequence]
@@ -135,12 +135,12 @@ class Workers:
 def _sent(worker: Any) -> tuple[str, bytes]:
     """An object as other processes get it."""
     if worker not in _pickled:
-        _pickled[worker] = (uuid.uuid4().hex, cloudpickle.dumps(worker))
+        _pickled[worker] = (uuid.uuid4().hex, pack(worker))
     return _pickled[worker]
 
 
 def _work(key: str, payload: bytes, method: str, *task: Any) -> Any:
     if key not in _received:
         _received.clear()  # one at a time is enough, and compiled functions are large
-        _received[key] = cloudpickle.loads(payload)
+        _received[key] = unpack(payload)
     return getattr(_received[key], method)(*task)

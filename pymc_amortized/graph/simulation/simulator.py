@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from pymc_amortized.graph.data.simulations import SimulationError, Simulations, concatenate, too_few
+from pymc_amortized.graph.model.operations import core_op, is_drawn_by_user
 from pymc_amortized.graph.model.sizes import group_sizes, parts_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.attempts import SMALLEST_ACCEPTANCE, Attempts, fresh
 from pymc_amortized.graph.simulation.context import ContextSampler, ContextSource
 from pymc_amortized.graph.simulation.parallel import Maker, Workers, in_chunks
+from pymc_amortized.logs import logger
 
 
 class Simulator(Maker):
@@ -100,6 +102,7 @@ class Simulator(Maker):
         """Refuse, once, a model that cannot be simulated at all, or at the smallest or largest lengths."""
         if self._ends_checked:
             return
+        before = _numpy_state()
         for lengths in self.context.ends:
             # of one size, 32 draws tell a model of which each one raises: thousands would take minutes to say so
             number = 4 if lengths else 32
@@ -109,7 +112,33 @@ class Simulator(Maker):
                 self._check_end(made, lengths)
             elif not len(made) and all(reason.startswith("raised") for reason in made.dropped):
                 raise SimulationError(too_few(made))
+        self._warn_unrepeatable(before)
         self._ends_checked = True
+
+    def _warn_unrepeatable(self, before: tuple[bytes, int]) -> None:
+        """Warn of functions that draw without the generator they are given: same seeds give other numbers then.
+
+        NumPy's global state is compared with what it was before the first draws.
+        """
+        lengths = self.context.ends[0]
+        context_seed, seed = np.random.SeedSequence(0).spawn(2)
+        one, two = (
+            self.attempts(2, fresh(seed), lengths, self.context(2, fresh(context_seed), lengths)) for _ in range(2)
+        )
+        drawn = [one.variables | one.data, two.variables | two.data]
+        differ = [name for name in drawn[0] if not np.array_equal(drawn[0][name], drawn[1][name], equal_nan=True)]
+        shared = _numpy_state() != before
+        if not (differ or shared):
+            return
+        own = [rv.name for rv in self.spec.model.basic_RVs if is_drawn_by_user(core_op(rv))]
+        source = "NumPy's global random numbers (np.random)" if shared else "random numbers of its own"
+        logger.warning(
+            "The function that draws %s uses %s instead of the generator that it is given: runs with the same "
+            "random_seed differ, or draws repeat each other. Draw by that generator: rng.normal(...), or "
+            "random_state=rng in SciPy.",
+            " or ".join(repr(name) for name in differ[:1] or own) or "the model's values",
+            source,
+        )
 
     def _check_end(self, made: Simulations, lengths: dict[str, int]) -> None:
         raised = next((reason for reason in made.dropped if reason.startswith("raised")), None)
@@ -124,3 +153,9 @@ class Simulator(Maker):
 
     def _chunk_sizes(self, n: int) -> list[int]:
         return group_sizes(n) if self.spec.sizes else parts_of(n, self.attempts.largest_chunk)
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    """State of NumPy's global random numbers."""
+    _, key, position, *_ = np.random.get_state()  # noqa: NPY002
+    return np.asarray(key).tobytes(), int(position)

@@ -13,9 +13,8 @@ from pytensor.tensor.basic import ARange
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.extra_ops import CumOp
 from pytensor.tensor.random.op import RandomVariable
-from pytensor.tensor.subtensor import AdvancedSubtensor
 
-from pymc_amortized.graph.model.indices import indexing_nodes
+from pymc_amortized.graph.model.indices import indexing_nodes, picked_axes, shifted_index
 from pymc_amortized.graph.model.operations import core_op, is_time_series, op_name, walk
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.structure.carriers import Array, Pair, is_grid, is_monotone
@@ -121,8 +120,9 @@ def group_index(
     dict of str to int
         How many groups each tells apart; the most first.
     """
-    nodes = list(indexing_nodes([spec.model[name] for name in observed]))
     free = set(spec.model.free_RVs)
+    nodes = indexing_nodes([spec.model[name] for name in observed])
+    picks = [pick for node in nodes if not free.isdisjoint(ancestors([node.inputs[0]])) for pick in picked_axes(node)]
     found: dict[str, int] = {}
     for name, _ in pairs:
         array = arrays[name]
@@ -130,13 +130,13 @@ def group_index(
             continue
         largest, smallest = int(spec.held[name].max()), int(spec.held[name].min())
         symbol = spec.variable(name)
-        for node in nodes:
-            indexed, *indices = node.inputs
-            if smallest < 0 or symbol not in set(ancestors(indices)) or free.isdisjoint(ancestors([indexed])):
+        for index, length in picks:
+            if smallest < 0 or symbol not in set(ancestors([index])):
                 continue
-            length = indexed.type.shape[0] if indexed.type.ndim else None
-            exact = _picks_first(node) or indexed.type.ndim == 1
-            found[name] = max(found.get(name, 0), largest + 1, int(length or 0) if exact else 0)
+            read, shift = shifted_index(index)
+            # an index that is computed from it otherwise says nothing of how many groups it tells apart
+            number = length - shift if read is symbol and length else 0
+            found[name] = max(found.get(name, 0), largest + 1, number)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -183,8 +183,3 @@ def _has_scan(var: Any) -> bool:
         inner = walk(op.inner_outputs, through_shapes=False)
         return any(v.owner is not None and isinstance(v.owner.op, Scan) for v in inner)
     return isinstance(op, Scan)
-
-
-def _picks_first(node: Any) -> bool:
-    """Whether it is the first axis that is indexed."""
-    return isinstance(node.op, AdvancedSubtensor) and not isinstance(node.op.idx_list[0], slice)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pymc_amortized.networks.encoding.layout import ArrayLayout
+from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.networks.encoding.robust import HEAVY, LARGEST, HostModule, robust, squash, standardize, thin
 
 __all__ = ["ArrayEncoder", "encoder_of"]
@@ -96,18 +97,12 @@ class ArrayEncoder(HostModule):
                 out = torch.cat([out, seen.expand(*out.shape[:-1], 1)], -1)
         return out
 
-    def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> np.ndarray:
-        """Worst distance of each data set (n,) beyond the simulated range, in units of its width."""
-        # Halves: differences must not overflow.
-        low, high = (self._along(bound).numpy() / 2 for bound in (self.low, self.high))
-        half = np.asarray(raw, dtype=np.float64) / 2
-        width = high - low
-        width = np.where(width > 0, width, np.maximum(np.abs(low), 0.5))
-        distance = np.maximum(np.maximum(low - half, half - high), 0.0) / width
-        if present is not None:
-            distance = np.where(present, distance, 0.0)
-        distance = np.nan_to_num(distance, nan=0.0 if ignore_nan else np.inf)
-        return distance.reshape(len(distance), -1).max(axis=1, initial=0.0)
+    def outside(self, raw: np.ndarray, present: np.ndarray | None, ignore_nan: bool) -> Outside:
+        """Find the element of each data set (n, *shape) that is farthest beyond its simulated range."""
+        seen = None if present is None else np.broadcast_to(present, np.shape(raw))
+        if ignore_nan:
+            seen = ~np.isnan(raw) if seen is None else seen & ~np.isnan(raw)
+        return Outside.of(raw, self._along(self.low).numpy(), self._along(self.high).numpy(), seen)
 
 
 class RealEncoder(ArrayEncoder):

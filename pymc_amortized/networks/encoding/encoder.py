@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from pymc_amortized.networks.encoding.array_encoder import ArrayEncoder, encoder_of
 from pymc_amortized.networks.encoding.layout import ArrayLayout, AxisLayout, DataLayout, mask_name
+from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.networks.encoding.robust import HostModule
 
 __all__ = ["DataEncoder", "Sizes"]
@@ -93,14 +94,14 @@ class DataEncoder(HostModule):
         }
         return encoded | {mask_name(axis): mask.float() for axis, mask in masks.items()}
 
-    def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, np.ndarray]:
-        """Worst distance of each data set beyond each variable's simulated range, in its widths; 0 is inside.
+    def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, Outside]:
+        """Find what lies farthest beyond its simulated range, of each variable in each data set.
 
         What is missing or beyond a data set's size does not count, nor do statistics.
         """
         layout = self.layout
         masks = _masks(layout, {name: np.shape(values) for name, values in data.items()}, sizes)
-        distances = {}
+        found = {}
         for encoder in self._encoders():
             array = encoder.layout
             if array.statistic or array.frame:
@@ -108,12 +109,8 @@ class DataEncoder(HostModule):
             present = _present(array, masks)
             ignore = array.missing or any(axis in layout.sized for axis in array.axes)
             seen = None if present is None else present.numpy()
-            distances[array.name] = encoder.outside(data[array.name], seen, ignore)
-        return distances
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest simulated value of each variable."""
-        return {a.layout.name: (float(a.low.min()), float(a.high.max())) for a in self._encoders()}
+            found[array.name] = encoder.outside(data[array.name], seen, ignore)
+        return found
 
     def description(self) -> dict[str, Any]:
         """All that is not a buffer, as JSON."""
