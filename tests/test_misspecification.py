@@ -221,7 +221,7 @@ def test_shape_is_that_of_the_residuals():
     assert found["y: kurtosis"] == pytest.approx(np.log(np.mean(e**4)), abs=1e-2)
     assert found["y: largest"] == pytest.approx(np.log(np.abs(e).max()), abs=1e-2)
     assert found["y: curvature"] == pytest.approx(np.arcsinh(np.mean(e * ((x - x.mean()) / x.std()) ** 2)), abs=2e-2)
-    assert found["y: neighbours"] == pytest.approx(np.mean(e[1:] * e[:-1]), abs=2e-2)
+    assert "y: neighbours" not in found  # of rows in no order
 
 
 def test_shape_ignores_what_is_beyond_the_end_and_what_is_missing():
