@@ -191,7 +191,7 @@ def test_what_the_graph_never_reads_is_found():
         x = pm.Data("X", np.zeros((5, 4)))
         pm.Data("Z", np.zeros(3))
         all_of_it = pm.Data("W", np.zeros((5, 2)))
-        index = pm.Data("which", 1)
+        index = pm.Data("which", 1).astype("int64")
         mean = x[:, [2, 0]].sum(1) + x[:, 0] + all_of_it[:, index] + pm.Normal("a")
         pm.Normal("y", mean, 1, observed=np.zeros(5))
     normal = pm.Normal.dist(0, 1)

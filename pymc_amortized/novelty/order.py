@@ -214,7 +214,8 @@ def _colors(hashed: Arrays, axes: Sequence[Movable]) -> list[np.ndarray]:
         before = colors
         colors = []
         for movable in axes:
-            total: np.ndarray | int = _mixed(movable.classes)[None]
+            name, (own,) = next(iter(movable.carriers.items()))
+            total = _mixed(movable.classes[: hashed[name].shape[1 + own]])[None]
             for name, (own,) in movable.carriers.items():
                 bits = hashed[name]
                 for other, seen in zip(axes, before, strict=False):

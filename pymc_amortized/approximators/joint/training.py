@@ -60,9 +60,10 @@ class JointFit:
         cores: int | None,
         sketched: bool | None,
         lags: int,
+        scales: tuple[float, ...],
     ) -> None:
         self.spec, self.simulated, self.alone, self.rows = spec, simulated, alone, rows
-        self.lags = lags
+        self.lags, self.scales = lags, scales
         self.read_from = rows_at_largest(simulated, rows)
         self.each = min(-(-DEFAULT.batch_size // setup.options.batch_size), self.read_from.rows)
         names = add_row_parameters(simulated, self.read_from)
@@ -124,8 +125,8 @@ class JointFit:
         rng = np.random.default_rng(self.setup.seed(Stage.PILOT, 1))
         each = min(-(-PILOT_ROWS // len(some)), self.read_from.rows)
         names = [number for p in self.rows.parameters for number in p.numbers]
-        rows = some_rows(self.read_from, some, each, self.lags, rng)
-        layout, starts = fit_layout(names, rows, kinds, self.lags)
+        rows = some_rows(self.read_from, some, each, self.lags, rng, self.scales)
+        layout, starts = fit_layout(names, rows, kinds, self.lags, self.scales)
         layout = covering_datasets(layout, rows, len(some))
         with self.setup.random_numbers():
             network = RowNetwork(layout, size)
@@ -145,7 +146,7 @@ class JointFit:
         """What the two networks take of simulations."""
         z, encoded = self.posterior.prepared(network, made)
         rng = np.random.default_rng(self.setup.seed(stage, *path, 3))
-        rows = row_tensors(layout, some_rows(self.read_from, made, each, self.lags, rng), len(made))
+        rows = row_tensors(layout, some_rows(self.read_from, made, each, self.lags, rng, self.scales), len(made))
         return z, encoded | {name: value.to(z.device) for name, value in rows.items()}
 
     def _plan_steps(
