@@ -63,7 +63,7 @@ def movable_axes(spec: ModelSpec, structure: Structure) -> list[Movable]:
         names = [name for name, _ in axis.carriers]
         if axis.kind not in ("exchangeable", "grouped") or len(set(names)) < len(names):
             continue
-        carriers = {name: (i,) for name, i in axis.carriers if name in data}
+        carriers: dict[str, tuple[int, ...]] = {name: (i,) for name, i in axis.carriers if name in data}
         held = [np.moveaxis(spec.held[name], i, 0) for name, i in axis.carriers if name not in data]
         classes = _classes(held, axis.length)
         if len(np.unique(classes)) < axis.length:

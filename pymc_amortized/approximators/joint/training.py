@@ -19,7 +19,8 @@ from pymc_amortized.approximators.joint.batches import (
     row_tensors,
     rows_at_largest,
 )
-from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
+from pymc_amortized.approximators.likelihood.check import check_likelihood
+from pymc_amortized.approximators.likelihood.error import simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, PILOT_ROWS
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
@@ -223,7 +224,7 @@ class JointFit:
             provenance=Provenance.of(trained, pilot, self.setup, plan, simulations=rows),
             state=trained.state,
         )
-        some, kwargs = pilot.take(slice(simulations_to_check(self.read_from.rows))), self.setup.compile_kwargs
-        error, remark = row_error(likelihood.density, self.simulated, self.read_from, some, kwargs)
+        some = pilot.take(slice(simulations_to_check(self.read_from.rows)))
+        likelihood, remark = check_likelihood(likelihood, self.simulated, self.read_from, some, self.setup)
         logger.info("Likelihood: held-out loss %.3f a row. %s", trained.held_out_loss, remark)
-        return replace(likelihood, error=error)
+        return likelihood

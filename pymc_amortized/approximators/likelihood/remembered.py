@@ -24,9 +24,12 @@ from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.namespaces import NUMPY
 from pymc_amortized.row_density.prepared import Rows, given_numbers, inside, past_of
+from pymc_amortized.row_density.row_layout import Layout
 
 SCALES = (2.0, 8.0, 32.0)
 """Rows that running averages reach back by; beside them there is the average of all earlier rows."""
+TESTED = 25_000
+"""Rows, of 100 simulations at least."""
 DRAWS = 15
 """By which a row is ranked: scores then correlate with exact ones by 0.97."""
 
@@ -75,6 +78,7 @@ def find_forgotten(
         return None
     length = read_from.variable.shape_at({})[read_from.batch_ndim]
     layout = density.layout
+    made = made.take(slice(max(TESTED // read_from.rows, 100)))
     rows = read_from.of_simulations(made, layout.lags, None, layout.scales)
     # a simulation counts with all its rows, or not at all
     fine = inside(layout, list(rows.parameters)) & np.isfinite(rows.values).all(0)
@@ -82,28 +86,31 @@ def find_forgotten(
     number = int(kept.sum()) // read_from.rows
     if number < 50 or length <= layout.lags + 2:
         return None
-    rows = rows.take(kept)
+    return judge_past(density, rows.take(kept), number, length, rng)
+
+
+def judge_past(density: RowDensity, rows: Rows, number: int, length: int, rng: np.random.Generator) -> Forgotten:
+    """Test rows of so many simulations, those of each together, in series of one length."""
     scores = _scores(density, rows, rng)
     unseen = _residuals(_history(density, rows, scores, length), _seen(density, rows))
     targets = np.concatenate([scores, (scores**2 - 1) / np.sqrt(2)])
-    of_simulations = [part.reshape(len(part), number, -1) for part in (targets, unseen)]
-    return _tested(*of_simulations, read_from.rows // length)
+    series = rows.values.shape[1] // (number * length)
+    return _tested(targets.reshape(len(targets), number, -1), unseen.reshape(len(unseen), number, -1), series)
 
 
-def warn_if_forgotten(forgotten: Forgotten | None, name: str, lags: int) -> None:
+def warn_if_forgotten(forgotten: Forgotten | None, name: str, layout: Layout) -> None:
     """Say that a learned likelihood does not know what its rows depend on."""
     if forgotten is None or not forgotten.matters:
         return
     logger.warning(
-        "Rows of %r depend on more of the past than the %d rows before that the learned density sees: on held-out "
-        "simulations, earlier rows add %.2g nats to the log density of a series (p = %.1g). Posteriors by it are too "
-        "wide, or off. Let it see more (lags=%d), observe a summary of the series that holds its state, or take the "
-        "posterior itself from fit_posterior or fit_joint, which see all of it.",
+        "Rows of %r depend on more of the past than the learned density sees (%s): on held-out simulations, earlier "
+        "rows add %.2g nats to the log density of a series (p = %.1g). Posteriors by it are too wide, or off. %s, or "
+        "take the posterior from fit_posterior, with a recurrent summary, or from fit_joint: they see all of it.",
         name,
-        lags,
+        f"{layout.lags} lags{' and averages' if layout.scales else ''}",
         forgotten.gain,
         forgotten.pvalue,
-        2 * max(lags, 2),
+        f"Give it more lags (lags={2 * max(layout.lags, 2)}{'' if layout.scales else ', or leave lags= out'})",
     )
 
 

@@ -21,7 +21,8 @@ from pymc_amortized.approximators.fitting.simulating import (
     seconds_of_one,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, say_fixed_set
-from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
+from pymc_amortized.approximators.likelihood.check import check_likelihood
+from pymc_amortized.approximators.likelihood.error import simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -113,15 +114,11 @@ class LikelihoodFit:
             provenance=Provenance.of(trained, pilot, self.setup, self.plan),
             state=trained.state,
         )
-        error, remark = None, ""
-        if self.kind == "density":
-            made = self.simulator(simulations_to_check(self.read_from.rows), self.setup.seed(Stage.HELD_OUT, 1))
-            error, remark = row_error(
-                likelihood.density, self.simulated, self.read_from, made, self.setup.compile_kwargs
-            )
+        made = self.simulator(simulations_to_check(self.read_from.rows), self.setup.seed(Stage.HELD_OUT, 1))
+        likelihood, remark = check_likelihood(likelihood, self.simulated, self.read_from, made, self.setup)
         doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0 or not trained.settled
         report(trained, remark, doubtful=doubtful)
-        return replace(likelihood, error=error)
+        return likelihood
 
     def _check_places(self, pilot: Simulations) -> None:
         """Warn where rows that should be alike are not."""
