@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-from scipy.signal import lfilter
 
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
@@ -141,7 +140,7 @@ class ObservedRows:
             before = [data[(sets, *batch, np.maximum(time - lag, 0))] for lag in range(1, lags + 1)]
             shares = [(time >= lag).astype("float64") for lag in range(1, lags + 1)]
             for scale in scales:
-                totals = lfilter([0.0, 1.0], [1.0, -np.exp(-1 / scale)], data, axis=1 + self.batch_ndim)
+                totals = _totals_before(data, 1 + self.batch_ndim, scale)
                 share = share_before(time, scale)
                 weight = np.maximum(share, 1e-300) / share_before(1, scale)
                 before.append(totals[(sets, *coordinates)] / weight[..., None])
@@ -156,6 +155,15 @@ class ObservedRows:
         """Rows of one simulation."""
         shape = self.variable.shape_at({})
         return int(np.prod(shape[: self.batch_ndim + self.series], dtype=int))
+
+
+def _totals_before(data: np.ndarray, axis: int, scale: float) -> np.ndarray:
+    """Sums of all rows before each one along an axis, with weights that fall exponentially."""
+    rows = np.moveaxis(data, axis, 0)
+    totals = np.zeros(rows.shape)
+    for t in range(1, len(rows)):
+        totals[t] = np.exp(-1 / scale) * totals[t - 1] + rows[t - 1]
+    return np.moveaxis(totals, 0, axis)
 
 
 def share_before(time: Any, scale: float) -> Any:
