@@ -32,7 +32,7 @@ def check_misspecification(
 
     Each data set is compared with simulations of its own size, with its own covariates and gaps. What is compared
     is the posterior's learned summary, and the shape of residuals (outliers, tails, curvature, dependence between
-    rows). No density is needed.
+    rows of a series). In which order exchangeable rows or groups come changes nothing. No density is needed.
 
     Parameters
     ----------

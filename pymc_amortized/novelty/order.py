@@ -125,15 +125,15 @@ class AnyOrder:
         """Return the data sets with everything moved along the axes whose order means nothing."""
         values, missing = dict(datasets.values), dict(datasets.missing)
         for name, unread in self.unread.items():
-            own = unread[tuple(map(slice, values[name].shape[1:]))]
-            values[name] = np.where(own, np.zeros((), values[name].dtype), values[name])
+            absent = unread[tuple(map(slice, values[name].shape[1:]))]
+            values[name] = np.where(absent, np.zeros((), values[name].dtype), values[name])
         if not self.axes or not len(datasets):
             return replace(datasets, values=values, extra=None)
         for movable in self.entries:
             hashed = self._hashed(values, missing, datasets.lengths)
             self._move_entries(movable, hashed, (values, missing), datasets.lengths)
         colors = _colors(self._hashed(values, missing, datasets.lengths), self.axes)
-        orders = [_order(own, m, datasets.lengths) for m, own in zip(self.axes, colors, strict=True)]
+        orders = [_order(hashes, m, datasets.lengths) for m, hashes in zip(self.axes, colors, strict=True)]
         for movable, order in zip(self.axes, orders, strict=True):
             for name, (own,) in movable.carriers.items():
                 for arrays in (part for part in (values, missing) if name in part):
