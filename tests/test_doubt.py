@@ -108,7 +108,7 @@ def test_what_is_out_of_range_and_novel_is_one_doubt():
     pvalues = np.array([0.5, 1e-6, 0.3, 1e-4])
     joined, other = check_unlike([far], pvalues, np.arange(4))
     assert joined.kind == "extrapolation" and joined.datasets == (1, 2) and joined.advice == "Check units."
-    assert joined.finding.endswith("extrapolates, and the model simulates nothing alike (ood_pvalue 1e-06)")
+    assert joined.finding.endswith("extrapolates, and such data are unlike what the model simulates (ood_pvalue 1e-06)")
     assert (
         other.datasets == (3,) and "1 of 4 data sets are" in other.finding and "0.0001 at data set 3" in other.finding
     )

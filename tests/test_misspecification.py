@@ -262,7 +262,7 @@ def test_sample_says_which_data_sets_are_novel(posterior, caplog):
     some[7]["y"] = some[7]["y"] + 50 * (np.arange(30) == 3)
     posterior.sample(some, batched=True, draws=10, random_seed=1)
     (said,) = [r.getMessage() for r in caplog.records]  # once, though it is out of range, too
-    assert "the model simulates nothing alike (ood_pvalue" in said and "1 of 20 data sets" in said
+    assert "unlike what the model simulates (ood_pvalue" in said and "1 of 20 data sets" in said
 
 
 @pytest.mark.parametrize("planted", ["outliers", "noise", "link", "shift"])

@@ -209,5 +209,5 @@ def test_what_is_out_of_range_and_novel_is_said_once(line_posterior, caplog):
     far = [{"y": 1e4 * np.arange(4.0)}]
     dt = line_posterior.sample(far, batched=True, draws=10, correction=None, random_seed=1)
     assert dt.sample_stats["ood_pvalue"] < 0.01
-    about = [r.getMessage() for r in caplog.records if "extrapolates" in r.getMessage() or "alike" in r.getMessage()]
-    assert len(about) == 1 and "nothing alike (ood_pvalue" in about[0]
+    about = [r.getMessage() for r in caplog.records if "extrapolates" in r.getMessage() or "unlike" in r.getMessage()]
+    assert len(about) == 1 and "unlike what the model simulates (ood_pvalue" in about[0]

@@ -92,9 +92,10 @@ def check_unlike(
     for doubt in found:
         fresh = unlike & {*doubt.datasets} - said
         if fresh:
-            like = "the models simulate" if models else "the model simulates"
+            like = f"any of the models {list(models)} simulates" if models else "the model simulates"
             smallest = min(pvalue_of[label] for label in fresh)
-            doubt = replace(doubt, finding=f"{doubt.finding}, and {like} nothing alike (ood_pvalue {smallest:.1g})")
+            unlike_what = f"such data are unlike what {like} (ood_pvalue {smallest:.1g})"
+            doubt = replace(doubt, finding=f"{doubt.finding}, and {unlike_what}")
         joined.append(doubt)
         said |= fresh
     return joined + check_novelty(pvalues, labels, models, said)
