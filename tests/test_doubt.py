@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pymc_amortized.correction.check_results import check_corrected, check_novelty, check_range
+from pymc_amortized.correction.check_results import check_corrected, check_novelty, check_range, check_unlike
 from pymc_amortized.correction.doubt import Doubt, say_how_many, say_where, tell
 from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.numerics.thresholds import THRESHOLDS
@@ -107,3 +107,15 @@ def test_what_was_said_before_is_kept_and_not_said_again(caplog):
         kept = json.loads(tell([after], model, [before])["doubts"])
     assert [r.message for r in caplog.records] == ["Far outside.", "Poor weights."]
     assert [doubt["finding"] for doubt in kept] == ["Far outside", "Poor weights"]
+
+
+def test_what_is_out_of_range_and_novel_is_one_doubt():
+    far = Doubt("extrapolation", "Some values are far out: the network extrapolates", "Check units.", 2.0, (1, 2))
+    pvalues = np.array([0.5, 1e-6, 0.3, 1e-4])
+    joined, other = check_unlike([far], pvalues, np.arange(4))
+    assert joined.kind == "extrapolation" and joined.datasets == (1, 2) and joined.advice == "Check units."
+    assert joined.finding.endswith("extrapolates, and such data are unlike what the model simulates (ood_pvalue 1e-06)")
+    assert (
+        other.datasets == (3,) and "1 of 4 data sets are" in other.finding and "0.0001 at data set 3" in other.finding
+    )
+    assert check_unlike([far], np.array([0.5, 0.2, 0.3, 0.4]), np.arange(4)) == [far]

@@ -221,7 +221,7 @@ def test_shape_is_that_of_the_residuals():
     assert found["y: kurtosis"] == pytest.approx(np.log(np.mean(e**4)), abs=1e-2)
     assert found["y: largest"] == pytest.approx(np.log(np.abs(e).max()), abs=1e-2)
     assert found["y: curvature"] == pytest.approx(np.arcsinh(np.mean(e * ((x - x.mean()) / x.std()) ** 2)), abs=2e-2)
-    assert found["y: neighbours"] == pytest.approx(np.mean(e[1:] * e[:-1]), abs=2e-2)
+    assert "y: neighbours" not in found  # of rows in no order
 
 
 def test_shape_ignores_what_is_beyond_the_end_and_what_is_missing():
@@ -258,11 +258,11 @@ def test_sample_says_which_data_sets_are_novel(posterior, caplog):
     some = data_sets(20, 30, 5)
     caplog.set_level(logging.WARNING, LOGGER)
     posterior.sample(some, batched=True, draws=10, random_seed=1)
-    assert "unlike what" not in caplog.text
+    assert not caplog.records
     some[7]["y"] = some[7]["y"] + 50 * (np.arange(30) == 3)
     posterior.sample(some, batched=True, draws=10, random_seed=1)
-    assert "1 of 20 data sets are unlike what the model simulates" in caplog.text
-    assert "at data set 7" in caplog.text
+    (said,) = [r.getMessage() for r in caplog.records]  # once, though it is out of range, too
+    assert "unlike what the model simulates (ood_pvalue" in said and "1 of 20 data sets" in said
 
 
 @pytest.mark.parametrize("planted", ["outliers", "noise", "link", "shift"])

@@ -1,6 +1,7 @@
 """What speaks against draws: checks of data, of proposals and their weights, and of chains, each returning doubts."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,38 @@ def check_gaps(spec: ModelSpec, datasets: DataSets, rates: Mapping[str, Any]) ->
     return found
 
 
-def check_novelty(pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str] = ()) -> list[Doubt]:
+def check_unlike(
+    found: Sequence[Doubt], pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str] = ()
+) -> list[Doubt]:
+    """Find data sets that are unlike anything the model simulates, and say it once.
+
+    Parameters
+    ----------
+    found : sequence of Doubt
+        What is known of the data already: values out of range, too many gaps. Where a novel data set is among these,
+        the first of them says both.
+    pvalues, labels, models
+        As in :func:`check_novelty`.
+    """
+    said: set[int | str] = set()
+    joined = []
+    pvalue_of = dict(zip(labels_of(labels, np.arange(len(labels))), pvalues, strict=True))
+    unlike = {label for doubt in check_novelty(pvalues, labels, models) for label in doubt.datasets}
+    for doubt in found:
+        fresh = unlike & {*doubt.datasets} - said
+        if fresh:
+            like = f"any of the models {list(models)} simulates" if models else "the model simulates"
+            smallest = min(pvalue_of[label] for label in fresh)
+            unlike_what = f"such data are unlike what {like} (ood_pvalue {smallest:.1g})"
+            doubt = replace(doubt, finding=f"{doubt.finding}, and {unlike_what}")
+        joined.append(doubt)
+        said |= fresh
+    return joined + check_novelty(pvalues, labels, models, said)
+
+
+def check_novelty(
+    pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str] = (), said: Collection[int | str] = ()
+) -> list[Doubt]:
     """Find data sets that are unlike anything the model simulates.
 
     Parameters
@@ -85,13 +117,16 @@ def check_novelty(pvalues: np.ndarray, labels: np.ndarray, models: Sequence[str]
     labels : ndarray (n,)
     models : sequence of str
         Where several are compared, their names: the p-values are then the largest of them.
+    said : collection of labels
+        Data sets of which it is said already.
     """
     if np.isnan(pvalues).all():
         return []
     novel = holm(pvalues) < THRESHOLDS.novel
+    novel &= [label not in said for label in labels_of(labels, np.arange(len(labels)))]
     if not novel.any():
         return []
-    smallest, total = int(np.argmin(pvalues)), len(pvalues)
+    smallest, total = int(np.argmin(np.where(novel, pvalues, np.inf))), len(pvalues)
     where = say_where(labels, smallest)
     if models:
         like = f"any of the models {list(models)} simulates"

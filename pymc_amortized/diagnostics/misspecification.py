@@ -32,7 +32,7 @@ def check_misspecification(
 
     Each data set is compared with simulations of its own size, with its own covariates and gaps. What is compared
     is the posterior's learned summary, and the shape of residuals (outliers, tails, curvature, dependence between
-    rows). No density is needed.
+    rows of a series). In which order exchangeable rows or groups come changes nothing. No density is needed.
 
     Parameters
     ----------
@@ -128,22 +128,22 @@ def _compare(
     posterior: AmortizedPosterior, datasets: DataSets, num_simulations: int, seed: np.random.SeedSequence
 ) -> _Compared:
     inputs, network = posterior.inputs.summarized_by(posterior.network)
-    features_of = NoveltyFeatures(network)
-    given = features_of(**inputs(datasets))
+    compared = NoveltyFeatures(network)
+    given = compared.of(inputs, datasets)
     half = num_simulations // 2
     observed, simulated = [], []
     made = posterior.compiled.replicas(datasets, 2 * half, seed)
     for own, some in zip(given, made, strict=True):
-        features = features_of(**inputs(some))
+        features = compared.of(inputs, some)
         center, scale = robust(features[:half])
         # where simulations do not differ at all, any other value is as far as can be
         scale = np.where(np.isinf(scale), 1e-6 * (1 + np.abs(center)), scale)
         observed.append(squashed((own - center) / scale))
         simulated.append(squashed((features - center) / scale).astype(np.float32))
     units, reference = np.stack(observed), np.stack(simulated)
-    whitening = Whitening.fit(reference[:, :half].reshape(-1, units.shape[1]), features_of.blocks)
+    whitening = Whitening.fit(reference[:, :half].reshape(-1, units.shape[1]), compared.blocks)
     learned, ranked = whitening(reference[:, :half]), whitening(reference[:, half:])
-    return _Compared(whitening(units), learned, ranked, units[:, features_of.blocks[0] :], features_of.names)
+    return _Compared(whitening(units), learned, ranked, units[:, compared.blocks[0] :], compared.names)
 
 
 def _summarized(compared: _Compared, datasets: DataSets) -> xr.Dataset:

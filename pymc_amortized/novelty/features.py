@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.inputs.data_inputs import DataInputs
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.summary.summary_network import encoded_arrays
+from pymc_amortized.novelty.order import AnyOrder
 from pymc_amortized.novelty.shape import ShapeStatistics
 from pymc_amortized.numerics.blocks import blocks
 
@@ -56,6 +59,10 @@ class NoveltyFeatures:
     def names(self) -> list[str]:
         """What the statistics of shape are."""
         return self._shape.names
+
+    def of(self, inputs: DataInputs, datasets: DataSets) -> np.ndarray:
+        """Data sets -> features (n, width), the same in every order that means nothing to the model."""
+        return self(**inputs(AnyOrder(inputs.spec, inputs.structure)(datasets)))
 
     @torch.inference_mode()
     def __call__(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> np.ndarray:

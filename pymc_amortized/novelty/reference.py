@@ -15,7 +15,7 @@ from pymc_amortized.numerics.kinds import KINDS
 
 def features_of(inputs: DataInputs, network: Summarizing, datasets: DataSets) -> np.ndarray:
     """Features (n, width) of data sets."""
-    return NoveltyFeatures(network)(**inputs(datasets))
+    return NoveltyFeatures(network).of(inputs, datasets)
 
 
 def extents(spec: ModelSpec, datasets: DataSets) -> np.ndarray:
@@ -48,9 +48,9 @@ def learn_reference(inputs: DataInputs, network: Summarizing, learned: Simulatio
     """
     features = NoveltyFeatures(network)
     seen, fresh = of_simulations(learned), of_simulations(ranked)
-    score = Score.fit(features(**inputs(seen)), extents(inputs.spec, seen), features.blocks)
+    score = Score.fit(features.of(inputs, seen), extents(inputs.spec, seen), features.blocks)
     at = extents(inputs.spec, fresh)
-    return Reference(score, score(features(**inputs(fresh)), at), at)
+    return Reference(score, score(features.of(inputs, fresh), at), at)
 
 
 def check_reference(reference: Reference, network: Summarizing, spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ leave it where it was. Of the residuals r of each observed channel, from a linea
 is given beside it, and in units of their own scale, these are
 
 - skewness, log kurtosis and the log of the largest |r|: the family of the noise, and outliers;
-- the mean product of neighbours: dependence between rows;
+- where rows have an order, the mean product of neighbours: dependence between rows;
 - with f the standardized fit, the means of :math:`r f^2` and :math:`r f^3` (a wrong link: Ramsey 1969, "Tests for
   specification errors"), of :math:`r^2 f` and :math:`r^2 f^2` (a wrong variance: Breusch & Pagan 1979, White 1980).
 
@@ -26,6 +26,7 @@ __all__ = ["ShapeStatistics"]
 
 FLOOR = 1e-10  # of a variance, beside encoded values of order one
 ALONE = ("skewness", "kurtosis", "largest", "neighbours")
+UNORDERED = ALONE[:3]
 FITTED = ("curvature", "cubic curvature", "variance trend", "variance curvature")
 
 
@@ -85,8 +86,9 @@ class _Shape:
         self.lagged = kinds == ["sequence"]
         self.grouped = len(kinds) == 2 and kinds[0] == "groups"
         fitted = bool(self.covariates) or self.lagged
-        own = [*ALONE, *(FITTED if fitted else ())]
-        own += [f"{name} of {what}" for what in ("group means", "group variances") * self.grouped for name in ALONE[:3]]
+        self.ordered = all(kind == "sequence" for kind in kinds)
+        own = [*(ALONE if self.ordered else UNORDERED), *(FITTED if fitted else ())]
+        own += [f"{name} of {what}" for what in ("group means", "group variances") * self.grouped for name in UNORDERED]
         # up to four channels are told apart; of more, means and the largest absolute values
         self.fitted, self.pooled = fitted, not self.alone and len(self.channels) > 4
         suffixes = [" (mean)", " (largest)"] if self.pooled else _suffixes(1 if self.alone else len(self.channels))
@@ -114,13 +116,15 @@ class _Shape:
             y = (y - mean[..., None]) * w
             spread = torch.log(y.square().sum(2) / count.clamp_min(1.0) + FLOOR)
             some = (count > 0).double()
-            groups = [_alone(part * some, some)[:, :3] for part in (mean, spread)]
+            groups = [_alone(part * some, some)[:, : len(UNORDERED)] for part in (mean, spread)]
         if self.lagged:
             before = torch.nn.functional.pad(y[:, :-1], (1, 0))
             w = w * torch.nn.functional.pad(w[:, :-1], (1, 0))
             given = torch.cat([given, before[..., None]], -1)
         y, w, given = y.flatten(1), w.flatten(1), given.flatten(1, -2)
         own = _fitted(y, w, given) if self.fitted else _alone(y, w)
+        if not self.ordered:  # rows that have no order have no neighbours
+            own = torch.cat([own[:, : len(UNORDERED)], own[:, len(ALONE) :]], 1)
         return torch.cat([own, *groups], 1)
 
 

@@ -68,6 +68,11 @@ class Thresholds:
     novel: float = 0.01
     """Chance of any false alarm of novelty in a call, however many data sets: it is met often, and must not become
     noise."""
+    forgotten: float = 0.3
+    """Nats that what a learned likelihood does not see of the past of a series adds to its log density, above which
+    that matters."""
+    forgotten_chance: float = 0.001
+    """Chance of a false alarm of that."""
 
 
 THRESHOLDS = Thresholds()

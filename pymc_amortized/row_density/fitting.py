@@ -86,7 +86,7 @@ def _refuse_dependent(values: np.ndarray, kinds: Sequence[str | None]) -> None:
 
 
 def fit_layout(
-    names: Sequence[str], rows: Rows, kinds: Sequence[str | None], lags: int
+    names: Sequence[str], rows: Rows, kinds: Sequence[str | None], lags: int, scales: Sequence[float] = ()
 ) -> tuple[Layout, list[tuple[np.ndarray, np.ndarray]]]:
     """Learn the layout, and the start of each column's linear part.
 
@@ -99,6 +99,8 @@ def fit_layout(
     kinds : sequence
         Of the columns, where they are known.
     lags : int
+    scales : sequence of float
+        Of averages of earlier rows, beside the lags.
     """
     parameters = tuple(fit_parameter(name, v) for name, v in zip(names, rows.parameters, strict=True))
     combinations = fit_combinations(parameters, rows.parameters)
@@ -106,7 +108,7 @@ def fit_layout(
     columns = [fit_column(y, kind) for y, kind in zip(rows.values, kinds, strict=True)]
     ranks = list(COLUMNS)
     order = tuple(sorted(range(len(columns)), key=lambda i: (ranks.index(columns[i].kind), i)))
-    layout = Layout(parameters, tuple(columns), order, lags, combinations)
+    layout = Layout(parameters, tuple(columns), order, lags, combinations, tuple(scales))
     starts = []
     for position in range(len(order)):
         layout, start = _fitted(layout, position, rows)

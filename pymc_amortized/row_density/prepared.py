@@ -20,20 +20,23 @@ class Rows:
     parameters : ndarray (parameters, n)
     values : ndarray (columns, n)
     past : ndarray (lags, columns, n) or None
-        Rows before each one, the latest first; NaN where there is none.
+        Rows before each one, the latest first; NaN where there is none. After these come averages of rows.
+    known : ndarray (lags, n) or None
+        Whether there is such a row, 1 or 0; of an average, the share of its weights that rows before have.
     """
 
     parameters: np.ndarray
     values: np.ndarray
     past: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.values.shape[-1]
 
     def take(self, index: np.ndarray | slice) -> Rows:
         """Return some of the rows."""
-        past = None if self.past is None else self.past[..., index]
-        return Rows(self.parameters[:, index], self.values[:, index], past)
+        past, known = (None if part is None else part[..., index] for part in (self.past, self.known))
+        return Rows(self.parameters[:, index], self.values[:, index], past, known)
 
 
 def given_numbers(
@@ -51,7 +54,7 @@ def given_numbers(
     values : sequence of (rows,)
         The columns of the row, in the data's order.
     past : sequence of sequences
-        For each lag whether there is such a row, then its columns; anything where there is none.
+        For each lag whether there is such a row, then its columns; anything where there is none. Averages are like it.
     parameters : sequence of (rows,)
     """
     numbers: list[Array] = []
@@ -84,7 +87,7 @@ def prepare(layout: Layout, rows: Rows, each: int = 1) -> tuple[np.ndarray, dict
     with np.errstate(all="ignore"):  # rows outside a transform's range come out as NaN, and are dropped
         columns, parameters = list(rows.values), list(rows.parameters)
         f, _ = layout.encode_parameters(NUMPY, [p[::each] for p in parameters])
-        past = [] if rows.past is None else [_as_past(row) for row in rows.past]
+        past = past_of(rows)
         encoded, log_slope = {"parameters": f}, np.zeros(len(rows))
         for position, index in enumerate(layout.order):
             given = given_numbers(NUMPY, layout, position, columns, past, parameters)
@@ -134,6 +137,8 @@ def inside(layout: Layout, parameters: Sequence[np.ndarray]) -> np.ndarray:
         return np.asarray(layout.penalty(NUMPY, parameters)) == 0
 
 
-def _as_past(row: np.ndarray) -> list[np.ndarray]:
-    exists = ~np.isnan(row[0])
-    return [exists.astype(float), *(np.where(exists, y, 1.0) for y in row)]
+def past_of(rows: Rows) -> list[list[np.ndarray]]:
+    """For each lag whether there is such a row, then its columns, 1 where there is none."""
+    if rows.past is None or rows.known is None:
+        return []
+    return [[known, *np.where(known > 0, row, 1.0)] for known, row in zip(rows.known, rows.past, strict=True)]

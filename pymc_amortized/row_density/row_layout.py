@@ -27,6 +27,9 @@ class Layout:
         How many rows before this one it depends on; 0 where rows are independent.
     combinations : tuple of Combination
         Of parameters that go together in training.
+    scales : tuple of float
+        Of a series: how many rows back the averages reach of all rows before this one, which it is told of beside the
+        lags. They are what is left of a hidden state.
     """
 
     parameters: tuple[Parameter, ...]
@@ -34,6 +37,7 @@ class Layout:
     order: tuple[int, ...]
     lags: int = 0
     combinations: tuple[Combination, ...] = ()
+    scales: tuple[float, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -42,8 +46,8 @@ class Layout:
 
     @property
     def lag_size(self) -> int:
-        """Numbers that it sees of the rows before: the columns of each, and whether there is such a row."""
-        return self.lags * (1 + sum(c.given_size for c in self.columns))
+        """Numbers that it sees of the rows before: the columns of each, or of an average, and whether there is one."""
+        return (self.lags + len(self.scales)) * (1 + sum(c.given_size for c in self.columns))
 
     def column(self, position: int) -> AnyColumn:
         """The column that is learned at a position."""

@@ -21,7 +21,7 @@ from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.save import save
-from pymc_amortized.correction.check_results import check_gaps, check_novelty, check_range
+from pymc_amortized.correction.check_results import check_gaps, check_range, check_unlike
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.inputs.inputs import Inputs
@@ -282,4 +282,4 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
         context = [c.name for c in spec.context]
         doubts = check_range(encoder.outside(**given), datasets.labels, context)
         doubts += check_gaps(spec, datasets, self.missing or {})
-        return doubts + check_novelty(pvalues, datasets.labels, self.names)
+        return check_unlike(doubts, pvalues, datasets.labels, self.names)

@@ -22,8 +22,7 @@ from pymc_amortized.graph.simulation.attempts import Attempts
 from pymc_amortized.graph.simulation.pool import Pool
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
-from pymc_amortized.novelty.features import NoveltyFeatures
-from pymc_amortized.novelty.reference import extents
+from pymc_amortized.novelty.reference import extents, features_of
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.odds import Calibration
 from pymc_amortized.training import History
@@ -120,7 +119,7 @@ class TrainedComparison[P: TrainedPosterior]:
         ----------
         datasets : DataSets
         """
-        features = NoveltyFeatures(self.network)(**Inputs(self.common.spec, self.structure)(datasets))
+        features = features_of(Inputs(self.common.spec, self.structure), self.network, datasets)
         at = extents(self.common.spec, datasets)
         return np.stack([self.references[name].pvalues(features, at) for name in self.names], axis=1)
 

@@ -25,7 +25,7 @@ from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_mo
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
-from pymc_amortized.approximators.likelihood.training import default_size, number_of_lags
+from pymc_amortized.approximators.likelihood.training import default_size, number_of_lags, scales_of_averages
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -147,6 +147,7 @@ def fit_joint(
         cores=cores,
         sketched=sketch,
         lags=number_of_lags(lags, rows),
+        scales=scales_of_averages(lags, rows),
     )
     trained, likelihood = fit.run(summary, density, structure, size, columns)
     posterior = AmortizedPosterior.of(trained)

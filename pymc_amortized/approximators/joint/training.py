@@ -19,7 +19,8 @@ from pymc_amortized.approximators.joint.batches import (
     row_tensors,
     rows_at_largest,
 )
-from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
+from pymc_amortized.approximators.likelihood.check import check_likelihood
+from pymc_amortized.approximators.likelihood.error import simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, PILOT_ROWS
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
@@ -60,9 +61,10 @@ class JointFit:
         cores: int | None,
         sketched: bool | None,
         lags: int,
+        scales: tuple[float, ...],
     ) -> None:
         self.spec, self.simulated, self.alone, self.rows = spec, simulated, alone, rows
-        self.lags = lags
+        self.lags, self.scales = lags, scales
         self.read_from = rows_at_largest(simulated, rows)
         self.each = min(-(-DEFAULT.batch_size // setup.options.batch_size), self.read_from.rows)
         names = add_row_parameters(simulated, self.read_from)
@@ -124,8 +126,8 @@ class JointFit:
         rng = np.random.default_rng(self.setup.seed(Stage.PILOT, 1))
         each = min(-(-PILOT_ROWS // len(some)), self.read_from.rows)
         names = [number for p in self.rows.parameters for number in p.numbers]
-        rows = some_rows(self.read_from, some, each, self.lags, rng)
-        layout, starts = fit_layout(names, rows, kinds, self.lags)
+        rows = some_rows(self.read_from, some, each, self.lags, rng, self.scales)
+        layout, starts = fit_layout(names, rows, kinds, self.lags, self.scales)
         layout = covering_datasets(layout, rows, len(some))
         with self.setup.random_numbers():
             network = RowNetwork(layout, size)
@@ -145,7 +147,7 @@ class JointFit:
         """What the two networks take of simulations."""
         z, encoded = self.posterior.prepared(network, made)
         rng = np.random.default_rng(self.setup.seed(stage, *path, 3))
-        rows = row_tensors(layout, some_rows(self.read_from, made, each, self.lags, rng), len(made))
+        rows = row_tensors(layout, some_rows(self.read_from, made, each, self.lags, rng, self.scales), len(made))
         return z, encoded | {name: value.to(z.device) for name, value in rows.items()}
 
     def _plan_steps(
@@ -222,7 +224,7 @@ class JointFit:
             provenance=Provenance.of(trained, pilot, self.setup, plan, simulations=rows),
             state=trained.state,
         )
-        some, kwargs = pilot.take(slice(simulations_to_check(self.read_from.rows))), self.setup.compile_kwargs
-        error, remark = row_error(likelihood.density, self.simulated, self.read_from, some, kwargs)
+        some = pilot.take(slice(simulations_to_check(self.read_from.rows)))
+        likelihood, remark = check_likelihood(likelihood, self.simulated, self.read_from, some, self.setup)
         logger.info("Likelihood: held-out loss %.3f a row. %s", trained.held_out_loss, remark)
-        return replace(likelihood, error=error)
+        return likelihood

@@ -11,7 +11,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.namespaces import NUMPY
-from pymc_amortized.row_density.prepared import Rows, inside
+from pymc_amortized.row_density.prepared import Rows, inside, past_of
 from pymc_amortized.row_density.ratio import RowRatio
 
 
@@ -53,7 +53,7 @@ def row_error(
     if simulated.sizes or not has_density(simulated.model, simulated.model[name]):
         return None, ""
     layout = density.layout
-    rows = read_from.of_simulations(made, layout.lags, None)
+    rows = read_from.of_simulations(made, layout.lags, None, layout.scales)
     fine = inside(layout, list(rows.parameters))
     exact = LogDensityByVariable(simulated, compile_kwargs)
     datasets, values = of_simulations(made), []
@@ -73,9 +73,4 @@ def row_error(
 
 
 def _learned(density: RowDensity | RowRatio, rows: Rows) -> np.ndarray:
-    past = []
-    if rows.past is not None:
-        for lag in rows.past:
-            exists = (~np.isnan(lag[0])).astype(float)
-            past.append([exists, *np.nan_to_num(lag, nan=1.0)])
-    return density.log_density(NUMPY, list(rows.values), list(rows.parameters), past)
+    return density.log_density(NUMPY, list(rows.values), list(rows.parameters), past_of(rows))

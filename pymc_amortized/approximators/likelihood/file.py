@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.likelihood.remembered import Forgotten
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.codec import describe
 from pymc_amortized.approximators.storage.models import Arguments, SavedModel, describe_variables
@@ -37,6 +38,7 @@ class SavedLikelihood:
     state: TrainingState
     provenance: Provenance
     error: float | None
+    forgotten: Forgotten | None
 
 
 @contents.register
@@ -57,6 +59,7 @@ def likelihood_contents(likelihood: AmortizedLikelihood) -> SavedLikelihood:
         state=likelihood.state,
         provenance=likelihood.provenance,
         error=likelihood.error,
+        forgotten=likelihood.forgotten,
     )
 
 
@@ -92,6 +95,7 @@ def read_likelihood(saved: SavedLikelihood, brought: Brought) -> AmortizedLikeli
             provenance=saved.provenance,
             state=read_state(saved.state, network),
             error=saved.error,
+            forgotten=saved.forgotten,
         )
 
 

@@ -16,6 +16,7 @@ from pymc_amortized.approximators.likelihood.training import (
     default_size,
     default_training,
     number_of_lags,
+    scales_of_averages,
 )
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -81,7 +82,9 @@ def fit_likelihood(
         What the numbers of a row are: "real", "count" or "categorical", or a sequence of these; found in simulations
         by default.
     lags : int, optional
-        For a series: how many rows before the present one it depends on, 4 by default.
+        For a series: how many rows before the present one it depends on. By default the 4 before it, and averages of
+        all earlier ones at several time scales, for states that are not observed. A warning says where that is not
+        enough.
     network : RowSize, optional
         Size of the networks; larger by default where all rows share their parameters, which costs little.
     training : Training, optional
@@ -156,6 +159,7 @@ def fit_likelihood(
         setup,
         kind=kind,
         lags=number_of_lags(lags, rows),
+        scales=scales_of_averages(lags, rows),
         num_simulations=num_simulations,
         cores=cores,
     )

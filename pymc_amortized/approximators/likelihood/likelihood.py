@@ -21,6 +21,7 @@ from pymc_amortized.approximators.likelihood.parameters import (
     read_parameters,
     spread,
 )
+from pymc_amortized.approximators.likelihood.remembered import Forgotten
 from pymc_amortized.approximators.likelihood.trained_region import TrainedRegion
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.model.snapshot import take_snapshot
@@ -59,6 +60,8 @@ class AmortizedLikelihood:
         How it was trained.
     error : float or None
         Mean absolute error of the log density of a row, where the model has an exact one.
+    forgotten : Forgotten or None
+        Of a series: what rows depend on beyond what the density sees of earlier ones, in nats and as a p-value.
 
     Examples
     --------
@@ -78,6 +81,7 @@ class AmortizedLikelihood:
     provenance: Provenance
     state: TrainingState
     error: float | None = None
+    forgotten: Forgotten | None = None
 
     def __call__(
         self,

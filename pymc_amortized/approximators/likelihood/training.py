@@ -21,7 +21,8 @@ from pymc_amortized.approximators.fitting.simulating import (
     seconds_of_one,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, say_fixed_set
-from pymc_amortized.approximators.likelihood.error import row_error, simulations_to_check
+from pymc_amortized.approximators.likelihood.check import check_likelihood
+from pymc_amortized.approximators.likelihood.error import simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -48,6 +49,8 @@ PART = 8
 evaluated once. The other rows of the simulation are in other batches: so the parameters in a batch are many."""
 PILOT_ROWS = 400_000
 """Rows that the region, the transforms and the regression are learned from: its slopes are then right to 0.2 %."""
+SCALES = (3.0, 10.0, 30.0, 100.0)
+"""Of averages of earlier rows: from just beyond the lags to the length of an ordinary series."""
 HELD_OUT_ROWS = 20_000
 """Rows that judge the weights."""
 
@@ -70,11 +73,12 @@ class LikelihoodFit:
         *,
         kind: LikelihoodKind,
         lags: int,
+        scales: tuple[float, ...],
         num_simulations: int | None,
         cores: int | None,
     ) -> None:
         self.spec, self.rows, self.simulated, self.read_from = spec, rows, simulated, read_from
-        self.setup, self.kind, self.lags = setup, kind, lags
+        self.setup, self.kind, self.lags, self.scales = setup, kind, lags, scales
         names = add_row_parameters(simulated, read_from)
         context = ContextSampler(simulated, sources)
         self.simulator = Simulator(
@@ -110,15 +114,11 @@ class LikelihoodFit:
             provenance=Provenance.of(trained, pilot, self.setup, self.plan),
             state=trained.state,
         )
-        error, remark = None, ""
-        if self.kind == "density":
-            made = self.simulator(simulations_to_check(self.read_from.rows), self.setup.seed(Stage.HELD_OUT, 1))
-            error, remark = row_error(
-                likelihood.density, self.simulated, self.read_from, made, self.setup.compile_kwargs
-            )
+        made = self.simulator(simulations_to_check(self.read_from.rows), self.setup.seed(Stage.HELD_OUT, 1))
+        likelihood, remark = check_likelihood(likelihood, self.simulated, self.read_from, made, self.setup)
         doubtful = trained.stopped in ("interrupt", "diverged") or trained.overfit > 0 or not trained.settled
         report(trained, remark, doubtful=doubtful)
-        return replace(likelihood, error=error)
+        return likelihood
 
     def _check_places(self, pilot: Simulations) -> None:
         """Warn where rows that should be alike are not."""
@@ -139,7 +139,7 @@ class LikelihoodFit:
     def _network(self, rows: Rows, size: RowSize, kinds: list[str | None]) -> tuple[Layout, RowNetwork | RatioNetwork]:
         """Choose the layout; the network of a density starts at a regression."""
         names = [number for p in self.rows.parameters for number in p.numbers]
-        layout, starts = fit_layout(names, rows, kinds, self.lags)
+        layout, starts = fit_layout(names, rows, kinds, self.lags, self.scales)
         with self.setup.random_numbers():
             if self.kind == "ratio":
                 layout = without_bounds(layout, rows)
@@ -195,7 +195,7 @@ class LikelihoodFit:
             # with replacement would repeat rows; a random start of a random permutation does not
             order = rng.permutation(total)
             chosen = order[(rng.integers(total, size=(len(made), 1)) + np.arange(most)) % total]
-        return self.read_from.of_simulations(made, self.lags, chosen)
+        return self.read_from.of_simulations(made, self.lags, chosen, self.scales)
 
     def _prepared(self, layout: Layout, rows: Rows, *path: int) -> Batch:
         """What the network takes of the rows inside the region, in random order."""
@@ -293,6 +293,11 @@ def default_size(kind: LikelihoodKind, rows: ObservedRows) -> RowSize:
 def number_of_lags(lags: int | None, rows: ObservedRows) -> int:
     """How many rows before the present one it depends on: 4 in a series, unless the user says otherwise."""
     return (lags or 4) if rows.series else 0
+
+
+def scales_of_averages(lags: int | None, rows: ObservedRows) -> tuple[float, ...]:
+    """How many rows back averages of a series reach that stand for a hidden state; none where the user names lags."""
+    return SCALES if rows.series and lags is None else ()
 
 
 def rows_together(total: int) -> int:

@@ -18,7 +18,7 @@ from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequenc
 from pymc_amortized.approximators.posterior.predictive import Kind
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.budget import Budget
-from pymc_amortized.correction.check_results import check_corrected, check_gaps, check_novelty, check_range
+from pymc_amortized.correction.check_results import check_corrected, check_gaps, check_range, check_unlike
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Request, sample_stats
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
@@ -53,7 +53,7 @@ def sample(
     request = Request(draws, chains, most, Budget(seconds, progressbar))
     datasets = posterior.inputs.sketched(datasets)
     ood = posterior.ood_pvalues(datasets)
-    told = _check_data(posterior, datasets) + check_novelty(ood, datasets.labels)
+    told = check_unlike(_check_data(posterior, datasets), ood, datasets.labels)
     tell(told, posterior.spec)  # before NUTS works for an hour on data in other units
     results, doubts = draw_corrected(
         posterior.target(datasets),

@@ -18,6 +18,7 @@ from pytensor.graph.basic import Constant
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
+from pymc_amortized.graph.rows.observed_rows import share_before
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.namespaces import namespace
 from pymc_amortized.row_density.ratio import RowRatio
@@ -158,12 +159,15 @@ class Emulator:
         return elements, index
 
     def _past(self, columns: list[Any], length: Any) -> list[list[Any]]:
-        """For each lag, whether there is such a row and its columns, of the shape of the rows."""
+        """For each lag and average, whether there is such a row and its columns, of the shape of the rows."""
         past = []
         for lag in range(1, self.density.layout.lags + 1):
             exists = pt.zeros_like(columns[0]) + (pt.arange(length) >= lag)
             shifted = [pt.concatenate([c[..., :1].repeat(lag, axis=-1), c], axis=-1)[..., :length] for c in columns]
             past.append([exists, *shifted])
+        for scale in self.density.layout.scales:
+            weights, share = _average_weights(length, scale)
+            past.append([pt.zeros_like(columns[0]) + share, *(c @ weights.T for c in columns)])
         return past
 
     def random(self, *parameters: Any, rng: np.random.Generator, size: Any = None) -> np.ndarray:
@@ -183,12 +187,25 @@ class Emulator:
 
     def _series(self, rng: np.random.Generator, elements: list[np.ndarray], length: int) -> np.ndarray:
         """Draw series row by row: (columns, series, length)."""
-        count, lags = len(elements[0]), self.density.layout.lags
-        drawn = np.zeros((len(self.density.layout.columns), count, length))
+        count, layout = len(elements[0]), self.density.layout
+        drawn = np.zeros((len(layout.columns), count, length))
+        averages = [np.zeros(drawn.shape[:2]) for _ in layout.scales]
         for t in range(length):
-            past = [[np.full(count, float(t >= lag)), *drawn[:, :, max(t - lag, 0)]] for lag in range(1, lags + 1)]
+            known = [(float(t >= lag), drawn[:, :, max(t - lag, 0)]) for lag in range(1, layout.lags + 1)]
+            for i, scale in enumerate(layout.scales if t else ()):
+                latest = share_before(1, scale) / share_before(t, scale)  # weight of the row just before
+                averages[i] += latest * (drawn[:, :, t - 1] - averages[i])
+            known += [(share_before(t, scale), rows) for scale, rows in zip(layout.scales, averages, strict=True)]
+            past = [[np.full(count, share), *rows] for share, rows in known]
             drawn[:, :, t] = self.density.sample(rng, elements, past)
         return drawn
+
+
+def _average_weights(length: Any, scale: float) -> tuple[Any, Any]:
+    """Weights (length, length) of all rows in the average before each one, and their :func:`share_before` (length,)."""
+    distance = pt.arange(length)[:, None] - pt.arange(length)[None] - 1.0
+    weights = pt.where(distance >= 0, pt.exp(-pt.maximum(distance, 0.0) / scale), 0.0)
+    return weights / pt.maximum(weights.sum(1, keepdims=True), 1e-300), -pt.expm1(-pt.arange(length) / scale)
 
 
 def _shared(parameters: Sequence[Any]) -> tuple[list[Any], Any] | None:

@@ -83,7 +83,9 @@ class ObservedRows:
         batch, event = ("exchangeable",) * self.batch_ndim, ("features",) * len(self.event_shape)
         return batch + ("sequence",) * self.series + event
 
-    def of_simulations(self, made: Simulations, lags: int, chosen: np.ndarray | None) -> Rows:
+    def of_simulations(
+        self, made: Simulations, lags: int, chosen: np.ndarray | None, scales: Sequence[float] = ()
+    ) -> Rows:
         """Read rows off simulations whose deterministics hold the parameters.
 
         Parameters
@@ -94,9 +96,16 @@ class ObservedRows:
         """
         shape = self.variable.shape_at({})[: self.batch_ndim + self.series]
         index = np.broadcast_to(np.arange(self.rows), (len(made), self.rows)) if chosen is None else chosen
-        return self.at(made, np.unravel_index(index, shape) if shape else (), index.shape[1], lags)
+        return self.at(made, np.unravel_index(index, shape) if shape else (), index.shape[1], lags, scales)
 
-    def at(self, made: Simulations, coordinates: Sequence[np.ndarray], each: int, lags: int) -> Rows:
+    def at(
+        self,
+        made: Simulations,
+        coordinates: Sequence[np.ndarray],
+        each: int,
+        lags: int,
+        scales: Sequence[float] = (),
+    ) -> Rows:
         """Read some rows of each simulation.
 
         Parameters
@@ -125,21 +134,44 @@ class ObservedRows:
             at = [np.zeros_like(c) if k == 1 else c for k, c in zip(lead, mine, strict=True)]
             flat = array.reshape(n, *lead, -1)
             parameters.append(np.broadcast_to(flat[(sets, *at)], (n, each, flat.shape[-1])))
-        stacked, past = np.concatenate(parameters, -1), None
+        stacked, past, known = np.concatenate(parameters, -1), None, None
         if lags:
             *batch, time = coordinates
-            before = []
-            for lag in range(1, lags + 1):  # NaN where there is no row before
-                row = data[(sets, *batch, np.maximum(time - lag, 0))].astype("float64")
-                before.append(np.where((time >= lag)[..., None], row, np.nan))
-            past = np.moveaxis(np.stack(before, axis=2).reshape(-1, lags, self.columns), 0, -1)
-        return Rows(stacked.reshape(-1, stacked.shape[-1]).T, values.reshape(-1, self.columns).T, past)
+            before = [data[(sets, *batch, np.maximum(time - lag, 0))] for lag in range(1, lags + 1)]
+            shares = [(time >= lag).astype("float64") for lag in range(1, lags + 1)]
+            for scale in scales:
+                totals = _totals_before(data, 1 + self.batch_ndim, scale)
+                share = share_before(time, scale)
+                weight = np.maximum(share, 1e-300) / share_before(1, scale)
+                before.append(totals[(sets, *coordinates)] / weight[..., None])
+                shares.append(share)
+            known = np.stack(np.broadcast_arrays(*shares)).reshape(len(shares), -1)
+            rows = np.stack([row.astype("float64") for row in before], axis=2).reshape(-1, len(before), self.columns)
+            past = np.where(known[:, None] > 0, np.moveaxis(rows, 0, -1), np.nan)
+        return Rows(stacked.reshape(-1, stacked.shape[-1]).T, values.reshape(-1, self.columns).T, past, known)
 
     @property
     def rows(self) -> int:
         """Rows of one simulation."""
         shape = self.variable.shape_at({})
         return int(np.prod(shape[: self.batch_ndim + self.series], dtype=int))
+
+
+def _totals_before(data: np.ndarray, axis: int, scale: float) -> np.ndarray:
+    """Sums of all rows before each one along an axis, with weights that fall exponentially."""
+    rows = np.moveaxis(data, axis, 0)
+    totals = np.zeros(rows.shape)
+    for t in range(1, len(rows)):
+        totals[t] = np.exp(-1 / scale) * totals[t - 1] + rows[t - 1]
+    return np.moveaxis(totals, 0, axis)
+
+
+def share_before(time: Any, scale: float) -> Any:
+    """What share the rows before some times have of the weights in an average over an endless past: 0 at the first.
+
+    Weights fall exponentially, with a scale in rows.
+    """
+    return -np.expm1(-np.asarray(time) / scale)
 
 
 def hidden_name(i: int) -> str:
@@ -165,7 +197,14 @@ def add_row_parameters(spec: ModelSpec, observed: ObservedRows) -> list[str]:
     return names
 
 
-def some_rows(observed: ObservedRows, made: Simulations, each: int, lags: int, rng: np.random.Generator) -> Rows:
+def some_rows(
+    observed: ObservedRows,
+    made: Simulations,
+    each: int,
+    lags: int,
+    rng: np.random.Generator,
+    scales: Sequence[float] = (),
+) -> Rows:
     """Take so many rows of every data set: evenly spread, from a random one on.
 
     Parameters
@@ -193,7 +232,7 @@ def some_rows(observed: ObservedRows, made: Simulations, each: int, lags: int, r
     for axis in reversed(range(lead_ndim)):
         coordinates.insert(0, index % own[:, axis : axis + 1])
         index = index // own[:, axis : axis + 1]
-    return observed.at(made, coordinates, each, lags)
+    return observed.at(made, coordinates, each, lags, scales)
 
 
 def _own_lengths(observed: ObservedRows, made: Simulations, lead_ndim: int) -> np.ndarray:
