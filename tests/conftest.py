@@ -153,8 +153,8 @@ def line_posterior() -> pma.AmortizedPosterior:
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing look for modes but the network: what it misses stays missed, and NUTS comes next."""
     from pymc_amortized.correction import evidence
+    from pymc_amortized.correction.rungs.tempered import Tempered
     from pymc_amortized.correction.search import ModeSearch
-    from pymc_amortized.correction.tempered import Tempered
 
     monkeypatch.setattr(ModeSearch, "__call__", lambda self, indices, sets: [None] * len(sets))
     monkeypatch.setattr(Tempered, "takes", lambda self, draws: False)

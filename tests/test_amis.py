@@ -6,8 +6,8 @@ import scipy.stats as st
 from numpy.testing import assert_allclose
 
 from pymc_amortized.inputs.sketch import ALIKE
-from pymc_amortized.numerics.amis import ENOUGH, FEWEST, adapt, quasi_normal
 from pymc_amortized.numerics.integrals import banded_log_integral
+from pymc_amortized.numerics.sampling.amis import ENOUGH, FEWEST, adapt, quasi_normal
 
 DIM = 3
 N = 40

@@ -15,7 +15,7 @@ from pymc_amortized.approximators.posterior.choosing import _exactly
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
-from pymc_amortized.numerics.importance import smooth
+from pymc_amortized.numerics.sampling.importance import smooth
 
 GROUPS = 3
 SIZES = (6, 14)

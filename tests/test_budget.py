@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pymc_amortized.correction import nuts as escalation
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws, Failure, Request
-from pymc_amortized.correction.nuts import Nuts
+from pymc_amortized.correction.rungs import nuts as escalation
+from pymc_amortized.correction.rungs.nuts import Nuts
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError
 
 

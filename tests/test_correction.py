@@ -17,7 +17,7 @@ from pymc_amortized.correction.ladder import LADDERS
 from pymc_amortized.correction.ladder import propose as draw
 from pymc_amortized.correction.target import Source
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
-from pymc_amortized.numerics.importance import k_threshold, resample, smooth
+from pymc_amortized.numerics.sampling.importance import k_threshold, resample, smooth
 
 
 @pytest.mark.parametrize(("proposals", "expected"), [(10_000, 0.7), (4000, 0.7), (1000, 1 - 1 / 3), (100, 0.5)])

@@ -23,7 +23,7 @@ from pymc_amortized.diagnostics.statistics import rank_distance, rank_truth, sta
 from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.diagnostics.verdict import METRICS, judge_quantities, select_wrong
 from pymc_amortized.graph.model.snapshot import take_snapshot
-from pymc_amortized.numerics.importance import resample, smooth
+from pymc_amortized.numerics.sampling.importance import resample, smooth
 from pymc_amortized.numerics.uniformity import band, band_p_value, describe, holm, pit, uniformity
 from pymc_amortized.results.writing import prior_tree
 

@@ -17,14 +17,14 @@ from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws
-from pymc_amortized.correction.nuts import Nuts, _Runs
 from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.rungs.nuts import Nuts, _Runs
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.nuts import samplers
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, PyMCSampler, Settings
 from pymc_amortized.graph.nuts.whitened import NAME, WhitenedModel
-from pymc_amortized.numerics.importance import Weights, tempered
-from pymc_amortized.numerics.whitening import Whitening
+from pymc_amortized.numerics.sampling.importance import Weights, tempered
+from pymc_amortized.numerics.sampling.whitening import Whitening
 
 INTERPRETED = {"mode": "FAST_COMPILE"}
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")

@@ -33,7 +33,7 @@ from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.graph.data.simulations import excluded, raised, rounded, rounded_share
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
 
 TOLERANCE = 0.05
 

@@ -16,9 +16,9 @@ from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, make_sketch
-from pymc_amortized.numerics.amis import ENOUGH, adapt, quasi_normal
 from pymc_amortized.numerics.integrals import cholesky_factors
 from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
+from pymc_amortized.numerics.sampling.amis import ENOUGH, adapt, quasi_normal
 
 N, ROWS = 6, 9
 X = np.random.default_rng(0).normal(size=(N, ROWS))

@@ -18,7 +18,7 @@ from pymc_amortized.correction.conditional import ConditionalNormal
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
-from pymc_amortized.numerics.student_t import log_student_t
+from pymc_amortized.numerics.sampling.student_t import log_student_t
 from pymc_amortized.training import torch_threads
 
 __all__ = ["Approximation"]

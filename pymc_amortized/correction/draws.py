@@ -10,9 +10,9 @@ import numpy as np
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.numerics.importance import Weights, resample, tempered
+from pymc_amortized.numerics.sampling.importance import Weights, resample, tempered
+from pymc_amortized.numerics.sampling.whitening import Whitening
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-from pymc_amortized.numerics.whitening import Whitening
 
 WEIGHTED = ("weights", "mixture", "tempered")
 """Rungs whose draws are proposals that were resampled by their weights. All others but "raw" are samplers."""

@@ -22,14 +22,14 @@ from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
 from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rounds import Mixture, Network, Rounds
+from pymc_amortized.correction.rungs.rounds import Mixture, Network, Rounds
+from pymc_amortized.correction.rungs.tempered import Tempered, populate, propose_from
 from pymc_amortized.correction.target import TRIED, PosteriorTarget
-from pymc_amortized.correction.tempered import Tempered, populate, propose_from
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import truncating
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.importance import Weights
+from pymc_amortized.numerics.sampling.importance import Weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 SETS = 4

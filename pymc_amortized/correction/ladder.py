@@ -1,9 +1,10 @@
 """The ladder from the network's draws to corrected ones: what is tried in turn until the draws of a data set are good.
 
 A rung is an object with a method ``settle``. First come those that add proposals until importance weights are good,
-for a block of data sets at a time (:mod:`pymc_amortized.correction.rounds`). Then come samplers, which replace the
-draws of data sets that weights do not settle (:mod:`pymc_amortized.correction.nuts`). A new rung is a file of its own
-and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc_amortized.numerics.thresholds` alone.
+for a block of data sets at a time (:mod:`pymc_amortized.correction.rungs.rounds`). Then come samplers, which replace
+the draws of data sets that weights do not settle: tempered particles where several modes were seen, else NUTS
+(:mod:`pymc_amortized.correction.rungs.tempered`, :mod:`pymc_amortized.correction.rungs.nuts`). A new rung is a file of
+its own and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc_amortized.numerics.thresholds` alone.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from pymc_amortized.correction.check_results import (
 )
 from pymc_amortized.correction.doubt import Doubt
 from pymc_amortized.correction.draws import Draws, Request
-from pymc_amortized.correction.nuts import Nuts
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
+from pymc_amortized.correction.rungs.nuts import Nuts
+from pymc_amortized.correction.rungs.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
+from pymc_amortized.correction.rungs.tempered import Tempered
 from pymc_amortized.correction.target import PosteriorTarget, Source
-from pymc_amortized.correction.tempered import Tempered
 
 
 class SamplingRung(Protocol):

@@ -20,8 +20,8 @@ import numpy as np
 from scipy import special
 
 from pymc_amortized.correction.convergence import weighted_r_hat
-from pymc_amortized.numerics.importance import Weights, effective_size, smooth, tempered
-from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.importance import Weights, effective_size, smooth, tempered
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
 
 MOST_COMPONENTS, FEWEST_FOR_SEVERAL = 8, 100.0
 """Of a mixture, and effective draws of a chain without which it has one: a few heavy draws are no modes."""

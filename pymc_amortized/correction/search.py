@@ -1,7 +1,8 @@
 """The search for modes of a posterior that nothing proposed.
 
 Importance weights cannot tell of a mode in which there is no proposal. So every data set is searched by some thousand
-evaluations of its density (:mod:`pymc_amortized.numerics.modes`); what is found becomes a part of what is proposed.
+evaluations of its density (:mod:`pymc_amortized.numerics.sampling.modes`); what is found becomes a part of what is
+proposed.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +15,12 @@ from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch, Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
-from pymc_amortized.numerics.amis import quasi_normal
-from pymc_amortized.numerics.importance import tempered
-from pymc_amortized.numerics.mixture import StudentMixture
-from pymc_amortized.numerics.modes import POINTS, Mode, find_modes
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
-from pymc_amortized.numerics.whitening import Whitening
+from pymc_amortized.numerics.sampling.amis import quasi_normal
+from pymc_amortized.numerics.sampling.importance import tempered
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.modes import POINTS, Mode, find_modes
+from pymc_amortized.numerics.sampling.whitening import Whitening
 
 EVALUATIONS = 4096
 """Of the density, about, that a search may take: as many as the proposals of four chains."""

@@ -8,16 +8,14 @@ import numpy as np
 import torch
 
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.search import ModeSearch
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
-from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
-from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
 
 Search = Callable[[np.ndarray, Sequence[Proposals]], list[StudentMixture | None]]
 
@@ -86,8 +84,10 @@ class PosteriorTarget:
         Of the network.
     standardizer : ParameterStandardizer
         Of all parameters.
-    sketch : Sketch or None
-        Where there is one, approximate posteriors have heavy tails if defended.
+    search : callable
+        Modes: (indices of data sets, their proposals) -> mixtures.
+    sketched : bool
+        Whether approximate posteriors have heavy tails if defended.
     disproved : dict of int to str
         By data set, a variable whose missing values are not what a rule takes them for.
     """
@@ -100,7 +100,8 @@ class PosteriorTarget:
     samplers: Samplers
     device: torch.device
     standardizer: ParameterStandardizer
-    sketch: Sketch | None
+    search: Search
+    sketched: bool
     compile_kwargs: CompileKwargs | None = None
     disproved: dict[int, str] = field(default_factory=dict)
 
@@ -111,10 +112,6 @@ class PosteriorTarget:
     def log_p(self, theta: np.ndarray, index: int) -> np.ndarray:
         """The model's log density (n,) at theta (n, dim)."""
         return self.log_density(theta, self.given(index))
-
-    @property
-    def _search(self) -> ModeSearch:
-        return ModeSearch(self.datasets, self.log_p, self.standardizer, self.sketch)
 
     def disprove(self, index: int, theta: np.ndarray) -> bool:
         """Try the rules for what is missing of a data set at draws (..., dim); where one fails, note it as an obstacle.
@@ -162,6 +159,6 @@ class PosteriorTarget:
             lambda theta, some: of(some).log_prob(theta),
             (lambda theta, index: self.log_p(theta, int(indices[index]))) if weighted else None,
             self.device,
-            search=lambda some, sets: self._search(indices[some], sets),
-            defended=defended and self.sketch is not None,
+            search=lambda some, sets: self.search(indices[some], sets),
+            defended=defended and self.sketched,
         )

@@ -29,7 +29,7 @@ from pymc_amortized.diagnostics.plots.checks import correlate
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.numerics.importance import k_threshold
+from pymc_amortized.numerics.sampling.importance import k_threshold
 from pymc_amortized.results.version import __version__
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.frame import whiten
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.branches import Auto
-from pymc_amortized.numerics.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.modes import reach
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
+from pymc_amortized.numerics.sampling.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
+from pymc_amortized.numerics.sampling.modes import reach
 from pymc_amortized.training import torch_threads
 
 POINTS = 32

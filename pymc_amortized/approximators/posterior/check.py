@@ -11,7 +11,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
-from pymc_amortized.numerics.importance import Weights
+from pymc_amortized.numerics.sampling.importance import Weights
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
 from pymc_amortized.training import Trained, report
 from pymc_amortized.training.device import torch_generator

@@ -15,6 +15,7 @@ from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.evidence import Evidence, estimate
 from pymc_amortized.correction.ladder import LADDERS, WEIGHED, draw_proposals
+from pymc_amortized.correction.search import ModeSearch
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.reading import read_given
@@ -28,7 +29,7 @@ from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.novelty.reference import extents, features_of
 from pymc_amortized.novelty.scores import Reference
-from pymc_amortized.numerics.importance import Weights
+from pymc_amortized.numerics.sampling.importance import Weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import History, TrainingState
 
@@ -143,16 +144,25 @@ class TrainedPosterior:
 
     def target(self, datasets: DataSets) -> PosteriorTarget:
         """Posteriors of several data sets, with what it takes to draw from them."""
+        datasets, sketch, spec = self.inputs.sketched(datasets), self.sketch, self.weighed_by
+        standardizer = self.network.standardizer if sketch is None else sketch.start.standardizer
+        search = ModeSearch(
+            datasets,
+            lambda theta, index: self.compiled.log_density(theta, datasets.one(spec, index)),
+            standardizer,
+            sketch,
+        )
         return PosteriorTarget(
-            self.weighed_by,
-            self.inputs.sketched(datasets),
+            spec,
+            datasets,
             lambda some, defended: Approximation(self.network, self.inputs, some, defended=defended),
             self.compiled.log_density,
             self.compiled.obstacles(datasets),
             self.compiled.samplers,
             self.network.device,
-            self.network.standardizer if self.sketch is None else self.sketch.start.standardizer,
-            self.sketch,
+            standardizer,
+            search,
+            sketch is not None,
             self.compile_kwargs,
         )
 

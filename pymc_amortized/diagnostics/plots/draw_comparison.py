@@ -26,7 +26,7 @@ from pymc_amortized.diagnostics.plots.panels import (
     write_note,
 )
 from pymc_amortized.graph.data.datasets import DATASET_DIM
-from pymc_amortized.numerics.importance import k_threshold
+from pymc_amortized.numerics.sampling.importance import k_threshold
 from pymc_amortized.training import History
 
 if TYPE_CHECKING:

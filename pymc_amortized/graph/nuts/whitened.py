@@ -21,7 +21,7 @@ from pymc_amortized.graph.density.imputed import Slots
 from pymc_amortized.graph.density.log_density import Data, LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rules
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.numerics.whitening import Whitening
+from pymc_amortized.numerics.sampling.whitening import Whitening
 
 NAME = "whitened_parameters"
 """Of the one variable of a whitened model."""

@@ -1,8 +1,9 @@
 """Modes of many posteriors at once.
 
-Scouts are spread as widely as the prior. Adaptive importance sampling (:mod:`pymc_amortized.numerics.amis`) begins at
-those that are higher than all others near them, and at the highest point that is known. It moves to where the density
-is higher, and finds the moments and the mass of what it comes to.
+Scouts are spread as widely as the prior. Adaptive importance sampling
+(:mod:`pymc_amortized.numerics.sampling.amis`) begins at those that are higher than all others near them, and at the
+highest point that is known. It moves to where the density is higher, and finds the moments and the mass of what it
+comes to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_amortized.numerics.amis import ENOUGH, IMPOSSIBLE, Found, LogDensities, adapt, quasi_normal
+from pymc_amortized.numerics.sampling.amis import ENOUGH, IMPOSSIBLE, Found, LogDensities, adapt, quasi_normal
 
 LEAST = 1e-3
 """Mass, relative to what is known, that a mode has at least: less is not worth a proposal."""

@@ -1,8 +1,9 @@
 """The rung for posteriors of several modes: tempered particles find them, and weights correct what they find.
 
-Populations of particles go from the prior's scale to the posterior (:mod:`pymc_amortized.numerics.tempering`). Mixtures
-fitted to them propose, and importance weights judge these proposals as they judge all others. Where no mixture is like
-the posterior, the particles themselves are the draws, if independent populations agree.
+Populations of particles go from the prior's scale to the posterior
+(:mod:`pymc_amortized.numerics.sampling.tempering`). Mixtures fitted to them propose, and importance weights judge these
+proposals as they judge all others. Where no mixture is like the posterior, the particles themselves are the draws, if
+independent populations agree.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws, Failure, Request
 from pymc_amortized.correction.proposals import Component, Proposals
-from pymc_amortized.correction.rounds import Rounds
+from pymc_amortized.correction.rungs.rounds import Rounds
 from pymc_amortized.correction.target import PosteriorTarget
-from pymc_amortized.numerics.mixture import StudentMixture
-from pymc_amortized.numerics.tempering import Particles, temper
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.tempering import Particles, temper
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 POPULATIONS = 4

@@ -16,9 +16,9 @@ from pymc_amortized.correction.draws import Draws, Failure, Request, Start
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, Settings
 from pymc_amortized.graph.nuts.samplers import NoGradientError
-from pymc_amortized.numerics.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.whitening import Whitening
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-from pymc_amortized.numerics.whitening import Whitening
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import chi2, norm, qmc
 
-from pymc_amortized.numerics.importance import largest_power
-from pymc_amortized.numerics.student_t import log_student_t
+from pymc_amortized.numerics.sampling.importance import largest_power
+from pymc_amortized.numerics.sampling.student_t import log_student_t
 
 Evaluated = tuple[np.ndarray, np.ndarray, np.ndarray]
 LogDensities = Callable[[np.ndarray, np.ndarray], Evaluated]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_amortized.numerics.importance import largest_power, resample
-from pymc_amortized.numerics.student_t import log_student_t
+from pymc_amortized.numerics.sampling.importance import largest_power, resample
+from pymc_amortized.numerics.sampling.student_t import log_student_t
 
 WORTH = 0.5
 """Share of the particles that weights of one step are worth at least."""

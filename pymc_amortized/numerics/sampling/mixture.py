@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, special
 
-from pymc_amortized.numerics.student_t import draw_student_t, log_student_t
-from pymc_amortized.numerics.whitening import Whitening
+from pymc_amortized.numerics.sampling.student_t import draw_student_t, log_student_t
+from pymc_amortized.numerics.sampling.whitening import Whitening
 
 FREEDOM = 5.0
 MOST_DRAWS = 1000

@@ -1,0 +1,1 @@
+"""Rungs of the ladder from the network's draws to corrected ones."""
