@@ -17,6 +17,7 @@ from pymc_amortized.approximators.fitting.arguments import (
 )
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.diagnostics.around import Around
 from pymc_amortized.diagnostics.coordinates import (
     compute_coverage,
     compute_scores,
@@ -59,6 +60,7 @@ FEWEST_DRAWS = 20
 
 def check_calibration(
     posterior: AmortizedPosterior,
+    observed: Mapping[str, Any] | xr.Dataset | None = None,
     *,
     num_datasets: int = 500,
     draws: int = 1000,
@@ -78,6 +80,10 @@ def check_calibration(
     ----------
     posterior : AmortizedPosterior
         From :func:`fit_posterior` or :func:`load`.
+    observed : mapping of name to array_like, or xarray.Dataset, optional
+        One data set, as in ``posterior.sample``. The check is then around it: data are replicated from its posterior,
+        with its size, covariates and gaps, and each is inferred anew together with it (posterior SBC). That tells
+        whether results for these data can be trusted, and not how they are on average over the prior.
     num_datasets : int
         Data sets to simulate.
     draws : int
@@ -131,7 +137,8 @@ def check_calibration(
     Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) with the joint density as a test
     quantity, because a posterior that ignores the data passes without one (Modrák et al. 2023, arXiv 2211.02383);
     simultaneous ECDF bands (Säilynoja et al. 2022); expected coverage by random points (Lemos et al. 2023, arXiv
-    2302.03026); contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are
+    2302.03026); around a data set in hand, posterior SBC (Säilynoja et al. 2025, arXiv 2502.03279), by weights with the
+    likelihood of these data; contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are
     broken at random. Corrected draws repeat each other: their ranks are spread as those of as many draws as their
     effective number.
 
@@ -152,19 +159,34 @@ def check_calibration(
     refuse_varying(posterior, names)
     asked = _read_quantities(quantities, names)
     simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
-    known = simulate_known(
-        posterior,
-        num_datasets,
-        simulate_seed,
-        lengths=lengths,
-        simulations=simulations,
-        context=context,
-        missing=missing,
-    )
-    check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed))
+    around = None
+    if observed is not None:
+        given = {"lengths": lengths, "simulations": simulations, "context": context, "missing": missing}
+        if others := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"observed and {', '.join(others)} exclude each other: replicated data are like those in hand"
+            )
+        around = Around(posterior, posterior.read(observed))
+        around.check()
+        known = around.simulate(num_datasets, simulate_seed)
+    else:
+        known = simulate_known(
+            posterior,
+            num_datasets,
+            simulate_seed,
+            lengths=lengths,
+            simulations=simulations,
+            context=context,
+            missing=missing,
+        )
+    check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed), around)
     check.run(known, sample_seed, progressbar=progressbar)
     tree, findings = check.tree()
-    log_verdict(findings, f"Calibration on {len(known)} simulated data sets", check.advice())
+    log_verdict(
+        findings,
+        f"Calibration on {len(known)} {'simulated' if around is None else 'replicated'} data sets",
+        check.advice(),
+    )
     return tree
 
 
@@ -208,6 +230,7 @@ class Check:
     draws: int
     correction: Correction
     rng: np.random.Generator
+    around: Around | None = None
     pits: list[dict[str, np.ndarray]] = field(default_factory=list)
     recovered: list[dict[str, np.ndarray]] = field(default_factory=list)
     stats: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -220,7 +243,10 @@ class Check:
     def _drawn(self) -> list[str]:
         """Variables to draw; a user's quantity may read any."""
         spec = self.posterior.spec
-        return [p.name for p in spec.parameters] + list(spec.deterministics) if self.quantities else self.names
+        every = [p.name for p in spec.parameters]
+        if self.quantities:
+            return every + list(spec.deterministics)
+        return self.names if self.around is None else list(dict.fromkeys([*every, *self.names]))
 
     @property
     def values_per_dataset(self) -> int:
@@ -243,6 +269,9 @@ class Check:
         tree = sample_known(self.posterior, datasets, self.draws, self.correction, self._drawn, seed)
         truth = self._truth(known)
         effective = count_effective_draws(tree, self.names)
+        if self.around is not None:
+            tree, share = self.around.reweighed(tree, self.rng)
+            effective = np.maximum(effective * share, 1.0)
         posterior, stats = (tree[group].to_dataset() for group in ("posterior", "sample_stats"))
         drawn = {name: flatten_draws(posterior[name]) for name in self.names}
         pits = {name: rank_truth(values, truth[name], self.rng, effective) for name, values in drawn.items()}

@@ -1,0 +1,242 @@
+"""Posteriors of several modes: none is missed without a word."""
+
+import logging
+import time
+
+import numpy as np
+import pymc as pm
+import pytest
+from closed_forms import conjugate_data, conjugate_moments
+from numpy.testing import assert_allclose
+from scipy import special, stats
+
+import pymc_amortized as pma
+from pymc_amortized.correction.budget import Budget
+from pymc_amortized.correction.convergence import weighted_r_hat
+from pymc_amortized.correction.draws import Request
+from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.modes import find_modes
+from pymc_amortized.numerics.sampling.tempering import temper
+
+LIGHT, HEAVY = (-1.0, 0.05, 0.3), (1.0, 0.1, 0.7)
+"""Place, width and mass of two modes in each dimension, in units of the prior."""
+
+
+def two_modes(z, light=LIGHT, heavy=HEAVY):
+    parts = [stats.norm.logpdf(z, at, width).sum(-1) + np.log(mass) for at, width, mass in (light, heavy)]
+    return np.logaddexp(*parts) - 3.0
+
+
+def one_mode(z):
+    return stats.norm.logpdf(z, *HEAVY[:2]).sum(-1)
+
+
+# Finding
+
+
+def searched(log_density, dim, n=3, **options):
+    """Search targets of which the heavier mode is known."""
+
+    def batch(theta, index):
+        k, m, _ = theta.shape
+        return log_density(theta), np.empty((k, m, 0)), np.empty((k, m, 0, 0))
+
+    covariance = np.broadcast_to(HEAVY[1] ** 2 * np.eye(dim), (n, dim, dim))
+    return find_modes(batch, np.full((n, dim), HEAVY[0]), covariance, dim, **options)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_mode_far_from_what_is_known_is_found_with_its_mass(dim):
+    for modes in searched(two_modes, dim):
+        first, second = modes
+        assert_allclose(first.mean, HEAVY[0], atol=0.1)
+        assert_allclose(second.mean, LIGHT[0], atol=0.05)
+        assert_allclose(np.sqrt(np.diag(second.covariance)), LIGHT[1], rtol=0.5)
+        assert_allclose(second.log_evidence - first.log_evidence, np.log(0.3 / 0.7), atol=0.7)
+
+
+def test_one_mode_is_one_mode():
+    assert [len(modes) for modes in searched(one_mode, 2)] == [1, 1, 1]
+
+
+def test_a_mode_without_mass_is_none():
+    assert [len(modes) for modes in searched(lambda z: two_modes(z, light=(-1.0, 0.05, 1e-9)), 2)] == [1, 1, 1]
+
+
+def test_where_nothing_is_possible_nothing_is_found():
+    assert searched(lambda z: np.full(z.shape[:-1], -np.inf), 2) == [[], [], []]
+    assert searched(lambda z: np.full(z.shape[:-1], np.nan), 2) == [[], [], []]
+
+
+# Fitting
+
+
+@pytest.mark.parametrize(("shares", "number"), [((1.0,), 1), ((0.3, 0.7), 2), ((0.2, 0.3, 0.5), 3)])
+def test_a_mixture_has_as_many_components_as_there_are_clusters(shares, number):
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(2000, 2)) + 10 * rng.choice(len(shares), 2000, p=shares)[:, None]
+    fitted = StudentMixture.fit(theta, np.full(2000, 1 / 2000), rng)
+    assert len(fitted.shares) == number
+    assert_allclose(np.sort(fitted.shares), shares, atol=0.05)
+
+
+def test_the_density_of_a_mixture_is_that_of_its_draws():
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(1000, 1)) * np.where(rng.random((1000, 1)) < 0.5, 1, 0.1) - 5
+    fitted = StudentMixture.fit(theta, np.full(1000, 1e-3), rng)
+    grid = np.linspace(-60, 60, 200_001)
+    density = np.exp(fitted.log_density(grid[:, None]))
+    assert_allclose(density.sum() * (grid[1] - grid[0]), 1, atol=1e-3)
+    draws = fitted.draw(50_000, rng)[:, 0]
+    assert_allclose(np.mean(draws < -5), density[grid < -5].sum() * (grid[1] - grid[0]), atol=0.01)
+
+
+# Tempering
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_tempered_particles_have_the_masses_of_modes_and_the_evidence(dim):
+    found = temper(two_modes, dim, populations=4, particles=1000, rng=np.random.default_rng(0))
+    light = (found.z[..., 0] < 0).mean(axis=1)
+    assert_allclose(light.mean(), 0.3, atol=0.05)
+    assert_allclose(special.logsumexp(found.log_evidence) - np.log(4), -3.0, atol=0.2)
+    assert_allclose(found.z[found.z[..., 0] < 0].std(0), LIGHT[1], rtol=0.15)
+    assert_allclose(found.z[found.z[..., 0] > 0].std(0), HEAVY[1], rtol=0.15)
+
+
+def test_tempering_ends_at_its_deadline_and_where_nothing_is_possible():
+    options = {"populations": 2, "particles": 100, "rng": np.random.default_rng(0)}
+    assert temper(two_modes, 2, deadline=time.monotonic() - 1, **options) is None
+    assert temper(lambda z: np.full(len(z), -np.inf), 2, **options) is None
+
+
+def test_particles_of_a_density_with_an_edge_stay_within():
+    def half(z):
+        return np.where(z[:, 0] > 0, stats.norm.logpdf(z).sum(-1), -np.inf)
+
+    found = temper(half, 2, populations=4, particles=500, rng=np.random.default_rng(0))
+    assert (found.z[..., 0] > 0).all()
+    assert_allclose(found.log_evidence, np.log(0.5), atol=0.15)
+
+
+# Agreement
+
+
+def weighted(rng, missing=False):
+    """Proposals of four chains for two modes of equal mass, one of which a chain may have missed."""
+    theta = rng.choice([-5.0, 5.0], size=(4, 500, 1)) + rng.normal(size=(4, 500, 1))
+    if missing:
+        theta[0] = np.abs(theta[0])
+    weights = rng.gamma(2, size=(4, 500))
+    return theta, -0.5 * (np.abs(theta[..., 0]) - 5) ** 2, weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_a_chain_that_missed_a_mode_shows():
+    assert weighted_r_hat(*weighted(np.random.default_rng(0), missing=True)) > 1.1
+
+
+def test_chains_that_agree_are_not_doubted():
+    alarms = [weighted_r_hat(*weighted(np.random.default_rng(seed))) > 1.01 for seed in range(300)]
+    assert sum(alarms) <= 4  # by chance one in 1,000, of each of two quantities
+
+
+def test_weights_of_many_short_chains_are_normalized_together():
+    assert Request(1000, 4).sets == 4 and Request(100, 4).sets == 4
+    assert Request(1, 4000).sets == 16 and Request(4, 1000).sets == 10
+    assert Request(10, 7).sets == 1 and Request(1000, 7).sets == 7
+
+
+@pytest.mark.parametrize(("draws", "chains"), [(1, 4000), (4, 1000), (2000, 2)])
+def test_draws_are_corrected_however_they_are_dealt(plain_posterior, draws, chains):
+    exact = conjugate_moments(conjugate_data())["mu"]
+    dts = plain_posterior.sample(conjugate_data(), batched=True, draws=draws, chains=chains, random_seed=1)
+    assert dict(dts.posterior.sizes) == {"dataset": 5, "chain": chains, "draw": draws}
+    mu = dts.posterior["mu"]
+    assert_allclose((mu.mean(("chain", "draw")) - exact[0]) / exact[1], 0, atol=0.08)
+    assert_allclose(mu.std(("chain", "draw")) / exact[1], 1, atol=0.05)
+    weights = dts.sample_stats["proposal_log_weight"].sizes
+    assert weights["chain"] == chains
+
+
+# The way of a posterior with two modes
+
+
+@pytest.fixture(scope="module")
+def clustered() -> pma.AmortizedPosterior:
+    """Return the posterior of a location of which some rows lie elsewhere: two clusters of rows make two modes."""
+    with pm.Model() as model:
+        theta = pm.Normal("theta", 0, 10)
+        near, far = pm.Normal.dist(theta, 1), pm.Normal.dist(theta, 20)
+        pm.Mixture("y", [0.6, 0.4], [near, far], observed=np.zeros(12))
+    training = pma.Training(num_steps=60)
+    return pma.fit_posterior(model, random_seed=1, training=training, cores=1, progressbar=False)
+
+
+def two_clusters():
+    """Rows in two clusters; the log evidence, and the mass of the first mode, on a grid."""
+    rng = np.random.default_rng(0)
+    y = np.concatenate([rng.normal(size=6), 6 + rng.normal(size=6)])
+    grid = np.linspace(-40, 40, 80_001)
+    near, far = (stats.norm.logpdf(y[:, None], grid, sd) for sd in (1, 20))
+    log_p = np.logaddexp(np.log(0.6) + near, np.log(0.4) + far).sum(0) + stats.norm.logpdf(grid, 0, 10)
+    p = np.exp(log_p - special.logsumexp(log_p))
+    return y, special.logsumexp(log_p) + np.log(grid[1] - grid[0]), p[grid < 3].sum()
+
+
+@pytest.mark.parametrize("correction", ["auto", "psis"])
+def test_both_modes_come_with_their_mass(clustered, correction):
+    y, _, mass = two_clusters()
+    dt = clustered.sample({"y": y}, correction=correction, random_seed=1, progressbar=False)
+    assert dt.sample_stats["stage"] == "psis"
+    assert_allclose((dt.posterior["theta"] < 3).mean(), mass, atol=0.03)
+
+
+def test_evidence_counts_both_modes(clustered):
+    y, log_evidence, _ = two_clusters()
+    found = clustered.log_marginal_likelihood({"y": y}, random_seed=1)
+    assert_allclose(found.log_marginal_likelihood, log_evidence, atol=4 * float(found.mcse) + 0.01)
+
+
+def test_nuts_in_one_mode_is_marked_with_the_mass_of_the_other(clustered, caplog):
+    y, _, _ = two_clusters()
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        dt = clustered.sample({"y": y}, correction="nuts", random_seed=1, progressbar=False)
+    assert dt.sample_stats["stage"] == "failed"
+    assert "of the mass lie more than" in caplog.text or "did not converge" in caplog.text
+    assert dt.sample_stats["energy"].dims == ("chain", "draw") and dt.sample_stats["tree_depth"].min() >= 0
+
+
+def test_tempered_particles_settle_what_no_search_finds(clustered, monkeypatch):
+    from pymc_amortized.correction.search import ModeSearch
+
+    monkeypatch.setattr(ModeSearch, "__call__", lambda self, indices, sets: [None] * len(sets))
+    y, _, mass = two_clusters()
+    dts = clustered.sample({"y": np.stack([y] * 5)}, batched=True, random_seed=1, progressbar=False)
+    settled = dts.sample_stats["stage"].isin(["psis", "smc"]).to_numpy()
+    assert settled.any()
+    assert_allclose((dts.posterior["theta"] < 3).mean(("chain", "draw"))[settled], mass, atol=0.07)
+
+
+# Time
+
+
+def test_a_budget_counts_what_runs_and_not_what_is_compiled():
+    budget = Budget(10.0)
+    with budget.running():
+        time.sleep(0.02)
+        with budget.paused():
+            time.sleep(0.05)
+    assert 9.95 < budget.left < 9.985
+    assert Budget().left == np.inf
+
+
+def test_what_time_does_not_reach_is_marked(clustered, monkeypatch, caplog):
+    from pymc_amortized.correction.search import ModeSearch
+
+    monkeypatch.setattr(ModeSearch, "__call__", lambda self, indices, sets: [None] * len(sets))
+    y, _, _ = two_clusters()
+    far = np.stack([y + 100] * 3)  # where the network has nothing
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        dts = clustered.sample({"y": far}, batched=True, random_seed=1, progressbar=False, max_time=1e-6)
+    assert (dts.sample_stats["stage"] == "not reached").all()
+    assert "max_time=1e-06 was reached" in caplog.text
