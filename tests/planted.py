@@ -11,6 +11,7 @@ import torch
 from small_models import brief_fit
 
 import pymc_amortized as pma
+from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.posterior_network import Context
 
 PRIOR_SD, ROWS = 2.0, 5
@@ -50,6 +51,7 @@ class Known:
 
     def __init__(self, plant: Plant, correlation: float = 0.0) -> None:
         self.plant, self.correlation = plant, correlation
+        self.standardizer = ParameterStandardizer(2)
 
     def context(self, data: dict[str, np.ndarray], *, sizes: Any = None) -> Context:
         return Context(torch.as_tensor(data["y"]).mean(-1), None)

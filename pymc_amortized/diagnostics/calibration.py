@@ -138,9 +138,9 @@ def check_calibration(
     quantity, because a posterior that ignores the data passes without one (Modrák et al. 2023, arXiv 2211.02383);
     simultaneous ECDF bands (Säilynoja et al. 2022); expected coverage by random points (Lemos et al. 2023, arXiv
     2302.03026); around a data set in hand, posterior SBC (Säilynoja et al. 2025, arXiv 2502.03279), by weights with the
-    likelihood of these data; contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete quantities, are
-    broken at random. Corrected draws repeat each other: their ranks are spread as those of as many draws as their
-    effective number.
+    likelihood of these data; contraction and z-scores (Betancourt 2018; Schad et al. 2021). Ties, as in discrete
+    quantities, are broken at random. Corrected draws repeat each other: their ranks are spread as those of as many
+    draws as their effective number.
 
     Examples
     --------

@@ -96,12 +96,14 @@ class AmortizedPosterior(PosteriorWorkflow):
             "psis" resamples proposals by Pareto-smoothed importance weights of the model's exact log density: draws of
             the network and, where there is a sketch of the posterior, a quarter from around that. "auto", where the
             model has a density, goes further for each data set whose weights are poor: proposals from a mixture of
-            these and what was found so far, then NUTS, compiled once for all data sets. "nuts" runs NUTS for every data
-            set, from amortized starts. None returns the network's own draws; weights are reported all the same.
+            these and what was found so far, then tempered particles, where several modes were seen, or NUTS, compiled
+            once for all data sets. "nuts" runs NUTS for every data set, from amortized starts. None returns the
+            network's own draws; weights are reported all the same.
         max_nuts : int, optional
-            At most so many data sets go to NUTS; 0 leaves it at importance weights.
-        max_time : float, optional
-            Seconds after which NUTS is stopped.
+            At most so many data sets go to NUTS; 0 for none.
+        max_time : float, "auto" or None
+            Seconds that all may take which the first proposals do not settle, without compiling; None for no limit.
+            "auto" is a minute with ``correction="auto"``, and no limit with "nuts".
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default.
         random_seed : int, sequence of int, numpy.random.Generator, optional
@@ -109,7 +111,8 @@ class AmortizedPosterior(PosteriorWorkflow):
         idata_kwargs : mapping, optional
             ``log_likelihood=True`` or ``log_prior=True`` add these groups.
         progressbar : bool
-            Whether to show the progress of NUTS, if it runs; Ctrl-C leaves what is not done yet as "failed".
+            Whether to show the progress of what takes long, if it runs; Ctrl-C leaves what is not done yet as "not
+            reached".
 
         Returns
         -------
@@ -119,10 +122,12 @@ class AmortizedPosterior(PosteriorWorkflow):
             the network's own, equal to :meth:`logp`, with ``correction=None``; of angles, before they are wrapped), for
             each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
             ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
-            and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these).
-            The stage is "raw" (the network's own draws), "psis", "nuts" or "failed": such draws are the best there
-            are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw", "weights",
-            "mixture" (of the network and what was found so far) or "nuts". The p-value says how often the model
+            and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these),
+            and ``energy`` and ``tree_depth`` of each draw. The stage is "raw" (the network's own draws), "psis", "smc"
+            (tempered particles), "nuts", "failed" or "not reached" (by `max_time` or `max_nuts`): draws of the last two
+            are the best there are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw",
+            "weights", "mixture" (of the network and what was found so far), "tempered" (proposals fitted to particles),
+            "smc" or "nuts". The p-value says how often the model
             simulates data as unusual as these, covariates included, at about that size (:func:`check_misspecification`
             simulates at exactly that size, with those covariates). Where draws were corrected by a learned likelihood
             (:func:`fit_joint`), the attribute ``density`` of ``posterior`` and ``sample_stats`` is "learned". What is
