@@ -15,13 +15,14 @@ from scipy import stats
 from small_models import brief_fit, held_data
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.posterior.check import warn_if_off
+from pymc_amortized.approximators.posterior.check import warn_if_corrected_off, warn_if_off
 from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
 from pymc_amortized.diagnostics.local import run_local_c2st
 from pymc_amortized.diagnostics.simulated import simulate_known
 from pymc_amortized.diagnostics.statistics import rank_distance, rank_truth, standardize
 from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.diagnostics.verdict import METRICS, judge_quantities, select_wrong
+from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.numerics.sampling.importance import resample, smooth
 from pymc_amortized.numerics.uniformity import band, band_p_value, describe, holm, pit, uniformity
@@ -434,6 +435,26 @@ def test_training_rarely_warns_of_a_network_without_fault(caplog):
     for seed in range(150):
         short_check(planted.right, seed)
     assert len(caplog.records) <= 2  # 0.1 % each: three are beyond a chance of 1 in 1,000
+
+
+def check_corrected(seed, *, keep=lambda theta: theta, shift=0.0):
+    posterior = standing_in(planted.right)
+    made = posterior.simulator(64, np.random.SeedSequence(seed))
+    draws = posterior.corrected(of_simulations(made), np.random.SeedSequence(seed))
+    draws = [replace(d, theta=keep(d.theta)) for d in draws]
+    known = replace(made, unconstrained=made.unconstrained + shift)
+    log_joint = posterior.compiled.log_joint(known.unconstrained, of_simulations(made))
+    warn_if_corrected_off(posterior.spec, draws, log_joint, known, np.random.SeedSequence(seed + 1))
+
+
+def test_training_warns_of_corrected_draws_that_are_off(caplog):
+    check_corrected(1)
+    assert not caplog.records
+    check_corrected(1, keep=lambda theta: theta.mean(axis=(0, 1)) + 0.5 * (theta - theta.mean(axis=(0, 1))))
+    assert "corrected draws are not calibrated" in caplog.text and "over-confident" in caplog.text
+    caplog.clear()
+    check_corrected(1, shift=3.0)
+    assert "biased low" in caplog.text
 
 
 def test_training_rarely_warns_of_small_faults(caplog):

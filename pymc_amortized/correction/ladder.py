@@ -91,6 +91,8 @@ LADDERS: dict[str | None, Ladder] = {
     "nuts": Ladder((Network(),), (Nuts(),), every=True),
 }
 """By the name of the correction."""
+FIRST = Ladder((Network(),))
+"""What the first proposals and a search give."""
 WEIGHED = Ladder((Network(),), resampled=False)
 """For the weights of proposals alone."""
 

@@ -12,9 +12,9 @@ from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.simulate import sources_again, training_simulator
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.correction.approximation import Approximation
-from pymc_amortized.correction.draws import Request
+from pymc_amortized.correction.draws import Draws, Request
 from pymc_amortized.correction.evidence import Evidence, estimate
-from pymc_amortized.correction.ladder import LADDERS, WEIGHED, draw_proposals
+from pymc_amortized.correction.ladder import FIRST, LADDERS, WEIGHED, draw_proposals
 from pymc_amortized.correction.search import ModeSearch
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
@@ -180,6 +180,10 @@ class TrainedPosterior:
         request = Request(THRESHOLDS.fewest_proposals, 1)
         (result,) = draw_proposals(self.target(datasets), LADDERS["auto"], request, seed)
         return result.theta[0]
+
+    def corrected(self, datasets: DataSets, seed: np.random.SeedSequence) -> list[Draws]:
+        """Draws for several data sets, corrected as far as the first proposals do."""
+        return draw_proposals(self.target(datasets), FIRST, Request(THRESHOLDS.fewest_proposals // 4, 4), seed)
 
     def evidence_of(self, datasets: DataSets, proposals: int, seed: np.random.SeedSequence) -> list[Evidence]:
         """Estimate the marginal likelihood of several data sets, by so many proposals for each."""

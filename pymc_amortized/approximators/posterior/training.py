@@ -26,7 +26,7 @@ from pymc_amortized.approximators.fitting.simulating import (
     structure_of,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
-from pymc_amortized.approximators.posterior.check import report_efficiency, warn_if_off
+from pymc_amortized.approximators.posterior.check import report_efficiency, warn_if_corrected_off, warn_if_off
 from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -283,10 +283,15 @@ class PosteriorFit:
             sketch=self.inputs.sketch,
             compile_kwargs=self.setup.compile_kwargs,
         )
-        some = of_simulations(held_out.take(slice(32)))
+        few = of_simulations(held_out.take(slice(32)))
         known = self.spec.density_obstacle is None
-        report_efficiency(trained, posterior.weights_of(some, self.setup.seed(Stage.LOOP, 1)) if known else [])
+        report_efficiency(trained, posterior.weights_of(few, self.setup.seed(Stage.LOOP, 1)) if known else [])
         warn_if_off(network, self.inputs, held_out, self.setup.seed(Stage.LOOP, 2))
+        if known:
+            some = held_out.take(slice(64))
+            draws = posterior.corrected(of_simulations(some), self.setup.seed(Stage.LOOP, 3))
+            log_joint = posterior.compiled.log_joint(some.unconstrained, of_simulations(some))
+            warn_if_corrected_off(self.spec, draws, log_joint, some, self.setup.seed(Stage.LOOP, 4))
         return posterior
 
     def _ranked(self, held_out: Simulations) -> Simulations:
