@@ -149,6 +149,7 @@ def test_a_wrong_classifier_is_contradicted_by_the_evidence(pair, simulated, cap
     assert table.warning.all()
 
 
+@pytest.mark.usefixtures("blind")
 def test_where_weights_are_poor_the_classifier_is_left(pair, simulated, caplog):
     from test_escalation import HOPELESS, planted
 

@@ -217,6 +217,7 @@ def test_corrected_draws_are_judged_by_how_many_they_are_worth():
     assert metric(check, "log_joint", "p_adjusted") > 1e-3 and (metric(check, "mu", "p_adjusted") > 1e-3).all()
 
 
+@pytest.mark.usefixtures("blind")
 def test_a_correction_that_failed_is_caught(caplog):
     check = quick(standing_in(correlation=0.97), correction="psis")
     assert check["calibration"].attrs["calibrated"] == 0

@@ -31,9 +31,9 @@ from closed_forms import (
 from conftest import briefly, interpreted, nuts
 from models import MODELS, kinds_of
 from numpy.testing import assert_allclose, assert_array_equal
+from test_escalation import planted
 
 import pymc_amortized as pma
-from pymc_amortized.networks.posterior_network import PosteriorNetwork
 
 LOGGER = "pymc_amortized"
 
@@ -235,18 +235,11 @@ def test_ranks_of_a_regression_are_uniform(regression_posterior):
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.6])
-def test_over_and_underconfidence_is_caught_and_corrected(plain_posterior, conjugate_truth, monkeypatch, factor):
-    right = PosteriorNetwork.sample_given
-
-    def scaled(self, *args, **kwargs):
-        theta, log_q = right(self, *args, **kwargs)
-        mean = theta.mean(dim=0, keepdim=True)
-        return mean + factor * (theta - mean), log_q - np.log(factor)
-
-    monkeypatch.setattr(PosteriorNetwork, "sample_given", scaled)
-    raw = calibration_draws(plain_posterior, {"y": conjugate_truth[1]}, correction=None)
+def test_over_and_underconfidence_is_caught_and_corrected(plain_posterior, conjugate_truth, factor):
+    wrong = planted(plain_posterior, factor, 0.0)
+    raw = calibration_draws(wrong, {"y": conjugate_truth[1]}, correction=None)
     assert max(conjugate_p_values(raw, conjugate_truth).values()) < CAUGHT
-    corrected = calibration_draws(plain_posterior, {"y": conjugate_truth[1]})
+    corrected = calibration_draws(wrong, {"y": conjugate_truth[1]})
     p_values = conjugate_p_values(corrected, conjugate_truth)
     assert min(p_values.values()) > SIGNIFICANT / len(p_values), p_values
 
