@@ -29,6 +29,7 @@ from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.approximators.posterior.check import report_efficiency, warn_if_corrected_off, warn_if_off
 from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.continuity import refuse_jumps
@@ -287,12 +288,25 @@ class PosteriorFit:
         known = self.spec.density_obstacle is None
         report_efficiency(trained, posterior.weights_of(few, self.setup.seed(Stage.LOOP, 1)) if known else [])
         warn_if_off(network, self.inputs, held_out, self.setup.seed(Stage.LOOP, 2))
-        if known:
-            some = held_out.take(slice(64))
-            draws = posterior.corrected(of_simulations(some), self.setup.seed(Stage.LOOP, 3))
-            log_joint = posterior.compiled.log_joint(some.unconstrained, of_simulations(some))
-            warn_if_corrected_off(self.spec, draws, log_joint, some, self.setup.seed(Stage.LOOP, 4))
+        if known and len(held_out) > 20:
+            self._check_corrected(posterior, held_out, trained.seconds_training / 10)
         return posterior
+
+    def _check_corrected(self, posterior: TrainedPosterior, held_out: Simulations, seconds: float) -> None:
+        """Rank corrected draws of as many data sets as that takes so many seconds for, at most 64."""
+
+        def corrected(some: Simulations) -> list[Draws]:
+            return posterior.corrected(of_simulations(some), self.setup.seed(Stage.LOOP, 3))
+
+        corrected(held_out.take(slice(1)))  # compiles
+        start = time.perf_counter()
+        corrected(held_out.take(slice(4)))
+        number = min(64, int(4 * seconds / (time.perf_counter() - start)))
+        if number < 20:  # ranks of fewer say little
+            return
+        some = held_out.take(slice(number))
+        log_joint = posterior.compiled.log_joint(some.unconstrained, of_simulations(some))
+        warn_if_corrected_off(self.spec, corrected(some), log_joint, some, self.setup.seed(Stage.LOOP, 4))
 
     def _ranked(self, held_out: Simulations) -> Simulations:
         """Simulations that neither the network nor a score has learned from; a sketch is no part of the score."""
