@@ -42,6 +42,7 @@ def searched(log_density, dim, n=3, **options):
         return log_density(theta), np.empty((k, m, 0)), np.empty((k, m, 0, 0))
 
     covariance = np.broadcast_to(HEAVY[1] ** 2 * np.eye(dim), (n, dim, dim))
+    options = {"thorough": np.ones(n, dtype=bool)} | options
     return find_modes(batch, np.full((n, dim), HEAVY[0]), covariance, dim, **options)
 
 
@@ -57,6 +58,11 @@ def test_a_mode_far_from_what_is_known_is_found_with_its_mass(dim):
 
 def test_one_mode_is_one_mode():
     assert [len(modes) for modes in searched(one_mode, 2)] == [1, 1, 1]
+
+
+def test_where_no_scout_tells_of_a_second_mode_the_first_is_taken_as_it_is():
+    assert searched(one_mode, 1, thorough=np.zeros(3, dtype=bool)) == [[], [], []]
+    assert [len(modes) for modes in searched(two_modes, 2, thorough=np.zeros(3, dtype=bool))] == [2, 2, 2]
 
 
 def test_a_mode_without_mass_is_none():

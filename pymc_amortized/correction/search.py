@@ -78,7 +78,13 @@ class ModeSearch:
         scouts = min(2 ** max(int(np.log2(each)), 4), 2 ** min(dim + 5, 9))
         starts = int(np.clip(each / (4 * POINTS), 1, min(MOST_STARTS, 4 * dim)))
         found = find_modes(
-            of_sampled, best[:, order], covariance[:, order[:, None], order], dim, scouts=scouts, starts=starts
+            of_sampled,
+            best[:, order],
+            covariance[:, order[:, None], order],
+            dim,
+            thorough=np.array([p.want_more(p.log_p.size) for p in sets]),
+            scouts=scouts,
+            starts=starts,
         )
         back = np.argsort(order)
         return [_mixture(modes, back, self.standardizer) if modes else None for modes in found]

@@ -40,10 +40,11 @@ def find_modes(
     covariance: np.ndarray,
     dim: int,
     *,
+    thorough: np.ndarray,
     scouts: int = 256,
     starts: int = 8,
 ) -> list[list[Mode]]:
-    """Find the modes of n targets, in order of their mass.
+    """Find the modes of n targets, in order of their mass; none where no scout tells of a second one.
 
     Parameters
     ----------
@@ -55,6 +56,8 @@ def find_modes(
         What is known of its shape.
     dim : int
         Parameters that are sampled; the others are integrated out.
+    thorough : bool ndarray (n,)
+        Which targets are followed from the highest point anyway, though no scout tells of a second mode.
     scouts : int
         Points, a power of 2, at which the density is evaluated first.
     starts : int
@@ -63,17 +66,20 @@ def find_modes(
     n = len(best)
     theta, owner = _starts(log_density, best, dim, scouts, starts)
     width = np.clip(0.6 * scouts ** (-1 / dim), 0.02, 0.5)  # about half the distance between scouts
-    # what is known comes first, one start for each target
-    owner = np.concatenate([np.arange(n), owner])
+    # what is known comes first, one start for each target that is followed
+    followed = np.unique(np.concatenate([np.flatnonzero(thorough), owner]))
+    if len(followed) == 0:
+        return [[] for _ in range(n)]
+    first = np.concatenate([np.arange(len(followed)), np.searchsorted(followed, owner)])  # the start of what is known
+    owner = np.concatenate([followed, owner])
     mean, proposed = best[owner].copy(), covariance[owner].copy()
-    mean[n:, :dim] = theta
-    scale = np.diagonal(proposed, axis1=1, axis2=2)[:, :dim].copy()
-    scale = np.minimum(scale, width**2)
-    scale[n:] = width**2
+    mean[len(followed) :, :dim] = theta
+    scale = np.minimum(np.diagonal(proposed, axis1=1, axis2=2)[:, :dim], width**2)
+    scale[len(followed) :] = width**2
     proposed[:, :dim, :dim] = scale[..., None] * np.eye(dim)
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(FIRST, POINTS, dim))
-    clear = _finished(found)[owner] & (owner != np.arange(len(owner)))
-    same = ~_apart(found.mean, found.mean[owner], found.covariance[owner], dim)
+    clear = _finished(found)[first] & (first != np.arange(len(first)))
+    same = ~_apart(found.mean, found.mean[first], found.covariance[first], dim)
     stay = ~(clear & same) & (found.ess > 0)
     owner, mean, proposed = owner[stay], found.mean[stay], found.covariance[stay]
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(STAGES, POINTS, dim))
@@ -103,9 +109,9 @@ def reach(dim: int) -> float:
 def _starts(
     log_density: LogDensities, best: np.ndarray, dim: int, scouts: int, starts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where to begin (k, dim), and for which targets (k,).
+    """Where to begin (k, dim), and for which targets (k,): at scouts that are higher than all others near them.
 
-    Scouts come first that are higher than all others near them: those on the way up to what is known are not.
+    Those on the way up to what is known are not.
     """
     n = len(best)
     spread = quasi_normal(1, scouts, dim)[0]
@@ -118,8 +124,8 @@ def _starts(
     theta, owners = [], []
     for i in range(n):
         away = np.square(spread - best[i, :dim]).sum(axis=1)
-        order = np.lexsort((-log_p[i], ~top[i] | (away < within)))
-        chosen = [j for j in order if log_p[i, j] > IMPOSSIBLE][:starts]
+        (some,) = np.nonzero(top[i] & (away > within) & (log_p[i] > IMPOSSIBLE))
+        chosen = some[np.argsort(-log_p[i, some], kind="stable")][:starts]
         theta.extend(spread[chosen])
         owners.extend([i] * len(chosen))
     return np.reshape(theta, (-1, dim)), np.array(owners, dtype=int)
