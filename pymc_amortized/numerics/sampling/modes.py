@@ -82,6 +82,8 @@ def find_modes(
     same = ~_apart(found.mean, found.mean[first], found.covariance[first], dim)
     stay = ~(clear & same) & (found.ess > 0)
     owner, mean, proposed = owner[stay], found.mean[stay], found.covariance[stay]
+    if len(owner) == 0:
+        return [[] for _ in range(n)]
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(STAGES, POINTS, dim))
     return [_distinct(found, np.flatnonzero(owner == i), dim) for i in range(n)]
 
