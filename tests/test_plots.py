@@ -131,6 +131,7 @@ def test_history_shows_both_losses():
         pma.plot_history(3)
 
 
+@pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize(("correlation", "color"), [(0.3, BLUE), (0.97, RED)])
 def test_weights_of_one_data_set(correlation, color):
     dt = standing_in(correlation=correlation).sample(
