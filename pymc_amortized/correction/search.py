@@ -27,6 +27,8 @@ EVALUATIONS = 4096
 LEAST_SHARE = 0.5
 """Of the proposals that a mode gets, times the number of modes, however light it seems to be."""
 MOST_STARTS = 8
+MOST_WEIGHTED = 512
+"""Proposals that tell the shape of what is known, which need not be exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +105,12 @@ class ModeSearch:
 
 def _moments(proposals: Proposals, standardizer: ParameterStandardizer) -> tuple[np.ndarray, np.ndarray]:
     """The highest of all proposals, and their weighted covariance, in units of the prior."""
-    theta, log_weights = proposals.theta, proposals.log_weights.ravel()
-    weights = tempered(log_weights, theta.shape[-1])
-    z = standardizer.exact(torch.from_numpy(theta.reshape(-1, theta.shape[-1])))[0].numpy()
-    place = Whitening.of(z, weights)
-    return z[proposals.log_p.argmax()], place.factor @ place.factor.T
+    log_weights, log_p = proposals.log_weights.ravel(), proposals.log_p.ravel()
+    theta = proposals.theta.reshape(len(log_p), -1)
+    some = np.append(np.arange(0, len(log_p), -(-len(log_p) // MOST_WEIGHTED)), log_p.argmax())
+    z = standardizer.exact(torch.from_numpy(theta[some]))[0].numpy()
+    place = Whitening.of(z, tempered(log_weights[some], z.shape[1]))
+    return z[-1], place.factor @ place.factor.T
 
 
 def _mixture(modes: Sequence[Mode], back: np.ndarray, standardizer: ParameterStandardizer) -> StudentMixture:
