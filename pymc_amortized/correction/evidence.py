@@ -23,7 +23,7 @@ from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_
 from pymc_amortized.correction.draws import Request
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.rounds import Mixture, Network, Rounds
-from pymc_amortized.correction.rungs.tempered import Tempered, populate, propose_from
+from pymc_amortized.correction.rungs.tempered import Tempered, populate, propose_from, unstandardized
 from pymc_amortized.correction.target import TRIED, PosteriorTarget
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import truncating
@@ -155,7 +155,10 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
     evidence = _judged(target, index, proposals)
     if evidence.doubt is None:
         return evidence
-    if proposals.undefined or not Convergence.of(particles.z, 0, target.spec.circular).converged:
+    if (
+        proposals.undefined
+        or not Convergence.of(unstandardized(target, particles.z), 0, target.spec.circular).converged
+    ):
         return None
     largest = particles.log_evidence.max()
     each = np.exp(particles.log_evidence - largest)

@@ -67,7 +67,7 @@ class Nuts:
         """Replace the draws of some of all data sets, as far as is asked for; mark what is not settled then."""
         results = list(draws)
         allowed = list(indices[: request.max_nuts])
-        stopped = f"max_nuts={request.max_nuts} was reached"
+        stopped, reached = f"max_nuts={request.max_nuts} was reached", False
         left = set(indices)
         if allowed:
             runs, seeds = _Runs(self, target, request.budget), dict(zip(allowed, seed.spawn(len(allowed)), strict=True))
@@ -81,9 +81,9 @@ class Nuts:
             except KeyboardInterrupt:
                 stopped = "NUTS was interrupted"
             except NoGradientError as error:
-                stopped = f"the model has no gradient, which NUTS needs ({error})"
+                stopped, reached = f"the model has no gradient, which NUTS needs ({error})", True
         for i in left:
-            results[i] = replace(results[i], failure=Failure(stopped, reached="gradient" in stopped))
+            results[i] = replace(results[i], failure=Failure(stopped, reached=reached))
         return results
 
 
@@ -158,7 +158,9 @@ class _Runs:
         fitted = near.draw(1000, rng)
         log_near = self._target.log_p(fitted, index) - near.log_density(fitted)
         log_far = np.where(far, log_weights, -np.inf)
-        largest = np.nanmax([log_near.max(), log_far.max()])
+        largest = np.nanmax([*log_near, *log_far])
+        if not np.isfinite(largest):
+            return 0.0, 0.0
         inside, outside = (np.exp(np.nan_to_num(part - largest, nan=-np.inf)) for part in (log_near, log_far))
         mass = outside.mean() / (outside.mean() + inside.mean())
         errors = [part.std() / np.sqrt(len(part)) / max(part.mean(), 1e-300) for part in (inside, outside)]

@@ -57,14 +57,14 @@ def find_modes(
     dim : int
         Parameters that are sampled; the others are integrated out.
     thorough : bool ndarray (n,)
-        Which targets are followed from the highest point anyway, though no scout tells of a second mode.
+        Which targets are followed from the highest point, and from as many scouts as are allowed, in any case.
     scouts : int
         Points, a power of 2, at which the density is evaluated first.
     starts : int
         How many of these are followed.
     """
     n = len(best)
-    theta, owner = _starts(log_density, best, dim, scouts, starts)
+    theta, owner = _starts(log_density, best, dim, thorough, scouts, starts)
     width = np.clip(0.6 * scouts ** (-1 / dim), 0.02, 0.5)  # about half the distance between scouts
     # what is known comes first, one start for each target that is followed
     followed = np.unique(np.concatenate([np.flatnonzero(thorough), owner]))
@@ -109,11 +109,11 @@ def reach(dim: int) -> float:
 
 
 def _starts(
-    log_density: LogDensities, best: np.ndarray, dim: int, scouts: int, starts: int
+    log_density: LogDensities, best: np.ndarray, dim: int, thorough: np.ndarray, scouts: int, starts: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where to begin (k, dim), and for which targets (k,): at scouts that are higher than all others near them.
 
-    Those on the way up to what is known are not.
+    Those on the way up to what is known are not. Of targets that are thoroughly searched, the best others follow.
     """
     n = len(best)
     spread = quasi_normal(1, scouts, dim)[0]
@@ -126,8 +126,9 @@ def _starts(
     theta, owners = [], []
     for i in range(n):
         away = np.square(spread - best[i, :dim]).sum(axis=1)
-        (some,) = np.nonzero(top[i] & (away > within) & (log_p[i] > IMPOSSIBLE))
-        chosen = some[np.argsort(-log_p[i, some], kind="stable")][:starts]
+        alone = top[i] & (away > within)
+        (some,) = np.nonzero((alone | thorough[i]) & (log_p[i] > IMPOSSIBLE))
+        chosen = some[np.lexsort((-log_p[i, some], ~alone[some]))][:starts]
         theta.extend(spread[chosen])
         owners.extend([i] * len(chosen))
     return np.reshape(theta, (-1, dim)), np.array(owners, dtype=int)
