@@ -116,7 +116,7 @@ def test_simulations_made_ahead_are_the_same():
             generator = torch.Generator().manual_seed(made)
             return torch.randn(n, 1, generator=generator), {"x": torch.randn(n, 2, generator=generator)}
 
-        return FreshSimulations(simulate, 8, workers=workers)
+        return FreshSimulations(simulate, 8, workers=lambda: workers)
 
     workers = Closed()
     here, ahead = source(None), source(workers)
@@ -139,7 +139,7 @@ def test_an_error_ahead_is_raised_where_its_simulations_are_wanted():
             raise RuntimeError("no more")
         return torch.zeros(n, 1), {}
 
-    source = FreshSimulations(simulate, 4, workers=Closed())
+    source = FreshSimulations(simulate, 4, workers=Closed)
     source.next()
     with pytest.raises(RuntimeError, match="no more"):
         source.next()
@@ -175,7 +175,7 @@ def test_a_posterior_is_the_same_with_workers(monkeypatch):
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
     closed = []
     close = FreshSimulations.close
-    monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s._workers), close(s)))
+    monkeypatch.setattr(source_module.FreshSimulations, "close", lambda s: (closed.append(s.workers), close(s)))
     losses = []
     for worth in (False, True):
         monkeypatch.setattr("pymc_amortized.approximators.fitting.plan.worth_workers", lambda *_, worth=worth: worth)

@@ -16,6 +16,7 @@ from pymc_amortized.training.source import (
     Reduce,
 )
 from pymc_amortized.training.state import TrainingState
+from pymc_amortized.training.stopping import Efficiency, Stopping
 from pymc_amortized.training.trained import Trained, report, summary_line
 
 __all__ = [
@@ -24,10 +25,12 @@ __all__ = [
     "FixedSimulations",
     "FreshSimulations",
     "Reduce",
+    "Efficiency",
     "History",
     "LastLayers",
     "Shared",
     "Status",
+    "Stopping",
     "Task",
     "Trained",
     "Training",

@@ -21,6 +21,7 @@ from pymc_amortized.training.schedule import LastLayers
 from pymc_amortized.training.settling import Stopped
 from pymc_amortized.training.source import Batches
 from pymc_amortized.training.state import TrainingState
+from pymc_amortized.training.stopping import Stopping
 from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights
 
@@ -36,6 +37,7 @@ def train(
     progress: bool | Callback = False,
     device: str | torch.device | None = None,
     last_layers: LastLayers | None = None,
+    stopping: Stopping | None = None,
 ) -> Trained:
     """Train a network.
 
@@ -62,6 +64,8 @@ def train(
         See ``choose_device``.
     last_layers : LastLayers, optional
         From when on only these are trained.
+    stopping : Stopping, optional
+        When to stop before all steps of the options are made.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def train(
     -----
     ``KeyboardInterrupt`` is not raised: it ends training, and the best weights so far are kept.
     """
-    task = Task(network, source, held_out, options, resume, last_layers=last_layers)
+    task = Task(network, source, held_out, options, resume, last_layers=last_layers, stopping=stopping)
     return train_together([task], seed=seed, progress=progress, device=device)[0]
 
 

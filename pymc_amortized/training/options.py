@@ -20,6 +20,8 @@ WHOLE = 0.25
 # How often a simulation is used at most: the more often, the less is learned (4,000 steps from 390,000 simulations:
 # 0.833, from 131,000: 0.847).
 MOST_PASSES = 8
+# Of a training of unknown length, before anything is known: with a density, most are done by then.
+EXPECTED_STEPS = 400
 # However slow a step: with fewer there is no schedule to speak of.
 FEWEST_STEPS = 300
 
@@ -123,6 +125,18 @@ class Training:
     def steps(self) -> int:
         """Steps of the schedule, where nothing has been planned by the clock."""
         return MOST_STEPS if self.num_steps is None else self.num_steps
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether training ends when it is good enough, not after a given number of steps."""
+        return self.num_steps is None
+
+    @property
+    def expected_simulations(self) -> int:
+        """Simulations that training is expected to need at least."""
+        if self.open_ended:
+            return self.batch_size * EXPECTED_STEPS // (self.passes or MOST_PASSES)
+        return self.batch_size * self.steps
 
     def planned(self, seconds_per_step: float, seconds: float = DEFAULT_SECONDS) -> "Training":
         """Choose the number of steps by what a step takes; what the user chose stays.

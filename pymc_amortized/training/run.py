@@ -6,22 +6,24 @@ Nothing in a step waits for the device: losses are added up there and read at ev
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.logs import logger
 from pymc_amortized.training.device import random_state, set_random_state
 from pymc_amortized.training.history import SERIES, History
 from pymc_amortized.training.judge import Judge
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
-from pymc_amortized.training.schedule import LastLayers, scheduled
+from pymc_amortized.training.schedule import DECAY, LastLayers, scheduled
 from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise, stalled
 from pymc_amortized.training.source import Batches, moved
 from pymc_amortized.training.state import Standing, TrainingState, check_layout, group, prefixed
+from pymc_amortized.training.stopping import FIRST_CHECK, Efficiency, Stopping
 from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights, scalar_loss
 
@@ -39,6 +41,7 @@ class Task:
     options: Training
     resume: TrainingState | None = None
     last_layers: LastLayers | None = None
+    stopping: Stopping | None = None
 
 
 class Run:
@@ -53,7 +56,7 @@ class Run:
 
     def __init__(self, task: Task, weights: FlatWeights) -> None:
         self.network, self.source, self.options = task.network, task.source, task.options
-        self.last_layers = task.last_layers
+        self.last_layers, self.stopping = task.last_layers, task.stopping
         self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
         self.weights, self.device = weights, weights.vector.device
         self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
@@ -74,10 +77,12 @@ class Run:
 
     def step(self) -> Stopped | None:
         """Make one step, unless there is a reason to stop, which is returned."""
+        if self.stopping is not None and self.at.cycle_step >= self.at.next_check and self.lasts():
+            self.check(self.stopping)
         fraction = self.fraction()
         if fraction >= 1:
-            return "steps" if self.at.cycle_step >= self.options.steps else "time"
-        if self.last_layers is not None and not self.at.last_layers and fraction >= self.last_layers.after:
+            return self.ending()
+        if self.goes_on_with_last_layers(fraction):
             self.evaluate()
             if reason := self.reason_to_stop():
                 return reason
@@ -88,6 +93,58 @@ class Run:
                 return reason
         self.advance(fraction)
         return None
+
+    def ending(self) -> Stopped:
+        """Return why a training has come to its end."""
+        if self.at.cycle_step < self.steps:
+            return "time"
+        return self.at.decided or "steps"
+
+    @property
+    def steps(self) -> int:
+        """Steps of this cycle, as far as is known."""
+        return self.at.limit if self.at.decided else self.options.steps
+
+    def lasts(self) -> bool:
+        """Whether the end of a training of unknown length has not begun yet."""
+        return not self.at.decided and self.fraction() < 1 - DECAY
+
+    def check(self, stopping: Stopping) -> None:
+        """Look whether training is good enough, or brings little; its last steps begin then, at a falling rate."""
+        if not self.at.rows or self.at.rows[-1][0] < self.at.step or not self.judge.evaluations:
+            self.evaluate()
+        if stopping.measure is not None:
+            efficiency = self.measured_by(stopping.measure)
+            self.at.measured.append([efficiency.typical, efficiency.hardest])
+        made = self.at.cycle_step
+        self.at.next_check = max(2 * made, FIRST_CHECK)
+        logger.debug(
+            "After %d steps: held-out loss %.3f, %s", made, self.judge.evaluations[-1].loss, self.measured[-1:]
+        )
+        reason = stopping.reason(self.measured, self.judge.evaluations, made)
+        if reason is not None:
+            self.at.decided = reason
+            self.at.limit = min(math.ceil(made / (1 - DECAY)), self.options.steps)
+
+    @property
+    def measured(self) -> tuple[Efficiency, ...]:
+        """What was measured in this cycle."""
+        return tuple(Efficiency(*values) for values in self.at.measured)
+
+    def measured_by(self, measure: Callable[[], Efficiency]) -> Efficiency:
+        """Measure the averaged weights."""
+        self.network.eval()
+        try:
+            with self.weights.replaced(self.average):
+                return measure()
+        finally:
+            self.network.train()
+
+    def goes_on_with_last_layers(self, fraction: float) -> bool:
+        """Whether it is time for that."""
+        if self.last_layers is None or self.at.last_layers or self.at.decided:
+            return False
+        return fraction >= self.last_layers.after
 
     def advance(self, fraction: float) -> None:
         """Make one step."""
@@ -110,7 +167,7 @@ class Run:
 
     def fraction(self) -> float:
         """Return the share of the training that is done, by steps or time."""
-        by_steps = self.at.cycle_step / self.options.steps
+        by_steps = self.at.cycle_step / self.steps if self.steps else 1.0  # nothing to learn
         if self.options.max_time is None:
             return by_steps
         time = (self.at.cycle_seconds + self.elapsed()) / self.options.max_time
@@ -143,8 +200,10 @@ class Run:
     def rate(self, fraction: float) -> float:
         """Return the learning rate."""
         # Taken halfway through the coming step, so that it is never quite zero.
-        halfway = fraction + 0.5 / self.options.steps
+        halfway = fraction + 0.5 / max(self.steps, 1)
         peak = self.options.learning_rate * RESTART_RATE**self.at.cycle * 0.5**self.at.restarts
+        if self.stopping is not None:
+            return peak * scheduled(halfway, self.at.cycle_step, 0.0, DECAY)
         return peak * scheduled(halfway, self.at.cycle_step, self.options.warmup)
 
     def evaluate(self) -> None:
@@ -199,7 +258,7 @@ class Run:
         self.network.eval()
         evaluations, negligible = self.judge.evaluations, self.judge.negligible
         gain, error = last_gain(evaluations)
-        judged = enough_to_judge(self.at.cycle_step, len(evaluations))
+        judged = stopped in ("target", "gain") or enough_to_judge(self.at.cycle_step, len(evaluations))
         if self.at.last_layers and self.last_layers is not None:
             judged = judged and not stalled(evaluations, self.last_layers.after, negligible * self.judge.parameters)
         overfit = rise(evaluations, negligible) if self.source.fixed else 0.0
@@ -217,6 +276,7 @@ class Run:
             simulations=self.source.simulations,
             seconds_simulating=self.source.seconds,
             seconds_training=self.at.training_seconds + self.elapsed() - simulating,
+            measured=self.measured,
         )
 
     def recent_losses(self) -> Tensor:

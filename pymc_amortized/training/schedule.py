@@ -1,11 +1,20 @@
-"""The learning rate over the course of training, and when its last layers go on alone."""
+"""The learning rate over the course of training, and when its last layers go on alone.
+
+Where the number of steps is known, the rate rises and falls along half a cosine. Where training may stop at any time,
+it stays at its peak until the end is decided, and falls over a last share of the steps (warmup, stable, decay: Hu et
+al. 2024, arXiv 2404.06395).
+"""
 
 import math
 from dataclasses import dataclass
 
+DECAY = 0.2
+"""Share of the steps over which the rate falls at the end of a training of unknown length: a tenth to a fifth is as
+good as more (Haegele et al. 2024, arXiv 2405.18392)."""
 
-def scheduled(fraction: float, step: int, warmup: float) -> float:
-    """Return the share of the peak learning rate: a linear rise, half a cosine down to zero.
+
+def scheduled(fraction: float, step: int, warmup: float, decay: float = 1.0) -> float:
+    """Return the share of the peak learning rate: a linear rise, a constant, half a cosine down to zero.
 
     Parameters
     ----------
@@ -15,6 +24,8 @@ def scheduled(fraction: float, step: int, warmup: float) -> float:
         Steps made since the schedule began.
     warmup : float
         Share of the training over which the rate rises.
+    decay : float
+        Share over which it falls at the end; 1 for all that follows the rise.
 
     Returns
     -------
@@ -25,7 +36,8 @@ def scheduled(fraction: float, step: int, warmup: float) -> float:
     rising = min((step + 1) / 20, 1.0)  # however little time there is, Adam's moments want a few steps first
     if fraction < warmup:
         return min(rising, fraction / warmup)
-    falling = 0.5 * (1.0 + math.cos(math.pi * (fraction - warmup) / (1.0 - warmup)))
+    start = max(warmup, 1.0 - decay)
+    falling = 0.5 * (1.0 + math.cos(math.pi * max(fraction - start, 0.0) / (1.0 - start)))
     return min(rising, falling)
 
 

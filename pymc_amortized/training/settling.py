@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-Stopped = Literal["steps", "time", "patience", "interrupt", "diverged"]
+Stopped = Literal["steps", "time", "target", "gain", "patience", "interrupt", "diverged"]
 
 NEGLIGIBLE = 0.05
 """Nats per parameter that are not worth more training: a Kullback-Leibler divergence as of a mean that is off by 0.3
@@ -104,4 +104,6 @@ def is_settled(stopped: Stopped, gain: float, error: float, overfit: float, negl
     """Apply the rule that ``Trained.settled`` states."""
     if stopped in ("interrupt", "diverged") or overfit > 0:
         return False
+    if stopped in ("target", "gain"):
+        return True
     return _sure(gain, error) <= negligible

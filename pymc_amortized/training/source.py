@@ -93,9 +93,11 @@ class FreshSimulations:
         batches or 64 MiB of tensors: a slow simulator does not keep a short training waiting.
         The sizes depend on the arrays alone, never on time, so that the same seed gives the same
         simulations.
-    workers : object with a method close, optional
-        What ``simulate`` uses and leaves the interpreter's lock alone, other processes say. Then
-        the next simulations are made in a thread while these are used.
+    workers : callable, optional
+        Makes what ``simulate`` may use (:attr:`workers`) and leaves the interpreter's lock alone, other processes say.
+        From then on the next simulations are made in a thread while these are used.
+    alone : int
+        Simulations after which these are started: for a few it would not be worth it.
     passes : int
         How often a simulation is used, on average.
     most : int
@@ -111,7 +113,8 @@ class FreshSimulations:
         *,
         device: torch.device | str = "cpu",
         refill: int | None = None,
-        workers: Closeable | None = None,
+        workers: Callable[[], Closeable] | None = None,
+        alone: int = 0,
         passes: int = 1,
         most: int = REFILL_BATCHES,
     ) -> None:
@@ -122,9 +125,9 @@ class FreshSimulations:
         self._refill = batch_size if refill is None else max(refill, batch_size)
         self._held: Batch | None = None
         self._used = self._size = 0
-        self._workers = workers
-        # PyTensor's functions are not to be called by two threads at once: this one waits for that one to end
-        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if workers else None
+        self.workers: Any = None
+        self._start, self._alone = workers, alone
+        self._thread: ThreadPoolExecutor | None = None
         self._coming: Future[Batch] | None = None
         self._reduce: Reduce | None = None
         self._memory = Memory(MEMORY_BYTES) if passes > 1 else None
@@ -170,6 +173,7 @@ class FreshSimulations:
 
     def _simulated(self) -> Batch:
         start = time.perf_counter()
+        self._start_workers()
         batch = self._made(self._refill, self._reduce) if self._coming is None else self._coming.result()
         z, encoded = batch
         self.simulations += len(z)
@@ -183,6 +187,13 @@ class FreshSimulations:
             self._coming = self._thread.submit(self._made, self._refill, self._reduce)
         return batch
 
+    def _start_workers(self) -> None:
+        """Start them once enough simulations were made without."""
+        if self._start is not None and self.workers is None and self.simulations >= self._alone:
+            self.workers = self._start()
+            # PyTensor's functions are not to be called by two threads at once: this one waits for that one to end
+            self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
     @torch.no_grad()
     def _made(self, n: int, reduce: Reduce | None) -> Batch:
         z, encoded = self.simulate(n)
@@ -192,10 +203,10 @@ class FreshSimulations:
 
     def close(self) -> None:
         """End the workers, and wait for the thread."""
-        if self._workers is not None and self._thread is not None:
-            self._workers.close()
+        if self.workers is not None and self._thread is not None:
+            self.workers.close()
             self._thread.shutdown()
-            self._workers = self._thread = self._coming = None
+            self.workers = self._start = self._thread = self._coming = None
 
     def state(self) -> dict[str, Any]:
         """Return the counts and the size of the next refill; simulations are drawn anew."""

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+
+Decided = Literal["target", "gain"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,10 @@ class Standing:
     restarts: int = 0
     last_layers: bool = False  # whether only the last layers are still trained
     finished: bool = False
+    limit: int = 0  # steps of this cycle, once the end of a training of unknown length is decided
+    decided: Decided | None = None  # why
+    next_check: int = 0  # steps of this cycle after which it is looked at whether to end
+    measured: list[list[float]] = field(default_factory=list)  # efficiencies then: typical, hardest
     rows: list[list[float]] = field(default_factory=list)  # of the history
 
     def next_cycle(self) -> "Standing":
@@ -51,6 +57,10 @@ class Standing:
             fruitless=0,
             last_layers=False,
             finished=False,
+            limit=0,
+            decided=None,
+            next_check=0,
+            measured=[],
         )
 
     def values(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pymc_amortized.logs import logger
 from pymc_amortized.training.history import History
 from pymc_amortized.training.settling import Stopped, enough_to_judge
 from pymc_amortized.training.state import TrainingState
+from pymc_amortized.training.stopping import Efficiency
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +25,11 @@ class Trained:
     state : TrainingState
         To be passed to ``train(resume=...)``.
     stopped : str
-        What ended training: "steps", "time", "patience", "interrupt" or "diverged".
+        What ended training: "steps", "time", "target" (good enough), "gain" (twice the steps would bring little),
+        "patience", "interrupt" or "diverged".
     settled : bool
-        Whether more steps would bring little: training came to its end, its second half lowered the
+        Whether more steps would bring little, or are not needed ("target", "gain"): or training came to its end, its
+        second half lowered the
         held-out loss by at most 0.05 nats per parameter beyond two standard errors, and it does not
         overfit. Where the last layers went on alone, they brought more than the second half of what
         came before. A loss that is not in nats says itself how much is little.
@@ -43,6 +46,8 @@ class Trained:
         Simulations used for training.
     seconds_simulating, seconds_training : float
         Over all trainings that were continued.
+    measured : tuple of Efficiency
+        After each doubling of the steps, where that decided when to stop.
     """
 
     network: nn.Module = field(repr=False)
@@ -57,11 +62,14 @@ class Trained:
     simulations: int
     seconds_simulating: float
     seconds_training: float
+    measured: tuple[Efficiency, ...] = ()
 
 
 _ENDINGS: dict[str, str] = {
     "steps": "",
     "time": " (max_time reached)",
+    "target": ", until it was good enough",
+    "gain": ", until twice the steps would bring little",
     "patience": " (stopped early)",
     "interrupt": " (interrupted; the best weights so far are kept)",
     "diverged": " (given up: most losses were not finite)",
@@ -85,6 +93,10 @@ def summary_line(trained: Trained) -> str:
 
 
 def _verdict(trained: Trained) -> str:
+    if trained.stopped == "target" and not math.isfinite(trained.gain):
+        return "the network as it begins was good enough."
+    if trained.stopped in ("target", "gain"):
+        return f"the second half of training lowered it by {trained.gain:.3f} (+- {trained.gain_error:.3f})."
     if trained.settled:
         return "it settled."
     if trained.overfit > 0:

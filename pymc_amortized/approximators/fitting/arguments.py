@@ -10,6 +10,7 @@ import torch
 
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import check_names
+from pymc_amortized.training import Efficiency, Training
 
 Correction = Literal["auto", "psis", "nuts"] | None
 
@@ -21,6 +22,43 @@ def check_integer(name: str, value: Any, *, smallest: int = 1) -> int:
     if value < smallest:
         raise ValueError(f"{name} must be an integer of at least {smallest}, got {value}")
     return int(value)
+
+
+def read_target(value: Any, options: Training) -> float | None:
+    """Check `target_efficiency` against how training is told to go."""
+    if value is None:
+        return None
+    allowed = "target_efficiency must be a number in (0, 1), such as 0.5: draws are then worth half as many exact ones"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{allowed}; got {value!r}")
+    if not 0 < float(value) < 1:
+        raise ValueError(f"{allowed}; got {value!r}")
+    if not options.open_ended:
+        raise ValueError(
+            f"target_efficiency and num_steps={options.num_steps} exclude each other: the one ends training when it is "
+            "good enough, the other after so many steps. Leave one of them out; max_time= bounds a training that has a "
+            "target"
+        )
+    return float(value)
+
+
+def target_of(spec: ModelSpec, wanted: float | None, default: float | None) -> Efficiency | None:
+    """Return the efficiency at which training ends; None where it goes on as long as that brings something.
+
+    Raises
+    ------
+    ValueError
+        Where an efficiency is wanted of a model without a density.
+    """
+    if spec.density_obstacle is not None:
+        if wanted is not None:
+            raise ValueError(
+                f"target_efficiency={wanted} needs the model's density: {spec.density_obstacle}. Leave it out: then "
+                "training ends when the held-out loss no longer falls, or after max_time="
+            )
+        return None
+    typical = default if wanted is None else wanted
+    return None if typical is None else Efficiency.wanted(typical)
 
 
 def read_count(name: str, value: Any, *, smallest: int = 1) -> int | None:

@@ -16,6 +16,7 @@ from pymc_amortized.training import (
     Batch,
     Batches,
     LastLayers,
+    Stopping,
     Trained,
     Training,
     TrainingState,
@@ -76,6 +77,7 @@ class Setup:
         *,
         resume: TrainingState | None = None,
         last_layers: LastLayers | None = None,
+        stopping: Stopping | None = None,
     ) -> Trained:
         """Train one network by a source of batches, judged by a prepared batch; see :func:`train`."""
         with self.threads():
@@ -89,6 +91,7 @@ class Setup:
                 progress=self.progressbar,
                 device=self.device,
                 last_layers=last_layers,
+                stopping=stopping,
             )
 
 

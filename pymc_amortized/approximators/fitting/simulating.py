@@ -110,6 +110,7 @@ def fresh_source(
     simulator: Simulator | Pool,
     processes: int,
     batch_size: int | None = None,
+    alone: int = 0,
 ) -> FreshSimulations:
     """Make batches of simulations as training goes.
 
@@ -124,18 +125,19 @@ def fresh_source(
         That simulate beside training; 0 for none.
     batch_size : int, optional
         By default that of the options.
+    alone : int
+        Simulations that this process makes before these are started.
     """
-    source: FreshSimulations | None = None
-    workers = Workers(simulator, processes) if processes else None
 
     def simulate(n: int) -> Batch:
-        return make(n, source.simulations if source is not None else 0, workers)
+        return make(n, source.simulations, source.workers)
 
     source = FreshSimulations(
         simulate,
         batch_size or setup.options.batch_size,
         device=setup.device,
-        workers=workers,
+        workers=(lambda: Workers(simulator, processes)) if processes else None,
+        alone=alone,
         passes=setup.options.passes or 1,
         # sketches take seconds: training ends with one refill
         most=8 if simulator.has_extra else REFILL_BATCHES,

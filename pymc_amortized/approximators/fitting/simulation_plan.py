@@ -19,6 +19,8 @@ class Limits:
     """For a fixed set, at most, unless the user says otherwise: about what training costs."""
     slow_batch: float = 0.05
     """Seconds for the simulations of one batch: several training steps. Slower ones are simulated once and reused."""
+    slowest_batch: float = 0.5
+    """The same where training ends when it is good enough, and uses each of the latest simulations several times."""
     fewest: int = 2000
     """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
     processes: float = 20.0
@@ -51,7 +53,7 @@ class SimulationPlan:
 
     def with_processes(self, options: Training) -> SimulationPlan:
         """Take several processes where what simulations cost is worth their start, unless the user has chosen."""
-        expected = self.seconds * (self.number or options.batch_size * options.steps)
+        expected = self.seconds * (self.number or options.expected_simulations)
         if self.number is None or self.chosen:
             expected = min(expected, self.budget)
         return replace(self, cores=available_cores()) if self.free and expected > LIMITS.processes else self
@@ -90,7 +92,8 @@ def plan_simulations(
         return SimulationPlan(number, cores, budget=budget)
     seconds = timed()
     plan = SimulationPlan(number, cores or 1, seconds + sketching, budget, free=cores is None).with_processes(options)
-    if number is not None or seconds * options.batch_size / plan.cores <= LIMITS.slow_batch:
+    slow = LIMITS.slowest_batch if options.open_ended else LIMITS.slow_batch
+    if number is not None or seconds * options.batch_size / plan.cores <= slow:
         return plan
     plan = replace(plan, number=max(plan.affordable(plan.seconds), LIMITS.fewest), chosen=True)
     assert plan.number is not None

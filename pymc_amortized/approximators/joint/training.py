@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pymc_amortized.approximators.fitting.arguments import target_of
 from pymc_amortized.approximators.fitting.plan import SimulationCost, cheapest_step, others
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
@@ -23,8 +24,9 @@ from pymc_amortized.approximators.likelihood.check import check_likelihood
 from pymc_amortized.approximators.likelihood.error import simulations_to_check
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, emulator_of
 from pymc_amortized.approximators.likelihood.training import DEFAULT, HELD_OUT_ROWS, PILOT_ROWS
+from pymc_amortized.approximators.posterior.check import Measure
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.approximators.posterior.training import PosteriorFit
+from pymc_amortized.approximators.posterior.training import TARGET, PosteriorFit
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.rows.exchange import with_learned_density
@@ -37,7 +39,7 @@ from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.fitting import fit_layout
 from pymc_amortized.row_density.row_layout import Layout
-from pymc_amortized.training import Batch, Batches, Shared, Task, Trained, fastest_step, train_together
+from pymc_amortized.training import Batch, Batches, Shared, Stopping, Task, Trained, fastest_step, train_together
 
 
 class JointFit:
@@ -74,7 +76,17 @@ class JointFit:
             lambda: seconds_of_simulator(simulator, setup.seed(Stage.TIMING)), setup.options, num_simulations, cores
         )
         # the regression at which the likelihood starts takes more simulations than a posterior's statistics
-        self.posterior = PosteriorFit(spec, context, missing, simulator, setup, plan, sketched=sketched, pilot=8192)
+        self.posterior = PosteriorFit(
+            spec,
+            context,
+            missing,
+            simulator,
+            setup,
+            plan,
+            sketched=sketched,
+            pilot=8192,
+            target=target_of(spec, None, TARGET),
+        )
 
     @property
     def setup(self) -> Setup:
@@ -103,8 +115,9 @@ class JointFit:
         network = fit.build(some, summary, density)
         processes = self._plan_steps(network, row_network, layout, statistics)
         source = self._source(network, layout, statistics, processes)
-        of_posterior, of_likelihood = self._train(network, row_network, layout, source, held_out)
-        posterior = fit.finish(network, gaps, of_posterior, held_out, pilot, some)
+        measure = fit.measure(network, gaps, held_out)
+        of_posterior, of_likelihood = self._train(network, row_network, layout, source, held_out, measure)
+        posterior = fit.finish(network, gaps, of_posterior, held_out, pilot, measure)
         return posterior, self._likelihood(row_network.to("cpu"), of_likelihood, pilot)
 
     def _start_density(self, network: RowNetwork) -> ModelSpec | None:
@@ -190,6 +203,7 @@ class JointFit:
         layout: Layout,
         source: Batches,
         held_out: Simulations,
+        measure: Measure | None,
     ) -> list[Trained]:
         judged = max(min(HELD_OUT_ROWS // len(held_out), self.read_from.rows), 1)
         held = self._both(network, layout, held_out, judged, Stage.HELD_OUT)
@@ -202,8 +216,20 @@ class JointFit:
         )
         rows = shared.view(lambda batch, number: of_rows(batch, number, self.each))
         tasks = [
-            Task(network, shared.view(of_datasets), of_datasets(held), options),
-            Task(row_network, rows, of_rows(held), of_likelihood),
+            Task(
+                network,
+                shared.view(of_datasets),
+                of_datasets(held),
+                options,
+                stopping=Stopping(measure, self.posterior.target) if self.posterior.open_ended else None,
+            ),
+            Task(
+                row_network,
+                rows,
+                of_rows(held),
+                of_likelihood,
+                stopping=Stopping.of_rows(self.read_from.rows) if self.posterior.open_ended else None,
+            ),
         ]
         with self.setup.threads():
             return train_together(

@@ -39,7 +39,7 @@ from pymc_amortized.row_density.places import places_differ
 from pymc_amortized.row_density.prepared import Rows, inside, prepare, prepare_together, usable
 from pymc_amortized.row_density.ratio import prepare_pairs, without_bounds
 from pymc_amortized.row_density.row_layout import Layout
-from pymc_amortized.training import Batch, Batches, Training, fastest_step, report
+from pymc_amortized.training import Batch, Batches, Stopping, Training, fastest_step, report
 from pymc_amortized.training.options import MOST_PASSES
 
 DEFAULT = Training(batch_size=4096, learning_rate=2e-3, weight_decay=0.0, evaluations=25)
@@ -102,8 +102,10 @@ class LikelihoodFit:
         most = -(-PILOT_ROWS // len(pilot))
         layout, network = self._network(self._rows(pilot, most, Stage.PILOT), size, kinds)
         held_out = self._held_out(layout, pilot)
+        open_ended = self.setup.options.open_ended
         source = self._source(network, layout, pilot)
-        trained = self.setup.train(network, source, held_out)
+        stopping = Stopping.of_rows(self.read_from.rows) if open_ended else None
+        trained = self.setup.train(network, source, held_out, stopping=stopping)
         trained = replace(trained, simulations=trained.simulations * self.part)
         network.to("cpu")
         likelihood = AmortizedLikelihood(

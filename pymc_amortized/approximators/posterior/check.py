@@ -1,9 +1,12 @@
-"""Short checks at the end of training, on simulations that it did not see: efficiency and calibration."""
+"""Short checks on simulations that training did not see: efficiency, also while it goes on, and calibration."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from pymc_amortized.approximators.posterior.compiled import Compiled
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -12,33 +15,114 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
-from pymc_amortized.numerics.sampling.importance import Weights
+from pymc_amortized.numerics.sampling.importance import Weights, smooth
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
-from pymc_amortized.training import Trained, report
+from pymc_amortized.training import Efficiency, Trained, report
 from pymc_amortized.training.device import torch_generator
 
+MOST_SETS, PROPOSALS = 128, 256
+"""Data sets, and proposals for each: a median efficiency is then known to 0.02, its tenth percentile to 0.04."""
+FEWEST_SETS, SECONDS = 32, 2.0
+"""Of these where densities take longer than that; most take 0.1 s in all."""
 
-def report_efficiency(trained: Trained, weights: Sequence[Weights]) -> None:
+
+class Measure:
+    """Measures the efficiency of a network as it is.
+
+    Parameters
+    ----------
+    network : PosteriorNetwork
+    inputs : Inputs
+        What it is given of data.
+    compiled : Compiled
+        Has the model's density.
+    held_out : Simulations
+        Not used for training.
+    seed : numpy.random.SeedSequence
+        Of the proposals, the same every time: what changes is the network.
+    """
+
+    def __init__(
+        self,
+        network: PosteriorNetwork,
+        inputs: Inputs,
+        compiled: Compiled,
+        held_out: Simulations,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        self.compiled, self._network, self._inputs, self._seed = compiled, network, inputs, seed
+        datasets = of_simulations(held_out.take(slice(MOST_SETS)))
+        known = [i for i, obstacle in enumerate(compiled.obstacles(datasets)) if obstacle is None]
+        self._datasets = inputs.sketched(datasets.take(np.asarray(known, dtype=int)))
+        if known:
+            self._datasets = self._datasets.take(slice(self._affordable(held_out.unconstrained[known[0]])))
+
+    def _affordable(self, theta: np.ndarray) -> int:
+        """How many data sets are measured: fewer where the density is so slow that all would take seconds."""
+        points, given = np.tile(theta, (PROPOSALS, 1)), self._datasets.one(self._inputs.spec, 0)
+        self.compiled.log_density(points, given)  # compiles
+        start = time.perf_counter()
+        self.compiled.log_density(points, given)
+        return int(np.clip(SECONDS / (time.perf_counter() - start), FEWEST_SETS, MOST_SETS))
+
+    @property
+    def cheap(self) -> bool:
+        """Whether the density is fast enough for all data sets."""
+        return len(self) > FEWEST_SETS
+
+    def __len__(self) -> int:
+        return len(self._datasets)
+
+    def __call__(self) -> Efficiency:
+        """Return the efficiency over the data sets; weights that cannot be trusted are worth nothing."""
+        return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in self.weights()]))
+
+    def weights(self) -> list[Weights]:
+        """Importance weights of proposals for each data set."""
+        generator = torch_generator(self._seed, self._network.device)
+        proposing = Approximation(self._network, self._inputs, self._datasets, defended=True)
+        theta, log_q = proposing.sample(PROPOSALS, generator)
+        defended, found = self._inputs.sketch is not None, []
+        for i in range(len(self._datasets)):
+            log_p = self.compiled.log_density(
+                np.ascontiguousarray(theta[:, i]), self._datasets.one(self._inputs.spec, i)
+            )
+            ratios = np.where(np.isfinite(log_p), log_p - log_q[:, i], -np.inf)
+            found.append(smooth(ratios[None], defended=defended))
+        return found
+
+
+def report_efficiency(trained: Trained, efficiency: Efficiency | None, target: Efficiency | None) -> None:
     """Log how training went, and how efficient its result is where the density can tell.
 
     Parameters
     ----------
     trained : Trained
-    weights : sequence of Weights
-        Importance weights on simulated data sets; none without a density.
+    efficiency : Efficiency or None
+        On simulated data sets; None without a density.
+    target : Efficiency or None
+        What was wanted, if anything.
     """
-    if not weights:
+    if efficiency is None:
         report(trained)
         return
-    efficiency = float(np.median([w.ess / w.weights.size for w in weights]))
-    poor = sum(not w.reliable for w in weights)
-    remark = (
-        f"On {len(weights)} simulated data sets the importance efficiency is {efficiency:.0%} (median); "
-        f"{poor} have a Pareto k too large."
-    )
+    remark = f"On simulated data sets the importance efficiency is {efficiency}"
+    if len(trained.measured) > 1:
+        grown = trained.measured[-1].typical - trained.measured[-2].typical
+        remark += f"; the last doubling of the steps added {grown:+.0%} to the median"
     # below 0.05, twenty proposals buy less than one independent draw; sampling makes at most 16 for each
-    doubtful = efficiency < 0.05 or poor > 0.1 * len(weights)
-    report(trained, remark, doubtful=doubtful or trained.history.restarts > 0)
+    doubtful = efficiency.typical < 0.05 or efficiency.hardest == 0
+    if target is not None and trained.stopped != "target" and not efficiency.reaches(target):
+        doubtful = True
+        remark += f". Training stopped short of its target, {target}: {_ADVICE.get(trained.stopped, _LONGER)}"
+    report(trained, remark + ".", doubtful=doubtful or trained.history.restarts > 0)
+
+
+_LONGER = "train longer (posterior.continue_training, max_time=)"
+_ADVICE = {
+    "gain": "sample(correction='auto') makes up for it, at more proposals for each data set; for better ones try a "
+    "larger network (density=, summary=) or another parametrization of the model"
+}
 
 
 def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations, seed: np.random.SeedSequence) -> None:
@@ -80,6 +164,17 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
         "\n  ".join(lines),
         repaired,
     )
+
+
+def check_corrected(posterior: TrainedPosterior, held_out: Simulations, seed: np.random.SeedSequence) -> None:
+    """Rank corrected draws of some data sets, and log what they are off in: as much work as measuring once."""
+    some = held_out.take(slice(FEWEST_SETS))
+    if len(some) < 20:  # ranks of fewer say little
+        return
+    drawing, ranking = seed.spawn(2)
+    datasets = of_simulations(some)
+    log_joint = posterior.compiled.log_joint(some.unconstrained, datasets)
+    warn_if_corrected_off(posterior.spec, posterior.corrected(datasets, drawing), log_joint, some, ranking)
 
 
 def warn_if_corrected_off(

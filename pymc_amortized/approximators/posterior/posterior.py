@@ -19,6 +19,7 @@ from pymc_amortized.approximators.posterior.trained_posterior import TrainedPost
 from pymc_amortized.approximators.posterior.training import continue_training
 from pymc_amortized.approximators.posterior.workflow import PosteriorWorkflow
 from pymc_amortized.approximators.storage.save import save
+from pymc_amortized.training import Training
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -242,6 +243,8 @@ class AmortizedPosterior(PosteriorWorkflow):
         num_steps: int | None = None,
         *,
         max_time: float | None = None,
+        target_efficiency: float | None = None,
+        training: Training | None = None,
         context: Mapping[str, Any] | None = None,
         missing: Mapping[str, Any] | None = None,
         simulations: xr.DataTree | None = None,
@@ -253,10 +256,14 @@ class AmortizedPosterior(PosteriorWorkflow):
         Parameters
         ----------
         num_steps : int, optional
-            Steps of a new schedule when the last one was finished; as many as before by default. An interrupted
-            training first finishes its own.
+            Steps of a new schedule when the last one was finished; as many as before by default, if their number was
+            given, and else until twice the steps would bring little. An interrupted training first finishes its own.
         max_time : float, optional
             Seconds after which to stop.
+        target_efficiency : float, optional
+            As in :func:`fit_posterior`: stops once this is reached.
+        training : Training, optional
+            Other options than before.
         context : mapping, optional
             Sources of the context variables, needed after :func:`load` (files hold none).
         missing : mapping, optional
@@ -271,6 +278,8 @@ class AmortizedPosterior(PosteriorWorkflow):
                 self,
                 num_steps,
                 max_time=max_time,
+                target_efficiency=target_efficiency,
+                training=training,
                 context=context,
                 missing=missing,
                 simulations=simulations,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from pymc_amortized.approximators.fitting.arguments import read_target, target_of
 from pymc_amortized.approximators.fitting.plan import plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
@@ -26,11 +27,10 @@ from pymc_amortized.approximators.fitting.simulating import (
     structure_of,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
-from pymc_amortized.approximators.posterior.check import report_efficiency, warn_if_corrected_off, warn_if_off
+from pymc_amortized.approximators.posterior.check import Measure, check_corrected, report_efficiency, warn_if_off
 from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
+from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.correction.draws import Draws
-from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.continuity import refuse_jumps
 from pymc_amortized.graph.density.missing import Rule
@@ -47,11 +47,27 @@ from pymc_amortized.logs import logger
 from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.novelty.reference import learn_reference
-from pymc_amortized.training import Batch, Batches, Trained, Training, TrainingState, choose_device
-from pymc_amortized.training.options import DEFAULT_SECONDS, SKETCHED_SECONDS
+from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.training import (
+    Batch,
+    Batches,
+    Efficiency,
+    Stopping,
+    Trained,
+    Training,
+    TrainingState,
+    choose_device,
+)
+from pymc_amortized.training.options import DEFAULT_SECONDS, EXPECTED_STEPS, SKETCHED_SECONDS
 
+TARGET = THRESHOLDS.wanted_efficiency
+"""Importance efficiency that is good enough: the first proposals then give all the draws that are asked for."""
 HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
+FEW_HELD_OUT = 512
+"""The same where each costs a sketch, and the density judges too: losses are known to 0.01, relative to each other."""
+STATISTICS = 1024
+"""Of the pilot, as many are sketched: means and scales of what networks are given are known to 3 %."""
 
 
 class PosteriorFit:
@@ -69,6 +85,8 @@ class PosteriorFit:
         Whether posteriors are to be sketched; None where it depends.
     pilot : int
         Simulations that statistics are learned from, unless there is a fixed set.
+    target : Efficiency, optional
+        At which training ends; None where it goes on as long as that brings something.
     """
 
     def __init__(
@@ -83,10 +101,13 @@ class PosteriorFit:
         given: Simulations | None = None,
         sketched: bool | None = None,
         pilot: int = PILOT,
+        target: Efficiency | None = None,
     ) -> None:
         self.spec, self.context, self.missing, self.simulator = spec, context, missing, simulator
         self.setup, self.plan, self.given = setup, plan, given
         self.sketched, self.pilot_size = sketched, pilot
+        self.target = target
+        self.open_ended = setup.options.open_ended
         self.seconds = 0.0  # that a fixed set took
         self.inputs: Inputs  # known once there are simulations to look at
 
@@ -97,17 +118,16 @@ class PosteriorFit:
         pilot = self.pilot()
         structure = self.structure(pilot, given)
         gaps = self.gaps(pilot)
-        pilot = self.see(pilot, structure, gaps, summary, density)
-        statistics, held_out = self.parts(pilot)
+        seen = self.see(pilot, structure, gaps, summary, density)
+        statistics, held_out = self.parts(seen)
         network = self.build(statistics.take(slice(PILOT)), summary, density)
         return self._train(network, gaps, statistics, held_out, pilot, None)
 
     def resume(self, posterior: TrainedPosterior) -> TrainedPosterior:
         """Train a posterior's network further."""
         pilot, self.inputs = self.pilot(), Inputs(self.spec, posterior.structure)
-        if posterior.sketch is not None:
-            pilot = self._sketch_by(posterior.sketch, pilot)
-        statistics, held_out = self.parts(pilot)
+        seen = pilot if posterior.sketch is None else self._sketch_by(posterior.sketch, pilot)
+        statistics, held_out = self.parts(seen)
         network = copy.deepcopy(posterior.network)  # the posterior's own stays as it is
         return self._train(network, posterior.gaps, statistics, held_out, pilot, posterior.state)
 
@@ -181,18 +201,20 @@ class PosteriorFit:
         if plan.chosen and len(pilot) > most(seconds):
             self.plan = replace(self.plan, number=most(seconds))
             logger.info("Sketching takes longer than simulating: the set has %d data sets now.", most(seconds))
-        return self._sketch_by(sketch, pilot.take(slice(self.plan.number)))
+        return self._sketch_by(sketch, pilot)
 
     def _sketch_by(self, sketch: Sketch, pilot: Simulations) -> Simulations:
         self.inputs = replace(self.inputs, sketch=sketch)
         self.simulator = self.simulator.with_extra(sketch.of_simulations)
+        pilot = pilot.take(slice(self.plan.number or STATISTICS))
         return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores))
 
     def parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         seed = self.setup.seed(Stage.HELD_OUT)
         if self.plan.number is None:
-            return pilot, self.simulator(HELD_OUT, seed, cores=self.plan.cores)
+            number = HELD_OUT if pilot.extra is None else FEW_HELD_OUT
+            return pilot, self.simulator(number, seed, cores=self.plan.cores)
         order = np.random.default_rng(seed).permutation(len(pilot))
         size = min(max(round(self.setup.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
@@ -227,7 +249,10 @@ class PosteriorFit:
             made = self.simulator(n, seed, cores=self.plan.cores, mixed=False, workers=workers)
             return fresh(made, before)
 
-        return fresh_source(self.setup, make, self.simulator, processes)
+        options = self.setup.options
+        # starting a process costs as much as a short training
+        alone = options.batch_size * EXPECTED_STEPS // (options.passes or 1) if self.open_ended else 0
+        return fresh_source(self.setup, make, self.simulator, processes, alone=alone)
 
     def _train(
         self,
@@ -239,6 +264,7 @@ class PosteriorFit:
         state: TrainingState | None,
     ) -> TrainedPosterior:
         network.to(self.setup.device)
+        asked = self.setup.options.max_time
         batch = statistics.take(slice(self.setup.options.batch_size))
         steps = plan_posterior(
             network,
@@ -252,9 +278,24 @@ class PosteriorFit:
         source = self.source(
             lambda: self.prepared(network, statistics), lambda made, _: self.prepared(network, made), steps.workers
         )
-        held = self.prepared(network, held_out)
-        trained = self.setup.train(network, source, held, resume=state, last_layers=steps.last_layers)
-        return self.finish(network, gaps, trained, held_out, pilot, statistics.take(slice(PILOT)))
+        held, measure = self.prepared(network, held_out), self.measure(network, gaps, held_out)
+        stopping = Stopping(measure, self.target) if self.open_ended else None
+        trained = self.setup.train(
+            network, source, held, resume=state, last_layers=steps.last_layers, stopping=stopping
+        )
+        if self.open_ended:  # so that the same options repeat it
+            self.train_by(replace(self.setup.options, num_steps=None, max_time=asked))
+        return self.finish(network, gaps, trained, held_out, pilot, measure)
+
+    def measure(
+        self, network: PosteriorNetwork, gaps: Mapping[str, Rule | None], held_out: Simulations
+    ) -> Measure | None:
+        """What measures the network's efficiency; None without a density."""
+        if self.spec.density_obstacle is not None:
+            return None
+        compiled = Compiled(self.spec, gaps, self.setup.compile_kwargs)
+        measure = Measure(network, self.inputs, compiled, held_out, self.setup.seed(Stage.LOOP, 1))
+        return measure if len(measure) else None
 
     def train_by(self, options: Training) -> None:
         """Take options of which the number of steps is planned."""
@@ -267,9 +308,10 @@ class PosteriorFit:
         trained: Trained,
         held_out: Simulations,
         pilot: Simulations,
-        learned: Simulations,
+        measure: Measure | None,
     ) -> TrainedPosterior:
         """Put together what was trained, and say how good it is."""
+        learned = pilot.take(slice(PILOT)) if self.plan.number is None else self.parts(pilot)[0].take(slice(PILOT))
         posterior = TrainedPosterior(
             spec=self.spec,
             network=network,
@@ -284,29 +326,13 @@ class PosteriorFit:
             sketch=self.inputs.sketch,
             compile_kwargs=self.setup.compile_kwargs,
         )
-        few = of_simulations(held_out.take(slice(32)))
-        known = self.spec.density_obstacle is None
-        report_efficiency(trained, posterior.weights_of(few, self.setup.seed(Stage.LOOP, 1)) if known else [])
+        if measure is not None:
+            posterior.__dict__["compiled"] = measure.compiled
+        report_efficiency(trained, None if measure is None else measure(), self.target)
         warn_if_off(network, self.inputs, held_out, self.setup.seed(Stage.LOOP, 2))
-        if known and len(held_out) > 20:
-            self._check_corrected(posterior, held_out, trained.seconds_training / 10)
+        if measure is not None and measure.cheap:
+            check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
         return posterior
-
-    def _check_corrected(self, posterior: TrainedPosterior, held_out: Simulations, seconds: float) -> None:
-        """Rank corrected draws of as many data sets as that takes so many seconds for, at most 64."""
-
-        def corrected(some: Simulations) -> list[Draws]:
-            return posterior.corrected(of_simulations(some), self.setup.seed(Stage.LOOP, 3))
-
-        corrected(held_out.take(slice(1)))  # compiles
-        start = time.perf_counter()
-        corrected(held_out.take(slice(4)))
-        number = min(64, int(4 * seconds / (time.perf_counter() - start)))
-        if number < 20:  # ranks of fewer say little
-            return
-        some = held_out.take(slice(number))
-        log_joint = posterior.compiled.log_joint(some.unconstrained, of_simulations(some))
-        warn_if_corrected_off(self.spec, corrected(some), log_joint, some, self.setup.seed(Stage.LOOP, 4))
 
     def _ranked(self, held_out: Simulations) -> Simulations:
         """Simulations that neither the network nor a score has learned from; a sketch is no part of the score."""
@@ -321,6 +347,8 @@ def continue_training(
     num_steps: int | None,
     *,
     max_time: float | None,
+    target_efficiency: float | None,
+    training: Training | None,
     context: Mapping[str, Any] | None,
     missing: Mapping[str, Any] | None,
     simulations: xr.DataTree | None,
@@ -331,8 +359,16 @@ def continue_training(
     if posterior.local_to is not None:
         raise ValueError("a refined posterior is trained by refine(), for its one data set")
     spec, provenance, kwargs = posterior.spec, posterior.provenance, posterior.compile_kwargs
-    steps = provenance.training.steps if num_steps is None else num_steps
-    options = replace(provenance.training, num_steps=steps, max_time=max_time)
+    if training is not None and num_steps is not None:
+        raise ValueError("num_steps and training exclude each other: training=Training(num_steps=...) says both")
+    options = training or replace(provenance.training, max_time=None)
+    options = options if num_steps is None else replace(options, num_steps=num_steps)
+    if target_efficiency is not None and num_steps is None and training is None:
+        options = replace(options, num_steps=None)
+    wanted = read_target(target_efficiency, options)
+    begun = not posterior.state.values["standing"]["finished"]
+    target = target_of(spec, wanted, TARGET if begun else None)
+    options = options if max_time is None else replace(options, max_time=max_time)
     context = posterior.context if context is None else context
     sources, gaps = sources_again(spec, context, posterior.missing if missing is None else missing)
     simulator = training_simulator(spec, sources, gaps, kwargs)
@@ -343,5 +379,5 @@ def continue_training(
             raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
         given = read_simulations(spec, simulations, kwargs)
     plan = SimulationPlan(provenance.num_simulations if given is None else len(given), provenance.cores)
-    fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given)
+    fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, target=target)
     return replace(fit.resume(posterior), learned=posterior.learned)

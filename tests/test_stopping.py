@@ -1,0 +1,160 @@
+"""When a training of unknown length stops."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from small_models import line
+from test_training import HELD_OUT, Interrupting, fresh, gaussian, simulator, weights_of
+
+import pymc_amortized as pma
+from pymc_amortized.training import Efficiency, FreshSimulations, Stopping, Training, train
+from pymc_amortized.training.schedule import DECAY, scheduled
+from pymc_amortized.training.settling import Evaluation
+
+OPEN = Training(batch_size=32, learning_rate=0.02, evaluations=100)
+
+
+def measuring(*values):
+    """A measure that returns these medians one after the other, the last one from then on."""
+    seen = iter(values)
+    latest = [0.0]
+
+    def measure():
+        latest[0] = next(seen, latest[0])
+        return Efficiency(latest[0], latest[0] / 2)
+
+    return measure
+
+
+def trained(stopping, options=OPEN, **kwargs):
+    return train(gaussian(), fresh(batch_size=32), HELD_OUT, options, device="cpu", stopping=stopping, **kwargs)
+
+
+def steps(found):
+    return int(found.history.step[-1])
+
+
+def test_what_is_good_enough_from_the_beginning_is_not_trained():
+    found = trained(Stopping(measuring(0.9), Efficiency.wanted(0.8)))
+    assert (steps(found), found.stopped, found.settled) == (0, "target", True)
+    torch.testing.assert_close(weights_of(found.network), weights_of(gaussian()))
+
+
+def test_training_ends_shortly_after_the_target_is_reached():
+    found = trained(Stopping(measuring(0.1, 0.2, 0.3, 0.6), Efficiency.wanted(0.5)))
+    assert (steps(found), found.stopped) == (math.ceil(100 / (1 - DECAY)), "target")
+    assert [e.typical for e in found.measured] == [0.1, 0.2, 0.3, 0.6]
+    rates = found.history.learning_rate
+    assert rates[-1] < 0.1 * rates.max() == 0.1 * OPEN.learning_rate
+
+
+def test_the_hardest_data_sets_count_too():
+    values = iter([0.0, 0.1, 0.2, 0.3])
+    measure = lambda: Efficiency(0.9, next(values))  # noqa: E731
+    assert steps(trained(Stopping(measure, Efficiency(0.5, 0.25)))) == 125
+
+
+def test_a_doubling_that_brings_little_ends_training():
+    found = trained(Stopping(measuring(0.1), Efficiency.wanted(0.5)))  # a line is learned by 200 steps
+    assert (steps(found) in (500, 1000, 2000), found.stopped, found.settled) == (True, "gain", True)
+    assert trained(Stopping()).stopped == "gain"  # without a density
+
+
+def test_what_still_grows_is_trained_on():
+    growing = Stopping(measuring(*np.linspace(0.1, 0.45, 8)), Efficiency.wanted(0.5))
+    options = Training(batch_size=8, learning_rate=0.02)
+    assert steps(trained(growing, options)) > 500
+
+
+@pytest.mark.parametrize("steps_, grown, fallen, reason", [
+    (200, 0.0, 0.0, None),
+    (400, 0.0, 0.0, "gain"),
+    (400, 0.1, 0.0, None),
+    (400, 0.0, 0.1, None),
+    (400, -0.1, -0.1, "gain"),
+])  # fmt: skip
+def test_both_loss_and_efficiency_have_to_stand_still(steps_, grown, fallen, reason):
+    sizes = np.ones(4)
+    evaluations = [Evaluation(0.2, np.full(4, 1.0), sizes), Evaluation(0.4, np.full(4, 1.0 - fallen), sizes)]
+    measured = [Efficiency(0.3, 0.1), Efficiency(0.3 + grown, 0.1)]
+    stopping = Stopping(measuring(0.3), Efficiency.wanted(0.5))
+    assert stopping.reason(measured, evaluations, steps_) == reason
+
+
+def test_few_steps_are_no_reason_and_no_target_is_no_reason():
+    measured = [Efficiency(0.9, 0.9)]
+    evaluations = [Evaluation(0.0, np.ones(2), np.ones(2))]
+    assert Stopping(measuring(0.9)).reason(measured, evaluations, 0) is None
+    assert Stopping(measuring(0.9), Efficiency(0.8, 0.4)).reason(measured, evaluations, 0) == "target"
+
+
+def test_rows_add_up():
+    assert Stopping.of_rows(100).little == pytest.approx(Stopping().little / 100)
+
+
+def test_the_rate_stays_up_until_the_end_is_decided():
+    rates = [scheduled(f, 1000, 0.0, DECAY) for f in np.linspace(0, 1, 101)]
+    assert set(rates[: round(100 * (1 - DECAY))]) == {1.0} and rates[-1] == pytest.approx(0.0)
+    assert all(later <= earlier for earlier, later in pairwise(rates))
+    assert [scheduled(f, 1000, 0.05) for f in (0.05, 0.525, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_an_interrupted_training_of_unknown_length_goes_on():
+    stopping = lambda: Stopping(measuring(0.1, 0.2, 0.3, 0.6), Efficiency.wanted(0.5))  # noqa: E731
+    first = train(gaussian(), Interrupting(fresh(batch_size=32), 40), HELD_OUT, OPEN, device="cpu", stopping=stopping())
+    assert first.stopped == "interrupt" and steps(first) == 40
+    further = Stopping(measuring(0.3, 0.6), Efficiency.wanted(0.5))
+    second = trained(further, resume=first.state)
+    assert (steps(second), second.stopped) == (125, "target")
+    assert len(second.measured) == 4
+
+
+def test_workers_start_when_enough_was_made_without():
+    started = []
+
+    class Workers:
+        def close(self) -> None:
+            started.append("closed")
+
+    def start():
+        started.append("started")
+        return Workers()
+
+    source = FreshSimulations(simulator(), 8, workers=start, alone=40)
+    for _ in range(3):
+        source.next()  # 8, then 16 simulations
+    assert started == [] and source.workers is None
+    for _ in range(5):
+        source.next()
+    assert started == ["started"] and source.workers is not None
+    source.close()
+    assert started == ["started", "closed"]
+
+
+# At the door
+
+
+@pytest.mark.parametrize("value, error", [
+    (0.0, ValueError), (1.0, ValueError), (-0.5, ValueError), (1.5, ValueError), (math.nan, ValueError),
+    ("0.5", TypeError), (True, TypeError), ([0.5], TypeError),
+])  # fmt: skip
+def test_a_target_lies_between_0_and_1(value, error):
+    with pytest.raises(error, match=r"target_efficiency must be a number in \(0, 1\)"):
+        pma.fit_posterior(line(), target_efficiency=value)
+
+
+def test_a_target_and_a_number_of_steps_exclude_each_other(line_posterior):
+    with pytest.raises(ValueError, match="target_efficiency and num_steps=10 exclude each other"):
+        pma.fit_posterior(line(), target_efficiency=0.5, training=Training(num_steps=10))
+    with pytest.raises(ValueError, match="target_efficiency and num_steps=10 exclude each other"):
+        line_posterior.continue_training(10, target_efficiency=0.5)
+    with pytest.raises(ValueError, match="num_steps and training exclude each other"):
+        line_posterior.continue_training(10, training=Training())
+
+
+def test_a_target_needs_a_density():
+    with pytest.raises(ValueError, match="target_efficiency=0.5 needs the model's density: .*Leave it out"):
+        pma.fit_posterior(line(), parameters=["slope"], target_efficiency=0.5)
