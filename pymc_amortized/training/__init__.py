@@ -7,6 +7,7 @@ from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
 from pymc_amortized.training.run import Task
 from pymc_amortized.training.schedule import LastLayers
+from pymc_amortized.training.settling import Efficiency, Stopping
 from pymc_amortized.training.shared import Shared
 from pymc_amortized.training.source import (
     Batch,
@@ -16,7 +17,6 @@ from pymc_amortized.training.source import (
     Reduce,
 )
 from pymc_amortized.training.state import TrainingState
-from pymc_amortized.training.stopping import Efficiency, Stopping
 from pymc_amortized.training.trained import Trained, report, summary_line
 
 __all__ = [

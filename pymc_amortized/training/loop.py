@@ -18,10 +18,9 @@ from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
 from pymc_amortized.training.run import Run, Task
 from pymc_amortized.training.schedule import LastLayers
-from pymc_amortized.training.settling import Stopped
+from pymc_amortized.training.settling import Stopped, Stopping
 from pymc_amortized.training.source import Batches
 from pymc_amortized.training.state import TrainingState
-from pymc_amortized.training.stopping import Stopping
 from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights
 

@@ -32,20 +32,22 @@ class Training:
 
     AdamW under a schedule that warms up linearly and then decays along a cosine to zero. The
     schedule's clock is the share of the work that is done: steps of ``num_steps`` or seconds of
-    ``max_time``, whichever is further on.
+    ``max_time``, whichever is further on. Without a number of steps, training ends when it is good enough: the learning
+    rate stays at its peak, after 20 steps of warm-up, until that is decided, and decays over a last fifth of the steps.
 
     Parameters
     ----------
     num_steps : int or None
-        Steps of the optimizer, of one batch each. None: 5,000, or as many as take about three minutes (two where
-        posteriors are sketched), half as long again at most if other work slows them down; what that came to stands in
-        the posterior's ``provenance.training``.
+        Steps of the optimizer, of one batch each. None: until training is good enough (``target_efficiency`` of
+        :func:`fit_posterior`), or a doubling of the steps brings little: a held-out loss that falls by less than 0.01
+        nats. At most 5,000, or as many as take about three minutes (two where posteriors are sketched), half as long
+        again if other work slows them down. How many were made is the last of ``posterior.history.step``.
     batch_size : int
         Simulations in a batch.
     learning_rate : float
         The peak of the schedule.
     warmup : float
-        Share of the training, in [0, 1), over which the learning rate rises to its peak.
+        Share of the training, in [0, 1), over which the learning rate rises to its peak, where ``num_steps`` is given.
     weight_decay : float
         Decoupled weight decay of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
     clip_norm : float

@@ -20,10 +20,19 @@ from pymc_amortized.training.judge import Judge
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Status
 from pymc_amortized.training.schedule import DECAY, LastLayers, scheduled
-from pymc_amortized.training.settling import Stopped, enough_to_judge, is_settled, last_gain, rise, stalled
+from pymc_amortized.training.settling import (
+    FIRST_CHECK,
+    Efficiency,
+    Stopped,
+    Stopping,
+    enough_to_judge,
+    is_settled,
+    last_gain,
+    rise,
+    stalled,
+)
 from pymc_amortized.training.source import Batches, moved
 from pymc_amortized.training.state import Standing, TrainingState, check_layout, group, prefixed
-from pymc_amortized.training.stopping import FIRST_CHECK, Efficiency, Stopping
 from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights, scalar_loss
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-Decided = Literal["target", "gain"]
+from pymc_amortized.training.settling import Decided
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,8 @@ from torch import nn
 
 from pymc_amortized.logs import logger
 from pymc_amortized.training.history import History
-from pymc_amortized.training.settling import Stopped, enough_to_judge
+from pymc_amortized.training.settling import Efficiency, Stopped, enough_to_judge
 from pymc_amortized.training.state import TrainingState
-from pymc_amortized.training.stopping import Efficiency
 
 
 @dataclass(frozen=True, eq=False)
