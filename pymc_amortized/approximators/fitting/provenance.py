@@ -19,7 +19,7 @@ class Provenance:
     entropy : tuple of int
         Seed of everything random; it can be passed back as ``random_seed``.
     training : Training
-        With the number of steps that was planned by the clock, if it was.
+        With the number of steps, if it was given.
     num_simulations : int or None
         Size of the fixed set of simulations; None for fresh ones at every step.
     cores : int
