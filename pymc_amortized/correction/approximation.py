@@ -17,7 +17,9 @@ from torch import Tensor
 from pymc_amortized.correction.conditional import ConditionalNormal
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
+from pymc_amortized.networks.frame import Context
+from pymc_amortized.networks.images import averaged, scattered
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.sampling.student_t import log_student_t
 from pymc_amortized.training import torch_threads
 
@@ -152,13 +154,18 @@ class _Wide:
         if self._freedom is not None:
             chi2 = _normal((*shape, self._freedom), generator).square().sum(-1, keepdim=True)
             z = z * (self._freedom / chi2).sqrt()
-        return self._network.unstandardized(z, self._context)[0]
+        own = self._network.unstandardized(z, self._context)[0]
+        return scattered(self._network.symmetries, own, generator)
 
     def log_prob(self, theta: np.ndarray | Tensor) -> Tensor:
         """Log density (draws, data sets) of what the network learns among theta (draws, data sets, parameters)."""
-        z, log_det = self._network.standardized(theta, self._context)
-        squared, freedom = z.square().sum(-1).numpy(), math.inf if self._freedom is None else self._freedom
-        return torch.from_numpy(log_student_t(squared, z.shape[-1], freedom)) + log_det
+        freedom = math.inf if self._freedom is None else self._freedom
+
+        def log_prob(own: Tensor) -> Tensor:
+            z, log_det = self._network.standardized(own, self._context)
+            return torch.from_numpy(log_student_t(z.square().sum(-1).numpy(), z.shape[-1], freedom)) + log_det
+
+        return averaged(self._network.symmetries, log_prob, self._network.own(theta))
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

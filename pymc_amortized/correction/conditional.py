@@ -7,7 +7,8 @@ import torch
 
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch
-from pymc_amortized.networks.posterior_network import Context, PosteriorNetwork
+from pymc_amortized.networks.frame import Context
+from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import log_normal
 
@@ -81,7 +82,7 @@ class ConditionalNormal:
         """Means (draws, data sets, q) given the others, and roots of covariances; for some draws and data sets."""
         draws, number = theta.shape[:2]
         network, context = self._frame
-        z = network.standardized(theta, context)[0].numpy()
+        z = network.standardized(network.own(theta), context)[0].numpy()
         given = theta[..., self._quadratic.sampled]
         most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1)
         for sets in blocks(number, max(most // max(draws, 1), 1)):

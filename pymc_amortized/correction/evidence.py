@@ -133,7 +133,7 @@ def _by_weights(
     """Estimates for some data sets, by the network and what a pilot finds."""
     source = target.source(block, weighted=True, defended=True)
     pilot_seed, rounds_seed, final_seed, mixture_seed = seed.spawn(4)
-    first = {i: Proposals(pilot.sets, source.defended) for i in range(len(block))}
+    first = {i: source.empty(pilot.sets) for i in range(len(block))}
     Rounds(source, first, pilot, pilot_seed).climb((Network(), Mixture()), rounds_seed)
     rng = np.random.default_rng(mixture_seed)
     second = Rounds(source, {i: p.successor(rng) for i, p in first.items()}, final, final_seed)

@@ -154,7 +154,7 @@ def propose(source: Source, number: int, ladder: Ladder, request: Request, seed:
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = range(start, min(start + block, number))
         torch_seed, resampling_seed = child.spawn(2)
-        rounds = Rounds(source, {i: Proposals(chains, source.defended) for i in indices}, request, torch_seed)
+        rounds = Rounds(source, {i: source.empty(chains) for i in indices}, request, torch_seed)
         rounds.climb(ladder.proposing, child, searched=ladder.resampled)
         rng = np.random.default_rng(resampling_seed)
         results += [

@@ -22,6 +22,7 @@ from scipy import special
 from pymc_amortized.correction.convergence import weighted_r_hat
 from pymc_amortized.numerics.sampling.importance import Weights, effective_size, smooth, tempered
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 
 MOST_COMPONENTS, FEWEST_FOR_SEVERAL = 8, 100.0
 """Of a mixture, and effective draws of a chain without which it has one: a few heavy draws are no modes."""
@@ -47,6 +48,8 @@ class Proposals:
         What the next draws come from; by default, a mixture that is adapted to all draws so far.
     modes : int
         How many were found.
+    symmetries : Symmetries or None
+        Of the posterior.
     """
 
     chains: int
@@ -55,6 +58,7 @@ class Proposals:
     weights: Weights | None = None
     planned: Component | None = None
     modes: int = 1
+    symmetries: Symmetries | None = None
     _theta: list[np.ndarray] = field(default_factory=list)
     _log_q: list[np.ndarray] = field(default_factory=list)
     _log_p: list[np.ndarray] = field(default_factory=list)
@@ -89,7 +93,8 @@ class Proposals:
         for theta, log_weights in zip(self.theta, self.log_weights, strict=True):
             weights, possible = tempered(log_weights, theta.shape[1]), log_weights.max() > -np.inf
             rich = possible and effective_size(log_weights - log_weights.max()) > FEWEST_FOR_SEVERAL
-            fitted.append(StudentMixture.fit(theta, weights, rng, most=MOST_COMPONENTS if rich else 1))
+            most = MOST_COMPONENTS if rich else 1
+            fitted.append(StudentMixture.fit(theta, weights, rng, most, self.symmetries))
         return fitted
 
     def want_more(self, draws: int) -> bool:
@@ -103,7 +108,8 @@ class Proposals:
 
     def successor(self, rng: np.random.Generator) -> Proposals:
         """Return empty proposals, whose component is adapted to these."""
-        return Proposals(self.chains, self.defended, planned=self.fitted(rng), modes=self.modes)
+        planned = self.fitted(rng)
+        return Proposals(self.chains, self.defended, planned=planned, modes=self.modes, symmetries=self.symmetries)
 
     @property
     def theta(self) -> np.ndarray:

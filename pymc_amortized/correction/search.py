@@ -19,7 +19,8 @@ from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
 from pymc_amortized.numerics.sampling.amis import quasi_normal
 from pymc_amortized.numerics.sampling.importance import tempered
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
-from pymc_amortized.numerics.sampling.modes import POINTS, Mode, find_modes
+from pymc_amortized.numerics.sampling.modes import POINTS, Mode, find_modes, reach
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 from pymc_amortized.numerics.sampling.whitening import Whitening
 
 EVALUATIONS = 4096
@@ -44,12 +45,15 @@ class ModeSearch:
         Of all parameters: units of the prior.
     sketch : Sketch or None
         By it, what can be integrated out is.
+    symmetries : Symmetries or None
+        Of the posteriors: images of a mode are no further modes.
     """
 
     datasets: DataSets
     log_p: Callable[[np.ndarray, int], np.ndarray]
     standardizer: ParameterStandardizer
     sketch: Sketch | None
+    symmetries: Symmetries | None = None
 
     def __call__(self, indices: np.ndarray, sets: Sequence[Proposals]) -> list[StudentMixture | None]:
         """Search for modes, by scouts and what was proposed.
@@ -89,7 +93,7 @@ class ModeSearch:
             starts=starts,
         )
         back = np.argsort(order)
-        return [_mixture(modes, back, self.standardizer) if modes else None for modes in found]
+        return [_mixture(modes, back, self.standardizer, self.symmetries) if modes else None for modes in found]
 
     def _densities(self, indices: np.ndarray) -> tuple[Quadratic, LogDensities]:
         """What is integrated out, and the densities of data sets at parameters of each one's own."""
@@ -108,20 +112,36 @@ def _moments(proposals: Proposals, standardizer: ParameterStandardizer) -> tuple
     log_weights, log_p = proposals.log_weights.ravel(), proposals.log_p.ravel()
     theta = proposals.theta.reshape(len(log_p), -1)
     some = np.append(np.arange(0, len(log_p), -(-len(log_p) // MOST_WEIGHTED)), log_p.argmax())
-    z = standardizer.exact(torch.from_numpy(theta[some]))[0].numpy()
+    theta = theta[some]
+    if proposals.symmetries is not None:
+        theta = proposals.symmetries.gathered(theta, theta[-1])
+    z = standardizer.exact(torch.from_numpy(theta))[0].numpy()
     place = Whitening.of(z, tempered(log_weights[some], z.shape[1]))
     return z[-1], place.factor @ place.factor.T
 
 
-def _mixture(modes: Sequence[Mode], back: np.ndarray, standardizer: ParameterStandardizer) -> StudentMixture:
+def _mixture(
+    modes: Sequence[Mode], back: np.ndarray, standardizer: ParameterStandardizer, symmetries: Symmetries | None
+) -> StudentMixture:
     """Student t distributions of unconstrained parameters where modes were found, the light ones not too rare."""
-    places = []
+    places: list[Whitening] = []
+    evidence = []
     for mode in modes:
         mean, covariance = mode.mean[back], mode.covariance[back[:, None], back]
         factor = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
         z = mean + quasi_normal(1, 256, len(mean))[0] @ factor.T
         theta = standardizer.inverse(torch.from_numpy(z))[0].numpy()
-        places.append(Whitening.of(theta, np.full(len(theta), 1 / len(theta))))
-    shares = np.exp([mode.log_evidence - modes[0].log_evidence for mode in modes])
+        place = Whitening.of(theta, np.full(len(theta), 1 / len(theta)))
+        if symmetries is not None and _is_image(place.mean, places, symmetries):
+            continue
+        places.append(place)
+        evidence.append(mode.log_evidence)
+    shares = np.exp(np.array(evidence) - evidence[0])
     shares = np.maximum(shares / shares.sum(), LEAST_SHARE / len(shares))
-    return StudentMixture(places, shares / shares.sum())
+    return StudentMixture(places, shares / shares.sum(), symmetries)
+
+
+def _is_image(mean: np.ndarray, places: Sequence[Whitening], symmetries: Symmetries) -> bool:
+    """Whether an image of a mean lies in one of several places."""
+    images = symmetries.images(mean)
+    return any((np.square(place.z(images)).sum(axis=1) < reach(len(mean)) ** 2).any() for place in places)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.proposals import Component, Proposals
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps
@@ -16,6 +16,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 
 Search = Callable[[np.ndarray, Sequence[Proposals]], list[StudentMixture | None]]
 
@@ -42,6 +43,8 @@ class Source:
         Modes: (indices of data sets, their proposals) -> mixtures.
     defended : bool
         Whether a good part of the draws comes from distributions with heavy tails.
+    symmetries : Symmetries or None
+        Of the posteriors.
     """
 
     propose: Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
@@ -50,6 +53,11 @@ class Source:
     device: torch.device
     search: Search
     defended: bool = False
+    symmetries: Symmetries | None = None
+
+    def empty(self, chains: int, planned: Component | None = None) -> Proposals:
+        """Proposals for one data set that come from here, none so far."""
+        return Proposals(chains, self.defended, planned=planned, symmetries=self.symmetries)
 
 
 class Approximate(Protocol):
@@ -88,6 +96,8 @@ class PosteriorTarget:
         Modes: (indices of data sets, their proposals) -> mixtures.
     sketched : bool
         Whether approximate posteriors have heavy tails if defended.
+    symmetries : Symmetries or None
+        Of the posteriors, as simulations showed them; :meth:`gathered` and :meth:`scattered` try them anew.
     disproved : dict of int to str
         By data set, a variable whose missing values are not what a rule takes them for.
     """
@@ -103,6 +113,7 @@ class PosteriorTarget:
     search: Search
     sketched: bool
     compile_kwargs: CompileKwargs | None = None
+    symmetries: Symmetries | None = None
     disproved: dict[int, str] = field(default_factory=dict)
 
     def given(self, index: int) -> dict[str, Any]:
@@ -126,6 +137,28 @@ class PosteriorTarget:
         if found is not None:
             self.disproved[index], self.obstacles[index] = found
         return found is not None
+
+    def gathered(self, index: int, theta: np.ndarray) -> np.ndarray:
+        """Map draws (..., dim) to those images that lie near each other."""
+        symmetries = self._symmetries_at(index, theta)
+        return theta if symmetries is None else symmetries.gathered(theta, theta.reshape(-1, theta.shape[-1])[-1])
+
+    def scattered(self, index: int, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Map each draw (..., dim) to one of its images: the step of a permutation sampler.
+
+        Frühwirth-Schnatter 2001, Journal of the American Statistical Association 96(453).
+        """
+        symmetries = self._symmetries_at(index, theta)
+        return theta if symmetries is None else symmetries.scattered(theta, rng)
+
+    def _symmetries_at(self, index: int, theta: np.ndarray) -> Symmetries | None:
+        """Symmetries of the posterior of a data set, if its density at draws (..., dim) has them."""
+        if self.symmetries is None or self.obstacles[index] is not None:
+            return None
+        theta = theta.reshape(-1, theta.shape[-1])
+        some = theta[np.linspace(0, len(theta) - 1, TRIED).astype(int)]
+        log_p = np.stack([self.log_p(image, index) for image in self.symmetries.images(some)])
+        return self.symmetries if np.allclose(log_p, log_p[0], rtol=1e-8, atol=1e-6, equal_nan=True) else None
 
     def sampling_obstacle(self, index: int) -> str | None:
         """Why NUTS cannot sample for a data set: what is missing of it can neither be left out nor be sampled."""
@@ -161,4 +194,5 @@ class PosteriorTarget:
             self.device,
             search=lambda some, sets: self.search(indices[some], sets),
             defended=defended and self.sketched,
+            symmetries=self.symmetries,
         )

@@ -32,6 +32,7 @@ from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
 from pymc_amortized.numerics.sampling.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.sampling.modes import reach
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 from pymc_amortized.training import torch_threads
 
 POINTS = 32
@@ -271,6 +272,7 @@ def make_sketch(
         summary=Auto(width=1, depth=0, features=2 * spec.dim + 16),
         density=Spline(layers=0),
         standardizer=standardizer.linear(quadratic.places),
+        symmetries=structure.symmetries,
     )
     if not start.is_regression:
         return "there are too many statistics"
@@ -321,7 +323,9 @@ def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simul
     return (time.perf_counter() - before) / len(some), numbers
 
 
-def share_out_of_reach(sketch: Sketch, pilot: Simulations, numbers: np.ndarray) -> float:
+def share_out_of_reach(
+    sketch: Sketch, pilot: Simulations, numbers: np.ndarray, symmetries: Symmetries | None = None
+) -> float:
     """Share of simulations whose parameters lie far from where their posterior was found to be: in another mode.
 
     Parameters
@@ -330,9 +334,13 @@ def share_out_of_reach(sketch: Sketch, pilot: Simulations, numbers: np.ndarray) 
     pilot : Simulations
     numbers : ndarray (n, width)
         What the sketch says of the first of these.
+    symmetries : Symmetries, optional
+        Of the posterior: the nearest image of parameters is looked at.
     """
-    z = sketch.start.standardizer.exact(torch.from_numpy(pilot.unconstrained[: len(numbers)]))[0]
+    theta = pilot.unconstrained[: len(numbers)]
+    z = sketch.start.standardizer.exact(torch.from_numpy(theta if symmetries is None else symmetries.images(theta)))[0]
     start, width, _ = sketch.widths
-    z = z[:, sketch.drawn.sampled] if sketch.number_drawn else z
-    whitened = whiten(z, torch.from_numpy(numbers[:, start : start + width]))[0].numpy()
-    return float((np.square(whitened).sum(axis=1) > reach(z.shape[1]) ** 2).mean())
+    z = z[..., sketch.drawn.sampled] if sketch.number_drawn else z
+    squared = whiten(z, torch.from_numpy(numbers[:, start : start + width]))[0].square().sum(-1).numpy()
+    nearest = squared if symmetries is None else squared.min(axis=0)
+    return float((nearest > reach(z.shape[-1]) ** 2).mean())

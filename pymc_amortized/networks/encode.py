@@ -9,6 +9,7 @@ from torch import Tensor
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.networks.frame import whiten
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 
 __all__ = ["as_tensor", "encode", "encode_in_blocks", "prepare"]
 
@@ -54,13 +55,23 @@ def prepare(
     theta: np.ndarray,
     data: Mapping[str, np.ndarray],
     sizes: Sizes | None,
+    symmetries: Symmetries | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Standardize parameters theta (n, dim) and encode data (n, *shape): float32, on the CPU.
 
-    Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,).
+    Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,). Of
+    parameters that symmetries map to others, the nearest to the frame stand for all.
     """
-    z, _ = standardizer.exact(as_tensor(theta))
     encoded = encode_in_blocks(encoder, data, sizes)
-    for name in [array.name for array in encoder.layout.arrays if array.frame]:
+    frames = [array.name for array in encoder.layout.arrays if array.frame]
+
+    def away(images: np.ndarray) -> np.ndarray:
+        z, _ = standardizer.exact(as_tensor(images))
+        return whiten(z, encoded[frames[0]])[0].square().sum(-1).numpy()
+
+    if symmetries is not None:
+        theta = symmetries.representatives(theta, away if frames else None)
+    z, _ = standardizer.exact(as_tensor(theta))
+    for name in frames:
         z, encoded[name] = whiten(z, encoded[name])
     return z.float(), {name: values.float() for name, values in encoded.items()}

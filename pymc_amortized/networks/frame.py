@@ -4,10 +4,28 @@ A frame (batch, dim + dim * dim) comes with the data, float64: the mean and, fla
 of standardized parameters.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["unwhiten", "whiten"]
+__all__ = ["Context", "unwhiten", "whiten"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a density is conditioned on.
+
+    Attributes
+    ----------
+    features : Tensor
+        (batch, features), on the network's device.
+    frame : Tensor or None
+        (batch, dim + dim * dim), float64 on the CPU: mean and whitening matrix of standardized parameters.
+    """
+
+    features: Tensor
+    frame: Tensor | None
 
 
 def whiten(z: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,29 +41,15 @@ from pymc_amortized.networks.encode import as_tensor, encode, prepare
 from pymc_amortized.networks.encoding.encoder import DataEncoder, Sizes
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
-from pymc_amortized.networks.frame import unwhiten, whiten
+from pymc_amortized.networks.frame import Context, unwhiten, whiten
+from pymc_amortized.networks.images import averaged, describe_symmetries, read_symmetries, scattered
 from pymc_amortized.networks.regression import begin_at_regression
 from pymc_amortized.networks.summary.branch import Options
 from pymc_amortized.networks.summary.summary_network import SummaryNetwork
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 from pymc_amortized.training.settling import NEGLIGIBLE
 
-__all__ = ["Context", "PosteriorNetwork"]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a density is conditioned on.
-
-    Attributes
-    ----------
-    features : Tensor
-        (batch, features), on the network's device.
-    frame : Tensor or None
-        (batch, dim + dim * dim), float64 on the CPU: mean and whitening matrix of standardized parameters.
-    """
-
-    features: Tensor
-    frame: Tensor | None
+__all__ = ["PosteriorNetwork"]
 
 
 class PosteriorNetwork(nn.Module):
@@ -76,6 +61,8 @@ class PosteriorNetwork(nn.Module):
     ----------
     places : list of int or None
         The parameters that it is a density of, where these are not all; others are not looked at.
+    symmetries : Symmetries or None
+        Maps of these that leave every posterior as it is: the density is learned of one image, draws are of all.
     is_regression : bool
         Whether it was built to begin at the regression of the parameters on the statistics.
     """
@@ -92,8 +79,10 @@ class PosteriorNetwork(nn.Module):
         density_options: DensityOptions | None,
         levels: tuple[int, ...],
         places: Sequence[int] | None = None,
+        symmetries: Symmetries | None = None,
     ) -> None:
         super().__init__()
+        self.symmetries = symmetries
         self.places = None if places is None else [int(place) for place in places]
         self.standardizer, self.encoder, self.summary, self.density = standardizer, encoder, summary, density
         self.features, self.levels = features, levels
@@ -114,6 +103,7 @@ class PosteriorNetwork(nn.Module):
         levels: tuple[int, ...] | None = None,
         standardizer: ParameterStandardizer | None = None,
         places: Sequence[int] | None = None,
+        symmetries: Symmetries | None = None,
     ) -> PosteriorNetwork:
         """Choose and start the networks.
 
@@ -145,6 +135,8 @@ class PosteriorNetwork(nn.Module):
             The one that frames are in units of; by default it is learned.
         places : sequence of int, optional
             The parameters to be learned; by default all.
+        symmetries : Symmetries, optional
+            Of all parameters.
         """
         standardizer = ParameterStandardizer.fit(theta) if standardizer is None else copy.deepcopy(standardizer)
         if places is not None:
@@ -152,7 +144,8 @@ class PosteriorNetwork(nn.Module):
             levels = None if levels is None else rank_levels([levels[place] for place in places])
         levels = (0,) * standardizer.dim if levels is None else levels
         encoder = DataEncoder.fit(layout, data, sizes)
-        z, encoded = prepare(standardizer, encoder, theta, data, sizes)
+        symmetries = None if symmetries is None else symmetries.of(places)
+        z, encoded = prepare(standardizer, encoder, theta, data, sizes, symmetries)
         module, features, summary_options = choose_summary(summary, encoder, standardizer.dim, encoded)
         density_module, density_options = choose_density(density, z, features, levels)
         network = cls(
@@ -165,6 +158,7 @@ class PosteriorNetwork(nn.Module):
             density_options=density_options,
             levels=levels,
             places=places,
+            symmetries=symmetries,
         )
         if summary_options is not None and isinstance(module, SummaryNetwork):
             module.fit(encoded, z)
@@ -179,10 +173,7 @@ class PosteriorNetwork(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the summary network and the density live; the statistics stay on the CPU."""
-        return next(
-            (p.device for m in (self.density, self.summary) for p in m.parameters()),
-            torch.device("cpu"),
-        )
+        return next((p.device for m in (self.density, self.summary) for p in m.parameters()), torch.device("cpu"))
 
     @property
     def negligible(self) -> float:
@@ -202,7 +193,7 @@ class PosteriorNetwork(nn.Module):
         Where data sets have frames, z is whitened by them; in their place stands the log determinant of that, (n,).
         """
         theta, device = theta if self.places is None else theta[:, self.places], device or self.device
-        z, encoded = prepare(self.standardizer, self.encoder, theta, data, sizes)
+        z, encoded = prepare(self.standardizer, self.encoder, theta, data, sizes, self.symmetries)
         return z.to(device), {name: values.to(device) for name, values in encoded.items()}
 
     def measured(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -253,29 +244,36 @@ class PosteriorNetwork(nn.Module):
         return self.density.normal(context)  # type: ignore[operator]
 
     def log_prob(
-        self,
-        theta: np.ndarray | Tensor,
-        data: Mapping[str, np.ndarray | Tensor],
-        *,
-        sizes: Sizes | None = None,
+        self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None
     ) -> Tensor:
         """Log density (..., batch) of all parameters theta (..., batch, parameters), float64 on the CPU."""
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
     def log_prob_given(self, theta: np.ndarray | Tensor, context: Context) -> Tensor:
         """Log density (..., batch) of all parameters theta (..., batch, parameters), given :meth:`context`."""
-        z, log_det = self.standardized(theta, context)
-        z = z.float().to(context.features.device)
-        return self.density.log_prob(z, context.features).cpu().double() + log_det  # type: ignore[operator]
+        return self.log_prob_of(self.own(theta), context)
 
-    def standardized(self, theta: np.ndarray | Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """What the density is one of, (..., batch, dim), where theta are all parameters; with the log determinant."""
-        theta = as_tensor(theta)
-        z, log_det = self.standardizer.exact(theta if self.places is None else theta[..., self.places])
+    def log_prob_of(self, own: Tensor, context: Context) -> Tensor:
+        """Log density (..., batch) of what is learned, (..., batch, dim)."""
+
+        def log_prob(own: Tensor) -> Tensor:
+            z, log_det = self.standardized(own, context)
+            given = z.float().to(context.features.device), context.features
+            return self.density.log_prob(*given).cpu().double() + log_det  # type: ignore[operator]
+
+        return averaged(self.symmetries, log_prob, own)
+
+    def own(self, theta: np.ndarray | Tensor) -> Tensor:
+        """Of all parameters (..., parameters), those that are learned (..., dim)."""
+        return as_tensor(theta) if self.places is None else as_tensor(theta)[..., self.places]
+
+    def standardized(self, own: np.ndarray | Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """What the density is one of, (..., batch, dim), from what is learned; with the log determinant."""
+        z, log_det = self.standardizer.exact(as_tensor(own))
         if context.frame is None:
             return z, log_det
-        z, frame_log_det = whiten(z, context.frame)
-        return z, log_det + frame_log_det
+        z, of_frame = whiten(z, context.frame)
+        return z, log_det + of_frame
 
     def unstandardized(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Undo :meth:`standardized`, of z (draws, batch, dim): what it is a density of, and the same determinant."""
@@ -321,7 +319,9 @@ class PosteriorNetwork(nn.Module):
         """Draw from q(theta | data), given :meth:`context`; returns what :meth:`sample` does."""
         z, log_prob = self.density.sample(draws, context.features, generator)  # type: ignore[operator]
         theta, log_det = self.unstandardized(z, context)
-        return theta, log_prob.cpu().double() + log_det
+        theta = scattered(self.symmetries, theta, generator)
+        known = self.symmetries is None
+        return theta, log_prob.cpu().double() + log_det if known else self.log_prob_of(theta, context)
 
     def sample_within(
         self,
@@ -360,6 +360,7 @@ class PosteriorNetwork(nn.Module):
             "density": describe(self.density_options, DENSITIES),
             "levels": self.levels,
             "places": self.places,
+            "symmetries": describe_symmetries(self.symmetries),
         }
 
     @classmethod
@@ -394,4 +395,5 @@ class PosteriorNetwork(nn.Module):
             density_options=density_options,
             levels=levels,
             places=read_places(description["places"], dim),
+            symmetries=read_symmetries(description["symmetries"], dim),
         ).float()

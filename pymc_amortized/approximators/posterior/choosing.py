@@ -61,7 +61,7 @@ def choose_sketch(
         logger.info("Posteriors are not sketched by the density: %s.", made)
         return None
     seconds, numbers = seconds_for_each(made.of_simulations, pilot)
-    elsewhere = share_out_of_reach(made, pilot, numbers)
+    elsewhere = share_out_of_reach(made, pilot, numbers, inputs.structure.symmetries)
     if wanted is None and elsewhere > MOST_ELSEWHERE:
         logger.info(
             "Posteriors are not sketched by the density: %.0f%% of simulated parameters lie in another mode than the "
@@ -116,6 +116,7 @@ def build_network(
         levels=levels,
         standardizer=None if inputs.sketch is None else inputs.sketch.start.standardizer,
         places=None if inputs.sketch is None else inputs.sketch.learned,
+        symmetries=inputs.structure.symmetries,
     )
 
 

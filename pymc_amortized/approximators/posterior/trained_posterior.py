@@ -151,6 +151,7 @@ class TrainedPosterior:
             lambda theta, index: self.compiled.log_density(theta, datasets.one(spec, index)),
             standardizer,
             sketch,
+            self.structure.symmetries,
         )
         return PosteriorTarget(
             spec,
@@ -164,6 +165,7 @@ class TrainedPosterior:
             search,
             sketch is not None,
             self.compile_kwargs,
+            self.structure.symmetries,
         )
 
     def approximation(self, datasets: DataSets) -> Approximation:

@@ -24,7 +24,7 @@ from pymc_amortized.approximators.storage.codec import describe
 
 KEY = "pymc_amortized"
 """Of the description among a file's metadata."""
-FORMAT = 2
+FORMAT = 3
 
 
 @singledispatch

@@ -117,6 +117,7 @@ class _Runs:
             except RuntimeError as error:  # no chain found a point to start from
                 reason = str(error).strip().splitlines()[0]
                 continue
+            chains = replace(chains, z=self._target.gathered(index, chains.z))
             found = Convergence.of(chains.z, chains.divergences, self._target.spec.circular)
             best = chains, found  # the second one is longer: what it finds counts
             if found.converged and chains.divergences == 0:
@@ -124,7 +125,9 @@ class _Runs:
             start = _learned(chains.z, start, child)
         if best is None:
             return replace(before, failure=Failure("NUTS stopped", reason))
-        return self._judged(index, before, self._result(index, before, *best))
+        judged = self._judged(index, before, self._result(index, before, *best))
+        rng = np.random.default_rng(seed.spawn(1)[0])
+        return replace(judged, theta=self._target.scattered(index, judged.theta, rng))
 
     def _judged(self, index: int, before: Draws, result: Draws) -> Draws:
         """Mark draws of chains that did not converge, or that missed a mode."""
@@ -150,11 +153,13 @@ class _Runs:
         circular = self._target.spec.circular
         draws = found.theta.reshape(-1, theta.shape[-1])
         middle, sd = draws.mean(axis=0), draws.std(axis=0)
+        symmetries = self._target.symmetries
+        theta = theta if symmetries is None else symmetries.gathered(theta, middle, sd)
         far = (np.abs(theta - middle) > THRESHOLDS.elsewhere * sd)[:, ~circular].any(axis=1)
         if not far.any():
             return 0.0, 0.0
         rng = np.random.default_rng(index)
-        near = StudentMixture.fit(draws, np.full(len(draws), 1 / len(draws)), rng)
+        near = StudentMixture.fit(draws, np.full(len(draws), 1 / len(draws)), rng, symmetries=symmetries)
         fitted = near.draw(1000, rng)
         log_near = self._target.log_p(fitted, index) - near.log_density(fitted)
         log_far = np.where(far, log_weights, -np.inf)

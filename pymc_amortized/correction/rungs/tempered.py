@@ -104,19 +104,25 @@ class Tempered:
             result = replace(Draws.of(proposals, request, rng, rung="tempered"), start=before.start, modes=before.modes)
             if result.settled:
                 return result
-            result = self._particles(index, result, particles, target, request)
+            result = self._particles(index, result, particles, target, request, rng)
             if result.settled:
                 return result
         return result
 
     def _particles(
-        self, index: int, before: Draws, particles: Particles, target: PosteriorTarget, request: Request
+        self,
+        index: int,
+        before: Draws,
+        particles: Particles,
+        target: PosteriorTarget,
+        request: Request,
+        rng: np.random.Generator,
     ) -> Draws:
         """The particles as draws, marked where populations do not agree or are too few."""
-        theta = unstandardized(target, particles.z)
+        theta = target.gathered(index, unstandardized(target, particles.z))
         found = Convergence.of(theta, 0, target.spec.circular)
         rows = np.linspace(0, theta.shape[0] * theta.shape[1] - 1, request.chains * request.draws).round().astype(int)
-        flat = theta.reshape(-1, theta.shape[-1])[rows]
+        flat = target.scattered(index, theta.reshape(-1, theta.shape[-1])[rows], rng)
         shape = request.chains, request.draws
         log_q = target.log_q(flat[:, None], np.array([index]))[:, 0]
         reason = "populations of tempered particles do not agree"
@@ -157,12 +163,12 @@ def propose_from(
     network_seed, fit_seed, mixture_seed = seed.spawn(3)
     theta, rng = unstandardized(target, particles.z), np.random.default_rng(fit_seed)
     component: Component = [
-        StudentMixture.fit(some, np.full(len(some), 1 / len(some)), rng, most=components)
+        StudentMixture.fit(some, np.full(len(some), 1 / len(some)), rng, components, target.symmetries)
         for some in (theta if request.sets >= POPULATIONS else theta.reshape(1, -1, theta.shape[-1]))
     ]
     source = target.source(np.array([index]), weighted=True, defended=True)
     planned = [component[i % len(component)] for i in range(request.sets)]
-    proposals = Proposals(request.sets, source.defended, planned=planned)
+    proposals = source.empty(request.sets, planned)
     rounds = Rounds(source, {0: proposals}, request, network_seed)
     rounds.network(1)
     rounds.adapted(3 * rounds.first, np.random.default_rng(mixture_seed))

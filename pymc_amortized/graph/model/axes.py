@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
+
 AxisKind = Literal["exchangeable", "sequence", "grouped", "features"]
 UserKind = str | Sequence[str]
 """What a user says of a variable: the kind of its first axis, the kinds of all of its axes, or "flat"."""
@@ -68,10 +70,16 @@ class Structure:
         Every axis of an observed variable that has at least two entries, each once.
     shapes : dict of str to tuple of int
         Of all arrays.
+    symmetries : Symmetries or None
+        Maps of the unconstrained parameters that leave every posterior as it is.
+    symmetric : tuple of str
+        What these swap and mirror.
     """
 
     axes: tuple[Axis, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    symmetries: Symmetries | None = None
+    symmetric: tuple[str, ...] = ()
 
     def axes_of(self, name: str) -> tuple[Axis | None, ...]:
         """Return what each axis of an array is; None for plain features.
@@ -95,8 +103,10 @@ class Structure:
         return replace(self, axes=axes)
 
     def __str__(self) -> str:
-        """Return a line for each axis."""
-        return "\n".join(map(str, self.axes)) or "the data have no axis with more than one entry"
+        """Return a line for each axis, and one for each symmetry of the posterior."""
+        axes = list(map(str, self.axes)) or ["the data have no axis with more than one entry"]
+        same = [f"the posterior is symmetric, the log density stays as it is: {moves}" for moves in self.symmetric]
+        return "\n".join(axes + same)
 
 
 def read_kinds(

@@ -203,8 +203,7 @@ class Proofs:
     def _needs_constrained(self, pair: Pair) -> bool:
         """Whether permuting a free variable is not permuting its unconstrained values."""
         p: Parameter | None = self._parameters.get(pair[0])
-        elementwise = ("log", "logodds", "interval", "circular", "log_exp_m1")  # PyMC's names of transforms
-        if p is None or p.transform is None or (p.transform in elementwise and p.shape == p.unconstrained_shape):
+        if p is None or is_elementwise(p):
             return False
         # transforms of vectors act on the last axis
         batch = pair[1] < len(p.shape) - 1 and len(p.shape) == len(p.unconstrained_shape)
@@ -220,6 +219,12 @@ class Proofs:
     @cached_property
     def _unconstrain(self) -> Unconstrain:
         return Unconstrain(self._spec)
+
+
+def is_elementwise(p: Parameter) -> bool:
+    """Whether each unconstrained value is a function of one value of the variable alone."""
+    known = (None, "log", "logodds", "interval", "circular", "log_exp_m1")  # PyMC's names of transforms
+    return p.transform in known and (p.transform is None or p.shape == p.unconstrained_shape)
 
 
 def _choose(part: np.ndarray, first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from pymc_amortized.graph.structure.carriers import (
     targets_of,
 )
 from pymc_amortized.graph.structure.proofs import Change, Proofs
+from pymc_amortized.graph.structure.symmetry import find_symmetries
 
 
 def find_structure(
@@ -63,11 +64,11 @@ def find_structure(
     arrays = arrays_of(spec)
     observed = [a for a in arrays.values() if a.role == "observed"]
     said = read_kinds({a.name: a.shape for a in observed}, given or {}, {a.name: a.dims for a in observed})
-    proofs = None
-    if spec.density_obstacle is None and log_density is not None:
-        proofs = Proofs(spec, arrays, simulations, log_density, seed)
-    finder = _Finder(spec, arrays, proofs, said)
-    return Structure(finder.axes(), {a.name: a.shape for a in arrays.values()})
+    shapes = {a.name: a.shape for a in arrays.values()}
+    if spec.density_obstacle is not None or log_density is None:
+        return Structure(_Finder(spec, arrays, None, said).axes(), shapes)
+    finder = _Finder(spec, arrays, Proofs(spec, arrays, simulations, log_density, seed), said)
+    return Structure(finder.axes(), shapes, *find_symmetries(spec, simulations, log_density))
 
 
 @dataclass(frozen=True)

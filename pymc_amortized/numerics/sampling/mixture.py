@@ -15,6 +15,7 @@ import numpy as np
 from scipy import linalg, special
 
 from pymc_amortized.numerics.sampling.student_t import draw_student_t, log_student_t
+from pymc_amortized.numerics.sampling.symmetry import Symmetries
 from pymc_amortized.numerics.sampling.whitening import Whitening
 
 FREEDOM = 5.0
@@ -34,14 +35,29 @@ class StudentMixture:
         Place and shape of each component.
     shares : ndarray (components,)
         Their probabilities.
+    symmetries : Symmetries or None
+        Maps over whose images each component is spread.
     """
 
     places: Sequence[Whitening]
     shares: np.ndarray
+    symmetries: Symmetries | None = None
 
     @classmethod
-    def fit(cls, theta: np.ndarray, weights: np.ndarray, rng: np.random.Generator, most: int = 8) -> StudentMixture:
-        """Fit to draws (n, dim) and their normalized weights (n,), with `most` components at most."""
+    def fit(
+        cls,
+        theta: np.ndarray,
+        weights: np.ndarray,
+        rng: np.random.Generator,
+        most: int = 8,
+        symmetries: Symmetries | None = None,
+    ) -> StudentMixture:
+        """Fit to draws (n, dim) and their normalized weights (n,), with `most` components at most.
+
+        Where there are symmetries, it is fitted to those images that lie near the heaviest draw.
+        """
+        if symmetries is not None:
+            theta = symmetries.gathered(theta, theta[weights.argmax()])
         whole = Whitening.of(theta, weights)
         effective = 1 / np.square(weights).sum()
         if len(theta) > MOST_DRAWS:
@@ -59,7 +75,7 @@ class StudentMixture:
                 break
             best, score = tried, value
         places = [Whitening(whole.theta(m), whole.factor @ f) for m, f in zip(best.means, best.factors, strict=True)]
-        return cls(places, best.shares)
+        return cls(places, best.shares, symmetries)
 
     def draw(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """Draw (number, dim), in random order."""
@@ -68,10 +84,15 @@ class StudentMixture:
         theta = np.empty_like(z)
         for k, place in enumerate(self.places):
             theta[of == k] = place.theta(z[of == k])
-        return theta
+        return theta if self.symmetries is None else self.symmetries.scattered(theta, rng)
 
     def log_density(self, theta: np.ndarray) -> np.ndarray:
         """Log density (n,) at theta (n, dim)."""
+        if self.symmetries is None:
+            return self._log_density(theta)
+        return self.symmetries.averaged(self._log_density, theta)
+
+    def _log_density(self, theta: np.ndarray) -> np.ndarray:
         terms = []
         for place, share in zip(self.places, self.shares, strict=True):
             z = linalg.solve_triangular(place.factor, (theta - place.mean).T, lower=True, check_finite=False)
