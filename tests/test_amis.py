@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 from pymc_amortized.inputs.sketch import ALIKE
 from pymc_amortized.numerics.integrals import banded_log_integral
 from pymc_amortized.numerics.sampling.amis import ENOUGH, FEWEST, adapt, quasi_normal
+from pymc_amortized.numerics.sampling.importance import by_parameter, smooth
 
 DIM = 3
 N = 40
@@ -174,3 +175,20 @@ def test_careful_integrals_see_tails_and_other_modes():
     both = adapt(two, *start, points, careful=True)
     assert both.log_evidence[0] > 0.4
     assert both.latest[0] < ALIKE  # roughly seen, and so not believed
+
+
+def test_pareto_k_and_errors_of_each_parameter() -> None:
+    """Of one parameter the proposal is too narrow, of the other it is the target."""
+    rng = np.random.default_rng(0)
+    theta = np.stack([rng.normal(0, 0.4, (4, 1000)), rng.normal(0, 1, (4, 1000))], axis=-1)
+    log_weights = st.norm.logpdf(theta[..., 0]) - st.norm.logpdf(theta[..., 0], scale=0.4)
+    k, mcse = by_parameter(theta, smooth(log_weights))
+    assert k[0] > k[1]
+    assert mcse[0] > 1.5 * mcse[1]
+
+
+def test_errors_of_equal_weights_are_those_of_a_mean() -> None:
+    theta = np.random.default_rng(1).normal(size=(4, 1000, 3))
+    k, mcse = by_parameter(theta, smooth(np.zeros((4, 1000))))
+    assert np.allclose(mcse, 1 / np.sqrt(4000), rtol=1e-6)
+    assert (k == -np.inf).all()

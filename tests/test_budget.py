@@ -30,11 +30,14 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
         return Chains(np.random.default_rng(1).normal(size=(*shape, 1)), divergences)
 
     monkeypatch.setattr(escalation._Runs, "_sample", sample)
-    found = Convergence(r_hat, 2000.0, 2000.0, divergences, 4, 500)
+    found = Convergence(r_hat, 2000.0, 2000.0, divergences, 4, 500, np.full(1, 0.02))
     monkeypatch.setattr(Convergence, "of", classmethod(lambda cls, *args: found))
     target = SimpleNamespace(
         spec=SimpleNamespace(circular=np.zeros(1, dtype=bool)),
         obstacles=[None],
+        symmetries=None,
+        gathered=lambda index, theta: theta,
+        scattered=lambda index, theta, rng: theta,
         log_p=lambda theta, index: np.zeros(len(theta)),
         log_q=lambda theta, indices: np.zeros((len(theta), 1)),
     )

@@ -475,9 +475,11 @@ def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():
 
 
 def test_what_has_not_converged_says_which_number_is_off():
-    said = str(Convergence(1.003, 390.0, 800.0, 3, 4, 500))
+    said = str(Convergence(1.003, 390.0, 800.0, 3, 4, 500, np.full(1, 0.05)))
     assert said == "R-hat 1.003, bulk ESS 390 (wanted: above 400), tail ESS 800, 3 divergences"
-    assert str(Convergence(1.0102, 900.0, 800.0, 30, 4, 500)).startswith("R-hat 1.010 (wanted: below 1.01), bulk")
+    assert str(Convergence(1.0102, 900.0, 800.0, 30, 4, 500, np.full(1, 0.03))).startswith(
+        "R-hat 1.010 (wanted: below 1.01), bulk"
+    )
 
 
 def test_an_angle_that_jumps_has_not_moved():

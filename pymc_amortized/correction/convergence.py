@@ -21,6 +21,8 @@ class Convergence:
     divergences: int
     chains: int
     draws: int
+    mcse: np.ndarray
+    """Monte Carlo error of each parameter's mean (dim,), in standard deviations of the posterior."""
 
     @classmethod
     def of(cls, theta: np.ndarray, divergences: int, circular: np.ndarray) -> Convergence:
@@ -43,7 +45,12 @@ class Convergence:
             bulk = array_stats.ess(values, method="bulk", **axes)
             tail = array_stats.ess(values, method="tail", prob=(0.05, 0.95), **axes)
         chains, draws = theta.shape[:2]
-        return cls(float(np.max(r_hat)), float(np.min(bulk)), float(np.min(tail)), divergences, chains, draws)
+        straight, around = np.count_nonzero(~circular), np.flatnonzero(circular)
+        each = np.empty(len(circular))
+        each[~circular] = bulk[:straight]
+        each[around] = bulk[straight:].reshape(2, -1).min(axis=0)
+        worst = float(np.max(r_hat)), float(np.min(bulk)), float(np.min(tail))
+        return cls(*worst, divergences, chains, draws, 1 / np.sqrt(np.maximum(each, 1.0)))
 
     @property
     def converged(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.numerics.sampling.importance import Weights, resample, tempered
+from pymc_amortized.graph.data.datasets import PARAMETER_DIM
+from pymc_amortized.numerics.sampling.importance import Weights, by_parameter, resample, tempered
 from pymc_amortized.numerics.sampling.whitening import Whitening
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
@@ -109,6 +110,8 @@ class Draws:
         Of chains of NUTS, or populations of particles.
     modes : int
         How many were found.
+    by_parameter : tuple of ndarray or None
+        Pareto k and Monte Carlo error, in posterior standard deviations, of each parameter's mean (dim,).
     proposed : tuple of ndarray or None
         Some of all proposals (n, dim) and their raw log weights (n,), where a sampler may have to be held against them.
     per_draw : mapping of str to ndarray
@@ -126,6 +129,7 @@ class Draws:
     start: Start | None = None
     convergence: Convergence | None = None
     modes: int = 1
+    by_parameter: tuple[np.ndarray, np.ndarray] | None = None
     proposed: tuple[np.ndarray, np.ndarray] | None = None
     per_draw: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -170,8 +174,14 @@ class Draws:
             failure=failure,
             start=Start.of(theta, log_weights, rng) if unsure else None,
             modes=proposals.modes,
+            by_parameter=None if weights is None else by_parameter(theta, weights),
             proposed=_some(theta, log_weights, rng) if unsure else None,
         )
+
+    def sampled(self, found: Convergence) -> Draws:
+        """Return the same with what is known of a sampler's chains: Monte Carlo errors are theirs."""
+        k = np.full(len(found.mcse), np.nan) if self.by_parameter is None else self.by_parameter[0]
+        return replace(self, convergence=found, by_parameter=(k, found.mcse))
 
     @property
     def settled(self) -> bool:
@@ -209,12 +219,15 @@ def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndar
     stats["proposal_log_weight"] = (["chain", "proposal"], padded.reshape(len(results), chains, most))
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
+    nothing = np.full((2, results[0].theta.shape[-1]), np.nan)
+    k, mcse = np.stack([nothing if r.by_parameter is None else r.by_parameter for r in results], axis=1)
+    stats |= {"pareto_k_of_mean": ([PARAMETER_DIM], k), "mcse_of_mean": ([PARAMETER_DIM], mcse)}
     for name in ("r_hat", "ess_bulk", "ess_tail", "divergences"):
         values = [getattr(r.convergence, name) if r.convergence else np.nan for r in results]
         stats[name] = ([], np.array(values, dtype=float))
     for name in {name for r in results for name in r.per_draw}:
-        nothing = np.full(results[0].log_q.shape, np.nan)
-        stats[name] = (per_draw, np.stack([r.per_draw.get(name, nothing) for r in results]))
+        unknown = np.full(results[0].log_q.shape, np.nan)
+        stats[name] = (per_draw, np.stack([r.per_draw.get(name, unknown) for r in results]))
     return stats
 
 

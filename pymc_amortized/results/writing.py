@@ -8,7 +8,7 @@ import xarray as xr
 from arviz_base import dict_to_dataset, make_attrs
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
-from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, of_simulations
+from pymc_amortized.graph.data.datasets import DATASET_DIM, PARAMETER_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.results.version import LIBRARY
@@ -45,7 +45,7 @@ def posterior_tree(
     observed = {v.name: datasets.shown(v) for v in spec.observed}
     groups = {
         "posterior": _dataset(spec, squeezed(variables), [*lead, "chain", "draw"], datasets, attrs),
-        "sample_stats": _stats_dataset(squeezed(stats), stat_dims, datasets, attrs),
+        "sample_stats": _stats_dataset(spec, squeezed(stats), stat_dims, datasets, attrs),
         "observed_data": _dataset(spec, squeezed(observed), lead, datasets),
     }
     given = {c.name: datasets.shown(c) for c in spec.context}
@@ -152,6 +152,7 @@ def _dataset(
 
 
 def _stats_dataset(
+    spec: ModelSpec,
     stats: Arrays,
     dims: Mapping[str, list[str]],
     datasets: DataSets,
@@ -163,4 +164,6 @@ def _stats_dataset(
     coords: dict[str, Any] = {d: np.arange(n) for d, n in sizes.items()}
     if DATASET_DIM in coords:
         coords[DATASET_DIM] = datasets.labels
+    if PARAMETER_DIM in coords:
+        coords[PARAMETER_DIM] = spec.element_names
     return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=LIBRARY))

@@ -148,7 +148,7 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
     # ranks among more draws would be finer than so many data sets can tell
     theta, _ = approximation.sample(100, generator, within=True)
     values = pit(theta, known.unconstrained, np.random.default_rng(own_seed))
-    lines = _what_is_off(values, element_names(spec))
+    lines = _what_is_off(values, spec.element_names)
     if not lines:
         return
     repaired = (
@@ -207,7 +207,7 @@ def warn_if_corrected_off(
     true = [*truth.T, log_joint[some], truth @ direction]
     worth = np.array([w.ess if (w := draws[i].weights) is not None else np.nan for i in some]).clip(1, len(theta))
     values = [pit(sample, value, rng, worth) for sample, value in zip(drawn, true, strict=True)]
-    names = [*element_names(spec), "the log density", "a random direction"]
+    names = [*spec.element_names, "the log density", "a random direction"]
     if lines := _what_is_off(np.column_stack(values), names):
         logger.warning(
             "On %d simulated data sets corrected draws are not calibrated:\n  %s\nA mode may be missed, or the model's "
@@ -225,12 +225,3 @@ def _what_is_off(values: np.ndarray, names: Sequence[str]) -> list[str]:
     order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < 0.001]
     lines = [f"{names[i]}: {describe(results[i])} ({p_text(float(adjusted[i]))})" for i in order[:5]]
     return lines + ([f"and {len(order) - 5} more"] if len(order) > 5 else [])
-
-
-def element_names(spec: ModelSpec) -> list[str]:
-    """Names of the flat unconstrained parameters: ``slope[1]``."""
-    names = []
-    for p in spec.parameters:
-        for place in np.ndindex(p.unconstrained_shape):
-            names.append(f"{p.name}[{', '.join(map(str, place))}]" if place else p.name)
-    return names

@@ -122,9 +122,11 @@ class AmortizedPosterior(PosteriorWorkflow):
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (that of the proposals:
             the network's own, equal to :meth:`logp`, with ``correction=None``; of angles, before they are wrapped), for
             each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
-            ``ood_pvalue``; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters,
-            and ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these),
-            and ``energy`` and ``tree_depth`` of each draw. The stage is "raw" (the network's own draws), "psis", "smc"
+            ``ood_pvalue``; for each unconstrained parameter (dim ``parameter``) ``pareto_k_of_mean`` and
+            ``mcse_of_mean``, the Monte Carlo error of its mean in posterior standard deviations; where NUTS ran, also
+            the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters, and ``divergences`` (of all it drew,
+            at least four chains of 500; what was asked for is taken from these), and ``energy`` and ``tree_depth`` of
+            each draw. The stage is "raw" (the network's own draws), "psis", "smc"
             (tempered particles), "nuts", "failed" or "not reached" (by `max_time` or `max_nuts`): draws of the last two
             are the best there are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw",
             "weights", "mixture" (of the network and what was found so far), "tempered" (proposals fitted to particles),

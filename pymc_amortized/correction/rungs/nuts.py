@@ -210,13 +210,12 @@ class _Runs:
         log_p = self._target.log_p(flat, index) if known else np.full(len(flat), np.nan)
         log_q = self._target.log_q(flat[:, None], np.array([index]))[:, 0]
         return replace(
-            before,
+            before.sampled(convergence),
             theta=flat.reshape(*shape, -1),
             log_q=log_q.reshape(shape),
             log_p=log_p.reshape(shape),
             rung="nuts",
             failure=None,
-            convergence=convergence,
             per_draw={name: values[:own, some].reshape(shape) for name, values in chains.per_draw.items()},
         )
 

@@ -128,13 +128,12 @@ class Tempered:
         reason = "populations of tempered particles do not agree"
         failure = None if found.converged else Failure(reason, str(found))
         return replace(
-            before,
+            before.sampled(found),
             theta=flat.reshape(*shape, -1),
             log_q=log_q.reshape(shape),
             log_p=target.log_p(flat, index).reshape(shape),
             rung="smc",
             failure=failure,
-            convergence=found,
         )
 
 

@@ -12,7 +12,8 @@ from pymc_amortized.graph.data.simulations import Simulations, take_each
 from pymc_amortized.graph.model.sizes import cut
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
-DATASET_DIM = "dataset"
+DATASET_DIM, PARAMETER_DIM = "dataset", "parameter"
+"""Dims of results: data sets of a batch, and unconstrained parameters in `sample_stats`."""
 
 
 @dataclass(frozen=True, eq=False)

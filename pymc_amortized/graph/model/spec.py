@@ -133,6 +133,12 @@ class ModelSpec:
         return sum(p.size for p in self.parameters)
 
     @property
+    def element_names(self) -> list[str]:
+        """Names of the entries of that vector: ``slope[1]``."""
+        places = ((p.name, place) for p in self.parameters for place in np.ndindex(p.unconstrained_shape))
+        return [f"{name}[{', '.join(map(str, place))}]" if place else name for name, place in places]
+
+    @property
     def circular(self) -> np.ndarray:
         """Mark the entries of that vector (dim,) that are angles, from -pi to pi."""
         return np.concatenate([np.full(p.size, p.transform == "circular") for p in self.parameters])

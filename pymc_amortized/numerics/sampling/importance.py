@@ -152,6 +152,45 @@ def _smooth_tail(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     return smoothed, float(k)
 
 
+def by_parameter(theta: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto k and Monte Carlo error of each parameter's mean.
+
+    The mean of a parameter is one of weights times its distance from the middle: their tail may be heavier than that of
+    the weights alone (Vehtari et al. 2024, section 2.4).
+
+    Parameters
+    ----------
+    theta : ndarray (chains, proposals, dim)
+    weights : Weights
+
+    Returns
+    -------
+    pareto_k : ndarray (dim,)
+        That of the weights where these are about constant.
+    mcse : ndarray (dim,)
+        In standard deviations of the posterior.
+    """
+    w = weights.weights[..., None]
+    away = theta - (w * theta).sum(axis=1, keepdims=True)
+    variance = (w * np.square(away)).sum(axis=1).mean(axis=0)
+    error = np.sqrt(np.square(w * away).sum(axis=(0, 1))) / len(theta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mcse = np.where(variance > 0, error / np.sqrt(variance), np.nan)
+        tails = np.log(w) + np.log(np.abs(away))
+    k = np.full(len(mcse), weights.pareto_k)
+    if not weights.harmless:
+        positive = np.isfinite(tails)
+        k = np.array([_tail_of(tails[..., j][positive[..., j]]) for j in range(len(mcse))])
+    return k, mcse
+
+
+def _tail_of(log_values: np.ndarray) -> float:
+    """Pareto k of positive values; infinite where there are few."""
+    if len(log_values) < THRESHOLDS.fewest_for_tail:
+        return np.inf
+    return _smooth_tail(np.maximum(log_values - log_values.max(), -1e4))[1]
+
+
 def tempered(log_weights: np.ndarray, dim: int) -> np.ndarray:
     """Temper weights until they are worth enough draws for moments.
 
