@@ -37,14 +37,14 @@ def encode_in_blocks(
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
     """Encode raw data (n, *shape), in blocks that stay in the cache."""
-    tensors = {layout.name: as_tensor(data[layout.name]) for layout in encoder.layout.arrays}
-    n = len(next(iter(tensors.values())))
-    each = sum(v.numel() for v in tensors.values()) // max(n, 1)
+    arrays = {layout.name: data[layout.name] for layout in encoder.layout.arrays}
+    n = len(next(iter(arrays.values())))
+    each = sum(v.size for v in arrays.values()) // max(n, 1)
     block = max(2**17 // max(each, 1), 1)  # of so many values, float64: 1 MiB
     parts = []
     for rows in (slice(start, start + block) for start in range(0, max(n, 1), block)):
         some = {name: np.asarray(lengths)[rows] for name, lengths in (sizes or {}).items()}
-        parts.append(encoder({name: values[rows] for name, values in tensors.items()}, some))
+        parts.append(encoder({name: as_tensor(values[rows]) for name, values in arrays.items()}, some))
     return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
 
 
