@@ -180,7 +180,8 @@ def run(name: str, datasets: int, steps: int) -> None:
     evidence = posterior.log_marginal_likelihood({"y": y}, batched=True, random_seed=4)
     stages, rungs = (dts.sample_stats[stat].to_numpy() for stat in ("stage", "rung"))
     settled = np.isin(stages, ["psis", "smc", "nuts"])
-    references, wrong, evidence_wrong, unsure = References(posterior), 0, 0, 0
+    references, unconstrain = References(posterior), Unconstrain(posterior.spec)
+    wrong, evidence_wrong, unsure = 0, 0, 0
     for i in range(datasets):
         reference = references(y[i], i)
         if not reference.error < 0.1:
@@ -188,7 +189,7 @@ def run(name: str, datasets: int, steps: int) -> None:
             continue
         one = {n: dts.posterior[n].to_numpy()[i] for n in names}
         flat = {n: values.reshape(-1, *values.shape[2:]) for n, values in one.items()}
-        theta = Unconstrain(posterior.spec)(flat)
+        theta = unconstrain(flat)
         wrong += bool(settled[i] and masses_off(theta, reference.theta) > 0.1)
         off = abs(float(evidence.log_marginal_likelihood[i]) - reference.log_evidence)  # NaN: marked
         evidence_wrong += bool(off > 4 * np.hypot(float(evidence.mcse[i]), reference.error) + 0.05)
