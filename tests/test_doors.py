@@ -8,7 +8,9 @@ import pytest
 import xarray as xr
 from conftest import interpreted
 from scipy import stats
+from small_models import line
 
+import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.data.reading import read_datasets
@@ -198,3 +200,10 @@ def test_hyperparameters_for_which_the_prior_has_no_density_are_named():
         posterior.sample({"y": np.ones(6), "spread": -1.0}, draws=50)
     with pytest.raises(ValueError, match=r"'spread': -2\.0\} of data set 1: the prior"):
         posterior.sample({"y": np.ones((2, 6)), "spread": [1.0, -2.0]}, batched=True, draws=50)
+
+
+@pytest.mark.parametrize("given", [{"z": "exchangeable"}, {"y": "rows"}, {"y": ["sequence", "sequence"]}])
+def test_a_wrong_structure_is_refused_before_anything_is_compiled(given, monkeypatch):
+    monkeypatch.setattr("pymc_amortized.approximators.posterior.fit.training_simulator", lambda *args: pytest.fail())
+    with pytest.raises((KeyError, ValueError), match="structure"):
+        pma.fit_posterior(line(), structure=given)

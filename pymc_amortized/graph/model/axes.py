@@ -110,7 +110,7 @@ class Structure:
 
 
 def read_kinds(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int | None, ...]],
     given: Mapping[str, UserKind],
     dims: Mapping[str, Sequence[str | None]] | None = None,
 ) -> dict[tuple[str, int], AxisKind]:
