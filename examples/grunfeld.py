@@ -139,9 +139,7 @@ def main(output: Path) -> None:
     print("\nPosterior means of the slopes, and the largest differences over all parameters:")
     print(table(amortized, nuts).to_string(float_format="{:.2f}".format, formatters={"ESS": "{:.0f}".format}))
     number, total = firms.sizes["dataset"], training + answering
-    print(
-        f"\nTraining took {training:.0f} s, then all {number} firms {answering:.2f} s; NUTS firm by firm {sampling:.0f} s."
-    )
+    print(f"\nTraining took {training:.0f} s, then all {number} firms {answering:.2f} s; NUTS {sampling:.0f} s.")
     print(f"Amortized inference takes less time from {np.ceil(total * number / sampling):.0f} firms on.")
     plot(amortized, nuts, output / "grunfeld.png")
 
