@@ -47,9 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("pymc_amortized").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    print(
-        "| model | quantities | smallest adjusted p | Pareto k below 0.7 | seconds of fit | of checking |\n|---|---|---|---|---|---|"
-    )
+    print("| model | quantities | smallest adjusted p | k below 0.7 | fit (s) | check (s) |\n|---|---|---|---|---|---|")
     for name in options.models or known:
         try:
             print(run(name, options.datasets, options.seed), flush=True)
