@@ -39,11 +39,9 @@ def run(name: str, max_time: float | None, seed: int) -> None:
     started = time.perf_counter()
     try:
         posterior = pma.fit_posterior(model, max_time=max_time, random_seed=seed, progressbar=False)
-    except (ValueError, NotImplementedError) as error:
-        print(
-            f"| {name} | {dim} | {time.perf_counter() - started:.0f} | | refused: {error} | | | | | refused |",
-            flush=True,
-        )
+    except Exception as error:  # the others are still wanted
+        kind = "refused" if isinstance(error, (ValueError, NotImplementedError)) else "CRASHED"
+        print(f"| {name} | {dim} | | | {type(error).__name__}: {error} | | | | | {kind} |", flush=True)
         return
     fitted = time.perf_counter()
     dt = posterior.sample(random_seed=seed + 1, progressbar=False)

@@ -227,6 +227,20 @@ def test_a_fixed_set_is_sketched_in_the_time_that_simulations_may_take(monkeypat
     assert "the set has 500 data sets now" in caplog.text
 
 
+def test_a_fixed_set_is_no_larger_than_can_be_held(monkeypatch):
+    for name, value in {"PILOT": 400, "HELD_OUT": 100}.items():
+        monkeypatch.setattr(posterior_training, name, value)
+    limits = simulation_plan.Limits(slow_batch=0.0, fewest=200, values=12 * 700)
+    monkeypatch.setattr(simulation_plan, "LIMITS", limits)
+    x = np.linspace(-1, 1, 6)
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("slope", 0, 1) * x, 1.0, observed=np.zeros(6))  # networks are given x beside y
+    assert briefly(model, num_steps=5, sketch=False).provenance.num_simulations == 700
+    plan = simulation_plan.SimulationPlan(number=1000, chosen=True, seconds=1e-6)
+    assert [plan.holding(values).number for values in (1, 12, 10**6)] == [1000, 700, 200]
+    assert replace(plan, chosen=False).holding(12).number == 1000
+
+
 def test_narrow_posteriors_far_from_the_middle_keep_their_digits():
     """A millionth of the prior's width: whitened in double precision."""
     with pm.Model() as model:

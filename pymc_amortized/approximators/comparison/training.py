@@ -103,7 +103,12 @@ class ComparisonFit:
             found = choose_evidence(self.specs, structures, posteriors, pilot, self.setup, wanted=bool(self.sketched))
         teacher, setup, sketching = self._taught(found)
         plan = plan_simulations(
-            self._seconds_of_one, setup.options, self.num_simulations, self.cores, sketching=sketching
+            self._seconds_of_one,
+            setup.options,
+            self.num_simulations,
+            self.cores,
+            values=inputs.layout.values,
+            sketching=sketching,
         )
         training_set, held_out, rest = self._parts(teacher, plan)
 

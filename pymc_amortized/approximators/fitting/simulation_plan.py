@@ -23,6 +23,8 @@ class Limits:
     """The same where training ends when it is good enough, and uses each of the latest simulations several times."""
     fewest: int = 2000
     """A fixed set chosen for a slow simulator is not smaller than this, whatever it costs."""
+    values: int = 2**29
+    """That networks are given, of all simulations of such a set: 2 GiB in single precision."""
     processes: float = 20.0
     """Seconds from which several processes simulate: starting them and compiling in each costs about 10 s."""
 
@@ -46,6 +48,8 @@ class SimulationPlan:
     """Whether there is a fixed set because simulations take long."""
     free: bool = False
     """Whether the number of processes was left open by the user."""
+    values: int = 1
+    """How many values networks are given of each."""
 
     def slower(self, seconds: float, options: Training) -> SimulationPlan:
         """Plan for simulations that take so much longer each."""
@@ -59,8 +63,15 @@ class SimulationPlan:
         return replace(self, cores=available_cores()) if self.free and expected > LIMITS.processes else self
 
     def affordable(self, seconds: float) -> int:
-        """Return how many simulations can be made, or sketched, at a cost of so many seconds each."""
-        return int(self.budget * self.cores / seconds)
+        """Return how many simulations can be made, or sketched, at a cost of so many seconds each, and held."""
+        return min(int(self.budget * self.cores / seconds), LIMITS.values // max(self.values, 1))
+
+    def holding(self, values: int) -> SimulationPlan:
+        """Plan for networks that are given so many values of each simulation: no more of them than can be held."""
+        plan = replace(self, values=values)
+        if not self.chosen or self.number is None:
+            return plan
+        return replace(plan, number=min(self.number, max(plan.affordable(self.seconds), LIMITS.fewest)))
 
     def seconds_of_batch(self, options: Training) -> float:
         """Seconds that one process takes for the simulations of a batch; 0 for a fixed set."""
@@ -73,6 +84,7 @@ def plan_simulations(
     number: int | None,
     cores: int | None,
     *,
+    values: int = 1,
     sketching: float = 0.0,
 ) -> SimulationPlan:
     """Decide how many simulations to make, and in how many processes, by the simulator's speed.
@@ -84,6 +96,8 @@ def plan_simulations(
     options : Training
     number, cores : int, optional
         What the user has chosen.
+    values : int
+        That are known of each simulation.
     sketching : float
         Seconds for each simulation that come on top.
     """
@@ -95,7 +109,7 @@ def plan_simulations(
     slow = LIMITS.slowest_batch if options.open_ended else LIMITS.slow_batch
     if number is not None or seconds * options.batch_size / plan.cores <= slow:
         return plan
-    plan = replace(plan, number=max(plan.affordable(plan.seconds), LIMITS.fewest), chosen=True)
+    plan = replace(plan, number=max(plan.affordable(plan.seconds), LIMITS.fewest), chosen=True).holding(values)
     assert plan.number is not None
     say_fixed_set(seconds, plan.number)
     return plan

@@ -73,7 +73,11 @@ class JointFit:
         sampler = ContextSampler(simulated, context, missing)
         simulator = Simulator(simulated, context=sampler, deterministics=names, compile_kwargs=setup.compile_kwargs)
         plan = plan_simulations(
-            lambda: seconds_of_simulator(simulator, setup.seed(Stage.TIMING)), setup.options, num_simulations, cores
+            lambda: seconds_of_simulator(simulator, setup.seed(Stage.TIMING)),
+            setup.options,
+            num_simulations,
+            cores,
+            values=simulated.values,
         )
         # the regression at which the likelihood starts takes more simulations than a posterior's statistics
         self.posterior = PosteriorFit(

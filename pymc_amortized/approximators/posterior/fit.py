@@ -173,6 +173,6 @@ def fit_posterior(
     def timed() -> float:
         return seconds_of_simulator(simulator, setup.seed(Stage.TIMING)) if given is None else 0.0
 
-    plan = plan_simulations(timed, setup.options, num_simulations, cores)
+    plan = plan_simulations(timed, setup.options, num_simulations, cores, values=spec.values)
     fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch, target=target)
     return AmortizedPosterior.of(fit.run(summary, density, structure))

@@ -176,9 +176,10 @@ class PosteriorFit:
     ) -> Simulations:
         """Decide what networks are given of the data; returns the simulations with that."""
         self.inputs = Inputs(self.spec, structure)
+        plan = self.plan = self.plan.holding(self.inputs.layout.values)
+        pilot = pilot.take(slice(plan.number)) if plan.chosen else pilot
         if self.sketched is False or isinstance(summary, torch.nn.Module):
             return pilot
-        plan = self.plan
 
         def most(seconds: float) -> int:
             return max(plan.affordable(seconds), PILOT + HELD_OUT)  # as many as fresh simulations begin with

@@ -8,6 +8,7 @@ compiled from that copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -147,6 +148,11 @@ class ModelSpec:
     def data(self) -> tuple[DataVariable, ...]:
         """Observed and context variables: what differs between data sets."""
         return self.observed + self.context
+
+    @property
+    def values(self) -> int:
+        """How many values differ between data sets, at most."""
+        return sum(math.prod(v.shape_at(self.largest)) for v in self.data)
 
     @property
     def inputs(self) -> tuple[DataVariable, ...]:

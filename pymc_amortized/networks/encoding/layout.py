@@ -4,6 +4,7 @@ Arrays that share an axis name it alike. An axis without a name holds plain feat
 each with a meaning of its own.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -145,6 +146,11 @@ class DataLayout:
     def axis(self, name: str) -> AxisLayout:
         """The axis of that name."""
         return next(axis for axis in self.axes if axis.name == name)
+
+    @property
+    def values(self) -> int:
+        """How many values a data set has at most."""
+        return sum(math.prod(array.shape) for array in self.arrays)
 
     @property
     def sized(self) -> tuple[str, ...]:
