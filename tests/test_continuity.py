@@ -86,7 +86,23 @@ def censored_data():
     pm.Censored("y", NORMAL(pm.Normal("b"), 1), lower=-0.5, upper=1.0, observed=np.zeros(5))
 
 
+def explosive_series():
+    """Errors of a moving average, found again from the series: rounding grows to more than floats hold."""
+    n, growth = 120, 1e3
+
+    def logp(value, a):
+        errors = pt.linalg.solve_triangular(pt.eye(n) + growth * a * np.eye(n, k=-1), value, lower=True)
+        return pt.sum(-0.5 * errors**2)
+
+    def draw(a, rng=None, size=None):
+        errors = rng.normal(size=n)
+        return errors + growth * a * np.r_[0, errors[:-1]]
+
+    pm.CustomDist("y", pm.Normal("b"), logp=logp, random=draw, signature=f"()->({n})", observed=np.zeros(n))
+
+
 NO_ATOMS = {
+    "an explosive series": explosive_series,
     "no atom in data": censored_data,
     "narrow at a wide place": lambda: custom(pm.Normal("a", 0, 1e6), 1e-6),
     "far from zero": lambda: custom(1e8, 1e-3),

@@ -30,6 +30,9 @@ DRAWS = 512
 """That are looked at: of an atom of 1 %, five lie there."""
 NEAR, FAR = 1e-12, 1e-9
 """How far draws are moved, in units of their spread: what is continuous changes a thousand times as much by FAR."""
+LEAST = -1000.0
+"""Log density for each value, of what was drawn from it: floats span a volume of e^711, so that less has no probability.
+Where there is less, errors of rounding have grown (in a series that explodes, say), and tell of nothing."""
 
 
 def refuse_jumps(spec: ModelSpec, simulations: Simulations) -> None:
@@ -137,9 +140,13 @@ class _Jumps:
             ]
             return [np.abs(np.stack(pair) - at) for at, *pair in zip(here, *sides, strict=True)]
 
+        least = LEAST * (1 + sum(np.size(values) for values in (*drawn, *known)))
         with np.errstate(invalid="ignore"):
             near = changes(1.0)
-            some = [(at > 1e-8 * (1 + np.abs(term))) & np.isfinite(term) for at, term in zip(near, here, strict=True)]
+            some = [
+                (at > 1e-8 * (1 + np.abs(term))) & np.isfinite(term) & (term > least)
+                for at, term in zip(near, here, strict=True)
+            ]
             if not any(found.any() for found in some):
                 return [False] * len(here)
             far = changes(FAR / NEAR)
