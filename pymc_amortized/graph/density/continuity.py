@@ -31,7 +31,7 @@ DRAWS = 512
 NEAR, FAR = 1e-12, 1e-9
 """How far draws are moved, in units of their spread: what is continuous changes a thousand times as much by FAR."""
 LEAST = -1000.0
-"""Log density for each value, of what was drawn from it: floats span a volume of e^711, so that less has no probability.
+"""Log density for each value, of what was drawn from it: floats span a volume of e^711, so that less has no chance.
 Where there is less, errors of rounding have grown (in a series that explodes, say), and tell of nothing."""
 
 
