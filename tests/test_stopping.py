@@ -1,15 +1,19 @@
 """When a training of unknown length stops."""
 
+import logging
 import math
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
+import pymc as pm
 import pytest
 import torch
 from small_models import line
 from test_training import HELD_OUT, Interrupting, fresh, gaussian, simulator, weights_of
 
 import pymc_amortized as pma
+from pymc_amortized.logs import logger
 from pymc_amortized.training import Efficiency, FreshSimulations, Stopping, Training, train
 from pymc_amortized.training.schedule import DECAY, scheduled
 from pymc_amortized.training.settling import Evaluation
@@ -158,3 +162,74 @@ def test_a_target_and_a_number_of_steps_exclude_each_other(line_posterior):
 def test_a_target_needs_a_density():
     with pytest.raises(ValueError, match="target_efficiency=0.5 needs the model's density: .*Leave it out"):
         pma.fit_posterior(line(), parameters=["slope"], target_efficiency=0.5)
+
+
+# A whole training
+
+
+@pytest.fixture(scope="module")
+def good_enough():
+    """A posterior that was trained until it was good enough, and what was logged."""
+    with caught() as lines:
+        posterior = pma.fit_posterior(normal_mean(), random_seed=1, progressbar=False)
+    return posterior, lines
+
+
+@contextmanager
+def caught():
+    """Collect what the library logs."""
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lines.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def normal_mean():
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
+    return model
+
+
+def test_an_easy_model_is_hardly_trained(good_enough):
+    posterior, lines = good_enough
+    (said,) = [record for record in lines if "Trained" in record.getMessage()]
+    assert posterior.history.step[-1] <= 63 and posterior.provenance.settled
+    assert said.levelname == "INFO" and "until it was good enough" in said.getMessage()
+    assert "the importance efficiency is" in said.getMessage()
+    draws = posterior.sample({"y": np.full(5, 0.6)}, random_seed=1, progressbar=False).posterior["mu"].values
+    assert draws.mean() == pytest.approx(0.5, abs=0.03) and draws.std() == pytest.approx(1 / 6**0.5, rel=0.05)
+
+
+def test_its_options_repeat_it(good_enough):
+    posterior, _ = good_enough
+    options, seed = posterior.provenance.training, posterior.provenance.entropy
+    assert options.num_steps is None and options.max_time is None
+    again = pma.fit_posterior(normal_mean(), training=options, random_seed=seed, progressbar=False)
+    assert again.provenance.held_out_loss == posterior.provenance.held_out_loss
+
+
+def test_training_goes_on_to_a_higher_target_also_after_loading(good_enough, tmp_path):
+    posterior, _ = good_enough
+    posterior.save(tmp_path / "posterior")
+    loaded = pma.load(tmp_path / "posterior", model=normal_mean())
+    there, here = (p.continue_training(target_efficiency=0.6, progressbar=False) for p in (loaded, posterior))
+    assert there.history.step[-1] == here.history.step[-1] and there.provenance.settled
+    assert there.provenance.held_out_loss == here.provenance.held_out_loss
+    further = posterior.continue_training(training=Training(num_steps=20), progressbar=False)
+    assert further.history.step[-1] == posterior.history.step[-1] + 20
+
+
+def test_training_that_stopped_short_of_its_target_warns():
+    with pm.Model() as model:
+        pm.Poisson("y", pm.math.exp(pm.Normal("mu", 0, 1)), observed=[1, 2, 0])
+    options = {"sketch": False, "max_time": 2.0, "random_seed": 1, "progressbar": False}
+    with caught() as lines:
+        pma.fit_posterior(model, target_efficiency=0.9999, **options)
+    (said,) = [record for record in lines if "Trained" in record.getMessage()]
+    assert said.levelname == "WARNING"
+    assert "stopped short of its target, 100% (median; 50% in the hardest tenth)" in said.getMessage()
+    assert "continue_training" in said.getMessage()
