@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pymc as pm
@@ -20,6 +21,7 @@ from pymc_amortized.approximators.fitting.plan import (
     worth_workers,
 )
 from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.simulation.context import ContextSampler
@@ -162,6 +164,13 @@ def test_an_error_ahead_is_raised_where_its_simulations_are_wanted():
 def test_workers_are_started_where_they_pay(monkeypatch, cores, step, simulating, threads, options, worth):
     monkeypatch.setattr(MORE_CORES, lambda: cores)
     assert worth_workers(step, simulating, threads, Training(**options)) is worth
+
+
+def test_few_simulations_are_no_reason_to_start_processes():
+    plan = SimulationPlan(None, cores=4, seconds=0.01, free=True)
+    assert [plan.cores_for(n) for n in (100, 1_999, 2_001)] == [1, 1, 4]
+    assert replace(plan, free=False).cores_for(100) == 4  # the user has chosen
+    assert replace(plan, seconds=0.0).cores_for(100) == 4  # nobody knows
 
 
 def test_one_core_is_left_for_training():

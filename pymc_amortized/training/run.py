@@ -70,13 +70,21 @@ class Run:
         self.weights, self.device = weights, weights.vector.device
         self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
         self.at = Standing()
-        self.optimizer, self.average = _adamw(weights.vector, task.options), weights.copy()
+        self.average = weights.copy()
+        self._optimizer: torch.optim.AdamW | None = None
         self.clock = time.perf_counter()
         self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
         if task.resume is not None:
             self.restore(task.resume)
+
+    @property
+    def optimizer(self) -> torch.optim.AdamW:
+        """Made at the first step: torch takes seconds to import what it needs for that."""
+        if self._optimizer is None:
+            self._optimizer = _adamw(self.weights.vector, self.options)
+        return self._optimizer
 
     def begin(self) -> None:
         """Judge the weights before the first step."""
@@ -192,7 +200,7 @@ class Run:
         self.earlier = self.judge.best.clone(), self.judge.best_loss
         self.weights.set(self.average)
         self.judge.keep(self.average, loss)
-        self.optimizer = _adamw(self.weights.vector, self.options)  # the moments of what stays would move it
+        self._optimizer = None  # the moments of what stays would move it
         self.at.fruitless, self.at.last_layers = 0, True
         self.reduce()
 
@@ -245,7 +253,7 @@ class Run:
         """Take the best weights, forget the optimizer's moments and halve the learning rate."""
         self.judge.use_best()
         self.average.copy_(self.judge.best)
-        self.optimizer = _adamw(self.weights.vector, self.options)
+        self._optimizer = None
         self.at.restarts += 1
 
     def ended(self, stopped: Stopped) -> Trained:
@@ -312,6 +320,7 @@ class Run:
 
     def state(self, finished: bool) -> TrainingState:
         """Return all that is needed to go on."""
+        moments = {} if self._optimizer is None else self._optimizer.state_dict()["state"].get(0, {})
         now = {
             "weights": self.weights.vector,
             "average": self.average,
@@ -320,7 +329,7 @@ class Run:
         tensors = {
             **prefixed("now", now),
             **prefixed("buffers", self.weights.buffers),
-            **prefixed("optimizer", self.optimizer.state_dict()["state"].get(0, {})),
+            **prefixed("optimizer", moments),
             **prefixed("random", random_state(self.device)),
             **self.judge.tensors(),
         }

@@ -62,6 +62,14 @@ class SimulationPlan:
             expected = min(expected, self.budget)
         return replace(self, cores=available_cores()) if self.free and expected > LIMITS.processes else self
 
+    def cores_for(self, number: int) -> int:
+        """Return how many processes make so many simulations: one where starting others would take longer.
+
+        What is made is the same.
+        """
+        known = self.free and self.seconds > 0
+        return 1 if known and self.seconds * number < LIMITS.processes else self.cores
+
     def affordable(self, seconds: float) -> int:
         """Return how many simulations can be made, or sketched, at a cost of so many seconds each, and held."""
         return min(int(self.budget * self.cores / seconds), LIMITS.values // max(self.values, 1))

@@ -66,6 +66,8 @@ HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
 FEW_HELD_OUT = 512
 """The same where each costs a sketch, and the density judges too: losses are known to 0.01, relative to each other."""
+RANKED = 8192
+"""Simulations that novelty is a rank among, without a sketch: p-values down to 1e-4."""
 STATISTICS = 1024
 """Of the pilot, as many are sketched: means and scales of what networks are given are known to 3 %."""
 
@@ -141,7 +143,7 @@ class PosteriorFit:
     def _simulated_pilot(self) -> Simulations:
         start = time.perf_counter()
         number = self.plan.number or self.pilot_size
-        pilot = self.simulator(number, self.setup.seed(Stage.PILOT), cores=self.plan.cores)
+        pilot = self.simulator(number, self.setup.seed(Stage.PILOT), cores=self.plan.cores_for(number))
         self.seconds = time.perf_counter() - start
         report_drops(pilot, because=", which truncates the prior")
         if self.spec.potentials:
@@ -208,14 +210,14 @@ class PosteriorFit:
         self.inputs = replace(self.inputs, sketch=sketch)
         self.simulator = self.simulator.with_extra(sketch.of_simulations)
         pilot = pilot.take(slice(self.plan.number or STATISTICS))
-        return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores))
+        return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores_for(len(pilot))))
 
     def parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         seed = self.setup.seed(Stage.HELD_OUT)
         if self.plan.number is None:
             number = HELD_OUT if pilot.extra is None else FEW_HELD_OUT
-            return pilot, self.simulator(number, seed, cores=self.plan.cores)
+            return pilot, self.simulator(number, seed, cores=self.plan.cores_for(number))
         order = np.random.default_rng(seed).permutation(len(pilot))
         size = min(max(round(self.setup.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
@@ -244,15 +246,17 @@ class PosteriorFit:
         if self.plan.number is not None:
             return fixed_source(self.setup, fixed(), self.seconds)
 
-        def make(n: int, before: int, workers: Workers | None) -> Batch:
-            seed = self.setup.seed(Stage.TRAINING, before)
-            # groups of one size are mixed by the batches, which take every k-th simulation
-            made = self.simulator(n, seed, cores=self.plan.cores, mixed=False, workers=workers)
-            return fresh(made, before)
-
         options = self.setup.options
         # starting a process costs as much as a short training
         alone = options.batch_size * EXPECTED_STEPS // (options.passes or 1) if self.open_ended else 0
+
+        def make(n: int, before: int, workers: Workers | None) -> Batch:
+            seed = self.setup.seed(Stage.TRAINING, before)
+            cores = self.plan.cores_for(n) if before < alone else self.plan.cores
+            # groups of one size are mixed by the batches, which take every k-th simulation
+            made = self.simulator(n, seed, cores=cores, mixed=False, workers=workers)
+            return fresh(made, before)
+
         return fresh_source(self.setup, make, self.simulator, processes, alone=alone)
 
     def _train(
@@ -340,7 +344,7 @@ class PosteriorFit:
         if self.plan.number is not None:
             return held_out
         seed = self.setup.seed(Stage.NOVELTY)
-        return self.simulator.with_extra(None)(8192, seed, cores=self.plan.cores)  # little beside those of training
+        return self.simulator.with_extra(None)(RANKED, seed, cores=self.plan.cores_for(RANKED))
 
 
 def continue_training(
