@@ -465,7 +465,7 @@ def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():
 
     def elsewhere(before, found, circular=(False, False)):
         spec = SimpleNamespace(circular=np.array(circular))
-        target = SimpleNamespace(spec=spec, obstacles=[None], log_p=log_p)
+        target = SimpleNamespace(spec=spec, obstacles=[None], log_p=log_p, symmetries_at=lambda index, theta: None)
         return _Runs(Nuts(), target, Budget())._elsewhere(0, before, found)
 
     assert elsewhere(drawn(both), drawn(one))[0] == pytest.approx(0.5, abs=0.1)

@@ -348,7 +348,7 @@ def removing(*path: str) -> Any:
 
 
 LIES = {
-    "format": (setting("format", value=99), r"has format 99; this version.*reads format 2"),
+    "format": (setting("format", value=99), r"has format 99; this version.*reads format 3"),
     "no format": (removing("format"), "has format None"),
     "a list": (lambda d: [d], "format"),
     "no network": (removing("network"), "damaged"),

@@ -140,7 +140,7 @@ class PosteriorTarget:
 
     def gathered(self, index: int, theta: np.ndarray) -> np.ndarray:
         """Map draws (..., dim) to those images that lie near each other."""
-        symmetries = self._symmetries_at(index, theta)
+        symmetries = self.symmetries_at(index, theta)
         return theta if symmetries is None else symmetries.gathered(theta, theta.reshape(-1, theta.shape[-1])[-1])
 
     def scattered(self, index: int, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -148,10 +148,10 @@ class PosteriorTarget:
 
         Frühwirth-Schnatter 2001, Journal of the American Statistical Association 96(453).
         """
-        symmetries = self._symmetries_at(index, theta)
+        symmetries = self.symmetries_at(index, theta)
         return theta if symmetries is None else symmetries.scattered(theta, rng)
 
-    def _symmetries_at(self, index: int, theta: np.ndarray) -> Symmetries | None:
+    def symmetries_at(self, index: int, theta: np.ndarray) -> Symmetries | None:
         """Symmetries of the posterior of a data set, if its density at draws (..., dim) has them."""
         if self.symmetries is None or self.obstacles[index] is not None:
             return None

@@ -153,7 +153,7 @@ class _Runs:
         circular = self._target.spec.circular
         draws = found.theta.reshape(-1, theta.shape[-1])
         middle, sd = draws.mean(axis=0), draws.std(axis=0)
-        symmetries = self._target.symmetries
+        symmetries = self._target.symmetries_at(index, draws)
         theta = theta if symmetries is None else symmetries.gathered(theta, middle, sd)
         far = (np.abs(theta - middle) > THRESHOLDS.elsewhere * sd)[:, ~circular].any(axis=1)
         if not far.any():
