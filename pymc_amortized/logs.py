@@ -1,6 +1,10 @@
 """What training found and sampling doubts is seen without any configuration, as what PyMC says is."""
 
 import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -19,3 +23,18 @@ def show_by_default() -> None:
     if not logging.root.handlers and not logger.handlers:
         logger.setLevel(logging.INFO)
         logger.addHandler(Unconfigured())
+
+
+@contextmanager
+def compiling(what: str, silent: float = 3.0) -> Iterator[None]:
+    """Say that something is being compiled once that has taken some seconds, and what it took in the end."""
+    start = time.perf_counter()
+    timer = threading.Timer(silent, logger.info, (f"Compiling {what} ...",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if (seconds := time.perf_counter() - start) > silent:
+        logger.info("Compiled %s in %.0f s; another time it comes from the cache on disk.", what, seconds)

@@ -1,24 +1,15 @@
 """``pm.sample_amortized``: the front door."""
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
 import pymc as pm
-import torch
 import xarray as xr
 from pymc.model.core import BaseModel
-from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.traversal import ancestors
-from pytensor.printing import debugprint
-from pytensor.tensor.random.type import RandomGeneratorType
-from pytensor.tensor.type_other import NoneTypeT
 
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
@@ -29,6 +20,7 @@ from pymc_amortized.approximators.fitting.arguments import (
     read_names,
     read_nuts_budget,
 )
+from pymc_amortized.approximators.fitting.fingerprint import changes, fingerprint, value_of
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior.fit import fit_posterior
@@ -36,7 +28,6 @@ from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.predictive import refuse_without_density
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.model.indices import index_limits
-from pymc_amortized.graph.model.operations import walk
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import logger
@@ -132,9 +123,9 @@ def sample_amortized(
     context = read_mapping("context", context)
     fit_kwargs = _read_fit_kwargs(fit_kwargs)
     fit_seed, sample_seed = seed_sequence(random_seed).spawn(2)
-    fingerprint = _fingerprint(model, context, fit_kwargs)
+    now = fingerprint(model, context, fit_kwargs)
     kept = _kept.get(model)
-    changed = _changes(kept.fingerprint, fingerprint) if kept else []
+    changed = changes(kept.fingerprint, now) if kept else []
     if kept is None or changed:
         if changed:
             logger.info("Training again, because of changes in: %s.", ", ".join(changed))
@@ -149,7 +140,7 @@ def sample_amortized(
             compile_kwargs=compile_kwargs,
             **fit_kwargs,
         )
-        _kept[model] = kept = _Kept(posterior, fingerprint)
+        _kept[model] = kept = _Kept(posterior, now)
     return kept.posterior.sample(
         _current_data(kept.posterior.spec, model),
         draws=draws,
@@ -183,81 +174,5 @@ def _check_current_data(model: pm.Model, context: Mapping[str, Any], fit_kwargs:
 
 def _current_data(spec: ModelSpec, model: pm.Model) -> dict[str, np.ndarray]:
     """Observed and context values that the user's model holds now."""
-    values = {v.name: _value(model.rvs_to_values[model[v.name]]) for v in spec.observed}
-    return values | {c.name: _value(model[c.name]) for c in spec.context}
-
-
-def _value(var: Any) -> np.ndarray:
-    if isinstance(var, SharedVariable):
-        return np.asarray(var.get_value())
-    return np.asarray(var.data if isinstance(var, Constant) else var.eval())
-
-
-def _fingerprint(model: pm.Model, context: Mapping[str, Any], fit_kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """What training depended on, by name: variables, fixed data, coordinates, arguments."""
-    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
-    observed = set(ancestors(values))
-    prints: dict[str, str] = {}
-    for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
-        # models only grow: the same object is the same variable, as long as its model lives
-        prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
-    for rv, value in zip(model.observed_RVs, values, strict=True):
-        prints[f"shape of {rv.name!r}"] = _shape(model, rv, _value(value).shape, context)
-    for var in model.data_vars:
-        varies = var in observed or var.name in context
-        shape = _shape(model, var, _value(var).shape, context)
-        prints[f"data {var.name!r}"] = shape if varies else _digest(_value(var))
-    for i, array in enumerate(_loose_arrays(model)):
-        prints[f"array {array.name or i!r}"] = _digest(_value(array))
-    for name, length in model.dim_lengths.items():
-        if name in context:
-            continue
-        held = isinstance(length, SharedVariable | Constant)  # other lengths follow from data
-        prints[f"dimension {name!r}"] = f"{_value(length) if held else ''} {model.coords.get(name)!r}"
-    prints |= {f"context {name!r}": _content(source) for name, source in context.items()}
-    prints |= {f"argument {name!r}": _content(argument) for name, argument in fit_kwargs.items()}
-    return prints
-
-
-def _shape(model: pm.Model, var: Any, shape: tuple[int, ...], context: Mapping[str, Any]) -> str:
-    """Describe a shape without the lengths of dimensions that may differ."""
-    value = model.rvs_to_values.get(var)
-    dims = model.named_vars_to_dims.get(var.name) or model.named_vars_to_dims.get(getattr(value, "name", None)) or ()
-    named = [*dims, *[None] * (len(shape) - len(dims))]
-    return str([dim if dim in context else n for n, dim in zip(shape, named, strict=True)])
-
-
-def _loose_arrays(model: pm.Model) -> list[Any]:
-    """Arrays used without ``pm.Data``: shared variables, and constants that may be written into in place."""
-    known_ones = {*model.data_vars, *model.dim_lengths.values()}
-    return [
-        v
-        for v in walk([*model.basic_RVs, *model.deterministics, *model.potentials], through_shapes=False)
-        if isinstance(v, SharedVariable | Constant)
-        and v not in known_ones
-        and not isinstance(v.type, RandomGeneratorType)
-        and (isinstance(v, SharedVariable) or (isinstance(v.data, np.ndarray) and v.data.size > 1))
-    ]
-
-
-def _content(argument: Any) -> str:
-    """Tell arguments apart by what they hold; what cannot be hashed, such as a lambda, by identity."""
-    if isinstance(argument, Variable):
-        arrays = [v for v in ancestors([argument]) if isinstance(v, SharedVariable | Constant)]
-        values = [_digest(_value(v)) for v in arrays if not isinstance(v.type, RandomGeneratorType | NoneTypeT)]
-        return f"{debugprint(argument, file='str', id_type='', print_type=True)} {values}"
-    if callable(argument) and not isinstance(argument, torch.nn.Module):
-        return str(id(argument))
-    try:
-        return str(joblib.hash(argument))
-    except Exception:  # whatever pickling an argument may raise
-        return str(id(argument))
-
-
-def _digest(value: np.ndarray) -> str:
-    content = np.ascontiguousarray(value)
-    return f"{value.shape} {value.dtype} {hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()}"
-
-
-def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    values = {v.name: value_of(model.rvs_to_values[model[v.name]]) for v in spec.observed}
+    return values | {c.name: value_of(model[c.name]) for c in spec.context}

@@ -7,9 +7,9 @@ import pytest
 from conftest import interpreted
 
 from pymc_amortized.approximators.fitting.simulate import read_model
-from pymc_amortized.graph.density.continuity import refuse_jumps
 from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import ContextSampler
+from pymc_amortized.graph.simulation.continuity import refuse_jumps
 from pymc_amortized.graph.simulation.simulator import Simulator
 
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")

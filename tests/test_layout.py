@@ -28,7 +28,7 @@ ORDER = """
     approximators.comparison approximators.joint approximators.posterior approximators.likelihood
     approximators.storage approximators.fitting
     correction novelty inputs results
-    graph.rows graph.structure graph.nuts graph.density graph.simulation graph.data graph.model
+    graph.rows graph.structure graph.nuts graph.simulation graph.density graph.data graph.model
     networks networks.rows networks.summary networks.density networks.encoding
     row_density training numerics
     logs

@@ -131,7 +131,7 @@ def test_rules_are_found_whatever_the_seed(write):
     simulator = Simulator(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=INTERPRETED)
     simulations = simulator(20, 1)
     for seed in range(3):
-        assert find_rules(spec, simulations, np.random.SeedSequence(seed), INTERPRETED) == expected
+        assert find_rules(spec, simulations, np.random.SeedSequence(seed)) == expected
 
 
 # The integrals, against closed forms

@@ -12,6 +12,7 @@ from small_models import BRIEF, line
 
 import pymc_amortized as pma
 from pymc_amortized import sampling
+from pymc_amortized.approximators.fitting.fingerprint import changes, fingerprint
 
 FIT = {"training": BRIEF}
 
@@ -128,8 +129,8 @@ def test_other_changes_train_again_and_are_named(fits, caplog, change, said):
     assert len(fits) == 1
     before = sampling._kept[model].fingerprint
     change(model)
-    after = sampling._fingerprint(model, {}, FIT)
-    assert sampling._changes(before, after) == [said]
+    after = fingerprint(model, {}, FIT)
+    assert changes(before, after) == [said]
     with caplog.at_level(logging.INFO, "pymc_amortized"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pma.AmortizedPosterior, "sample", lambda self, *args, **kwargs: None)
         sample(model)

@@ -83,7 +83,7 @@ def read(write):
         given = write()
     spec, sources, gaps = read_model(model, None, None, given["context"], given["missing"])
     made = Simulator(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=INTERPRETED)(N, 1)
-    return spec, made, find_rules(spec, made, np.random.SeedSequence(1), INTERPRETED)
+    return spec, made, find_rules(spec, made, np.random.SeedSequence(1))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_unusual_values_are_named_by_their_variable_alone(conjugate_sketched, ca
 def with_gaps(model, **missing):
     spec, sources, gaps = read_model(model, None, None, {}, missing)
     made = Simulator(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=INTERPRETED)(20, 1)
-    return spec, find_rules(spec, made, np.random.SeedSequence(1), INTERPRETED)
+    return spec, find_rules(spec, made, np.random.SeedSequence(1))
 
 
 def many_parameters():

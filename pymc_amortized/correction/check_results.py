@@ -12,6 +12,7 @@ from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensityByVariable
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.networks.encoding.outside import Outside
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.numerics.uniformity import holm
@@ -247,7 +248,7 @@ def check_possible(target: PosteriorTarget, results: Sequence[Draws]) -> list[Do
             continue
         theta = result.theta.reshape(-1, spec.dim)
         given = target.given(index)
-        parts = LogDensityByVariable(spec, target.compile_kwargs)(theta, given)
+        parts = LogDensityByVariable(spec, INTERPRETED)(theta, given)
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in spec.observed:
             _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)

@@ -141,7 +141,7 @@ def find_evidence(
         sketch: Sketch | str | None = posteriors[name].sketch if name in posteriors else None
         if sketch is None:
             made = _own(spec, pilot[name])
-            gaps = find_rules(spec, made, child, compile_kwargs)
+            gaps = find_rules(spec, made, child)
             sketch = make_sketch(spec, structures[name], gaps, made, compile_kwargs)
         if isinstance(sketch, str):
             return f"model {name!r}: {sketch}"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import joblib
+import numpy as np
 from torch import Tensor, nn
 
 from pymc_amortized.training import Batch, LastLayers, Reduce, Training, fastest_step, torch_threads
@@ -96,8 +98,12 @@ def others(cores: int) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and its container's quota, and that others leave idle."""
+    allowed = joblib.cpu_count()
+    if not hasattr(os, "getloadavg"):
+        return allowed
+    busy = os.getloadavg()[0] - 1  # this process is one of those that run
+    return int(np.clip(round((os.cpu_count() or 1) - busy), 1, allowed))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pymc as pm
@@ -9,6 +10,7 @@ import xarray as xr
 from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
+from pymc_amortized.approximators.fitting.fingerprint import fingerprint
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.graph.data.arrays import arrange
 from pymc_amortized.graph.data.datasets import DATASET_DIM
@@ -22,6 +24,11 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.results.writing import check_layout, prior_tree
+
+_Read = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
+_read: WeakKeyDictionary[pm.Model, tuple[dict[str, str], ModelSpec, dict[str, Any], dict[str, Any]]] = (
+    WeakKeyDictionary()
+)
 
 FEWEST_USABLE = 20
 """With fewer simulations nothing can be held out."""
@@ -87,11 +94,29 @@ def read_model(
     parameters: Sequence[str] | None,
     context: Mapping[str, Any],
     missing: Mapping[str, Any] | None,
-) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    """Take the snapshot of a model, and what was said about its context and gaps."""
+) -> _Read:
+    """Take the snapshot of a model, and what was said about its context and gaps.
+
+    The last one of each model is kept, with all that is compiled from it, and is the same as long as nothing changes.
+    """
     if model is not None and not isinstance(model, BaseModel):
         raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
     model = pm.modelcontext(model)
+    arguments = {"observed": observed, "parameters": parameters, "missing": missing}
+    if model not in _read or _read[model][0] != fingerprint(model, context, arguments, with_data=True):
+        read = _snapshot_of(model, observed, parameters, context, missing)
+        _read[model] = fingerprint(model, context, arguments, with_data=True), *read
+    _, spec, sources, gaps = _read[model]
+    return spec, dict(sources), dict(gaps)
+
+
+def _snapshot_of(
+    model: pm.Model,
+    observed: Sequence[str] | None,
+    parameters: Sequence[str] | None,
+    context: Mapping[str, Any],
+    missing: Mapping[str, Any] | None,
+) -> _Read:
     refuse_imputed(model)
     sizes, sources = split_context(model, context)
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])

@@ -16,7 +16,7 @@ from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.sizes import GROUP
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.model.tensors import INTERPRETED, CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool
@@ -164,5 +164,5 @@ def structure_of(
         simulator = Simulator(joint, context=ContextSampler(joint, sources), compile_kwargs=compile_kwargs)
         pilot = simulator.of_lengths(32, seed, lengths)
     fixed = (weighed_by or joint).at(lengths)
-    structure = find_structure(fixed, pilot, LogDensity(fixed, compile_kwargs), seed, given)
+    structure = find_structure(fixed, pilot, LogDensity(fixed, INTERPRETED), seed, given)
     return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})

@@ -32,13 +32,13 @@ from pymc_amortized.approximators.posterior.choosing import build_network, choos
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.continuity import refuse_jumps
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.levels import hierarchy_levels
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.simulation.atoms import refuse_prior_atoms
+from pymc_amortized.graph.simulation.continuity import refuse_jumps
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
@@ -166,7 +166,7 @@ class PosteriorFit:
 
     def gaps(self, pilot: Simulations) -> dict[str, Rule | None]:
         """Find out how missing values are integrated out."""
-        return find_rules(self.spec, pilot, self.setup.seed(Stage.STRUCTURE, 1), self.setup.compile_kwargs)
+        return find_rules(self.spec, pilot, self.setup.seed(Stage.STRUCTURE, 1))
 
     def see(
         self,

@@ -24,7 +24,7 @@ from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.sizes import Range, cut
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.simulation.context import ContextSampler, check_gaps, read_missing
 from pymc_amortized.graph.simulation.simulator import Simulator
 
@@ -110,7 +110,7 @@ class SavedModel:
         if with_density:
             with brought.checking():
                 points = _stored_points(cast(Part, self.points), spec)
-            _refuse_other_density(self.density, _densities(spec.jointly(), points, brought.compile_kwargs))
+            _refuse_other_density(self.density, _densities(spec.jointly(), points))
         return spec
 
 
@@ -219,7 +219,7 @@ def _points(spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequenc
     spec = spec.jointly()
     if spec.context and sources is None:
         sources = {c.name: _constant_source(c, spec) for c in spec.context}
-    simulator = Simulator(spec, context=ContextSampler(spec, sources or {}))
+    simulator = Simulator(spec, context=ContextSampler(spec, sources or {}), compile_kwargs=INTERPRETED)
     draws = simulator(POINTS, stage_seed(entropy, Stage.TIMING))
     points = {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
     return points | {f"length.{dim}": n for dim, n in draws.lengths.items()}
@@ -230,13 +230,11 @@ def _constant_source(variable: DataVariable, spec: ModelSpec) -> Any:
     return "resample" if variable.sized else lambda rng: held
 
 
-def _densities(
-    spec: ModelSpec, points: Mapping[str, np.ndarray], compile_kwargs: CompileKwargs | None = None
-) -> dict[str, list[float]]:
+def _densities(spec: ModelSpec, points: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
     theta = points["theta"]
     fixed = spec.unchanging_values
     values: dict[str, list[float]] = {}
-    log_density = LogDensityByVariable(spec, compile_kwargs)
+    log_density = LogDensityByVariable(spec, INTERPRETED)
     for i in range(len(theta)):
         lengths = {r.dim: int(points[f"length.{r.dim}"][i]) for r in spec.sizes}
         data: dict[str, Any] = {**fixed, **lengths}

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import pymc as pm
-import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.replace import graph_replace
 
@@ -15,7 +13,7 @@ from pymc_amortized.graph.data.datasets import DataSets, gaps_of
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rules, divided, filled, joined
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs, batched_input, call_in_halves
+from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, batched_input, call_in_halves
 from pymc_amortized.numerics.bands import BandedGaps
 from pymc_amortized.numerics.blocks import blocks
 
@@ -45,56 +43,49 @@ class EachLogDensity(LogDensityWithGaps):
     ) -> None:
         super().__init__(spec, rules, compile_kwargs)
         self.band = band
-        self._loops: dict[Gradients, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Other processes compile for themselves."""
-        return {**self.__dict__, "_loops": {}}
 
     @property
     def integrated(self) -> list[DataVariable]:
         """Variables whose missing values are integrated over."""
         return [v for v in self._gappy if self.rules[v.name] == "quadratic"]
 
-    def _loop(self, gradients: Gradients) -> Any:
-        """The compiled loop over pairs of data and parameters."""
-        if gradients not in self._loops:
-            self._loops[gradients] = self._compiled(gradients)
-        return self._loops[gradients]
+    def compiled(self, gradients: Gradients = None) -> Loop:
+        """Return the compiled loop over pairs of data and parameters."""
+        return self.spec.once((*self._kind, gradients), self._compile_kwargs, lambda: self._compiled(gradients))
 
-    def _compiled(self, gradients: Gradients) -> Any:
+    def _compiled(self, gradients: Gradients) -> Loop:
         spec = self.spec
         one = self._inputs()  # what stands for one data set
         carriers = {v.name: v for v in spec.data} | {gaps_of(v.name): v for v in self._gappy}
-        every = {name: batched_input(name, one[name].type.dtype, one[name].type.shape) for name in carriers}
-        lengths = {r.dim: pt.lvector(r.dim) for r in spec.sizes}
+        rows = {name: one[name].type() for name in carriers}
+        own = {r.dim: one[r.dim] for r in spec.sizes}
         fixed = [one[v.name] for v in spec.unchanging]
-        index, row, thetas = pt.lvector("index"), pt.lvector("row"), batched_input("draws", "float64", (spec.dim,))
-        total = self._in_terms_of_inputs([self._total()], one)[0]
         integrated = {v.name for v in self.integrated}
-
-        def step(i: Any, r: Any, theta: Any) -> list[Any]:
-            own = {dim: length[i] for dim, length in lengths.items()}
-            rows = {name: values[r if name in integrated else i] for name, values in every.items()}
-            values = {name: _cut(rows[name], carriers[name], own) for name in every}
-            symbols: dict[Any, Any] = {one[name]: value for name, value in (values | own).items()}
-            symbols[self._vector] = theta
-            (log_density,) = graph_replace([total], symbols, strict=False)
-            if gradients is None:
-                return [log_density]
-            of: Any = [theta] if gradients == "parameters" else [rows[v.name] for v in self.integrated]
+        total = self._in_terms_of_inputs([self._total()], one)[0]
+        cut: dict[Any, Any] = {one[name]: _cut(row, carriers[name], own) for name, row in rows.items()}
+        (log_density,) = graph_replace([total], cut, strict=False)
+        outputs = [log_density]
+        if gradients is not None:
+            of: Any = [self._vector] if gradients == "parameters" else [rows[v.name] for v in self.integrated]
             slopes: Any = pt.grad(log_density, of)
-            return [log_density, pt.concatenate([slope.flatten() for slope in slopes])]
-
-        looped = pytensor.scan(step, sequences=[index, row, thetas], return_updates=False)
-        looped = looped if isinstance(looped, list) else [looped]
-        inputs = [index, row, thetas, *every.values(), *lengths.values(), *fixed]
-        return pm.compile(inputs, looped, on_unused_input="ignore", **(self._compile_kwargs or {}))
+            outputs.append(pt.concatenate([slope.flatten() for slope in slopes]))
+        draws = batched_input("draws", "float64", (spec.dim,))
+        numbers = [(pt.lscalar(name), pt.lvector(name)) for name in ("index", "row")]
+        picked = [(v, _every(v), int(name in integrated)) for name, v in rows.items()]
+        picked += [(length, _every(length), 0) for length in own.values()]
+        return Loop(
+            outputs,
+            sequences=[*numbers, (self._vector, draws)],
+            picked=picked,
+            inputs=fixed,
+            compile_kwargs=self._compile_kwargs,
+            what=self.what if gradients is None else f"{self.what} and its gradient",
+        )
 
     @property
-    def _input_names(self) -> list[str]:
+    def _picked_names(self) -> list[str]:
         own = [*(v.name for v in self.spec.data), *(gaps_of(v.name) for v in self._gappy)]
-        return [*own, *(r.dim for r in self.spec.sizes), *(v.name for v in self.spec.unchanging)]
+        return [*own, *(r.dim for r in self.spec.sizes)]
 
     def evaluate(
         self, theta: np.ndarray, index: np.ndarray, row: np.ndarray, arrays: Data, gradients: Gradients = None
@@ -116,8 +107,9 @@ class EachLogDensity(LogDensityWithGaps):
         """
         width = theta.shape[1] if gradients == "parameters" else sum(arrays[v.name][0].size for v in self.integrated)
         nothing = [np.full(1, np.nan), np.full((1, width), np.nan)][: 1 if gradients is None else 2]
-        inputs = [arrays[name] for name in self._input_names]
-        return call_in_halves(self._loop(gradients), [index, row, theta], inputs, lambda: nothing)
+        fixed = [arrays[v.name] for v in self.spec.unchanging]
+        picked = [arrays[name] for name in self._picked_names]
+        return call_in_halves(self.compiled(gradients), [index, row, theta], fixed, lambda: nothing, picked)
 
     def of(self, datasets: DataSets) -> DensitiesOf:
         """Return the densities of some data sets."""
@@ -230,6 +222,11 @@ def find_band(density: EachLogDensity, datasets: DataSets, theta: np.ndarray) ->
             return None
         band = max(band, int(apart[near].max(initial=0)))
     return band
+
+
+def _every(one: Any) -> Any:
+    """An input for many of what a variable stands for."""
+    return batched_input(one.name, one.type.dtype, one.type.shape)
 
 
 def _cut(row: Any, variable: DataVariable, lengths: Mapping[str, Any]) -> Any:

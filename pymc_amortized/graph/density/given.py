@@ -12,21 +12,18 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
-from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
-from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, like, plain, scan_over
+from pymc_amortized.graph.model.tensors import INTERPRETED, CompileKwargs, Loop, like, plain
 
 Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
 Data = Mapping[str, Any]
 """One data set: observed and context variables at their own lengths, and the lengths."""
-INTERPRETED = Mode(linker="py", optimizer="fast_compile")
-"""For some hundred calls, compiling would take longer."""
 
 
 def read_from_observed(spec: ModelSpec) -> list[str]:
@@ -72,15 +69,18 @@ class Predictive(_Given):
         values = self._loop(len(draws[0]), seed, draws, [data[name] for name in names])
         return dict(zip(self.names, values, strict=True))
 
-    @cached_property
-    def _loop(self) -> DrawLoop:
+    @property
+    def _loop(self) -> Loop:
+        return self.spec.once((type(self), self.names), self._compile_kwargs, self._compiled)
+
+    def _compiled(self) -> Loop:
         spec, model = self.spec, self.spec.model
         context = {c.name: pt.tensor(c.name, dtype=c.dtype, shape=c.shape) for c in spec.context}
         replaced = {model[name]: like(model[name], symbol) for name, symbol in (self._slices | context).items()}
         outputs = graph_replace([plain(model[name]) for name in self.names], replaced, strict=False)
         outputs = clone_replace(outputs, held_constants(spec) | self._lengths, rebuild_strict=False)
         inputs = [*context.values(), *self._lengths.values()]
-        return DrawLoop(outputs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
+        return Loop(outputs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
 
 
 class LogDensityGiven(_Given):
@@ -89,20 +89,24 @@ class LogDensityGiven(_Given):
     def __call__(self, given: Given, data: Data) -> dict[str, np.ndarray]:
         """Evaluate name -> (n, ...) at `n` draws of the free variables, for one data set."""
         names = [v.name for v in self.spec.data] + [r.dim for r in self.spec.sizes]
-        values = self._function(*self._draws(given), *[data[name] for name in names])
+        draws = self._draws(given)
+        values = self._function(len(draws[0]), None, draws, [data[name] for name in names])
         return dict(zip(self.names, values, strict=True))
 
-    @cached_property
-    def _function(self) -> Any:
+    @property
+    def _function(self) -> Loop:
+        return self.spec.once((type(self), self.names), self._compile_kwargs, self._compiled)
+
+    def _compiled(self) -> Loop:
         graphs, data = self._terms()
-        return scan_over(graphs, sequences=self._sequences, inputs=data, compile_kwargs=self._compile_kwargs)
+        return Loop(graphs, sequences=self._sequences, inputs=data, compile_kwargs=self._compile_kwargs)
 
     @cached_property
     def once(self) -> Any:
         """The same for one draw, interpreted: free variables and data -> terms."""
         graphs, data = self._terms()
         inputs = [*self._slices.values(), *data]
-        return pm.compile(inputs, graphs, mode=INTERPRETED, on_unused_input="ignore")
+        return pm.compile(inputs, graphs, **INTERPRETED, on_unused_input="ignore")
 
     def _terms(self) -> tuple[list[Any], list[Any]]:
         """The graph of each term, and its inputs but for the free variables."""

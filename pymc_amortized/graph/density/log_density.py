@@ -1,6 +1,6 @@
 """The model's own log density, and the way from unconstrained draws to its variables, for many draws at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,20 +8,20 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
-from pytensor.compile.mode import Mode
 from pytensor.graph.replace import graph_replace
 
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
 from pymc_amortized.graph.model.step import flat_unconstrained, given_parameters, held_constants, length_inputs
 from pymc_amortized.graph.model.tensors import (
+    INTERPRETED,
     CompileKwargs,
+    Loop,
     batched_input,
     call_in_halves,
     evaluated_shapes,
     like,
     plain,
-    scan_over,
     split_vector,
 )
 
@@ -36,10 +36,25 @@ class _DrawFunctions:
         self._compile_kwargs = compile_kwargs
         self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
 
-    @cached_property
-    def _function(self) -> Any:
+    what = "the log density"
+    """What is compiled, as users are told."""
+
+    @property
+    def _function(self) -> Loop:
         """The compiled function of draws and data."""
+        return self._once("function", self._graphs)
+
+    def _graphs(self) -> list[Any]:
+        """What it computes."""
         raise NotImplementedError
+
+    @property
+    def _kind(self) -> tuple[Any, ...]:
+        """What tells its functions from others of the same spec."""
+        return (type(self),)
+
+    def _once(self, name: str, graphs: Callable[[], list[Any]]) -> Loop:
+        return self.spec.once((*self._kind, name), self._compile_kwargs, lambda: self._compile(graphs()))
 
     def _in_terms_of_inputs(self, graphs: list[Any], data: Mapping[str, Any]) -> list[Any]:
         """Put the flat vector in the place of the value variables, and inputs in that of the data."""
@@ -66,14 +81,15 @@ class _DrawFunctions:
     def _input_names(self) -> list[str]:
         return [v.name for v in self.spec.inputs] + [r.dim for r in self.spec.sizes]
 
-    def _compile(self, graphs: list[Any]) -> Any:
+    def _compile(self, graphs: list[Any]) -> Loop:
         data = self._inputs()
         batch = batched_input("draws", "float64", (self.spec.dim,))
-        return scan_over(
+        return Loop(
             self._in_terms_of_inputs(graphs, data),
             sequences=[(self._vector, batch)],
             inputs=list(data.values()),
             compile_kwargs=self._compile_kwargs,
+            what=self.what,
         )
 
     def _evaluate(self, theta: np.ndarray, data: Data) -> list[np.ndarray]:
@@ -91,9 +107,8 @@ class _DrawFunctions:
 class LogDensity(_DrawFunctions):
     """Joint log density of the value variables and the data, with Jacobians and potentials, as PyMC counts it."""
 
-    @cached_property
-    def _function(self) -> Any:
-        return self._compile([self._total()])
+    def _graphs(self) -> list[Any]:
+        return [self._total()]
 
     def _total(self) -> Any:
         """The graph, in terms of the model's value variables."""
@@ -133,11 +148,12 @@ class LogDensity(_DrawFunctions):
 class LogPrior(LogDensity):
     """Log density of the value variables that are simulated: with Jacobians, without data and potentials."""
 
-    @cached_property
-    def _function(self) -> Any:
+    what = "the log density of the prior"
+
+    def _graphs(self) -> list[Any]:
         model = self.spec.model
         terms = _terms(model, [model[p.name] for p in self.spec.parameters])
-        return self._compile([pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()])
+        return [pt.add(*[plain(t).sum() for t in terms]) if len(terms) > 1 else plain(terms[0]).sum()]
 
     @property
     def obstacle(self) -> str | None:
@@ -152,16 +168,17 @@ class LogPrior(LogDensity):
 class Constrain(_DrawFunctions):
     """Free variables on their own scale and deterministics, from unconstrained draws."""
 
+    what = "the way from draws to variables"
+
     @cached_property
     def names(self) -> list[str]:
         """Names of what is returned, in PyMC's order: free variables, then deterministics."""
         return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
 
-    @cached_property
-    def _function(self) -> Any:
+    def _graphs(self) -> list[Any]:
         model = self.spec.model
         graphs = model.replace_rvs_by_values([model[name] for name in self.names])
-        return self._compile([plain(g) for g in graphs])
+        return [plain(g) for g in graphs]
 
     def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
         """Map `theta` (draws, dim) to name -> (draws, *shape) for one data set."""
@@ -180,15 +197,18 @@ class Unconstrain:
         self.spec = spec
         self._compile_kwargs = compile_kwargs
 
-    @cached_property
-    def _function(self) -> Any:
+    @property
+    def _function(self) -> Loop:
+        return self.spec.once(type(self), self._compile_kwargs, self._compiled)
+
+    def _compiled(self) -> Loop:
         model = self.spec.model
         one, drawn = given_parameters(self.spec)
         replacements: dict[Any, Any] = {model[name]: like(model[name], symbol) for name, symbol in one.items()}
         sequences = [*drawn, *((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in self.spec.context)]
         flat = flat_unconstrained(self.spec)
         replacements |= held_constants(self.spec)
-        return scan_over(
+        return Loop(
             graph_replace([flat], replacements, strict=False),
             sequences=sequences,
             compile_kwargs=self._compile_kwargs,
@@ -204,8 +224,7 @@ class Unconstrain:
             inputs.append(pt.tensor(v.name, dtype=v.dtype, shape=v.shape))
             replacements[var] = like(var, inputs[-1])
         (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
-        mode = Mode(linker="py", optimizer="fast_compile")
-        return pm.compile(inputs, flat, mode=mode, on_unused_input="ignore")
+        return pm.compile(inputs, flat, **INTERPRETED, on_unused_input="ignore")
 
     def one(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
         """Map free and context variables of one draw, name -> (*shape), to (dim,)."""
@@ -218,19 +237,21 @@ class Unconstrain:
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
         """Map free and context variables, name -> (n, *shape), to (n, dim)."""
         names = [p.name for p in self.spec.parameters] + [c.name for c in self.spec.context]
-        return self._function(*[variables[name] for name in names])[0]
+        values = [variables[name] for name in names]
+        return self._function(len(values[0]), None, values)[0]
 
 
 class LogDensityByVariable(_DrawFunctions):
     """Each variable's and potential's own part of the joint log density."""
 
-    @cached_property
-    def _function(self) -> Any:
+    what = "the log density of each variable"
+
+    def _graphs(self) -> list[Any]:
         model = self.spec.model
         with_density = [rv for rv in self._variables if rv in model.basic_RVs]
         graphs = _terms(model, with_density)
         graphs = model.replace_rvs_by_values([*graphs, *model.potentials])
-        return self._compile([plain(g) for g in graphs])
+        return [plain(g) for g in graphs]
 
     @cached_property
     def _variables(self) -> list[Any]:
@@ -240,7 +261,7 @@ class LogDensityByVariable(_DrawFunctions):
 
     def __call__(self, theta: np.ndarray, data: Data) -> dict[str, np.ndarray]:
         """Evaluate at `theta` (draws, dim) for one data set; returns name -> (draws, ...)."""
-        values = self._function(theta, *[data[name] for name in self._input_names])
+        values = self._function(len(theta), None, [theta], [data[name] for name in self._input_names])
         return dict(zip([v.name for v in self._variables], values, strict=True))
 
 

@@ -20,7 +20,6 @@ Elsewhere there is no rule, and data sets with gaps have no density.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +56,10 @@ class LogDensityWithGaps(LogDensity):
         super().__init__(spec, compile_kwargs)
         self.rules = rules
         self._masks = {v.name: pt.tensor(gaps_of(v.name), dtype="bool", shape=v.shape) for v in self._gappy}
+
+    @property
+    def _kind(self) -> tuple[Any, ...]:
+        return (*super()._kind, *self.rules.items())
 
     @property
     def _gappy(self) -> list[DataVariable]:
@@ -199,16 +202,16 @@ class LogDensityWithGaps(LogDensity):
         masks: dict[Any, Any] = {mask: data[gaps_of(name)] for name, mask in self._masks.items()}
         return graph_replace([super().expression(theta, data)], masks, strict=False)[0]
 
-    @cached_property
-    def _gradient_function(self) -> Any:
+    def _slope(self) -> list[Any]:
         model = self.spec.model
         values = [model.rvs_to_values[model[v.name]] for v in self._gappy if self.rules[v.name] == "quadratic"]
         gradients: Any = pt.grad(self._total(), values)
         slopes = pt.concatenate([g.flatten() for g in gradients])
-        return self._compile([slopes])
+        return [slopes]
 
     def _gradient(self, theta: np.ndarray, data: Data) -> np.ndarray:
-        return self._gradient_function(theta, *[data[name] for name in self._input_names])[0]
+        inputs = [data[name] for name in self._input_names]
+        return self._once("slope", self._slope)(len(theta), None, [theta], inputs)[0]
 
     def _total(self) -> Any:
         model = self.spec.model

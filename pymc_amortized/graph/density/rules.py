@@ -10,7 +10,7 @@ from pymc_amortized.graph.density.log_density import Data, LogDensityByVariable
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.numerics.kinds import KINDS
 
 TOLERANCE = 1e-7
@@ -20,9 +20,7 @@ NEGLIGIBLE = 1e-6
 are a billion times as far from zero as from each other."""
 
 
-def find_rules(
-    spec: ModelSpec, simulations: Simulations, seed: np.random.SeedSequence, compile_kwargs: CompileKwargs | None = None
-) -> dict[str, Rule | None]:
+def find_rules(spec: ModelSpec, simulations: Simulations, seed: np.random.SeedSequence) -> dict[str, Rule | None]:
     """Find out how each variable's missing values can be integrated out.
 
     That no other term depends on a variable is read off the graph; simulated data can only disprove the rest.
@@ -37,7 +35,7 @@ def find_rules(
     gappy = [v for v in spec.observed if v.missing]
     if not gappy or spec.density_obstacle is not None:
         return {v.name: None for v in gappy}
-    trials = _Trials(spec, simulations, np.random.default_rng(seed), compile_kwargs)
+    trials = _Trials(spec, simulations, np.random.default_rng(seed))
     rules: dict[str, Rule | None] = {}
     otherwise: dict[str, Rule] = {}
     for v in gappy:
@@ -74,10 +72,9 @@ class _Trials:
         spec: ModelSpec,
         simulations: Simulations,
         rng: np.random.Generator,
-        compile_kwargs: CompileKwargs | None,
     ) -> None:
         self._rng = rng
-        self._terms = LogDensityByVariable(spec, compile_kwargs)
+        self._terms = LogDensityByVariable(spec, INTERPRETED)
         datasets = of_simulations(simulations)
         self._sets = [datasets.one(spec, i) for i in range(min(8, len(simulations)))]
         self._theta = simulations.unconstrained

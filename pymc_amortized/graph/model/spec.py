@@ -9,10 +9,10 @@ compiled from that copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pymc as pm
@@ -21,6 +21,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.operations import density_obstacle
 from pymc_amortized.graph.model.sizes import Range
 
+T = TypeVar("T")
 Role = Literal["observed", "context", "fixed", "constant"]
 
 
@@ -123,6 +124,32 @@ class ModelSpec:
     constants: tuple[DataVariable, ...] = ()
     symbols: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, list[Any]] = field(default_factory=dict)
+    _compiled: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave compiled functions behind: other processes compile their own."""
+        return {**self.__dict__, "_compiled": {}}
+
+    def once(self, what: Any, compile_kwargs: Mapping[str, Any] | None, compiled: Callable[[], T]) -> T:
+        """Return what is compiled from the model, which is kept: whoever asks again gets the same function.
+
+        Parameters
+        ----------
+        what : hashable
+            By which one function is told from another.
+        compile_kwargs : mapping, optional
+            How it is compiled.
+        compiled : callable
+            Compiles it.
+        """
+        key = (what, tuple(sorted((compile_kwargs or {}).items())))
+        try:
+            hash(key)
+        except TypeError:  # of options that hold dicts, say
+            return compiled()
+        if key not in self._compiled:
+            self._compiled[key] = compiled()
+        return self._compiled[key]
 
     def labels_of(self, dim: str | None) -> Any:
         """Labels of a dim; None where there are none."""
@@ -190,6 +217,8 @@ class ModelSpec:
 
     def jointly(self) -> ModelSpec:
         """Return the spec with the posterior of all free variables wanted."""
+        if not self.nuisance:
+            return self
         free = {p.name: p for p in (*self.parameters, *self.nuisance)}
         ordered = tuple(free[rv.name] for rv in self.model.free_RVs)
         return replace(self, parameters=ordered, nuisance=())

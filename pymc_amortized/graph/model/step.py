@@ -62,16 +62,16 @@ def flat_unconstrained(spec: ModelSpec) -> Any:
     return pt.concatenate(values).astype("float64")
 
 
-def simulation_graph(spec: ModelSpec, names: list[str], given: Mapping[Any, Any] | None = None) -> list[Any]:
-    """One simulation: a check for each random variable, the flat parameters, and the named values.
+def simulation_graph(
+    spec: ModelSpec, names: list[str], given: Mapping[Any, Any] | None = None, *, checked: bool = True
+) -> list[Any]:
+    """One simulation: the flat parameters, and the named values; then its :func:`check_graph`, unless not wanted.
 
     What is `given` stands in the place of free variables.
-
-    Checks are :data:`FINE`, :data:`EXCLUDED` or :data:`ROUNDED`, in the order of ``spec.model.basic_RVs``.
     """
     model = spec.model
-    checks = pt.stack([_check(model, rv) for rv in model.basic_RVs])
-    outputs = [checks, flat_unconstrained(spec), *(plain(model[name]) for name in names)]
+    outputs = [flat_unconstrained(spec), *(plain(model[name]) for name in names)]
+    outputs += [check_graph(model)] if checked else []
     outputs = graph_replace(outputs, given, strict=False) if given else _sort_exchangeable(model, outputs)
     # rebuilt, so that the shapes of constants become static and compiled loops need not check them
     return clone_replace(outputs, held_constants(spec), rebuild_strict=False)
@@ -81,6 +81,11 @@ def unconstrained(model: pm.Model, rv: Any) -> Any:
     """Value of a free variable on the scale of its value variable."""
     transform = model.rvs_to_transforms[rv]
     return plain(rv if transform is None else transform.forward(rv, *rv.owner.inputs))
+
+
+def check_graph(model: pm.Model) -> Any:
+    """:data:`FINE`, :data:`EXCLUDED` or :data:`ROUNDED` for each variable, in the order of ``model.basic_RVs``."""
+    return pt.stack([_check(model, rv) for rv in model.basic_RVs])
 
 
 def _check(model: pm.Model, rv: Any) -> Any:

@@ -1,7 +1,7 @@
 """The prior predictive distribution of a model as one compiled, batched function.
 
-One simulation draws every random variable once. Beside the values, the compiled step returns for each variable whether
-the model gives that draw a finite log density (and its transform a finite image): random number generators
+One simulation draws every random variable once. It is usable if the model gives each variable's draw a finite log
+density, and its transform a finite image (:mod:`pymc_amortized.graph.simulation.checks`): random number generators
 accept parameters that the density refuses (a negative scale, an unordered vector under an ordering transform), and such
 draws are not draws of the model. Others are, but cannot be written down: counts overflow, and what lies near a bound is
 rounded to it. Both are dropped, and counted apart.
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from pytensor.graph.replace import graph_replace
@@ -28,7 +27,8 @@ from pymc_amortized.graph.model.operations import DrawnShapeError
 from pymc_amortized.graph.model.sizes import at, padded
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import FINE, ROUNDED, given_parameters, length_inputs, simulation_graph
-from pymc_amortized.graph.model.tensors import CompileKwargs, DrawLoop, batched_input, evaluated_shapes, like
+from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, batched_input, evaluated_shapes, like
+from pymc_amortized.graph.simulation.checks import Checks
 
 LARGEST_CHUNK = 8192
 """Simulations in one call, at most."""
@@ -67,13 +67,18 @@ class Attempts:
         self._value_names = [*self._variable_names, *(v.name for v in spec.observed)]
         self._given = given
         self._compile_kwargs = compile_kwargs
+        # without a joint density each draw is checked as it is made
+        self._checks = None if spec.density_obstacle else Checks(spec, compile_kwargs)
 
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:
         """Attempt one simulation at each of `n` values of the context; further arrays are kept beside the draws."""
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
+        if self._checks is not None:
+            self._checks.compile()
         names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
         try:
             outputs = loop(n, seed, [context[name] for name in names], [lengths[r.dim] for r in self.spec.sizes])
+            return self._usable(outputs, lengths, context)
         except DrawnShapeError as error:
             raise SimulationError(str(error).splitlines()[0]) from None
         except Exception as error:  # a model's own function may raise anything
@@ -88,7 +93,6 @@ class Attempts:
                 for part, child in parts
             ]
             return concatenate([nothing, *halves])
-        return self._usable(outputs, context)
 
     def of_lengths(
         self, n: int, seed: int | np.random.SeedSequence, lengths: dict[str, int], context: Contexts
@@ -149,18 +153,23 @@ class Attempts:
         each = 8 * (self.spec.dim + sum(int(np.prod(s, dtype=int)) for s in shapes))
         return int(np.clip(64 * 2**20 // each, 1, LARGEST_CHUNK))
 
-    def _usable(self, outputs: list[np.ndarray], context: Arrays) -> Simulations:
-        checks, theta, *values = outputs
-        named = dict(zip(self._value_names, values, strict=True))
+    def _usable(self, outputs: list[np.ndarray], lengths: dict[str, int], context: Arrays) -> Simulations:
+        theta, *values = outputs
+        named = dict(zip(self._value_names, values, strict=False))
+        if self._checks is None:
+            doubtful, checks = np.ones(len(theta), dtype=bool), values[-1]
+        else:
+            doubtful, checks = self._checks(theta, named | context, lengths)
         observed = {v.name: named.pop(v.name) for v in self.spec.observed}
         data = {**observed, **context}  # also what this model does not read
         everything = Simulations(theta, named, data, len(theta))
-        wrong = checks != FINE
-        fine = ~wrong.any(axis=1)
-        if fine.all():
+        checks = checks[wrong := (checks != FINE).any(axis=1)]
+        if not len(checks):
             return everything
-        names, first = [rv.name for rv in self.spec.model.basic_RVs], wrong[~fine].argmax(axis=1)
-        found = zip(first.tolist(), checks[~fine, first].tolist(), strict=True)
+        fine = ~doubtful
+        fine[doubtful] = ~wrong
+        names, first = [rv.name for rv in self.spec.model.basic_RVs], (checks != FINE).argmax(axis=1)
+        found = zip(first.tolist(), checks[np.arange(len(first)), first].tolist(), strict=True)
         dropped = Counter(rounded(names[i]) if why == ROUNDED else excluded(names[i]) for i, why in found)
         return replace(everything.take(fine), attempted=len(theta), dropped=dict(dropped))
 
@@ -181,24 +190,31 @@ class Attempts:
         model = self.spec.model
         return evaluated_shapes(model, [model[name] for name in self._variable_names])
 
-    @cached_property
-    def _loop(self) -> DrawLoop:
-        """The compiled loop; its outputs are the checks, the flat parameters and every named value."""
+    @property
+    def _loop(self) -> Loop:
+        what = (type(self), *self._value_names, self._given)
+        return self.spec.once(what, self._compile_kwargs, self._compiled)
+
+    def _compiled(self) -> Loop:
+        """The compiled loop: the flat parameters, every named value, and checks if they are made here."""
         spec, model = self.spec, self.spec.model
         slices, drawn = given_parameters(spec) if self._given else ({}, [])
         outputs = simulation_graph(
-            spec, self._value_names, {model[name]: like(model[name], symbol) for name, symbol in slices.items()}
+            spec,
+            self._value_names,
+            {model[name]: like(model[name], symbol) for name, symbol in slices.items()},
+            checked=self._checks is None,
         )
         sequences = [*((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in spec.context), *drawn]
         lengths = length_inputs(spec)
         outputs = graph_replace(outputs, lengths, strict=False) if lengths else outputs
-        return DrawLoop(
-            outputs, sequences=sequences, inputs=list(lengths.values()), compile_kwargs=self._compile_kwargs
+        return Loop(
+            outputs,
+            sequences=sequences,
+            inputs=list(lengths.values()),
+            compile_kwargs=self._compile_kwargs,
+            what="the simulator",
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave compiled functions behind: another process compiles its own."""
-        return {k: v for k, v in self.__dict__.items() if k != "_loop"}
 
 
 def fresh(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:

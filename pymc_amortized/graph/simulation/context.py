@@ -16,7 +16,7 @@ from pymc_amortized.graph.model.indices import index_limits, refuse_indices
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.sizes import Range, is_range, read_range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import DrawLoop, plain
+from pymc_amortized.graph.model.tensors import Loop, plain
 
 Source = Any
 """A PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"``, or a callable ``rng -> array``."""
@@ -85,7 +85,7 @@ class ContextSampler:
         self._sources, self._missing = dict(sources), dict(missing or {})
         self._held = spec.held
         self._limits = index_limits(spec)
-        self._loops: dict[str, DrawLoop] = {}
+        self._loops: dict[str, Loop] = {}
         for variable in spec.context:
             self._check(variable, sources[variable.name])
         for name, source in self._missing.items():
@@ -150,7 +150,7 @@ class ContextSampler:
         elif isinstance(source, Variable):
             lengths = {d: pt.lscalar(d) for d in variable.sized}
             dist = plain(_sized(variable, source, lengths))
-            self._loops[name] = DrawLoop([dist], inputs=list(lengths.values()))
+            self._loops[name] = Loop([dist], inputs=list(lengths.values()))
         elif callable(source) and not isinstance(source, type):
             self._try(variable, source)
         else:

@@ -26,6 +26,9 @@ from pymc_amortized.logs import logger
 Task = tuple[int, np.random.SeedSequence]
 """How many simulations to make, and by which seed."""
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Of what runs in another process, which has one core: more threads would wait for each other, at full load."""
+
 
 class Maker:
     """What simulates in chunks, each by a seed of its own, and may compute further numbers of what it made."""
@@ -98,7 +101,7 @@ class Workers:
 
     def __init__(self, simulator: Maker, processes: int) -> None:
         self._simulator = simulator
-        self._pool = ProcessPoolExecutor(max_workers=processes)
+        self._pool = ProcessPoolExecutor(max_workers=processes, env=dict.fromkeys(THREADS, "1"))
         self._at_once = 2 * processes  # no more than the executor hands on at once: closing it fails for what waits
         self._closed = False
         self._ready: Future[Any] | None = self._pool.submit(

@@ -18,12 +18,12 @@ from pytensor.tensor.random.op import RandomVariable
 
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.given import INTERPRETED, LogDensityGiven
+from pymc_amortized.graph.density.given import LogDensityGiven
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs, unconstrained
-from pymc_amortized.graph.model.tensors import like, plain
+from pymc_amortized.graph.model.tensors import INTERPRETED, like, plain
 from pymc_amortized.graph.simulation.atoms import WAY_OUT, PriorAtomError
 
 DRAWS = 512
@@ -171,4 +171,4 @@ def _constrain(spec: ModelSpec) -> Any:
     replaced = {model[name]: like(model[name], symbol) for name, symbol in (one | context).items()}
     outputs = graph_replace(outputs, replaced | held_constants(spec) | lengths, strict=False)
     inputs = [theta, *one.values(), *context.values(), *lengths.values()]
-    return pm.compile(inputs, outputs, mode=INTERPRETED, on_unused_input="ignore")
+    return pm.compile(inputs, outputs, **INTERPRETED, on_unused_input="ignore")

@@ -1,0 +1,112 @@
+"""What a model is at the moment, as digests by name: whether something that was made from it still holds."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import joblib
+import numpy as np
+import pymc as pm
+import torch
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.traversal import ancestors
+from pytensor.printing import debugprint
+from pytensor.tensor.random.type import RandomGeneratorType
+from pytensor.tensor.type_other import NoneTypeT
+
+from pymc_amortized.graph.model.operations import walk
+
+
+def value_of(var: Any) -> np.ndarray:
+    """Value that a variable holds now."""
+    if isinstance(var, SharedVariable):
+        return np.asarray(var.get_value())
+    return np.asarray(var.data if isinstance(var, Constant) else var.eval())
+
+
+def fingerprint(
+    model: pm.Model, context: Mapping[str, Any], arguments: Mapping[str, Any], *, with_data: bool = False
+) -> dict[str, str]:
+    """What depends on a model and arguments, by name: variables, fixed data, coordinates, arguments.
+
+    Parameters
+    ----------
+    model : pymc.Model
+    context : mapping of name to source
+        What may vary.
+    arguments : mapping of str to object
+        Others.
+    with_data : bool
+        Whether the values count that the model holds for what varies, and not only their shapes.
+    """
+    values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
+    observed = set(ancestors(values))
+    prints: dict[str, str] = {}
+    for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
+        # models only grow: the same object is the same variable, as long as its model lives
+        prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
+    for rv, value in zip(model.observed_RVs, values, strict=True):
+        held = value_of(value)
+        prints[f"shape of {rv.name!r}"] = _shape(model, rv, held.shape, context)
+        if with_data:
+            prints[f"values of {rv.name!r}"] = _digest(held)
+    for var in model.data_vars:
+        varies = not with_data and (var in observed or var.name in context)
+        shape = _shape(model, var, value_of(var).shape, context)
+        prints[f"data {var.name!r}"] = shape if varies else _digest(value_of(var))
+    for i, array in enumerate(_loose_arrays(model)):
+        prints[f"array {array.name or i!r}"] = _digest(value_of(array))
+    for name, length in model.dim_lengths.items():
+        if name in context and not with_data:
+            continue
+        known = isinstance(length, SharedVariable | Constant)  # other lengths follow from data
+        prints[f"dimension {name!r}"] = f"{value_of(length) if known else ''} {model.coords.get(name)!r}"
+    prints |= {f"context {name!r}": _content(source) for name, source in context.items()}
+    prints |= {f"argument {name!r}": _content(argument) for name, argument in arguments.items()}
+    return prints
+
+
+def _shape(model: pm.Model, var: Any, shape: tuple[int, ...], context: Mapping[str, Any]) -> str:
+    """Describe a shape without the lengths of dimensions that may differ."""
+    value = model.rvs_to_values.get(var)
+    dims = model.named_vars_to_dims.get(var.name) or model.named_vars_to_dims.get(getattr(value, "name", None)) or ()
+    named = [*dims, *[None] * (len(shape) - len(dims))]
+    return str([dim if dim in context else n for n, dim in zip(shape, named, strict=True)])
+
+
+def _loose_arrays(model: pm.Model) -> list[Any]:
+    """Arrays used without ``pm.Data``: shared variables, and constants that may be written into in place."""
+    known_ones = {*model.data_vars, *model.dim_lengths.values()}
+    return [
+        v
+        for v in walk([*model.basic_RVs, *model.deterministics, *model.potentials], through_shapes=False)
+        if isinstance(v, SharedVariable | Constant)
+        and v not in known_ones
+        and not isinstance(v.type, RandomGeneratorType)
+        and (isinstance(v, SharedVariable) or (isinstance(v.data, np.ndarray) and v.data.size > 1))
+    ]
+
+
+def _content(argument: Any) -> str:
+    """Tell arguments apart by what they hold; what cannot be hashed, such as a lambda, by identity."""
+    if isinstance(argument, Variable):
+        arrays = [v for v in ancestors([argument]) if isinstance(v, SharedVariable | Constant)]
+        values = [_digest(value_of(v)) for v in arrays if not isinstance(v.type, RandomGeneratorType | NoneTypeT)]
+        return f"{debugprint(argument, file='str', id_type='', print_type=True)} {values}"
+    if callable(argument) and not isinstance(argument, torch.nn.Module):
+        return str(id(argument))
+    try:
+        return str(joblib.hash(argument))
+    except Exception:  # whatever pickling an argument may raise
+        return str(id(argument))
+
+
+def _digest(value: np.ndarray) -> str:
+    content = np.ascontiguousarray(value)
+    return f"{value.shape} {value.dtype} {hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()}"
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of what differs between two fingerprints."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
