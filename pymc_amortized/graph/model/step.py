@@ -72,7 +72,8 @@ def simulation_graph(
     model = spec.model
     outputs = [flat_unconstrained(spec), *(plain(model[name]) for name in names)]
     outputs += [check_graph(model)] if checked else []
-    outputs = graph_replace(outputs, given, strict=False) if given else _sort_exchangeable(model, outputs)
+    outputs = _sort_exchangeable(model, outputs, given or {})
+    outputs = graph_replace(outputs, given, strict=False) if given else outputs
     # rebuilt, so that the shapes of constants become static and compiled loops need not check them
     return clone_replace(outputs, held_constants(spec), rebuild_strict=False)
 
@@ -133,20 +134,22 @@ def _allowed(alone: Any, density: Any, value: Any) -> Any:
     return pt.all(pt.stack([pt.constant(True), *(pt.as_tensor(c).all() for c in conditions), *numbers]))
 
 
-def _sort_exchangeable(model: pm.Model, outputs: list[Any]) -> list[Any]:
+def _sort_exchangeable(model: pm.Model, outputs: list[Any], given: Mapping[Any, Any]) -> list[Any]:
     """Sort independent, identically distributed elements that an ordering transform restricts.
 
     The density under the transform is that of the ordered vector; for exchangeable elements, sorting draws from it
     where rejecting would keep one draw in k!.
     """
     replacements: dict[Any, Any] = {}
-    for rv in _sorted_variables(model):
+    for rv in sorted_variables(model):
+        if rv in given:
+            continue
         sign = 1 if model.rvs_to_transforms[rv].ascending else -1
         replacements[rv] = sign * pt.sort(sign * rv, axis=-1)
     return graph_replace(outputs, replacements, strict=False) if replacements else outputs
 
 
-def _sorted_variables(model: pm.Model) -> list[Any]:
+def sorted_variables(model: pm.Model) -> list[Any]:
     """Free variables whose draws are sorted rather than rejected."""
     found: list[Any] = []
     for rv in model.free_RVs:
@@ -164,7 +167,7 @@ def log_orderings(spec: ModelSpec) -> float:
     """
     shapes = {p.name: p.shape for p in (*spec.parameters, *spec.nuisance)}
     total = 0.0
-    for rv in _sorted_variables(spec.model):
+    for rv in sorted_variables(spec.model):
         *batch, length = shapes[rv.name]
         total += math.prod(batch) * math.lgamma(length + 1)
     return total

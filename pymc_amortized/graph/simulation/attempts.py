@@ -29,6 +29,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import FINE, ROUNDED, given_parameters, length_inputs, simulation_graph
 from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, batched_input, evaluated_shapes, like
 from pymc_amortized.graph.simulation.checks import Checks
+from pymc_amortized.graph.simulation.ordered import OrderedDraws
 
 LARGEST_CHUNK = 8192
 """Simulations in one call, at most."""
@@ -67,6 +68,7 @@ class Attempts:
         self._value_names = [*self._variable_names, *(v.name for v in spec.observed)]
         self._given = given
         self._compile_kwargs = compile_kwargs
+        self._ordered = OrderedDraws(spec)
         # without a joint density each draw is checked as it is made
         self._checks = None if spec.density_obstacle else Checks(spec, compile_kwargs)
 
@@ -76,9 +78,15 @@ class Attempts:
         if self._checks is not None:
             self._checks.compile()
         names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
+        own: Arrays = {}
+        out_of_order: dict[str, int] = {}
+        if self._drawn_alone:
+            ordered_seed, seed = seed.spawn(2)
+            own, out_of_order = self._ordered(n, ordered_seed)
+        given = [context[name] for name in names] + list(own.values())
         try:
-            outputs = loop(n, seed, [context[name] for name in names], [lengths[r.dim] for r in self.spec.sizes])
-            return self._usable(outputs, lengths, context)
+            outputs = loop(n, seed, given, [lengths[r.dim] for r in self.spec.sizes])
+            made = self._usable(outputs, lengths, context)
         except DrawnShapeError as error:
             raise SimulationError(str(error).splitlines()[0]) from None
         except Exception as error:  # a model's own function may raise anything
@@ -93,6 +101,9 @@ class Attempts:
                 for part, child in parts
             ]
             return concatenate([nothing, *halves])
+        # counted as if all else had been simulated of them
+        dropped = dict(Counter(made.dropped) + Counter(out_of_order))
+        return replace(made, attempted=made.attempted + sum(out_of_order.values()), dropped=dropped)
 
     def of_lengths(
         self, n: int, seed: int | np.random.SeedSequence, lengths: dict[str, int], context: Contexts
@@ -103,7 +114,7 @@ class Attempts:
         while usable < n and attempted < n / SMALLEST_ACCEPTANCE:
             context_seed, child = seed.spawn(2)
             parts.append(self(n, child, lengths, context(n, context_seed, lengths) if callable(context) else context))
-            attempted, usable = attempted + parts[-1].attempted, usable + len(parts[-1])
+            attempted, usable = attempted + n, usable + len(parts[-1])
         return _with_lengths(concatenate(parts).take(slice(n)), lengths)
 
     def of_contexts(
@@ -126,7 +137,7 @@ class Attempts:
             made = self(len(rows), child, lengths, {k: v[rows] for k, v in context.items()} | {row: rows})
             of_row, first = np.unique(made.data.pop(row), return_index=True)
             parts.append(made.take(first))
-            found, attempted = np.concatenate([found, of_row]), attempted + made.attempted
+            found, attempted = np.concatenate([found, of_row]), attempted + len(rows)
             without = np.setdiff1d(without, of_row)
         return _with_lengths(concatenate(parts).take(np.argsort(found)), lengths)
 
@@ -144,6 +155,10 @@ class Attempts:
             missing={k: padded(v, (n, *shapes[k])) for k, v in made.missing.items()},
             lengths={dim: np.full(n, length) for dim, length in lengths.items()},
         )
+
+    @property
+    def _drawn_alone(self) -> list[str]:
+        return [] if self._given else self._ordered.names
 
     @property
     def largest_chunk(self) -> int:
@@ -198,7 +213,9 @@ class Attempts:
     def _compiled(self) -> Loop:
         """The compiled loop: the flat parameters, every named value, and checks if they are made here."""
         spec, model = self.spec, self.spec.model
-        slices, drawn = given_parameters(spec) if self._given else ({}, [])
+        slices, drawn = given_parameters(spec)
+        kept = [i for i, name in enumerate(slices) if self._given or name in self._drawn_alone]
+        slices, drawn = {name: slices[name] for i, name in enumerate(slices) if i in kept}, [drawn[i] for i in kept]
         outputs = simulation_graph(
             spec,
             self._value_names,

@@ -67,15 +67,15 @@ class Simulator(Maker):
         seed = fresh(seed)
         self.check_ends()
         parts: list[Simulations] = []
-        usable = attempted = 0
+        usable = tried = 0
         while usable < n:
-            rate = max(usable / attempted, SMALLEST_ACCEPTANCE) if attempted else 1.0
+            rate = max(usable / tried, SMALLEST_ACCEPTANCE) if tried else 1.0
             sizes = self._chunk_sizes(int(np.ceil((n - usable) / rate)))
             tasks = list(zip(sizes, seed.spawn(len(sizes)), strict=True))
             parts += in_chunks(self, tasks, cores=cores, workers=workers)
+            tried += sum(sizes)  # what was out of order by itself was not simulated
             usable = sum(len(p) for p in parts)
-            attempted = sum(p.attempted for p in parts)
-            if attempted >= 1000 and usable < SMALLEST_ACCEPTANCE * attempted:
+            if tried >= 1000 and usable < SMALLEST_ACCEPTANCE * tried:
                 raise SimulationError(too_few(concatenate(parts)))
         simulations = concatenate(parts)
         if not self.spec.sizes or not mixed:
