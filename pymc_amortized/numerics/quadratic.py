@@ -60,9 +60,9 @@ class Quadratic:
             raise ValueError(f"pairs {pairs.tolist()} of {len(places)} integrated parameters")
 
     def with_gradients(self) -> Quadratic:
-        """Return the one by gradients, if that takes less."""
+        """Return the one by gradients, if that takes less than half: else ten seconds of compiling are not worth it."""
         other = replace(self, by_gradients=True)
-        return other if other.evaluations < self.evaluations else self
+        return other if 2 * other.evaluations < self.evaluations else self
 
     def first(self, number: int) -> Quadratic:
         """Return the one in which only the first so many parameters are integrated out."""

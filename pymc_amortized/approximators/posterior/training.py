@@ -31,6 +31,7 @@ from pymc_amortized.approximators.posterior.check import Measure, check_correcte
 from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.rules import find_rules
@@ -335,6 +336,8 @@ class PosteriorFit:
             posterior.__dict__["compiled"] = measure.compiled
         report_efficiency(trained, None if measure is None else measure(), self.target)
         warn_if_off(network, self.inputs, held_out, self.setup.seed(Stage.LOOP, 2))
+        one = held_out.take(slice(1))  # compiles what results need, so that the first call of sample need not
+        posterior.compiled.variables_at(one.unconstrained, of_simulations(one), ())
         if measure is not None and measure.cheap:
             check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
         return posterior
