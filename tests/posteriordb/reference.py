@@ -47,11 +47,18 @@ class Comparison:
     def off(self) -> list[str]:
         """Parameters whose mean or sd is off, with their numbers."""
         beyond = (np.abs(self.mean) > MEAN + 4 * self.mean_error) | (np.abs(self.sd) > SD + 4 * self.sd_error)
-        return [
-            f"{self.names[i]}: mean off by {self.mean[i]:+.2f} sd (error {self.mean_error[i]:.2f}), "
-            f"sd by {self.sd[i]:+.0%} (error {self.sd_error[i]:.0%})"
-            for i in np.flatnonzero(beyond)
-        ]
+        return [self._say(i) for i in np.flatnonzero(beyond)]
+
+    @property
+    def worst(self) -> list[str]:
+        """Parameters whose mean and sd are furthest off, with their numbers."""
+        return [self._say(i) for i in sorted({int(np.abs(off).argmax()) for off in (self.mean, self.sd)})]
+
+    def _say(self, i: int) -> str:
+        return (
+            f"{self.names[i]}: mean off by {self.mean[i]:+.2f} sd (error {self.mean_error[i]:.3f}), "
+            f"sd by {self.sd[i]:+.1%} (error {self.sd_error[i]:.1%})"
+        )
 
     @property
     def verdict(self) -> str:
