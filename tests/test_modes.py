@@ -74,6 +74,12 @@ def test_where_nothing_is_possible_nothing_is_found():
     assert searched(lambda z: np.full(z.shape[:-1], np.nan), 2) == [[], [], []]
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_targets_of_which_one_point_has_all_weight_are_no_error(dim):
+    """Steeper than floats can follow, as at prior draws of a series that explodes."""
+    assert all(len(modes) <= 8 for modes in searched(lambda z: -1e60 * np.square(z - 0.3).sum(-1), dim))
+
+
 # Fitting
 
 

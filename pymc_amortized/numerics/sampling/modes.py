@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymc_amortized.numerics.sampling.amis import ENOUGH, IMPOSSIBLE, Found, LogDensities, adapt, quasi_normal
+from pymc_amortized.numerics.sampling.amis import (
+    ENOUGH,
+    IMPOSSIBLE,
+    SMALLEST,
+    Found,
+    LogDensities,
+    adapt,
+    quasi_normal,
+)
 
 LEAST = 1e-3
 """Mass, relative to what is known, that a mode has at least: less is not worth a proposal."""
@@ -99,7 +107,8 @@ def _of_owners(log_density: LogDensities, owner: np.ndarray) -> LogDensities:
 def _apart(points: np.ndarray, mean: np.ndarray, covariance: np.ndarray, dim: int) -> np.ndarray:
     """Which points (k, dim) lie where distributions (k, ...) have next to nothing."""
     away = (points - mean)[:, :dim]
-    squared = (away * np.linalg.solve(covariance[:, :dim, :dim], away[..., None])[..., 0]).sum(axis=1)
+    width = covariance[:, :dim, :dim] + SMALLEST**2 * np.eye(dim)  # all weight may be that of one point
+    squared = (away * np.linalg.solve(width, away[..., None])[..., 0]).sum(axis=1)
     return squared > reach(dim) ** 2
 
 
