@@ -61,6 +61,13 @@ def test_the_hardest_data_sets_count_too():
     assert steps(trained(Stopping(measure, Efficiency(0.5, 0.25)))) == 125
 
 
+def test_parameters_in_modes_that_are_missed_are_no_success():
+    values = iter([0.1, 0.1, 0.0])
+    measure = lambda: Efficiency(0.9, 0.9, next(values))  # noqa: E731
+    assert steps(trained(Stopping(measure, Efficiency(0.5, 0.25)))) == math.ceil(50 / (1 - DECAY))
+    assert "10% of true parameters lie in modes it misses" in str(Efficiency(0.9, 0.9, 0.1))
+
+
 def test_a_doubling_that_brings_little_ends_training():
     found = trained(Stopping(measuring(0.1), Efficiency.wanted(0.5)))  # a line is learned by 200 steps
     assert (steps(found) in (500, 1000, 2000), found.stopped, found.settled) == (True, "gain", True)

@@ -132,7 +132,7 @@ class Run:
             self.evaluate()
         if stopping.measure is not None:
             efficiency = self.measured_by(stopping.measure)
-            self.at.measured.append([efficiency.typical, efficiency.hardest])
+            self.at.measured.append([efficiency.typical, efficiency.hardest, efficiency.missed])
         made = self.at.cycle_step
         self.at.next_check = max(2 * made, FIRST_CHECK)
         logger.debug(

@@ -43,7 +43,7 @@ class Standing:
     limit: int = 0  # steps of this cycle, once the end of a training of unknown length is decided
     decided: Decided | None = None  # why
     next_check: int = 0  # steps of this cycle after which it is looked at whether to end
-    measured: list[list[float]] = field(default_factory=list)  # efficiencies then: typical, hardest
+    measured: list[list[float]] = field(default_factory=list)  # efficiencies then: typical, hardest, missed
     rows: list[list[float]] = field(default_factory=list)  # of the history
 
     def next_cycle(self) -> "Standing":

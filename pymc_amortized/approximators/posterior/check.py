@@ -54,6 +54,7 @@ class Measure:
         datasets = of_simulations(held_out.take(slice(MOST_SETS)))
         known = [i for i, obstacle in enumerate(compiled.obstacles(datasets)) if obstacle is None]
         self._datasets = inputs.sketched(datasets.take(np.asarray(known, dtype=int)))
+        self._truth = held_out.unconstrained[known]
         if known:
             self._datasets = self._datasets.take(slice(self._affordable(held_out.unconstrained[known[0]])))
 
@@ -75,21 +76,26 @@ class Measure:
 
     def __call__(self) -> Efficiency:
         """Return the efficiency over the data sets; weights that cannot be trusted are worth nothing."""
-        return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in self.weights()]))
+        found, missed = self._weigh()
+        missed = 0.0 if self._inputs.spec.potentials else missed  # simulations are no draws of the model then
+        return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in found]), missed)
 
-    def weights(self) -> list[Weights]:
-        """Importance weights of proposals for each data set."""
+    def _weigh(self) -> tuple[list[Weights], float]:
+        """Importance weights of proposals for each data set, and how often true parameters outweigh all of these."""
         generator = torch_generator(self._seed, self._network.device)
         proposing = Approximation(self._network, self._inputs, self._datasets, defended=True)
         theta, log_q = proposing.sample(PROPOSALS, generator)
-        defended, found = self._inputs.sketch is not None, []
+        truth = self._truth[None, : len(self._datasets)]
+        theta, log_q = np.concatenate([theta, truth]), np.concatenate([log_q, proposing.log_prob(truth)])
+        defended, found, missed = self._inputs.sketch is not None, [], 0
         for i in range(len(self._datasets)):
             log_p = self.compiled.log_density(
                 np.ascontiguousarray(theta[:, i]), self._datasets.one(self._inputs.spec, i)
             )
             ratios = np.where(np.isfinite(log_p), log_p - log_q[:, i], -np.inf)
-            found.append(smooth(ratios[None], defended=defended))
-        return found
+            missed += ratios[-1] > np.logaddexp.reduce(ratios[:-1])
+            found.append(smooth(ratios[None, :-1], defended=defended))
+        return found, missed / len(found)
 
 
 def report_efficiency(trained: Trained, efficiency: Efficiency | None, target: Efficiency | None) -> None:
