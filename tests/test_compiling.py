@@ -12,10 +12,12 @@ from small_models import line
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting import plan
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.simulate import read_anew, read_model
 from pymc_amortized.graph.data.simulations import excluded, rounded
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.tensors import INTERPRETED, Loop
+from pymc_amortized.graph.rows.finding import find_rows
+from pymc_amortized.graph.rows.observed_rows import add_row_parameters
 from pymc_amortized.graph.simulation.attempts import Attempts
 from pymc_amortized.logs import compiling
 
@@ -130,3 +132,13 @@ def test_cores_are_those_of_the_container_that_are_idle(monkeypatch, allowed, bu
     monkeypatch.setattr(plan.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(plan.os, "getloadavg", lambda: (busy, 0.0, 0.0), raising=False)
     assert plan.available_cores() == expected
+
+
+def test_what_a_likelihood_adds_to_a_model_is_not_in_snapshots_that_are_kept():
+    model = line()
+    before = read_model(model, None, None, {}, None)[0]
+    anew = read_anew(model, None, None, {}, None)[0]
+    assert read_model(model, None, None, {}, None)[0] is before
+    assert anew is not before and anew.model is not before.model
+    add_row_parameters(anew, find_rows(anew, "y", {}))
+    assert "row parameter 0" not in before.model.named_vars

@@ -104,19 +104,20 @@ def read_model(
     model = pm.modelcontext(model)
     arguments = {"observed": observed, "parameters": parameters, "missing": missing}
     if model not in _read or _read[model][0] != fingerprint(model, context, arguments, with_data=True):
-        read = _snapshot_of(model, observed, parameters, context, missing)
+        read = read_anew(model, observed, parameters, context, missing)
         _read[model] = fingerprint(model, context, arguments, with_data=True), *read
     _, spec, sources, gaps = _read[model]
     return spec, dict(sources), dict(gaps)
 
 
-def _snapshot_of(
+def read_anew(
     model: pm.Model,
     observed: Sequence[str] | None,
     parameters: Sequence[str] | None,
     context: Mapping[str, Any],
     missing: Mapping[str, Any] | None,
 ) -> _Read:
+    """Take a snapshot that nobody else has: its model may be added to."""
     refuse_imputed(model)
     sizes, sources = split_context(model, context)
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])

@@ -21,7 +21,7 @@ import torch
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_model
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
@@ -137,7 +137,7 @@ def fit_joint(
     columns = read_column_kinds(rows, read_mapping("kinds", kinds))
     fit = JointFit(
         spec,
-        read_model(model, observed, None, context, missing)[0],
+        read_anew(model, observed, None, context, missing)[0],  # row parameters are added to it
         alone,
         rows,
         sources,
