@@ -142,3 +142,32 @@ def test_what_a_likelihood_adds_to_a_model_is_not_in_snapshots_that_are_kept():
     assert anew is not before and anew.model is not before.model
     add_row_parameters(anew, find_rows(anew, "y", {}))
     assert "row parameter 0" not in before.model.named_vars
+
+
+@pytest.mark.parametrize("held", [np.array(1.0), np.array([1.0]), np.ones(4)])
+def test_what_is_kept_is_made_anew_when_an_array_is_written_into(held):
+    with pm.Model() as model:
+        pm.Normal("y", pm.Normal("mu", 0, 1), held, observed=np.zeros(4))
+    before = read_model(model, None, None, {}, None)[0]
+    assert read_model(model, None, None, {}, None)[0] is before
+    held[...] = 10.0
+    assert read_model(model, None, None, {}, None)[0] is not before
+
+
+@pytest.mark.parametrize("which", ["logp", "random"])
+def test_what_is_kept_is_made_anew_when_a_users_function_reads_another_array(which):
+    held = {"logp": np.ones(1), "random": np.ones(1)}
+    scale, spread = held["logp"], held["random"]
+
+    def logp(value, mu):
+        return pm.logp(pm.Normal.dist(mu, scale), value)
+
+    def random(mu, rng=None, size=None):
+        return rng.normal(mu, spread, size=size)
+
+    with pm.Model() as model:
+        pm.CustomDist("y", pm.Normal("mu", 0, 1), logp=logp, random=random, observed=np.zeros(4))
+    before = read_model(model, None, None, {}, None)[0]
+    assert read_model(model, None, None, {}, None)[0] is before
+    held[which][:] = 10.0
+    assert read_model(model, None, None, {}, None)[0] is not before

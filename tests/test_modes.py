@@ -255,3 +255,10 @@ def test_what_time_does_not_reach_is_marked(clustered, monkeypatch, caplog):
         dts = clustered.sample({"y": far}, batched=True, random_seed=1, progressbar=False, max_time=1e-6)
     assert (dts.sample_stats["stage"] == "not reached").all()
     assert "max_time=1e-06 was reached" in caplog.text
+
+
+def test_a_mixture_of_fewer_points_than_components():
+    draws = np.repeat(np.eye(2), 200, axis=0)
+    for theta in (np.zeros((400, 2)), draws):
+        mixture = StudentMixture.fit(theta, np.full(400, 1 / 400), np.random.default_rng(0), 12)
+        assert np.isfinite(mixture.draw(10, np.random.default_rng(1))).all()

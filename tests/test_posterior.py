@@ -561,6 +561,7 @@ def test_statistics_have_the_dims_they_belong_to(regression_posterior):
     dims = {"lp": ("chain", "draw"), "log_q": ("chain", "draw"), "proposal_log_weight": ("chain", "proposal")}
     dims |= dict.fromkeys(("stage", "rung", "pareto_k", "importance_ess", "ood_pvalue"), ())
     dims |= dict.fromkeys(("r_hat", "ess_bulk", "ess_tail", "divergences"), ())
+    dims |= dict.fromkeys(("pareto_k_of_mean", "mcse_of_mean"), ("parameter",))
     assert {name: v.dims for name, v in one.data_vars.items()} == dims
     assert {name: v.dims for name, v in many.data_vars.items()} == {n: ("dataset", *d) for n, d in dims.items()}
 

@@ -1,6 +1,7 @@
 """What a model is at the moment, as digests by name: whether something that was made from it still holds."""
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ import joblib
 import numpy as np
 import pymc as pm
 import torch
+from pymc.distributions.custom import CustomDistRV, CustomSymbolicDistRV
+from pymc.logprob.abstract import _logprob
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
@@ -46,6 +49,12 @@ def fingerprint(
     for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
         # models only grow: the same object is the same variable, as long as its model lives
         prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
+    for rv in model.basic_RVs:
+        if isinstance(
+            rv.owner.op, CustomDistRV | CustomSymbolicDistRV
+        ):  # its density is written by the user's function, once
+            functions = (_logprob.dispatch(type(rv.owner.op)), getattr(type(rv.owner.op), "_random_fn", None))
+            prints[f"functions of {rv.name!r}"] = str([_read_by(function) for function in functions])
     for rv, value in zip(model.observed_RVs, values, strict=True):
         held = value_of(value)
         prints[f"shape of {rv.name!r}"] = _shape(model, rv, held.shape, context)
@@ -84,8 +93,22 @@ def _loose_arrays(model: pm.Model) -> list[Any]:
         if isinstance(v, SharedVariable | Constant)
         and v not in known_ones
         and not isinstance(v.type, RandomGeneratorType)
-        and (isinstance(v, SharedVariable) or (isinstance(v.data, np.ndarray) and v.data.size > 1))
+        and (isinstance(v, SharedVariable) or isinstance(v.data, np.ndarray))
     ]
+
+
+def _read_by(function: Any, depth: int = 3) -> dict[str, str]:
+    """Arrays and numbers that a function of the user's reads from where it was written, and functions that it calls."""
+    if not inspect.isfunction(function) or depth == 0:
+        return {}
+    variables = inspect.getclosurevars(function)
+    found: dict[str, str] = {}
+    for name, value in {**variables.globals, **variables.nonlocals}.items():
+        if isinstance(value, np.ndarray | np.generic | float | int):
+            found[name] = _digest(np.asarray(value))
+        elif inspect.isfunction(value):
+            found |= {f"{name}.{inner}": digest for inner, digest in _read_by(value, depth - 1).items()}
+    return found
 
 
 def _content(argument: Any) -> str:

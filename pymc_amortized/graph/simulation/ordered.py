@@ -54,12 +54,14 @@ class OrderedDraws:
     def __call__(self, n: int, seed: np.random.SeedSequence) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """Draw `n` vectors of each, name -> (n, *shape), and count those that were not in order, by reason.
 
+        They are counted as if all vectors had been drawn together: the shares that are in order multiply.
+
         Raises
         ------
         SimulationError
             When hardly any vector is in order.
         """
-        rng, found, dropped = np.random.default_rng(seed), {}, Counter[str]()
+        rng, found, shares = np.random.default_rng(seed), {}, {}
         for name in self.names:
             most = AT_ONCE // max(int(np.prod(self._shapes[name])), 1)
             parts, usable, tried = [np.empty((0, *self._shapes[name]))], 0, 0
@@ -74,7 +76,11 @@ class OrderedDraws:
                 if tried > 100 / FEWEST and usable < FEWEST * tried:
                     raise SimulationError(f"only {usable} of {tried} draws of {name!r} are in the order that it has")
             found[name] = np.concatenate(parts)
-            dropped[excluded(name)] += tried - n
+            shares[name] = n / tried
+        dropped, left = Counter[str](), n / float(np.prod(list(shares.values())))
+        for name, share in shares.items():
+            dropped[excluded(name)] = round(left * (1 - share))
+            left *= share
         return found, dict(+dropped)
 
     def _alone(self, rv: Any) -> bool:

@@ -118,9 +118,11 @@ class _Normals:
         centers = z[[rng.choice(len(z), p=weights)]]
         while len(centers) < number:  # k-means++: far from all others (Arthur & Vassilvitskii 2007)
             away = weights * np.square(z[:, None] - centers).sum(axis=2).min(axis=1)
+            if not away.sum() > 0:  # there are no more points than centers
+                break
             centers = np.concatenate([centers, z[[rng.choice(len(z), p=away / away.sum())]]])
         nearest = np.square(z[:, None] - centers).sum(axis=2).argmin(axis=1)
-        found = cls.of(z, weights, (nearest == np.arange(number)[:, None]).astype(float))
+        found = cls.of(z, weights, (nearest == np.arange(len(centers))[:, None]).astype(float))
         for _ in range(STEPS):
             terms = found.log_terms(z)
             found = cls.of(z, weights, np.exp(terms - special.logsumexp(terms, axis=0)))
