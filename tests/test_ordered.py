@@ -99,8 +99,12 @@ def test_hardly_any_order_is_refused():
 def test_shares_of_several_ordered_vectors_multiply():
     """As if they had been drawn together: 1 of 2 and 1 of 6 orders leave 1 of 12 (vectors that are not sorted)."""
     with pm.Model() as model:
-        two = pm.Normal("two", [0, 1e-6], 1, shape=2, transform=pm.distributions.transforms.ordered, initval=[0, 1])
-        pm.Normal("three", [0, 1e-6, 2e-6], 1, shape=3, transform=pm.distributions.transforms.ordered, initval=[0, 1, 2])
+        two = pm.Normal(
+            "two", [0, 1e-6], 1, shape=2, transform=pm.distributions.transforms.ordered, initval=np.arange(2)
+        )
+        pm.Normal(
+            "three", [0, 1e-6, 2e-6], 1, shape=3, transform=pm.distributions.transforms.ordered, initval=[0, 1, 2]
+        )
         pm.Normal("y", two.sum(), 1, observed=0.0)
     made = Simulator(take_snapshot(model))(4000, 1)
     assert len(made) == 4000

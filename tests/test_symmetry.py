@@ -1,7 +1,9 @@
 """Symmetries of posteriors: found by the density, used by the network, by mixtures and by samplers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pymc as pm
@@ -11,6 +13,7 @@ from scipy import integrate, stats
 from small_models import brief_fit
 
 import pymc_amortized as pma
+from pymc_amortized.correction.check_results import check_symmetric
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.simulation.simulator import Simulator
@@ -195,3 +198,33 @@ def test_training_is_of_one_image() -> None:
     theta = np.array([[1.0, -1.0, 0.3], [-1.0, 1.0, -0.3]])
     chosen = network.symmetries.representatives(theta)
     assert np.array_equal(chosen[0], chosen[1])
+
+
+def test_a_symmetry_that_data_rarely_break_is_none() -> None:
+    """Whether a row tells the labels apart is context, and so it is in one of twenty simulations."""
+    with pm.Model() as model:
+        told = pm.Data("told", 0.0)
+        mu = pm.Normal("mu", 0, 2, shape=2)
+        pm.NormalMixture("y", w=[0.5, 0.5], mu=mu, sigma=0.5, observed=np.zeros(6))
+        pm.Normal("label", told * mu[0], 0.5, observed=0.0)
+    context = {"told": lambda rng: float(rng.random() < 0.05)}
+    posterior = brief_fit(model, context=context)
+    assert posterior.structure.symmetries is None
+
+
+def test_draws_of_the_network_alone_say_where_a_symmetry_does_not_hold() -> None:
+    posterior = trained()
+    target = posterior.target(posterior.read({"y": OBSERVED}))
+    draws = [SimpleNamespace(theta=np.random.default_rng(0).normal(size=(2, 50, 3)))]
+    assert check_symmetric(target, draws) == []
+    object.__setattr__(target, "symmetries", Symmetries.generated([np.diag([-1.0, 1.0, 1.0])], np.ones(3)))
+    (doubt,) = check_symmetric(target, draws)
+    assert doubt.kind == "symmetry" and "spread over all images" in doubt.finding
+
+
+def test_what_training_found_off_stays_with_results() -> None:
+    posterior = trained()
+    off = posterior.replaced(provenance=replace(posterior.provenance, off=("mu[0]: under-confident",)))
+    for result in (off.sample({"y": OBSERVED}, draws=50).posterior, off.log_marginal_likelihood({"y": OBSERVED})):
+        assert "a mode may be missed here too" in result.attrs["doubts"]
+    assert "may be missed" not in posterior.sample({"y": OBSERVED}, draws=50).posterior.attrs.get("doubts", "")

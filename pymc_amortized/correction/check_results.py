@@ -157,6 +157,29 @@ def check_corrected(obstacles: Sequence[str | None], labels: np.ndarray) -> list
     return [Doubt("uncorrected", finding, datasets=labels_of(labels, without), once=every)]
 
 
+def check_calibrated(off: Sequence[str]) -> list[Doubt]:
+    """Bring to every result what corrected draws of simulated data sets were off in."""
+    if not off:
+        return []
+    finding = f"Corrected draws of simulated data sets were off ({'; '.join(off)}): a mode may be missed here too"
+    advice = "Compare with pm.sample_smc on posterior.to_model(...); check_calibration(posterior, observed) tells."
+    return [Doubt("calibration", finding, advice, once=True)]
+
+
+def check_symmetric(target: PosteriorTarget, results: Sequence[Draws]) -> list[Doubt]:
+    """Find data sets whose own density does not have the symmetries that simulations have."""
+    if target.symmetries is None:
+        return []
+    known = [i for i, obstacle in enumerate(target.obstacles) if obstacle is None]
+    without = np.array([i for i in known if target.symmetries_at(i, results[i].theta) is None], dtype=int)
+    if len(without) == 0:
+        return []
+    labels = target.datasets.labels
+    subject = say_how_many(len(without), len(results), "The posterior of the data set is", "The posteriors of {} are")
+    finding = f"{subject} not symmetric as those of simulations are: the network's own draws are spread over all images"
+    return [Doubt("symmetry", finding, "Correct them: correction='auto'.", datasets=labels_of(labels, without))]
+
+
 def check_defined(results: Sequence[Draws], labels: np.ndarray) -> list[Doubt]:
     """Count the proposals at which the model's density was not a number."""
     undefined = np.array([r.undefined for r in results])

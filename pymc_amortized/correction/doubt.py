@@ -19,6 +19,8 @@ Kind = Literal[
     "novelty",  # unlike what is simulated
     "impossible",  # no proposal has a finite density
     "undefined",  # the density is NaN at some proposals
+    "calibration",  # corrected draws of simulated data sets are off
+    "symmetry",  # the density does not have the symmetries that the network has
     "uncorrected",  # draws of the network alone
     "weights",  # a Pareto k that is too large
     "few weights",  # reliable weights that count on few proposals

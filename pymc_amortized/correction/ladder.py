@@ -18,6 +18,7 @@ from pymc_amortized.correction.check_results import (
     check_defined,
     check_failures,
     check_possible,
+    check_symmetric,
     check_weights,
 )
 from pymc_amortized.correction.doubt import Doubt
@@ -110,7 +111,7 @@ def draw_corrected(
     draws, labels = draw_proposals(target, ladder, request, seed), target.datasets.labels
     doubts = check_possible(target, draws)
     if not ladder.resampled:
-        return draws, doubts
+        return draws, doubts + check_symmetric(target, draws)
     doubts += check_defined(draws, labels) + check_corrected(ladder.obstacles(target), labels)
     if not ladder.sampling:
         gaps = any(mask.any() for mask in target.datasets.missing.values())

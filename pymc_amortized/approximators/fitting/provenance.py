@@ -36,6 +36,8 @@ class Provenance:
         Of the weights that were kept, on the scale of standardized parameters.
     user_simulations : bool
         Whether the simulations were the user's.
+    off : tuple of str
+        What corrected draws of simulated data sets are not calibrated in.
     """
 
     entropy: tuple[int, ...]
@@ -48,6 +50,7 @@ class Provenance:
     settled: bool
     held_out_loss: float
     user_simulations: bool
+    off: tuple[str, ...] = ()
 
     @classmethod
     def of(

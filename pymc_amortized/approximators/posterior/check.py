@@ -172,15 +172,17 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
     )
 
 
-def check_corrected(posterior: TrainedPosterior, held_out: Simulations, seed: np.random.SeedSequence) -> None:
-    """Rank corrected draws of some data sets, and log what they are off in: as much work as measuring once."""
+def check_corrected(
+    posterior: TrainedPosterior, held_out: Simulations, seed: np.random.SeedSequence
+) -> tuple[str, ...]:
+    """Rank corrected draws of some data sets; log and return what they are off in: as much work as measuring once."""
     some = held_out.take(slice(FEWEST_SETS))
     if len(some) < 20:  # ranks of fewer say little
-        return
+        return ()
     drawing, ranking = seed.spawn(2)
     datasets = of_simulations(some)
     log_joint = posterior.compiled.log_joint(some.unconstrained, datasets)
-    warn_if_corrected_off(posterior.spec, posterior.corrected(datasets, drawing), log_joint, some, ranking)
+    return warn_if_corrected_off(posterior.spec, posterior.corrected(datasets, drawing), log_joint, some, ranking)
 
 
 def warn_if_corrected_off(
@@ -189,8 +191,8 @@ def warn_if_corrected_off(
     log_joint: np.ndarray,
     known: Simulations,
     seed: np.random.SeedSequence,
-) -> None:
-    """Log which quantities corrected draws are off in: parameters, the log density, or a random direction.
+) -> tuple[str, ...]:
+    """Log and return which quantities corrected draws are off in: parameters, the log density, or a random direction.
 
     Parameters
     ----------
@@ -204,7 +206,7 @@ def warn_if_corrected_off(
     """
     some = [i for i, d in enumerate(draws) if d.settled]
     if spec.dim == 0 or spec.potentials or not some:
-        return
+        return ()
     rng = np.random.default_rng(seed)
     truth = known.unconstrained[some]
     theta = np.stack([draws[i].theta.reshape(-1, spec.dim) for i in some], axis=1)
@@ -221,6 +223,7 @@ def warn_if_corrected_off(
             len(some),
             "\n  ".join(lines),
         )
+    return tuple(lines)
 
 
 def _what_is_off(values: np.ndarray, names: Sequence[str]) -> list[str]:

@@ -18,7 +18,13 @@ from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequenc
 from pymc_amortized.approximators.posterior.predictive import Kind
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.budget import Budget
-from pymc_amortized.correction.check_results import check_corrected, check_gaps, check_range, check_unlike
+from pymc_amortized.correction.check_results import (
+    check_calibrated,
+    check_corrected,
+    check_gaps,
+    check_range,
+    check_unlike,
+)
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Request, sample_stats
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
@@ -61,6 +67,8 @@ def sample(
         request,
         seed_sequence(random_seed),
     )
+    if correct:
+        doubts += check_calibrated(posterior.provenance.off)
     if correction == "auto" and not correct:
         doubts += check_corrected([posterior.weighed_by.density_obstacle] * len(datasets), datasets.labels)
 

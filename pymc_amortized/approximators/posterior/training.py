@@ -339,7 +339,8 @@ class PosteriorFit:
         one = held_out.take(slice(1))  # compiles what results need, so that the first call of sample need not
         posterior.compiled.variables_at(one.unconstrained, of_simulations(one), ())
         if measure is not None and measure.cheap:
-            check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
+            off = check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
+            return posterior.replaced(provenance=replace(posterior.provenance, off=off))
         return posterior
 
     def _ranked(self, held_out: Simulations) -> Simulations:

@@ -12,6 +12,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import check_integer
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.correction.check_results import check_calibrated
 from pymc_amortized.correction.doubt import tell
 from pymc_amortized.correction.evidence import check_evidence, check_truncation, evidence_dataset, refuse_evidence
 from pymc_amortized.graph.data.datasets import DataSets
@@ -65,7 +66,7 @@ class PosteriorWorkflow(TrainedPosterior):
         proposals = check_integer("proposals", proposals, smallest=THRESHOLDS.fewest_proposals)
         datasets = self.read(observed, batched)
         found = self.evidence_of(datasets, proposals, seed_sequence(random_seed))
-        doubts = check_evidence(found, datasets.labels)
+        doubts = check_evidence(found, datasets.labels) + check_calibrated(self.provenance.off)
         doubts += check_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
         return evidence_dataset(datasets, found).assign_attrs(self.marks | tell(doubts, self.spec))
 

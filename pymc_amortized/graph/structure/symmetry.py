@@ -22,8 +22,8 @@ from pymc_amortized.numerics.sampling.symmetry import Symmetries
 
 MOST_PARAMETERS, MOST_CANDIDATES = 64, 4096
 """Unconstrained values of a model that is looked at, and maps that are tried."""
-TRIED = 8
-"""Draws from the prior at which the log density has to stay the same."""
+FEWEST, TRIED = 8, 256
+"""Draws from the prior at which the log density has to stay the same; as many as there are up to the second number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +98,12 @@ def _proved(
 ) -> Sequence[Move]:
     """Those that leave the density as it is, where it is finite."""
     tried = 0
-    for index in range(simulations):
+    for index in range(min(simulations, TRIED)):
         difference = change(index, moves) if moves else None
-        if difference is None:
-            continue
-        moves = [m for m, d in zip(moves, difference, strict=True) if d <= TOLERANCE]
-        tried += 1
-        if tried == TRIED:
-            return moves
-    return []
+        if difference is not None:
+            moves = [m for m, d in zip(moves, difference, strict=True) if d <= TOLERANCE]
+            tried += 1
+    return moves if tried >= FEWEST else []
 
 
 class _Candidates:
