@@ -228,3 +228,9 @@ def test_what_training_found_off_stays_with_results() -> None:
     for result in (off.sample({"y": OBSERVED}, draws=50).posterior, off.log_marginal_likelihood({"y": OBSERVED})):
         assert "a mode may be missed here too" in result.attrs["doubts"]
     assert "may be missed" not in posterior.sample({"y": OBSERVED}, draws=50).posterior.attrs.get("doubts", "")
+
+
+def test_some_parameters_alone_are_learned_without_symmetries() -> None:
+    posterior = brief_fit(labels(), parameters=["mu"])
+    assert posterior.structure.symmetries is None
+    assert posterior.sample({"y": OBSERVED}, draws=20, progressbar=False).posterior.mu.shape == (4, 20, 2)

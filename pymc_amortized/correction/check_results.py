@@ -20,7 +20,7 @@ from pymc_amortized.numerics.uniformity import holm
 FAILURE_ADVICE = {
     "failed": "Look at the model there: pm.sample on posterior.to_model(...), with more tuning or another "
     "parametrization.",
-    "not reached": "Allow more (max_time=, max_nuts=), or train longer (posterior.continue_training).",
+    "not reached": "Allow more (max_time=, max_nuts=), or train longer (posterior = posterior.continue_training()).",
 }
 
 
@@ -239,7 +239,7 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
             f'{say_where(labels, worst)}), and their draws are marked "failed": estimates are noisy, and standard '
             "deviations may be too small"
         )
-        advice = "Train longer (posterior.continue_training), or let correction='auto' go further."
+        advice = "Train longer (posterior = posterior.continue_training()), or let correction='auto' go further."
         concerned = labels_of(labels, np.array([i for i, _ in few]))
         found.append(Doubt("few weights", finding, advice, weights.ess, concerned))
     if poor:
@@ -248,8 +248,8 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
         finding = f"{subject} cannot be trusted: {weights.fault}{say_where(labels, worst)}"
         model = "a model of what is present" if gaps else "posterior.to_model(...)"
         advice = (
-            "Let correction='auto' go further, train longer (posterior.continue_training), check that the data are "
-            f"like what the model simulates, or run pm.sample on {model}."
+            "Let correction='auto' go further, train longer (posterior = posterior.continue_training()), check that "
+            f"the data are like what the model simulates, or run pm.sample on {model}."
         )
         concerned = labels_of(labels, np.array([i for i, _ in poor]))
         found.append(Doubt("weights", finding, advice, weights.pareto_k, concerned))

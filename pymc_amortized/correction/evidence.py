@@ -227,5 +227,7 @@ def check_evidence(found: list[Evidence], labels: np.ndarray) -> list[Doubt]:
     subject = say_how_many(len(without), len(found), "The data set has", "{} have")
     where = say_where(labels, first) and f", the first{say_where(labels, first)}"
     finding = f"{subject} no log marginal likelihood (NaN){where}: {found[first].doubt}"
-    advice = "Train longer (posterior.continue_training), or run pm.sample_smc on posterior.to_model(...)."
+    advice = (
+        "Train longer (posterior = posterior.continue_training()), or run pm.sample_smc on posterior.to_model(...)."
+    )
     return [Doubt("evidence", finding, advice, found[first].pareto_k, labels_of(labels, without))]

@@ -335,7 +335,7 @@ class Check:
     def advice(self) -> str:
         """What to do where something is off."""
         spec = self.posterior.weighed_by
-        train = "Train longer (posterior.continue_training)"
+        train = "Train longer (posterior = posterior.continue_training())"
         if self.correction is not None and self.posterior.learned is not None:
             return (
                 "These draws are corrected by the learned likelihood: check_calibration(correction=None) tells whether "

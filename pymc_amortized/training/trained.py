@@ -79,6 +79,8 @@ def summary_line(trained: Trained) -> str:
     """Return one line: what was done, how long it took, whether the loss settled."""
     history = trained.history
     steps = int(history.step[-1]) if len(history.step) else 0
+    if not steps and trained.stopped == "target":
+        return f"No training was needed: as it begins, the network is good enough (loss {trained.held_out_loss:.3f})."
     line = (
         f"Trained {steps:,} steps on {trained.simulations:,} simulations"
         f"{_ENDINGS[trained.stopped]}: {trained.seconds_simulating:.1f} s simulating, "
@@ -92,8 +94,6 @@ def summary_line(trained: Trained) -> str:
 
 
 def _verdict(trained: Trained) -> str:
-    if trained.stopped == "target" and not math.isfinite(trained.gain):
-        return "the network as it begins was good enough."
     if trained.stopped in ("target", "gain"):
         return f"the second half of training lowered it by {trained.gain:.3f} (+- {trained.gain_error:.3f})."
     if trained.settled:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,4 +166,6 @@ def structure_of(
         pilot = simulator.of_lengths(32, seed, lengths)
     fixed = (weighed_by or joint).at(lengths)
     structure = find_structure(fixed, pilot, LogDensity(fixed, INTERPRETED), seed, given)
+    if spec.nuisance:  # symmetries are those of all parameters together
+        structure = replace(structure, symmetries=None, symmetric=())
     return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})

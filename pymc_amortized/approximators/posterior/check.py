@@ -124,7 +124,7 @@ def report_efficiency(trained: Trained, efficiency: Efficiency | None, target: E
     report(trained, remark + ".", doubtful=doubtful or trained.history.restarts > 0)
 
 
-_LONGER = "train longer (posterior.continue_training, max_time=)"
+_LONGER = "train longer (posterior = posterior.continue_training(), max_time=)"
 _ADVICE = {
     "gain": "sample(correction='auto') makes up for it, at more proposals for each data set; for better ones try a "
     "larger network (density=, summary=) or another parametrization of the model"
@@ -165,7 +165,7 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
     )
     logger.warning(
         "On %d simulated data sets the network is not calibrated, on the unconstrained scale:\n  %s\n%s longer "
-        "(posterior.continue_training).",
+        "(posterior = posterior.continue_training()).",
         len(known),
         "\n  ".join(lines),
         repaired,
