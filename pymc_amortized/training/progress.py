@@ -1,5 +1,6 @@
 """Progress bars in the looks of PyMC's: of training, and of anything that is counted."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class ProgressBar(_Bar):
             self._task,
             completed=min(status.fraction, 1.0),
             step=f"{status.step:,}",
-            loss=f"{status.loss:.3f}",
+            loss="" if math.isnan(status.loss) else f"{status.loss:.3f}",  # before any step
             held_out=f"{status.held_out_loss:.3f}",
             remaining=remaining,
             refresh=True,
