@@ -471,8 +471,8 @@ def test_simulations_made_elsewhere_train_the_same_posterior(source):
 def test_the_structure_of_given_simulations_is_found():
     """Permuting effects that add up to zero needs them on their own scale."""
     model = MODELS["zero_sum_effects"].build()
-    simulations = pma.simulate(model, 200, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"})
-    posterior = briefly(model, num_steps=20, simulations=simulations, compile_kwargs={"mode": "FAST_COMPILE"})
+    simulations = pma.simulate(model, 200, random_seed=1)
+    posterior = briefly(model, num_steps=20, simulations=simulations)
     (kinds,) = MODELS["zero_sum_effects"].structure.values()
     assert kinds_of(posterior.structure, "y") == kinds
 
