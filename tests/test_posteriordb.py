@@ -1,9 +1,12 @@
 """Posteriors of posteriordb, fitted by defaults, beside its reference draws."""
 
 import numpy as np
+import pymc as pm
 import pytest
+from numpy.testing import assert_allclose
 from posteriordb.models import IMPROPER, MODELS
 from posteriordb.reference import Comparison, compare, read_reference
+from scipy import stats
 
 import pymc_amortized as pma
 
@@ -27,6 +30,14 @@ def test_every_parameter_is_in_the_model(name):
         assert variables[own] == () if not index else int(index) <= variables[own][0]
         assert len(row) == 4
         assert min(row[1:]) > 0
+
+
+def test_scales_are_not_squared_as_small_integers():
+    """As PyMC does with the scale of a HalfStudentT that is an integer: of 36, it is that of 4."""
+    model = MODELS["accel_gp"][1]()
+    for name in ("sdgp_1", "sdgp_sigma_1"):
+        found = pm.logp(model[name], 30.0).eval()
+        assert_allclose(found, np.log(2) + stats.t.logpdf(30.0, 3, 0, 36))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def diamonds(data: Data) -> pm.Model:
     with pm.Model() as model:
         b = pm.Normal("b", 0, 1, shape=covariates.shape[1])
         intercept = pm.StudentT("Intercept", nu=3, mu=8, sigma=10)
-        sigma = pm.HalfStudentT("sigma", nu=3, sigma=10)
+        sigma = pm.HalfStudentT("sigma", nu=3, sigma=10.0)
         mean = intercept + pt.dot(covariates - covariates.mean(0), b)
         pm.Normal("y", mean, sigma, observed=data["Y"])
     return model
@@ -98,7 +98,7 @@ def accel_gp(data: Data) -> pm.Model:
 
     def process(suffix: str) -> pt.TensorVariable:
         basis, frequency = data[f"Xgp{suffix}_1"], data[f"slambda{suffix}_1"][:, 0]
-        sd = pm.HalfStudentT(f"sdgp{suffix}_1", nu=3, sigma=36)
+        sd = pm.HalfStudentT(f"sdgp{suffix}_1", nu=3, sigma=36.0)  # PyMC squares it: 36**2 is no int8
         length = pm.InverseGamma(f"lscale{suffix}_1", 1.124909, 0.0177)
         weights = pm.Normal(f"zgp{suffix}_1", 0, 1, shape=len(frequency))
         spectrum = sd**2 * np.sqrt(2 * np.pi) * length * pt.exp(-0.5 * length**2 * frequency**2)
