@@ -50,10 +50,9 @@ def fingerprint(
         # models only grow: the same object is the same variable, as long as its model lives
         prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
     for rv in model.basic_RVs:
-        if isinstance(
-            rv.owner.op, CustomDistRV | CustomSymbolicDistRV
-        ):  # its density is written by the user's function, once
-            functions = (_logprob.dispatch(type(rv.owner.op)), getattr(type(rv.owner.op), "_random_fn", None))
+        kind = type(rv.owner.op)
+        if issubclass(kind, CustomDistRV | CustomSymbolicDistRV):  # a function of the user's writes its density, once
+            functions = _logprob.dispatch(kind), getattr(kind, "_random_fn", None)
             prints[f"functions of {rv.name!r}"] = str([_read_by(function) for function in functions])
     for rv, value in zip(model.observed_RVs, values, strict=True):
         held = value_of(value)
