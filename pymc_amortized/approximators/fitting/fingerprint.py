@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import joblib
@@ -46,9 +46,11 @@ def fingerprint(
     values = [model.rvs_to_values[rv] for rv in model.observed_RVs]
     observed = set(ancestors(values))
     prints: dict[str, str] = {}
-    for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
+    for var, arrays in _variables(model):
         # models only grow: the same object is the same variable, as long as its model lives
-        prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r}"
+        unnamed = [_digest(value_of(array)) for array in arrays if not array.name]
+        prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r} {unnamed}"
+        prints |= {f"array {array.name!r}": _digest(value_of(array)) for array in arrays if array.name}
     for rv in model.basic_RVs:
         kind = type(rv.owner.op)
         if issubclass(kind, CustomDistRV | CustomSymbolicDistRV):  # a function of the user's writes its density, once
@@ -63,8 +65,6 @@ def fingerprint(
         varies = not with_data and (var in observed or var.name in context)
         shape = _shape(model, var, value_of(var).shape, context)
         prints[f"data {var.name!r}"] = shape if varies else _digest(value_of(var))
-    for i, array in enumerate(_loose_arrays(model)):
-        prints[f"array {array.name or i!r}"] = _digest(value_of(array))
     for name, length in model.dim_lengths.items():
         if name in context and not with_data:
             continue
@@ -83,17 +83,20 @@ def _shape(model: pm.Model, var: Any, shape: tuple[int, ...], context: Mapping[s
     return str([dim if dim in context else n for n, dim in zip(shape, named, strict=True)])
 
 
-def _loose_arrays(model: pm.Model) -> list[Any]:
-    """Arrays used without ``pm.Data``: shared variables, and constants that may be written into in place."""
+def _variables(model: pm.Model) -> Iterator[tuple[Any, list[Any]]]:
+    """Variables, each with the arrays without ``pm.Data`` that it is the first to read: shared ones and constants."""
     known_ones = {*model.data_vars, *model.dim_lengths.values()}
-    return [
-        v
-        for v in walk([*model.basic_RVs, *model.deterministics, *model.potentials], through_shapes=False)
-        if isinstance(v, SharedVariable | Constant)
-        and v not in known_ones
-        and not isinstance(v.type, RandomGeneratorType)
-        and (isinstance(v, SharedVariable) or isinstance(v.data, np.ndarray))
-    ]
+    for var in (*model.basic_RVs, *model.deterministics, *model.potentials):
+        arrays = [
+            v
+            for v in walk([var], through_shapes=False)
+            if isinstance(v, SharedVariable | Constant)
+            and v not in known_ones
+            and not isinstance(v.type, RandomGeneratorType)
+            and (isinstance(v, SharedVariable) or isinstance(v.data, np.ndarray))
+        ]
+        known_ones.update(arrays)
+        yield var, arrays
 
 
 def _read_by(function: Any, depth: int = 3) -> dict[str, str]:
