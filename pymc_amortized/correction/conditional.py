@@ -15,6 +15,8 @@ from pymc_amortized.numerics.integrals import log_normal
 RADIUS = 4.0
 POINTS = RADIUS * np.cos(np.pi * np.arange(32) / 31)
 """Of Chebyshev interpolation, and how far they reach, in standard deviations."""
+CHUNK = 4096
+"""Draws between which is interpolated at once: their weights then stay within the cache."""
 
 
 class ConditionalNormal:
@@ -46,7 +48,11 @@ class ConditionalNormal:
             index = np.arange(sets.start, sets.stop)
             log_p, mean, root = self._conditional(given[:, sets].swapaxes(0, 1), index)
             there[sets] = np.isfinite(log_p).all(axis=1) & self._holds[sets]
-            parts.append(np.concatenate([mean, _packed(root)], axis=-1))
+            diagonal = np.einsum("...ii->...i", root)
+            np.log(
+                diagonal, out=diagonal
+            )  # between points its logarithm is smooth, and stays that of something positive
+            parts.append(np.concatenate([mean, root.reshape(*root.shape[:2], -1)], axis=-1))
         return np.concatenate(parts), there
 
     def _conditional(self, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,73 +71,68 @@ class ConditionalNormal:
         theta = np.empty((*given.shape[:2], self._quadratic.dim))
         theta[..., self._quadratic.sampled] = given
         log_density = np.empty(given.shape[:2])
-        for some, mean, root in self._moments(theta):
-            theta[some][..., self._quadratic.places] = mean + (root @ noise[some][..., None])[..., 0]
-            log_density[some] = log_normal(noise[some], root)
+        for some, mean, root, log_det in self._moments(theta):
+            theta[some][..., self._quadratic.places] = mean + np.einsum("...ij,...j->...i", root, noise[some])
+            log_density[some] = log_normal(noise[some], root, log_det)
         return theta, log_density
 
     def log_prob(self, theta: np.ndarray) -> np.ndarray:
         """Log densities (draws, data sets) of them in theta (draws, data sets, dim), given the others."""
         log_density = np.empty(theta.shape[:2])
-        for some, mean, root in self._moments(theta):
+        for some, mean, root, log_det in self._moments(theta):
             away = theta[some][..., self._quadratic.places] - mean
-            log_density[some] = log_normal(np.linalg.solve(root, away[..., None])[..., 0], root)
+            log_density[some] = log_normal(np.linalg.solve(root, away[..., None])[..., 0], root, log_det)
         return log_density
 
-    def _moments(self, theta: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
-        """Means (draws, data sets, q) given the others, and roots of covariances; for some draws and data sets."""
+    def _moments(self, theta: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]]:
+        """Means (draws, data sets, q) given the others, roots of covariances, and their log determinants.
+
+        For some draws and data sets at a time.
+        """
         draws, number = theta.shape[:2]
         network, context = self._frame
         z = network.standardized(network.own(theta), context)[0].numpy()
         given = theta[..., self._quadratic.sampled]
-        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1)
+        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1) if self._between is None else CHUNK
         for sets in blocks(number, max(most // max(draws, 1), 1)):
             for some in blocks(draws, most):
                 block = z[some, sets].swapaxes(0, 1), given[some, sets].swapaxes(0, 1)
-                mean, root = self._block(*block, np.arange(sets.start, sets.stop))
-                yield (some, sets), mean.swapaxes(0, 1), root.swapaxes(0, 1)
+                found = self._block(*block, np.arange(sets.start, sets.stop))
+                yield (some, sets), *(part.swapaxes(0, 1) for part in found)
 
-    def _block(self, z: np.ndarray, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _block(self, z: np.ndarray, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Moments at z, or the others, (data sets, draws, dim - q) of the data sets at index."""
         if self._between is None:
-            return self._conditional(given, index)[1:]
+            return self._exact(given, index)
         values, there = self._between
         inside = (np.abs(z) <= RADIUS).all(axis=-1) & there[index, None]
-        found = np.stack([chebyshev_weights(z[k, :, 0]) @ values[i] for k, i in enumerate(index)])
-        mean, root = found[..., : self.dim], _unpacked(found[..., self.dim :], self.dim)
+        found = chebyshev_weights(z[..., 0]) @ values[index]
+        mean, root = found[..., : self.dim], found[..., self.dim :].reshape(*z.shape[:2], self.dim, self.dim)
+        diagonal = np.einsum("...ii->...i", root)
+        log_det = diagonal.sum(axis=-1)
+        np.exp(diagonal, out=diagonal)
         at, which = np.nonzero(~inside)
         if len(at):
-            exact = self._conditional(given[at, which][:, None], index[at])
-            mean[at, which], root[at, which] = exact[1][:, 0], exact[2][:, 0]
-        return mean, root
+            exact = self._exact(given[at, which][:, None], index[at])
+            mean[at, which], root[at, which], log_det[at, which] = (part[:, 0] for part in exact)
+        return mean, root, log_det
+
+    def _exact(self, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _, mean, root = self._conditional(given, index)
+        return mean, root, np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
 
 
 def chebyshev_weights(z: np.ndarray) -> np.ndarray:
-    """Weights (m, n) of the values at :data:`POINTS` at z (m,), which is clipped to where these lie.
+    """Weights (..., n) of the values at :data:`POINTS` at z (...), which is clipped to where these lie.
 
     By the barycentric formula (Berrut & Trefethen 2004, SIAM Review 46(3)).
     """
     signs = (-1.0) ** np.arange(len(POINTS))
     signs[[0, -1]] /= 2
-    away = np.clip(z, -RADIUS, RADIUS)[:, None] - POINTS
-    hit = away == 0.0
+    weights = np.clip(z, -RADIUS, RADIUS)[..., None] - POINTS
+    hit = np.nonzero(weights == 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        weights = signs / away
-        weights /= weights.sum(axis=1, keepdims=True)
-    return np.where(hit.any(axis=1, keepdims=True), hit, weights)
-
-
-def _packed(root: np.ndarray) -> np.ndarray:
-    """Upper triangular matrices (..., q, q) as numbers (..., q (q + 1) / 2) that may be anything."""
-    first, second = np.triu_indices(root.shape[-1])
-    values = root[..., first, second]
-    values[..., first == second] = np.log(values[..., first == second])
-    return values
-
-
-def _unpacked(values: np.ndarray, q: int) -> np.ndarray:
-    """Undo :func:`_packed`."""
-    first, second = np.triu_indices(q)
-    root = np.zeros((*values.shape[:-1], q, q))
-    root[..., first, second] = np.where(first == second, np.exp(values), values)
-    return root
+        np.divide(signs, weights, out=weights)
+        weights /= weights.sum(axis=-1, keepdims=True)
+    weights[hit[:-1]] = np.eye(len(POINTS))[hit[-1]]
+    return weights

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from arviz_stats.base import array_stats
-from scipy import stats
+from scipy import special
 
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
@@ -72,33 +72,37 @@ class Convergence:
         return ", ".join(text if fine else f"{text} (wanted: {bound})" for text, fine, bound in self._judged())
 
 
-def weighted_r_hat(theta: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> float:
+def weighted_r_hat(theta: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """R-hat of proposals that are weighted chain by chain: the largest that is not a matter of chance.
 
     Parameters
     ----------
-    theta : ndarray (chains, n, dim)
-    log_p : ndarray (chains, n)
+    theta : ndarray (..., chains, n, dim)
+        Of one data set, or of several.
+    log_p : ndarray (..., chains, n)
         The model's log density, which is compared like a parameter.
-    weights : ndarray (chains, n)
+    weights : ndarray (..., chains, n)
         Normalized within each chain.
 
     Returns
     -------
-    float
+    ndarray (...)
         1 where chains differ no more than their Monte Carlo errors say.
     """
-    if len(theta) == 1:
-        return 1.0
-    values = np.concatenate([theta, np.where(np.isfinite(log_p), log_p, 0.0)[..., None]], axis=-1)
-    w = weights[..., None]
-    means = (w * values).sum(axis=1)
-    away = np.square(values - means[:, None])
-    within, errors = (w * away).sum(axis=1), (w * w * away).sum(axis=1)
+    *lead, chains, n, dim = theta.shape
+    if chains == 1:
+        return np.ones(lead)
+    values = np.empty((*lead, chains, n, dim + 1))
+    values[..., :-1], values[..., -1] = theta, np.where(np.isfinite(log_p), log_p, 0.0)
+    values -= values[..., :1, :1, :]  # of what does not vary, means differ by nothing then, not by rounding
+    means = (weights[..., None, :] @ values)[..., 0, :]
+    values -= means[..., None, :]
+    both = np.stack([weights, np.square(weights)], axis=-2) @ np.square(values, out=values)
+    within, errors = both[..., 0, :], both[..., 1, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = 1 / errors
-        center = (precision * means).sum(axis=0) / precision.sum(axis=0)
-        chance = stats.chi2.sf((precision * np.square(means - center)).sum(axis=0), len(means) - 1)
-        r_hat = np.sqrt(1 + means.var(axis=0, ddof=1) / within.mean(axis=0))
-    differ = ~(chance > THRESHOLDS.by_chance / values.shape[-1]) & (np.ptp(means, axis=0) > 0)
-    return float(np.max(r_hat, where=differ, initial=1.0))
+        center = (precision * means).sum(axis=-2, keepdims=True) / precision.sum(axis=-2, keepdims=True)
+        chance = special.chdtrc(chains - 1, (precision * np.square(means - center)).sum(axis=-2))
+        r_hat = np.sqrt(1 + means.var(axis=-2, ddof=1) / within.mean(axis=-2))
+    differ = ~(chance > THRESHOLDS.by_chance / (dim + 1)) & (np.ptp(means, axis=-2) > 0)
+    return np.max(r_hat, axis=-1, where=differ, initial=1.0)

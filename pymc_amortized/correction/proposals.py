@@ -20,7 +20,7 @@ import numpy as np
 from scipy import special
 
 from pymc_amortized.correction.convergence import weighted_r_hat
-from pymc_amortized.numerics.sampling.importance import Weights, effective_size, smooth, tempered
+from pymc_amortized.numerics.sampling.importance import Weights, effective_size, smooth_each, tempered
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
 
@@ -69,16 +69,11 @@ class Proposals:
 
         Where the model's density is not a number, a draw gets no weight.
         """
-        known = np.full(len(theta), np.nan)
-        if log_p is not None:
-            undefined = np.isnan(log_p) | (log_p == np.inf)
-            self.undefined += int(undefined.sum())
-            known = np.where(undefined, -np.inf, log_p)
-        for parts, values in ((self._theta, theta), (self._log_q, log_q), (self._log_p, known)):
+        add_each([self], theta[None], log_q[None], None if log_p is None else log_p[None])
+
+    def _dealt(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
+        for parts, values in ((self._theta, theta), (self._log_q, log_q), (self._log_p, log_p)):
             parts.append(values.reshape(self.chains, -1, *values.shape[1:]))
-        if log_p is not None:
-            weights = smooth(self.log_weights, defended=self.defended or self.mixed)
-            self.weights = replace(weights, r_hat=weighted_r_hat(self.theta, self.log_p, weights.weights))
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Add a component to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
@@ -114,17 +109,17 @@ class Proposals:
     @property
     def theta(self) -> np.ndarray:
         """All proposals (chains, proposals, dim)."""
-        return np.concatenate(self._theta, axis=1)
+        return _joined(self._theta)
 
     @property
     def log_q(self) -> np.ndarray:
         """The network's log density at them (chains, proposals)."""
-        return np.concatenate(self._log_q, axis=1)
+        return _joined(self._log_q)
 
     @property
     def log_p(self) -> np.ndarray:
         """The model's log density at them (chains, proposals)."""
-        return np.concatenate(self._log_p, axis=1)
+        return _joined(self._log_p)
 
     @property
     def log_weights(self) -> np.ndarray:
@@ -144,3 +139,35 @@ class Proposals:
             density = np.stack([mixture.log_density(t) for mixture, t in zip(component, theta, strict=True)])
             terms.append(density + np.log(number / n))
         return special.logsumexp(terms, axis=0)
+
+
+def add_each(sets: Sequence[Proposals], theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray | None = None) -> None:
+    """Add draws (sets, n, dim), with log densities (sets, n), to the proposals for several data sets."""
+    known = np.full(log_q.shape, np.nan)
+    if log_p is not None:
+        undefined = np.isnan(log_p) | (log_p == np.inf)
+        known = np.where(undefined, -np.inf, log_p)
+        for proposals, number in zip(sets, undefined.sum(axis=1).tolist(), strict=True):
+            proposals.undefined += number
+    for proposals, *values in zip(sets, theta, log_q, known, strict=True):
+        proposals._dealt(*values)
+    if log_p is not None:
+        _weigh(sets)
+
+
+def _weigh(sets: Sequence[Proposals]) -> None:
+    """Weigh all proposals of each set; those of equally many at once."""
+    alike: dict[tuple[int, bool], list[Proposals]] = {}
+    for proposals in sets:
+        number = sum(part.shape[1] for part in proposals._log_q)
+        alike.setdefault((number, proposals.defended or proposals.mixed), []).append(proposals)
+    for (_, defended), some in alike.items():
+        weights = smooth_each(np.stack([p.log_weights for p in some]), defended=defended)
+        parts = (np.stack(arrays) for arrays in zip(*((p.theta, p.log_p) for p in some), strict=True))
+        r_hat = weighted_r_hat(*parts, np.stack([w.weights for w in weights]))
+        for proposals, found, agreement in zip(some, weights, r_hat.tolist(), strict=True):
+            proposals.weights = replace(found, r_hat=agreement)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

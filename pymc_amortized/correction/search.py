@@ -21,7 +21,7 @@ from pymc_amortized.numerics.sampling.importance import tempered
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
 from pymc_amortized.numerics.sampling.modes import POINTS, Mode, find_modes, reach
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
-from pymc_amortized.numerics.sampling.whitening import Whitening
+from pymc_amortized.numerics.sampling.whitening import Whitening, moments
 
 EVALUATIONS = 4096
 """Of the density, about, that a search may take: as many as the proposals of four chains."""
@@ -75,8 +75,7 @@ class ModeSearch:
         if not 0 < dim <= MOST_SAMPLED:
             return [None] * len(indices)
         order = np.concatenate([quadratic.sampled, quadratic.places])
-        moments = [_moments(proposals, self.standardizer) for proposals in sets]
-        best, covariance = (np.stack(parts) for parts in zip(*moments, strict=True))
+        best, covariance = _moments(sets, self.standardizer)
         scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, quadratic.places])
         log_density = Standardized(densities, self.standardizer)
         of_sampled = quadratic.integrated(log_density, best[:, quadratic.places], scale)
@@ -107,17 +106,17 @@ class ModeSearch:
         return nothing, each
 
 
-def _moments(proposals: Proposals, standardizer: ParameterStandardizer) -> tuple[np.ndarray, np.ndarray]:
-    """The highest of all proposals, and their weighted covariance, in units of the prior."""
-    log_weights, log_p = proposals.log_weights.ravel(), proposals.log_p.ravel()
-    theta = proposals.theta.reshape(len(log_p), -1)
-    some = np.append(np.arange(0, len(log_p), -(-len(log_p) // MOST_WEIGHTED)), log_p.argmax())
-    theta = theta[some]
-    if proposals.symmetries is not None:
-        theta = proposals.symmetries.gathered(theta, theta[-1])
+def _moments(sets: Sequence[Proposals], standardizer: ParameterStandardizer) -> tuple[np.ndarray, np.ndarray]:
+    """The highest of all proposals of each set, and their weighted covariance, in units of the prior."""
+    log_weights, log_p = (np.stack([getattr(p, name).ravel() for p in sets]) for name in ("log_weights", "log_p"))
+    total = log_p.shape[1]
+    every = np.arange(0, total, -(-total // MOST_WEIGHTED))
+    some = np.column_stack([np.tile(every, (len(sets), 1)), log_p.argmax(axis=1)])
+    theta = np.stack([p.theta.reshape(total, -1)[rows] for p, rows in zip(sets, some, strict=True)])
+    if sets[0].symmetries is not None:
+        theta = np.stack([sets[0].symmetries.gathered(each, each[-1]) for each in theta])
     z = standardizer.exact(torch.from_numpy(theta))[0].numpy()
-    place = Whitening.of(z, tempered(log_weights[some], z.shape[1]))
-    return z[-1], place.factor @ place.factor.T
+    return z[:, -1], moments(z, tempered(np.take_along_axis(log_weights, some, 1), z.shape[2]))[1]
 
 
 def _mixture(

@@ -51,7 +51,7 @@ from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.results.version import LIBRARY
+from pymc_amortized.results.version import MADE_BY
 from pymc_amortized.training.progress import CountBar
 
 FEWEST_DRAWS = 20
@@ -328,7 +328,7 @@ class Check:
                 {name: (DATASET_DIM, values) for name, values in stats.items()}, {DATASET_DIM: np.arange(number)}
             ),
         }
-        made = make_attrs(attrs, inference_library=LIBRARY)
+        made = make_attrs(MADE_BY | attrs)
         tree = xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
         return tree, findings
 

@@ -15,7 +15,7 @@ from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.logs import logger
-from pymc_amortized.results.version import LIBRARY
+from pymc_amortized.results.version import MADE_BY
 
 
 def compare_draws(
@@ -71,7 +71,7 @@ def compare_draws(
     rng = np.random.default_rng(seed_sequence(random_seed))
     moments = _moments(first, second)
     groups = {"moments": moments, "c2st": _c2st(first, second, rng)}
-    attrs = make_attrs({}, inference_library=LIBRARY)
+    attrs = make_attrs(MADE_BY)
     return xr.DataTree.from_dict({name: group.assign_attrs(attrs) for name, group in groups.items()})
 
 

@@ -32,7 +32,7 @@ from pymc_amortized.graph.simulation.context import read_missing
 from pymc_amortized.logs import logger
 from pymc_amortized.numerics.odds import posterior_weights, prior_weights
 from pymc_amortized.numerics.uniformity import p_text
-from pymc_amortized.results.version import LIBRARY
+from pymc_amortized.results.version import MADE_BY
 
 FEWEST = 100
 """Data sets from which on errors are given."""
@@ -170,7 +170,7 @@ def judge_probabilities(
     }
     for dim, length in (lengths or {}).items():
         groups["by_size"] = _by_size(names, label, probability, dim, length, rng, groups.get("by_size"))
-    made = make_attrs({"num_datasets": len(label)}, inference_library=LIBRARY)
+    made = make_attrs(MADE_BY | {"num_datasets": len(label)})
     return xr.DataTree.from_dict({name: group.assign_attrs(made | group.attrs) for name, group in groups.items()})
 
 

@@ -183,6 +183,25 @@ class Standardized:
         theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
         return self._densities(theta.numpy(), index) - log_det.numpy()
 
+    def moved(self, z: np.ndarray, places: np.ndarray, to: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Evaluate at z (k, m, dim) with parameters at some places moved: (k, m, steps).
+
+        Parameters
+        ----------
+        z : ndarray (k, m, dim)
+        places : ndarray (q,)
+            Of parameters in which the standardizer is linear.
+        to : ndarray (k, steps, q)
+            Where these are moved.
+        index : ndarray (k,)
+        """
+        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
+        own = self._standardizer.center.numpy()[places] + self._scale[places] * to
+        every = np.repeat(theta.numpy()[:, :, None], to.shape[1], axis=2)
+        every[..., places] = own[:, None]
+        values = self._densities(every.reshape(len(z), -1, z.shape[2]), index)
+        return values.reshape(every.shape[:-1]) - log_det.numpy()[..., None]
+
     def gradients(self, z: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Evaluate with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
         theta, log_det = self._standardizer.inverse(torch.as_tensor(z))

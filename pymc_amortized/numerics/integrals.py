@@ -41,9 +41,13 @@ def log_integral(whitened: np.ndarray, root: np.ndarray) -> np.ndarray:
     return 0.5 * np.square(whitened).sum(axis=-1) - log_det + 0.5 * whitened.shape[-1] * LOG_2PI
 
 
-def log_normal(noise: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance."""
-    log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+def log_normal(noise: np.ndarray, root: np.ndarray, log_det: np.ndarray | None = None) -> np.ndarray:
+    """Log density of a normal distribution where standard noise (..., q) leads by the root of its covariance.
+
+    The log determinant (...) of the root is computed where it is not known.
+    """
+    if log_det is None:
+        log_det = np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
     return -0.5 * np.square(noise).sum(axis=-1) - log_det - 0.5 * noise.shape[-1] * LOG_2PI
 
 

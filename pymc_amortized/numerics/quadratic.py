@@ -20,7 +20,7 @@ from pymc_amortized.numerics.integrals import cholesky_factors, log_integral, lo
 
 LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m); maybe with a method ``gradients``,
-which returns gradients (k, m, dim) too."""
+which returns gradients (k, m, dim) too, and one ``moved``, which evaluates at points of which some places are moved."""
 
 APART = 1e-3
 """How far a log density may be from the quadratic function, beside rounding."""
@@ -173,24 +173,24 @@ class Quadratic:
         def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             k, m, _ = points.shape
             width = scale[index][:, None]
-            every = np.empty((k, m, len(steps), self.dim))
-            every[..., sampled] = points[:, :, None]
-            every[..., self.places] = (center[index][:, None] + steps * width)[:, None]
+            to = center[index][:, None] + steps * width
+            at = np.empty((k, m, self.dim))
+            at[..., sampled], at[..., self.places] = points, to[:, :1]
             if len(steps) == 1:
-                (values,) = _evaluated(log_density, every, index)
+                values = _moved(log_density, at, self.places, to, index)
                 return np.where(np.isnan(values), -np.inf, values)[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
-            log_p, mean, root = self._normal(*read(log_density, every, index, width))
+            log_p, mean, root = self._normal(*read(log_density, at, to, index, width))
             log_p += np.log(width).sum(axis=-1)
             return log_p, center[index][:, None] + width * mean, width[..., None] * root
 
         return of
 
     def _by_values(
-        self, log_density: LogDensities, every: np.ndarray, index: np.ndarray, width: np.ndarray
+        self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray, width: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values (k, m, steps) at points (k, m, steps, dim); slope (k, m, q) and precision (k, m, q, q) there."""
+        """Values (k, m, steps) at points (k, m, dim) moved to (k, steps, q); slope and precision there."""
         q, (first, second) = len(self.places), self.pairs.T
-        (values,) = _evaluated(log_density, every, index)
+        values = _moved(log_density, at, self.places, to, index)
         known = np.where(np.isfinite(values).all(axis=-1, keepdims=True), values, 0.0)
         at_zero, up, down, both, _ = np.split(known, np.cumsum([1, q, q, len(self.pairs)]), axis=-1)
         precision = np.zeros((*values.shape[:2], q, q))
@@ -200,10 +200,10 @@ class Quadratic:
         return values, (up - down) / 2, precision
 
     def _by_gradients(
-        self, log_density: LogDensities, every: np.ndarray, index: np.ndarray, width: np.ndarray
+        self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray, width: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values, slope and precision by gradients at all points but the last, where the value alone is needed."""
-        q = len(self.places)
+        q, every = len(self.places), _tiled(at, self.places, to)
         values, gradients = _evaluated(log_density.gradients, every[:, :, :-1], index)  # type: ignore[attr-defined]
         (check,) = _evaluated(log_density, every[:, :, -1:], index)
         slopes = gradients[..., self.places] * width[..., None, :]
@@ -235,6 +235,22 @@ class Quadratic:
         mean = (spread @ whitened[..., None])[..., 0]
         possible = finite.any(axis=-1) & ~lost  # somewhere: what is 0 in part is no quadratic function
         return np.where(usable, log_p, np.where(possible, np.nan, -np.inf)), mean, spread
+
+
+def _moved(
+    log_density: LogDensities, at: np.ndarray, places: np.ndarray, to: np.ndarray, index: np.ndarray
+) -> np.ndarray:
+    """Values (k, m, steps) at points (k, m, dim) of which parameters at places are moved to (k, steps, q)."""
+    if hasattr(log_density, "moved"):
+        return log_density.moved(at, places, to, index)
+    return _evaluated(log_density, _tiled(at, places, to), index)[0]
+
+
+def _tiled(at: np.ndarray, places: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """Points (k, m, steps, dim) at points (k, m, dim) of which parameters at places are moved to (k, steps, q)."""
+    every = np.repeat(at[:, :, None], to.shape[1], axis=2)
+    every[..., places] = to[:, None]
+    return every
 
 
 def _evaluated(function: Callable[..., Any], points: np.ndarray, index: np.ndarray) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from pymc.backends.arviz import coords_and_dims_for_inferencedata
 from pymc_amortized.graph.data.datasets import DATASET_DIM, PARAMETER_DIM, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.results.version import LIBRARY
+from pymc_amortized.results.version import MADE_BY
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -139,8 +139,7 @@ def _dataset(
         coords[DATASET_DIM] = datasets.labels
     laid_out = dict_to_dataset(
         dict(arrays),
-        attrs=dict(attrs or {}),
-        inference_library=LIBRARY,
+        attrs=MADE_BY | dict(attrs or {}),
         coords=coords,
         # a log density has fewer axes than its variable where that is multivariate
         dims={name: dims[name][: values.ndim - len(sample_dims)] for name, values in arrays.items() if name in dims},
@@ -166,4 +165,4 @@ def _stats_dataset(
         coords[DATASET_DIM] = datasets.labels
     if PARAMETER_DIM in coords:
         coords[PARAMETER_DIM] = spec.element_names
-    return xr.Dataset(variables, coords=coords, attrs=make_attrs(dict(attrs), inference_library=LIBRARY))
+    return xr.Dataset(variables, coords=coords, attrs=make_attrs(MADE_BY | dict(attrs)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pymc_amortized.correction.draws import Request
-from pymc_amortized.correction.proposals import Proposals
+from pymc_amortized.correction.proposals import Proposals, add_each
 from pymc_amortized.correction.target import Source
 
 AT_ONCE = 2**17
@@ -83,10 +83,13 @@ class Rounds:
         """Look for modes, and propose from them where there are several, or weights are poor."""
         for some in self._blocks(list(self.sets), self.first):
             found = self._source.search(np.asarray(some), [self.sets[i] for i in some])
+            more = []
             for i, modes in zip(some, found, strict=True):
                 if modes is not None and (len(modes.shares) > 1 or self._poor(i)):
                     self.sets[i].planned, self.sets[i].modes = [modes] * self._chains, len(modes.shares)
-                    self._adapted([i], self.first, rng)
+                    more.append(i)
+            if more:
+                self._adapted(more, self.first, rng)
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
         """Propose from what was found so far."""
@@ -107,9 +110,11 @@ class Rounds:
 
     def _add(self, indices: list[int], theta: np.ndarray, log_q: np.ndarray) -> None:
         log_density = self._source.log_density
-        for column, i in enumerate(indices):
-            mine = np.ascontiguousarray(theta[:, column])
-            self.sets[i].add(mine, log_q[:, column], log_density(mine, i) if log_density else None)
+        theta = np.ascontiguousarray(theta.swapaxes(0, 1))
+        log_p = (
+            np.stack([log_density(mine, i) for mine, i in zip(theta, indices, strict=True)]) if log_density else None
+        )
+        add_each([self.sets[i] for i in indices], theta, np.ascontiguousarray(log_q.T), log_p)
 
     def _blocks(self, indices: list[int], per_chain: int) -> Iterator[list[int]]:
         largest = max(1, AT_ONCE // per_chain)

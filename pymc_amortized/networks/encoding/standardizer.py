@@ -105,9 +105,14 @@ class ParameterStandardizer(HostModule):
 
     def _log_slope(self, theta: Tensor, w: Tensor) -> Tensor:
         """Sum over parameters of log |dz / dtheta|: (..., dim) -> (...)."""
-        heavy = w[..., self.heavy]
-        tails = -torch.log(self.tail_scale[self.heavy]) - torch.log(torch.hypot(torch.ones_like(heavy), heavy))
-        return tails.sum(-1) - torch.log(self.scale).sum() + _log_bend_slope(self._above_knee(theta)).sum(-1)
+        total = theta.new_zeros(theta.shape[:-1]) - torch.log(self.scale).sum()
+        if self.heavy.any():
+            heavy = w[..., self.heavy]
+            tails = -torch.log(self.tail_scale[self.heavy]) - torch.log(torch.hypot(torch.ones_like(heavy), heavy))
+            total += tails.sum(-1)
+        if self.bent.any():
+            total += _log_bend_slope(self._above_knee(theta)).sum(-1)
+        return total
 
     def _above_knee(self, theta: Tensor) -> Tensor:
         """Of parameters that are bent, how far they lie above where they are: (..., bent)."""
@@ -142,8 +147,10 @@ class ParameterStandardizer(HostModule):
         """Standardize as :meth:`forward` does, with z in float64."""
         theta = theta.to(device="cpu", dtype=torch.float64)
         w = standardize(self._bend(theta), self.center, self.scale)
-        z, heavy = w.clone(), self.heavy
-        z[..., heavy] = (torch.asinh(w[..., heavy]) - self.tail_center[heavy]) / self.tail_scale[heavy]
+        z, heavy = w, self.heavy
+        if heavy.any():
+            z = w.clone()
+            z[..., heavy] = (torch.asinh(w[..., heavy]) - self.tail_center[heavy]) / self.tail_scale[heavy]
         # Squares of what is cast to float32 may overflow to a density of zero, never to NaN.
         return z.clamp(-1e30, 1e30), self._log_slope(theta, w)
 
@@ -151,10 +158,12 @@ class ParameterStandardizer(HostModule):
         """Undo :meth:`forward`: theta (..., dim) float64 and log |dz / dtheta| there (...)."""
         w, heavy = z.to(device="cpu", dtype=torch.float64, copy=True), self.heavy
         # sinh overflows float64 beyond 710.
-        stretched = self.tail_center[heavy] + self.tail_scale[heavy] * w[..., heavy]
-        w[..., heavy] = torch.sinh(stretched.clamp(-690.0, 690.0))
+        if heavy.any():
+            stretched = self.tail_center[heavy] + self.tail_scale[heavy] * w[..., heavy]
+            w[..., heavy] = torch.sinh(stretched.clamp(-690.0, 690.0))
         theta = (self.center + self.scale * w).clamp(-LARGEST, LARGEST)
-        theta[..., self.bent] = self.knee[self.bent] + unbend(theta[..., self.bent])
+        if self.bent.any():
+            theta[..., self.bent] = self.knee[self.bent] + unbend(theta[..., self.bent])
         return theta, self._log_slope(theta, w)
 
 

@@ -93,7 +93,9 @@ def find_modes(
     if len(owner) == 0:
         return [[] for _ in range(n)]
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(STAGES, POINTS, dim))
-    return [_distinct(found, np.flatnonzero(owner == i), dim) for i in range(n)]
+    order = np.argsort(owner, kind="stable")
+    each = np.split(order, np.searchsorted(owner[order], np.arange(1, n)))
+    return [_distinct(found, some, dim) for some in each]
 
 
 def _finished(found: Found) -> np.ndarray:
@@ -132,12 +134,12 @@ def _starts(
     near = np.argsort(distance, axis=1)[:, 1 : 2 * dim + 2]
     top = log_p >= log_p[:, near].max(axis=2)
     within = np.take_along_axis(distance, near[:, -1:], axis=1)[:, 0]
+    alone = top & (np.square(spread - best[:, None, :dim]).sum(axis=2) > within)
+    wanted = (alone | thorough[:, None]) & (log_p > IMPOSSIBLE)
     theta, owners = [], []
-    for i in range(n):
-        away = np.square(spread - best[i, :dim]).sum(axis=1)
-        alone = top[i] & (away > within)
-        (some,) = np.nonzero((alone | thorough[i]) & (log_p[i] > IMPOSSIBLE))
-        chosen = some[np.lexsort((-log_p[i, some], ~alone[some]))][:starts]
+    for i in np.flatnonzero(wanted.any(axis=1)):
+        (some,) = np.nonzero(wanted[i])
+        chosen = some[np.lexsort((-log_p[i, some], ~alone[i, some]))][:starts]
         theta.extend(spread[chosen])
         owners.extend([i] * len(chosen))
     return np.reshape(theta, (-1, dim)), np.array(owners, dtype=int)

@@ -31,12 +31,7 @@ class Whitening:
         weights : ndarray (n,)
             Normalized.
         """
-        mean = weights @ theta
-        centred = theta - mean
-        covariance = (centred * weights[:, None]).T @ centred
-        spread = theta.var(axis=0)
-        # a share of the variances of all draws, whatever their weights, keeps it positive definite
-        covariance += np.diag(1e-6 * np.where(spread > 0, spread, 1.0))
+        mean, covariance = moments(theta, weights)
         return cls(mean, np.linalg.cholesky(covariance))
 
     def theta(self, z: np.ndarray) -> np.ndarray:
@@ -46,3 +41,14 @@ class Whitening:
     def z(self, theta: np.ndarray) -> np.ndarray:
         """Standardize unconstrained parameters (..., dim)."""
         return np.linalg.solve(self.factor, (theta - self.mean)[..., None])[..., 0]
+
+
+def moments(theta: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (..., dim) and covariances (..., dim, dim) of draws (..., n, dim) with normalized weights (..., n)."""
+    mean = (weights[..., None, :] @ theta)[..., 0, :]
+    centred = theta - mean[..., None, :]
+    covariance = (centred * weights[..., None]).swapaxes(-2, -1) @ centred
+    spread = theta.var(axis=-2)
+    # a share of the variances of all draws, whatever their weights, keeps it positive definite
+    covariance += 1e-6 * np.where(spread > 0, spread, 1.0)[..., None] * np.eye(theta.shape[-1])
+    return mean, covariance
