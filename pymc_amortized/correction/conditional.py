@@ -97,8 +97,8 @@ class ConditionalNormal:
         for sets in blocks(number, max(most // max(draws, 1), 1)):
             for some in blocks(draws, most):
                 block = z[some, sets].swapaxes(0, 1), given[some, sets].swapaxes(0, 1)
-                found = self._block(*block, np.arange(sets.start, sets.stop))
-                yield (some, sets), *(part.swapaxes(0, 1) for part in found)
+                mean, root, log_det = self._block(*block, np.arange(sets.start, sets.stop))
+                yield (some, sets), mean.swapaxes(0, 1), root.swapaxes(0, 1), log_det.T
 
     def _block(self, z: np.ndarray, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Moments at z, or the others, (data sets, draws, dim - q) of the data sets at index."""

@@ -163,8 +163,11 @@ def _weigh(sets: Sequence[Proposals]) -> None:
         alike.setdefault((number, proposals.defended or proposals.mixed), []).append(proposals)
     for (_, defended), some in alike.items():
         weights = smooth_each(np.stack([p.log_weights for p in some]), defended=defended)
-        parts = (np.stack(arrays) for arrays in zip(*((p.theta, p.log_p) for p in some), strict=True))
-        r_hat = weighted_r_hat(*parts, np.stack([w.weights for w in weights]))
+        theta, log_p, normalized = (
+            np.stack(parts)
+            for parts in ([p.theta for p in some], [p.log_p for p in some], [w.weights for w in weights])
+        )
+        r_hat = weighted_r_hat(theta, log_p, normalized)
         for proposals, found, agreement in zip(some, weights, r_hat.tolist(), strict=True):
             proposals.weights = replace(found, r_hat=agreement)
 
