@@ -1,5 +1,7 @@
-"""Draws the pictures of the guide on structure into ``_static``: ``python docs/pictures.py``."""
+"""Draws pictures of the documentation into ``_static``: ``python docs/pictures.py``, or with the names of some."""
 
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,7 +144,47 @@ def sizes() -> None:
     save(figure, "sizes.png")
 
 
+def firms() -> None:
+    """Eleven firms by one training, beside NUTS (examples/grunfeld.py); the log says how long both take."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    import grunfeld
+
+    data = grunfeld.panel()
+    model = grunfeld.regression(data.isel(dataset=0))
+    pool = grunfeld.wandering(50_000, np.random.default_rng(1))
+    context = {"x": lambda rng: pool[rng.integers(len(pool))]}
+    posterior, training = grunfeld.timed(pma.fit_posterior, model, context=context, random_seed=1)
+    amortized, answering = grunfeld.timed(posterior.sample, data, batched=True, random_seed=1)
+    nuts, sampling = grunfeld.timed(grunfeld.run_nuts, model, data)
+    print(f"training {training:.1f} s, all firms {answering:.2f} s, NUTS {sampling:.1f} s")
+    print(grunfeld.table(amortized, nuts).to_string(float_format="{:.2f}".format))
+
+    names = data["dataset"].values
+    drawn = (
+        (amortized, BLUE, -0.17, f"pymc_amortized: training {training:.0f} s, all firms {answering:.1f} s"),
+        (nuts, ORANGE, 0.17, f"pm.sample, firm by firm: {sampling:.0f} s, compiling included"),
+    )
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained", sharey=True)
+    for panel, covariate, title in zip(panels, grunfeld.COVARIATES, ["market value", "capital stock"], strict=True):
+        for dt, color, offset, label in drawn:
+            slope = dt.posterior["slope"].sel(covariate=covariate)
+            low, half_low, middle, half_high, high = slope.quantile([0.03, 0.25, 0.5, 0.75, 0.97], ["chain", "draw"])
+            height = np.arange(len(names)) + offset
+            panel.hlines(height, low, high, color=color, lw=1.2)
+            panel.hlines(height, half_low, half_high, color=color, lw=3.5)
+            panel.plot(middle, height, "o", color="white", mec=color, ms=4.5, label=label)
+        panel.axvline(0, color=GREY, lw=1, zorder=0)
+        panel.set(title=f"effect of {title} on investment", xlabel="slope, in sds of the firm's own series")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
+    save(figure, "firms.png")
+
+
+PICTURES = {draw.__name__: draw for draw in (kinds, proofs, sizes, firms)}
+
 if __name__ == "__main__":
-    kinds()
-    proofs()
-    sizes()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pymc_amortized").setLevel(logging.INFO)
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()

@@ -1,4 +1,4 @@
-"""The README's code runs."""
+"""The code of the README and of pages of the documentation runs."""
 
 import re
 import sys
@@ -6,7 +6,10 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "docs/everyday.md", "docs/deployment.md"]
 
 
 def python_blocks(text: str) -> Iterator[tuple[int, str]]:
@@ -22,14 +25,20 @@ def test_python_blocks():
     assert list(python_blocks(text)) == [(2, "b\n"), (12, "e\n")]
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", PAGES)
+def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
     """The blocks run in order in one module, in a folder of their own; networks are trained for a second each."""
-    blocks = list(python_blocks(README.read_text(encoding="utf-8")))
-    assert blocks, "README.md holds no Python block"
+    page = ROOT / name
+    blocks = list(python_blocks(page.read_text(encoding="utf-8")))
+    assert blocks, f"{name} holds no Python block"
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("readme")
-    monkeypatch.setitem(sys.modules, "readme", module)
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
     for line, code in blocks:
-        # Empty lines before it let tracebacks point at the README's own lines.
+        # Empty lines before it let tracebacks point at the page's own lines.
         shorter = re.sub(r"(max_time\W+)\d+\b", r"\g<1>1", code)
-        exec(compile("\n" * line + shorter, str(README), "exec"), vars(module))
+        exec(compile("\n" * line + shorter, str(page), "exec"), vars(module))
+
+
+def test_readme_is_short():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
