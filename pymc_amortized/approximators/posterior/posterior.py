@@ -85,10 +85,11 @@ class AmortizedPosterior(PosteriorWorkflow):
         ----------
         observed : mapping of name to array_like, or xarray.Dataset, optional
             Values of the observed variables, by their name or that of their ``pm.Data``, and of context
-            variables; each of the model's shape, after a leading axis of data sets if `batched`. Data sets of different
-            lengths come as a list of such mappings, as lists of arrays, or as an ``xarray.Dataset`` with NaN in all
-            variables beyond the end of each. NaN is a missing value where the posterior was trained for them. By
-            default, the data the model held at training.
+            variables; each of the model's shape, after a leading axis of data sets if `batched`. A data set may be a
+            data frame: other columns are left out. Data sets of different lengths come as a list of mappings or
+            frames, a mapping from labels to them, a ``DataFrame.groupby(...)``, as lists of arrays, or as an
+            ``xarray.Dataset`` with NaN in all variables beyond the end of each. NaN is a missing value where the
+            posterior was trained for them. By default, the data the model held at training.
         draws, chains : int
             Draws per chain, and chains, for each data set.
         batched : bool

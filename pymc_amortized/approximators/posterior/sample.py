@@ -34,7 +34,7 @@ from pymc_amortized.results.writing import posterior_tree
 
 def sample(
     posterior: TrainedPosterior,
-    observed: Mapping[str, Any] | xr.Dataset | None,
+    observed: Mapping[str, Any] | xr.Dataset | DataSets | None,
     *,
     draws: int,
     chains: int,

@@ -130,7 +130,7 @@ class TrainedPosterior:
         missing = self.missing if missing is None else missing
         return training_simulator(self.spec, *sources_again(self.spec, context, missing), self.compile_kwargs)
 
-    def read(self, observed: Mapping[str, Any] | xr.Dataset | None, batched: bool = False) -> DataSets:
+    def read(self, observed: Mapping[str, Any] | xr.Dataset | DataSets | None, batched: bool = False) -> DataSets:
         """Read data sets; a refined posterior knows its own only."""
         if self.local_to is not None and observed is None and not batched:
             return self.local_to

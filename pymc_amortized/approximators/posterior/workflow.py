@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import check_integer
+from pymc_amortized.approximators.fitting.arguments import Correction, check_integer, read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
+from pymc_amortized.approximators.posterior.sample import sample
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.check_results import check_calibrated
 from pymc_amortized.correction.doubt import tell
@@ -20,7 +22,11 @@ from pymc_amortized.graph.model.spec import DataVariable
 from pymc_amortized.graph.model.step import closed_model, log_orderings
 from pymc_amortized.graph.model.tensors import like
 from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.results.table import summary_table
 from pymc_amortized.results.unpacking import one_dataset
+
+MOST_DRAWN = 20_000_000
+"""Numbers that are drawn at once for a table: some hundred megabytes, with what they are weighed by."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,6 +75,76 @@ class PosteriorWorkflow(TrainedPosterior):
         doubts = check_evidence(found, datasets.labels) + check_calibrated(self.provenance.off)
         doubts += check_truncation(self.provenance.dropped, self.provenance.attempted, log_orderings(self.spec))
         return evidence_dataset(datasets, found).assign_attrs(self.marks | tell(doubts, self.spec))
+
+    def table(
+        self,
+        observed: Mapping[str, Any] | xr.Dataset | xr.DataTree,
+        *,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        var_names: Sequence[str] | None = None,
+        draws: int = 1000,
+        chains: int = 4,
+        correction: Correction = "auto",
+        max_time: float | Literal["auto"] | None = "auto",
+        random_seed: RandomState = None,
+        progressbar: bool = True,
+    ) -> pd.DataFrame:
+        """Summarize the posteriors of many data sets, one row for each.
+
+        Data sets are sampled in blocks, and only the summary of each block is kept: memory does not grow with their
+        number.
+
+        Parameters
+        ----------
+        observed : mapping, list, data frames or xarray.Dataset, or xarray.DataTree
+            Many data sets, as with ``batched=True``; or a result that is summarized as it is.
+        quantiles : sequence of float
+            Between 0 and 1.
+        var_names : sequence of str, optional
+            Variables; the free ones by default.
+        draws, chains, correction, max_time, random_seed, progressbar
+            As in :meth:`AmortizedPosterior.sample`; `max_time` is that of each block.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by the labels of the data sets. For each element of each variable its mean, its sd and its
+            quantiles, as in ``"effect[rain] mean"``, ``"effect[rain] sd"`` and ``"effect[rain] 5%"``; then ``stage``,
+            ``pareto_k``, ``importance_ess`` and ``ood_pvalue``.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            When an argument or the data do not fit the model; the message names it.
+        """
+        names = read_names(var_names, self.compiled.constrain.names)
+        names = [p.name for p in self.spec.parameters] if var_names is None else names
+        if not quantiles or not all(0 < q < 1 for q in quantiles):
+            raise ValueError(f"quantiles must lie between 0 and 1, got {quantiles!r}")
+        if isinstance(observed, xr.DataTree) and observed.children:
+            return summary_table(observed, names, quantiles)
+        draws, chains = check_integer("draws", draws), check_integer("chains", chains)
+        datasets, rng = self.read(observed, True), np.random.default_rng(seed_sequence(random_seed))
+        size = max(MOST_DRAWN // (draws * chains * max(self.spec.dim, 1)), 1)
+        parts = []
+        for start in range(0, len(datasets), size):
+            block = datasets.take(np.arange(start, min(start + size, len(datasets))))
+            tree = sample(
+                self,
+                block,
+                draws=draws,
+                chains=chains,
+                batched=True,
+                correction=correction,
+                max_nuts=None,
+                max_time=max_time,
+                var_names=names,
+                random_seed=rng,
+                idata_kwargs=None,
+                progressbar=progressbar,
+            )
+            parts.append(summary_table(tree, names, quantiles))
+        return pd.concat(parts)
 
     def to_model(self, observed: Mapping[str, Any] | xr.Dataset | None = None) -> pm.Model:
         """Return the model conditioned on one data set, for everything that follows ``pm.sample``.

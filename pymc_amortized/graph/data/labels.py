@@ -97,14 +97,22 @@ def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | 
     """Bring pandas data into the model's order of labels; an axis before the variable's own is that of data sets."""
     lead = value.ndim - len(variable.shape)
     if lead not in (0, 1) or not variable.dims:
-        return value.to_numpy()  # the door says what is wrong with the shape
+        return _plain(value)  # the door says what is wrong with the shape
     for axis, dim in enumerate(variable.dims, start=lead):
         labels, theirs = _model_labels(spec, variable, dim), value.axes[axis]
         if labels is None or (say_nothing(theirs) and not _whole(labels)):
             continue
         order = _positions(variable, dim, theirs, labels)
         value = value.iloc[(slice(None),) * axis + (order,)]
-    return value.to_numpy()
+    return _plain(value)
+
+
+def _plain(value: pd.DataFrame | pd.Series) -> np.ndarray:
+    """Values as an array: pandas' own numbers, which may be missing, as floats with NaN."""
+    kinds = [value.dtype] if value.ndim == 1 else list(value.dtypes)
+    own = any(pd.api.types.is_extension_array_dtype(kind) for kind in kinds)
+    numbers = all(pd.api.types.is_numeric_dtype(kind) for kind in kinds)
+    return value.to_numpy("float64", na_value=np.nan) if own and numbers else value.to_numpy()
 
 
 def _model_labels(spec: ModelSpec, variable: DataVariable, dim: str | None) -> pd.Index | None:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
+from pymc_amortized.graph.data.frames import columns_of, dealt_out, is_frame, wanted_columns
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
 from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
@@ -22,9 +23,10 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     Parameters
     ----------
     spec : ModelSpec
-    data : mapping of name to array_like, or xarray.Dataset, or DataSets, or None
+    data : mapping of name to array_like, or xarray.Dataset, or data frame, or DataSets, or None
         Observed variables, by their name or by that of the ``pm.Data`` that holds their values, and context
-        variables. None stands for what the model held when it was read; simulated data sets need no check.
+        variables. None stands for what the model held when it was read; simulated data sets need no check. Several data
+        sets may also come as a list of these, a mapping from labels to them, or a ``DataFrame.groupby(...)``.
     batched : bool
         Whether arrays have a leading axis of data sets (``dataset``).
 
@@ -45,14 +47,19 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
         if not spec.holds_data:
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
         data = {v.name: spec.held[v.name] for v in spec.data}
+    data, labels = dealt_out(data, _known(spec))
     if not batched:
         if isinstance(data, list | tuple):
-            raise TypeError("observed is a list: pass batched=True for several data sets")
+            raise TypeError("observed holds several data sets: pass batched=True")
+        data = wanted_columns(data, _known(spec))
         return replace(_stacked(spec, [_read(spec, data, False)], None), coords=_coords(spec, data))
     if isinstance(data, list | tuple):
         if not data:
             raise ValueError("observed holds no data set: the list is empty")
-        return _stacked(spec, [_read_one(spec, each, i) for i, each in enumerate(data)], np.arange(len(data)))
+        labels = np.arange(len(data)) if labels is None else labels
+        sets = wanted_columns(data, _known(spec))
+        return _stacked(spec, [_read_one(spec, each, at) for at, each in zip(labels, sets, strict=True)], labels)
+    data = wanted_columns(data, _known(spec))
     given = _by_variable(spec, _as_mapping(data), batched)
     if spec.sizes and any(isinstance(value, list | tuple) for value in given.values()):
         sets = _dealt(given)
@@ -79,8 +86,9 @@ def read_given(spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
     """Labels that one data set brings for dimensions whose length varies."""
-    labelled = [v for v in _as_mapping(data).values() if isinstance(v, xr.DataArray)]
-    return {r.dim: v.coords[r.dim].to_numpy() for r in spec.sizes for v in labelled if r.dim in v.coords}
+    given = _by_variable(spec, _as_mapping(data), False)
+    found = {r.dim: labels_along(v, r.dim, given[v.name]) for r in spec.sizes for v in spec.data if r.dim in v.sized}
+    return {dim: labels.to_numpy() for dim, labels in found.items() if labels is not None and not say_nothing(labels)}
 
 
 def _may_have_tails(given: Mapping[str, Any]) -> bool:
@@ -94,13 +102,19 @@ def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> 
     return {v.name: read_array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
 
 
-def _read_one(spec: ModelSpec, data: Any, index: int) -> dict[str, np.ndarray]:
+def _known(spec: ModelSpec) -> dict[str, int]:
+    """Axes of all data that a model has, by name: varying ones, and fixed ones, which are refused by name."""
+    known = {v.name: len(v.shape) for v in (*spec.data, *spec.fixed)}
+    return known | {v.container: len(v.shape) for v in spec.observed if v.container}
+
+
+def _read_one(spec: ModelSpec, data: Any, label: Any) -> dict[str, np.ndarray]:
     """Read one data set of a list, and say which it is if that fails."""
     try:
         arrays = _read(spec, data, False)
         _lengths(spec, arrays)
     except (ValueError, TypeError, KeyError) as error:
-        raise type(error)(f"data set {index}: {error.args[0]}") from None
+        raise type(error)(f"data set {label}: {error.args[0]}") from None
     return arrays
 
 
@@ -177,8 +191,8 @@ def _as_mapping(data: Any) -> dict[str, Any]:
         if data.children:
             raise TypeError(f"observed is a DataTree with groups {sorted(data.children)}; pass one of them")
         data = data.to_dataset()
-    if isinstance(data, pd.DataFrame):
-        return {str(name): data[name] for name in data.columns}
+    if is_frame(data):
+        return columns_of(data)
     if isinstance(data, xr.Dataset):
         return {str(name): data[name] for name in data.data_vars}
     if not isinstance(data, Mapping):
