@@ -6,11 +6,11 @@ import torch
 from arviz_stats.base import array_stats
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pymc_amortized.correction.conditional import POINTS, RADIUS, chebyshev_weights
 from pymc_amortized.correction.convergence import weighted_r_hat
 from pymc_amortized.correction.proposals import Proposals, add_each
 from pymc_amortized.inputs.sketch import Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
+from pymc_amortized.numerics.curvature import Curvature, chebyshev_points, chebyshev_weights
 from pymc_amortized.numerics.quadratic import Quadratic
 from pymc_amortized.numerics.sampling.importance import by_parameter, smooth, smooth_each, tempered
 from pymc_amortized.numerics.sampling.whitening import Whitening, moments
@@ -142,9 +142,81 @@ def test_errors_of_means_are_weighted_sums(shift):
 
 
 def test_interpolation_is_exact_for_polynomials_at_and_between_its_points():
-    z = np.concatenate([POINTS, np.random.default_rng(5).uniform(-RADIUS, RADIUS, 50)]).reshape(2, -1)
-    assert_allclose(chebyshev_weights(z) @ (POINTS**7 - POINTS), z**7 - z, atol=1e-8)
-    assert_array_equal(chebyshev_weights(POINTS), np.eye(len(POINTS)))
+    points = chebyshev_points(32, 4.0)
+    z = np.concatenate([points, np.random.default_rng(5).uniform(-4, 4, 50)]).reshape(2, -1)
+    assert_allclose(chebyshev_weights(z, points) @ (points**7 - points), z**7 - z, atol=1e-8)
+    assert_array_equal(chebyshev_weights(points, points), np.eye(len(points)))
+    assert_array_equal(chebyshev_weights(np.array([9.0]), points)[0], np.eye(len(points))[0])
+
+
+DESIGN = np.random.default_rng(8).normal(size=(12, 4))
+DATA = np.random.default_rng(9).normal(size=(5, 12)) * np.array([1.0, 3.0, 0.1, 10.0, 1.0])[:, None]
+
+
+def linear(weighted: bool = False, scale: float = 1.0):
+    """Log densities of linear models: four coefficients, then the log standard deviation of errors."""
+
+    def log_density(theta: np.ndarray, index: np.ndarray) -> np.ndarray:
+        y, spread = DATA[index][:, None], np.exp(scale * theta[..., -1:])
+        weights = np.square(y) if weighted else 1.0
+        residuals = (y - theta[..., :-1] @ DESIGN.T) / spread
+        prior = -0.5 * np.square(theta).sum(axis=-1)
+        return prior - 0.5 * (weights * np.square(residuals)).sum(axis=-1) - 12 * np.log(spread[..., 0])
+
+    return log_density
+
+
+COEFFICIENTS = Quadratic(np.arange(4), np.column_stack(np.triu_indices(4, 1)), 5)
+
+
+def test_curvature_is_known_where_it_is_that_of_all_data_sets():
+    calls = []
+
+    def counted(theta: np.ndarray, index: np.ndarray) -> np.ndarray:
+        calls.append(theta.shape[0] * theta.shape[1])
+        return linear()(theta, index)
+
+    curvature = Curvature.find(COEFFICIENTS, linear())
+    assert curvature is not None
+    z = np.random.default_rng(10).uniform(-6, 6, size=(5, 20, 1))
+    z[0, 0] = 11.0  # beyond what is known
+    known = curvature(z[..., 0])
+    assert np.isnan(known[0, 0]).all()
+    expected = DESIGN.T @ DESIGN * np.exp(-2 * z[1, 3, 0]) + np.eye(4)
+    assert_allclose(known[1, 3], expected, rtol=1e-7)
+    given = np.zeros((5, 4)), np.full((5, 4), 0.5)
+    found = COEFFICIENTS.integrated(counted, *given, curvature)(z, np.arange(5))
+    quick = sum(calls)
+    calls.clear()
+    exact = COEFFICIENTS.integrated(counted, *given)(z, np.arange(5))
+    assert quick < 0.5 * sum(calls)
+    for one, other in zip(found, exact, strict=True):
+        assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [1.01, 3.0, -1.0])
+def test_curvature_that_is_another_for_some_data_changes_nothing(wrong):
+    assert Curvature.find(COEFFICIENTS, linear(weighted=True)) is None
+    of_others = Curvature.find(COEFFICIENTS, linear())
+    assert of_others is not None
+    z, given = np.random.default_rng(11).normal(size=(5, 20, 1)), (np.zeros((5, 4)), np.ones((5, 4)))
+    for log_density in (linear(), linear(weighted=True)):
+        exact = COEFFICIENTS.integrated(log_density, *given)(z, np.arange(5))
+        found = COEFFICIENTS.integrated(log_density, *given, lambda z: wrong * of_others(z))(z, np.arange(5))
+        assert np.isfinite(exact[0]).all()
+        for one, other in zip(found, exact, strict=True):
+            assert_allclose(one, other, rtol=1e-6, atol=1e-2)
+
+
+def test_curvature_is_not_looked_for_where_it_saves_little_or_is_no_smooth_function():
+    assert Curvature.find(Quadratic(np.arange(1), np.empty((0, 2), dtype=int), 2), linear()) is None
+    assert Curvature.find(Quadratic(np.arange(3), np.array([[0, 1], [0, 2], [1, 2]]), 5), linear()) is None
+    assert Curvature.find(COEFFICIENTS, lambda theta, index: np.full(theta.shape[:2], -np.inf)) is None
+
+    def with_a_step(theta: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return linear()(theta, index) - (theta[..., -1] > 0.3) * np.square(theta[..., 0])
+
+    assert Curvature.find(COEFFICIENTS, with_a_step) is None
 
 
 def test_moved_parameters_are_evaluated_as_all_would_be():

@@ -56,6 +56,9 @@ class Approximation:
     ) -> None:
         datasets, sketch = inputs.sketched(datasets), inputs.sketch
         self._network, self._given = network, inputs(datasets)
+        if isinstance(network, PosteriorNetwork):  # what several calls need is computed once
+            with torch.inference_mode(), torch_threads(1):
+                self._given = {"data": network.context(**self._given)}
         self._wide: list[_Wide] = []
         self._rest = None
         if sketch is None or not (defended or sketch.number_drawn):

@@ -6,17 +6,23 @@ import numpy as np
 import torch
 
 from pymc_amortized.graph.data.datasets import DataSets
-from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch
+from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch, Standardized
 from pymc_amortized.networks.frame import Context
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.numerics.curvature import chebyshev_points, chebyshev_weights
 from pymc_amortized.numerics.integrals import log_normal
 
 RADIUS = 4.0
-POINTS = RADIUS * np.cos(np.pi * np.arange(32) / 31)
+POINTS = chebyshev_points(32, RADIUS)
 """Of Chebyshev interpolation, and how far they reach, in standard deviations."""
 CHUNK = 4096
 """Draws between which is interpolated at once: their weights then stay within the cache."""
+
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Means (data sets, draws, q), roots of covariances, and their log determinants."""
+Block = tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]
+"""Which draws and data sets, and their moments, draws first."""
 
 
 class ConditionalNormal:
@@ -27,14 +33,16 @@ class ConditionalNormal:
     """
 
     def __init__(self, network: PosteriorNetwork, context: Context, sketch: Sketch, datasets: DataSets) -> None:
-        quadratic, own = sketch.drawn, sketch.start.standardizer.of(sketch.drawn.places)
+        quadratic, standardizer = sketch.drawn, sketch.start.standardizer
         assert datasets.extra is not None
         whereabouts = datasets.extra[:, sum(sketch.widths[:2]) :]
         center, scale = np.split(whereabouts[:, :-1], 2, axis=1)
-        center, scale = own.inverse(torch.from_numpy(center))[0].numpy(), scale * own.scale.numpy()
         self.dim, self._quadratic = len(quadratic.places), quadratic
         self._holds, self._elsewhere = whereabouts[:, -1] > 0, (center, scale)
-        self._quadratically = quadratic.conditional(sketch.density.of(datasets), center, scale)
+        self._of_sampled, self._of_drawn = (standardizer.of(some) for some in (quadratic.sampled, quadratic.places))
+        densities = Standardized(sketch.density.of(datasets), standardizer)
+        curvature = sketch.curvature if self.dim == len(sketch.quadratic.places) else None
+        self._quadratically = quadratic.conditional(densities, center, scale, curvature)
         self._frame = network, context
         self._between = self._at_points(len(datasets)) if quadratic.dim - self.dim == 1 else None
 
@@ -60,11 +68,12 @@ class ConditionalNormal:
 
         Where the density is not quadratic after all, the normal distribution is a wide one, for weights to judge.
         """
-        log_p, mean, root = self._quadratically(given, index)
+        log_p, mean, root = self._quadratically(self._of_sampled.exact(torch.from_numpy(given))[0].numpy(), index)
         (wrong,) = np.nonzero(~self._holds[index])
         center, scale = self._elsewhere
         mean[wrong], root[wrong] = center[index[wrong], None], scale[index[wrong], None, None] * np.eye(self.dim)
-        return log_p, mean, root
+        units = self._of_drawn.scale.numpy()
+        return log_p, self._of_drawn.inverse(torch.from_numpy(mean))[0].numpy(), units[:, None] * root
 
     def add(self, given: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From the others (draws, data sets, dim - q) and normal noise (draws, data sets, q), all and log densities."""
@@ -84,7 +93,7 @@ class ConditionalNormal:
             log_density[some] = log_normal(np.linalg.solve(root, away[..., None])[..., 0], root, log_det)
         return log_density
 
-    def _moments(self, theta: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]]:
+    def _moments(self, theta: np.ndarray) -> Iterator[Block]:
         """Means (draws, data sets, q) given the others, roots of covariances, and their log determinants.
 
         For some draws and data sets at a time.
@@ -93,46 +102,47 @@ class ConditionalNormal:
         network, context = self._frame
         z = network.standardized(network.own(theta), context)[0].numpy()
         given = theta[..., self._quadratic.sampled]
-        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1) if self._between is None else CHUNK
+        most = max(MOST_AT_ONCE // len(self._quadratic.steps), 1)
+        if self._between is not None:
+            yield from self._interpolated(z, given, most)
+            return
         for sets in blocks(number, max(most // max(draws, 1), 1)):
             for some in blocks(draws, most):
-                block = z[some, sets].swapaxes(0, 1), given[some, sets].swapaxes(0, 1)
-                mean, root, log_det = self._block(*block, np.arange(sets.start, sets.stop))
-                yield (some, sets), mean.swapaxes(0, 1), root.swapaxes(0, 1), log_det.T
+                found = self._exact(given[some, sets].swapaxes(0, 1), np.arange(sets.start, sets.stop))
+                yield (some, sets), *_draws_first(found)
 
-    def _block(self, z: np.ndarray, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Moments at z, or the others, (data sets, draws, dim - q) of the data sets at index."""
-        if self._between is None:
-            return self._exact(given, index)
+    def _interpolated(self, z: np.ndarray, given: np.ndarray, most: int) -> Iterator[Block]:
+        """Moments at z (draws, data sets, 1), between points where these reach; elsewhere by `most` others at once."""
+        assert self._between is not None
+        draws, number, _ = z.shape
         values, there = self._between
-        inside = (np.abs(z) <= RADIUS).all(axis=-1) & there[index, None]
-        found = chebyshev_weights(z[..., 0]) @ values[index]
-        mean, root = found[..., : self.dim], found[..., self.dim :].reshape(*z.shape[:2], self.dim, self.dim)
+        of, at = np.nonzero(~((np.abs(z[..., 0]) <= RADIUS) & there).T)
+        rest = [self._exact(given[at[k], of[k]][:, None], of[k]) for k in blocks(len(of), most)]
+        exact = [np.concatenate(parts)[:, 0] for parts in zip(*rest, strict=True)]
+        for sets in blocks(number, max(CHUNK // max(draws, 1), 1)):
+            for some in blocks(draws, CHUNK):
+                found = self._between_points(z[some, sets, 0].T, values[sets])
+                (own,) = np.nonzero((of >= sets.start) & (of < sets.stop) & (at >= some.start) & (at < some.stop))
+                if len(own):
+                    for part, right in zip(found, exact, strict=True):
+                        part[of[own] - sets.start, at[own] - some.start] = right[own]
+                yield (some, sets), *_draws_first(found)
+
+    def _between_points(self, z: np.ndarray, values: np.ndarray) -> Moments:
+        """Moments at z (data sets, draws)."""
+        found = chebyshev_weights(z, POINTS) @ values
+        mean, root = found[..., : self.dim], found[..., self.dim :].reshape(*z.shape, self.dim, self.dim)
         diagonal = np.einsum("...ii->...i", root)
         log_det = diagonal.sum(axis=-1)
         np.exp(diagonal, out=diagonal)
-        at, which = np.nonzero(~inside)
-        if len(at):
-            exact = self._exact(given[at, which][:, None], index[at])
-            mean[at, which], root[at, which], log_det[at, which] = (part[:, 0] for part in exact)
         return mean, root, log_det
 
-    def _exact(self, given: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _exact(self, given: np.ndarray, index: np.ndarray) -> Moments:
+        """Moments at the others (data sets, draws, dim - q) of the data sets at index."""
         _, mean, root = self._conditional(given, index)
         return mean, root, np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
 
 
-def chebyshev_weights(z: np.ndarray) -> np.ndarray:
-    """Weights (..., n) of the values at :data:`POINTS` at z (...), which is clipped to where these lie.
-
-    By the barycentric formula (Berrut & Trefethen 2004, SIAM Review 46(3)).
-    """
-    signs = (-1.0) ** np.arange(len(POINTS))
-    signs[[0, -1]] /= 2
-    weights = np.clip(z, -RADIUS, RADIUS)[..., None] - POINTS
-    hit = np.nonzero(weights == 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        np.divide(signs, weights, out=weights)
-        weights /= weights.sum(axis=-1, keepdims=True)
-    weights[hit[:-1]] = np.eye(len(POINTS))[hit[-1]]
-    return weights
+def _draws_first(found: Moments) -> Moments:
+    mean, root, log_det = found
+    return mean.swapaxes(0, 1), root.swapaxes(0, 1), log_det.T

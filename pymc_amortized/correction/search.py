@@ -78,7 +78,8 @@ class ModeSearch:
         best, covariance = _moments(sets, self.standardizer)
         scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, quadratic.places])
         log_density = Standardized(densities, self.standardizer)
-        of_sampled = quadratic.integrated(log_density, best[:, quadratic.places], scale)
+        curvature = None if self.sketch is None else self.sketch.curvature
+        of_sampled = quadratic.integrated(log_density, best[:, quadratic.places], scale, curvature)
         each = EVALUATIONS / quadratic.evaluations / 2
         scouts = min(2 ** max(int(np.log2(each)), 4), 2 ** min(dim + 5, 9))
         starts = int(np.clip(each / (4 * POINTS), 1, min(MOST_STARTS, 4 * dim)))

@@ -29,6 +29,7 @@ from pymc_amortized.networks.frame import whiten
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.branches import Auto
 from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.numerics.curvature import Curvature
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
 from pymc_amortized.numerics.sampling.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.sampling.modes import reach
@@ -84,6 +85,19 @@ class Sketch:
     def drawn(self) -> Quadratic:
         """Which parameters are drawn exactly, given the others."""
         return self.quadratic.first(self.number_drawn)
+
+    @cached_property
+    def curvature(self) -> Curvature | None:
+        """Second derivatives in what is integrated out, where they are the same for all data sets."""
+        spec = self.density.spec
+        if spec.context or spec.sizes or any(v.missing for v in spec.observed):
+            return None
+        held = {v.name: spec.held[v.name] for v in spec.observed}
+        other = {name: values.ravel()[::-1].reshape(values.shape) for name, values in held.items()}
+        other = {name: 0.7 * values if values.dtype.kind == "f" else values for name, values in other.items()}
+        datasets = DataSets({name: np.stack([held[name], other[name]]) for name in held}, np.arange(2), True)
+        with np.errstate(all="ignore"):
+            return Curvature.find(self.quadratic, Standardized(self.density.of(datasets), self.start.standardizer))
 
     @property
     def learned(self) -> list[int] | None:
@@ -151,7 +165,7 @@ class Sketch:
         places = self.quadratic.places
         scale = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)[:, places])
         near = mean[:, places], np.maximum(scale, NARROWEST)
-        of_sampled = self.quadratic.integrated(log_density, *near)
+        of_sampled = self.quadratic.integrated(log_density, *near, self.curvature)
         order = np.concatenate([self.quadratic.sampled, places])
         # most data sets are done after one to three of 12 stages; the narrowest posteriors take ten
         points = quasi_normal(12, POINTS, self.start.dim - len(places))

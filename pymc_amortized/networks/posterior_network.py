@@ -51,6 +51,9 @@ from pymc_amortized.training.settling import NEGLIGIBLE
 
 __all__ = ["PosteriorNetwork"]
 
+Data = Mapping[str, np.ndarray | Tensor] | Context
+"""Raw, or what a network makes of them."""
+
 
 class PosteriorNetwork(nn.Module):
     """Standardizer, encoder, summary network and density.
@@ -226,8 +229,10 @@ class PosteriorNetwork(nn.Module):
         device = self.device
         return self.summary({k: v.float().to(device) for k, v in encoded.items()})
 
-    def context(self, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None) -> Context:
+    def context(self, data: Data, *, sizes: Sizes | None = None) -> Context:
         """Raw data (batch, *shape) -> what the density is conditioned on."""
+        if isinstance(data, Context):
+            return data
         encoded = self.encode(data, sizes)
         return Context(self.summarize(encoded), None if self.frame is None else encoded[self.frame])
 
@@ -243,9 +248,7 @@ class PosteriorNetwork(nn.Module):
         context = self.summary.linear(self.summary.statistics(self.encode(data, sizes)))
         return self.density.normal(context)  # type: ignore[operator]
 
-    def log_prob(
-        self, theta: np.ndarray | Tensor, data: Mapping[str, np.ndarray | Tensor], *, sizes: Sizes | None = None
-    ) -> Tensor:
+    def log_prob(self, theta: np.ndarray | Tensor, data: Data, *, sizes: Sizes | None = None) -> Tensor:
         """Log density (..., batch) of all parameters theta (..., batch, parameters), float64 on the CPU."""
         return self.log_prob_given(theta, self.context(data, sizes=sizes))
 
@@ -286,7 +289,7 @@ class PosteriorNetwork(nn.Module):
     def sample(
         self,
         draws: int,
-        data: Mapping[str, np.ndarray | Tensor],
+        data: Data,
         generator: torch.Generator | None = None,
         *,
         sizes: Sizes | None = None,
@@ -297,8 +300,8 @@ class PosteriorNetwork(nn.Module):
         ----------
         draws : int
             Number of draws per data set.
-        data : mapping of str to ndarray or Tensor
-            Raw data, (batch, *shape) each.
+        data : mapping of str to ndarray or Tensor, or Context
+            Raw data, (batch, *shape) each, or their :meth:`context`.
         generator : torch.Generator, optional
             On the network's device: the source of all randomness.
         sizes : mapping of str to ndarray, optional
@@ -324,12 +327,7 @@ class PosteriorNetwork(nn.Module):
         return theta, log_prob.cpu().double() + log_det if known else self.log_prob_of(theta, context)
 
     def sample_within(
-        self,
-        draws: int,
-        data: Mapping[str, np.ndarray | Tensor],
-        generator: torch.Generator | None = None,
-        *,
-        sizes: Sizes | None = None,
+        self, draws: int, data: Data, generator: torch.Generator | None = None, *, sizes: Sizes | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw as :meth:`sample` does, drawing anew what lies beyond the simulated range of the parameters.
 
@@ -340,8 +338,7 @@ class PosteriorNetwork(nn.Module):
         theta, log_q = self.sample_given(draws, context, generator)
         for _ in range(5):  # of a share of perhaps a thousandth, each time
             outside = ~self.standardizer.within(theta)
-            most = int(outside.sum(0).max())
-            if most == 0:
+            if (most := int(outside.sum(0).max())) == 0:
                 break
             fresh, fresh_log_q = self.sample_given(most, context, generator)
             for column in outside.any(0).nonzero()[:, 0].tolist():

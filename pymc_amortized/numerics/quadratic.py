@@ -22,6 +22,9 @@ LogDensities = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Points (k, m, dim) of k targets, and their numbers (k,) -> log densities (k, m); maybe with a method ``gradients``,
 which returns gradients (k, m, dim) too, and one ``moved``, which evaluates at points of which some places are moved."""
 
+Conditional = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Log integrals (k, m), and means (k, m, q) and roots (k, m, q, q) of what was integrated."""
+
 APART = 1e-3
 """How far a log density may be from the quadratic function, beside rounding."""
 NEGLIGIBLE = 1e-6
@@ -69,7 +72,7 @@ class Quadratic:
         pairs = self.pairs[(self.pairs < number).all(axis=1)]
         return Quadratic(self.places[:number], pairs, self.dim, self.by_gradients)
 
-    @property
+    @cached_property
     def sampled(self) -> np.ndarray:
         """Places (dim - q,) of the others."""
         return np.setdiff1d(np.arange(self.dim), self.places)
@@ -111,7 +114,11 @@ class Quadratic:
         return 2.5 * (len(self.turns) + 1) + 1 if self.by_gradients else len(self.steps)
 
     def integrated(
-        self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
+        self,
+        log_density: LogDensities,
+        center: np.ndarray,
+        scale: np.ndarray,
+        curvature: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Return the log density of the other parameters.
 
@@ -121,6 +128,8 @@ class Quadratic:
             Of all parameters.
         center, scale : ndarray (n, q)
             Of each target, about where the integrated parameters lie.
+        curvature : callable, optional
+            Minus second derivatives (..., q, q) at the only other parameter (...), where they are known; else NaN.
 
         Returns
         -------
@@ -129,7 +138,7 @@ class Quadratic:
             (k, m, q) and covariance (k, m, q, q) of what was integrated. The integral is -inf where the density is 0
             or cannot be evaluated, NaN where it is not quadratic after all.
         """
-        conditional = self.conditional(log_density, center, scale)
+        conditional = self.conditional(log_density, center, scale, curvature)
 
         def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             log_p, mean, spread = conditional(points, index)
@@ -160,7 +169,11 @@ class Quadratic:
         return (apart <= APART + 1e-4 * change).all(axis=1)
 
     def conditional(
-        self, log_density: LogDensities, center: np.ndarray, scale: np.ndarray
+        self,
+        log_density: LogDensities,
+        center: np.ndarray,
+        scale: np.ndarray,
+        curvature: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Return the log density of the other parameters, and the distribution of what was integrated.
 
@@ -168,25 +181,41 @@ class Quadratic:
 
         Where the integral is -inf or NaN, mean and root are the center and the scale that were given.
         """
-        steps, sampled, read = self.steps, self.sampled, self._by_gradients if self.by_gradients else self._by_values
+        q = len(self.places)
 
-        def of(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def of(points: np.ndarray, index: np.ndarray, known: np.ndarray | None = None) -> Conditional:
             k, m, _ = points.shape
             width = scale[index][:, None]
+            steps = self.steps if known is None else self.steps[[*range(q + 1), -1]]
             to = center[index][:, None] + steps * width
             at = np.empty((k, m, self.dim))
-            at[..., sampled], at[..., self.places] = points, to[:, :1]
-            if len(steps) == 1:
+            at[..., self.sampled], at[..., self.places] = points, to[:, :1]
+            if q == 0:
                 values = _moved(log_density, at, self.places, to, index)
                 return np.where(np.isnan(values), -np.inf, values)[..., 0], np.empty((k, m, 0)), np.empty((k, m, 0, 0))
-            log_p, mean, root = self._normal(*read(log_density, at, to, index, width))
+            if known is not None:
+                read = self._by_curvature(log_density, at, to, index, known * width[..., None] * width[..., None, :])
+            elif self.by_gradients:
+                read = self._by_gradients(log_density, at, to, index, width)
+            else:
+                read = self.by_values(log_density, at, to, index)
+            log_p, mean, root = self._normal(*read)
             log_p += np.log(width).sum(axis=-1)
             return log_p, center[index][:, None] + width * mean, width[..., None] * root
 
-        return of
+        def quickly(points: np.ndarray, index: np.ndarray) -> Conditional:
+            assert curvature is not None
+            found = of(points, index, curvature(points[..., 0]))
+            at, which = np.nonzero(~np.isfinite(found[0]))  # it is not known there, or not that of these data
+            if len(at):
+                for part, exact in zip(found, of(points[at, which][:, None], index[at]), strict=True):
+                    part[at, which] = exact[:, 0]
+            return found
 
-    def _by_values(
-        self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray, width: np.ndarray
+        return of if curvature is None else quickly
+
+    def by_values(
+        self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Values (k, m, steps) at points (k, m, dim) moved to (k, steps, q); slope and precision there."""
         q, (first, second) = len(self.places), self.pairs.T
@@ -198,6 +227,15 @@ class Quadratic:
         mixed = up[..., first] + up[..., second] - at_zero - both
         precision[..., first, second] = precision[..., second, first] = mixed
         return values, (up - down) / 2, precision
+
+    def _by_curvature(
+        self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray, precision: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values, slope and precision (k, m, q, q), of which the last is known."""
+        values = _moved(log_density, at, self.places, to, index)
+        known = np.where(np.isfinite(values).all(axis=-1, keepdims=True), values, 0.0)
+        slope = known[..., 1:-1] - known[..., :1] + np.diagonal(precision, axis1=-2, axis2=-1) / 2
+        return values, slope, precision
 
     def _by_gradients(
         self, log_density: LogDensities, at: np.ndarray, to: np.ndarray, index: np.ndarray, width: np.ndarray
