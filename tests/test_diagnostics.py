@@ -16,7 +16,7 @@ from small_models import brief_fit, held_data
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.posterior.check import warn_if_corrected_off, warn_if_off
-from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
+from pymc_amortized.diagnostics.coordinates import lay_out
 from pymc_amortized.diagnostics.local import run_local_c2st
 from pymc_amortized.diagnostics.simulated import simulate_known
 from pymc_amortized.diagnostics.statistics import rank_distance, rank_truth, standardize
@@ -401,10 +401,10 @@ def test_a_posterior_from_a_file_needs_its_sources(sized, tmp_path):
     assert check["recovery"].sizes["dataset"] == 30
 
 
-def test_models_dims_that_results_use_themselves():
+def test_dims_of_models_keep_their_names_beside_those_of_results():
     template = xr.Dataset({"mu": ("metric", [0.0, 0.0])}, coords={"metric": ["x", "y"]})
-    laid = lay_out(rename_clashing_dims(template), ["metric"], {"mu": np.zeros((3, 2))})
-    assert laid["mu"].dims == ("metric", "metric_") and list(laid["metric_"].to_numpy()) == ["x", "y"]
+    laid = lay_out(template, ["metric"], {"mu": np.zeros((3, 2))})
+    assert laid["mu"].dims == ("metric_", "metric") and list(laid["metric"].to_numpy()) == ["x", "y"]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from pymc_amortized.diagnostics.coordinates import (
     label_elements,
     lay_out,
     lay_out_along,
-    rename_clashing_dims,
+    lay_out_findings,
 )
 from pymc_amortized.diagnostics.simulated import sample_known, simulate_known
 from pymc_amortized.diagnostics.statistics import (
@@ -38,16 +38,13 @@ from pymc_amortized.diagnostics.statistics import (
     summarize_draws,
 )
 from pymc_amortized.diagnostics.verdict import (
-    DISTANCE,
     LEVEL,
-    LOG_JOINT,
     Finding,
     judge_quantities,
-    lay_out_findings,
     log_verdict,
     select_wrong,
 )
-from pymc_amortized.graph.data.datasets import DATASET_DIM, of_simulations
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DISTANCE, LOG_JOINT, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 from pymc_amortized.numerics.blocks import blocks
@@ -112,7 +109,8 @@ def check_calibration(
     -------
     xarray.DataTree
         Variables keep their dims. Beside the parameters, ``log_joint`` is the joint log density of parameters and data
-        (``lp`` in ``sample_stats``), and ``tarp`` tests expected coverage with random points.
+        (``lp`` in ``sample_stats``), and ``tarp`` tests expected coverage with random points. Where a variable or dim
+        of the model has the name of a dim below, the dim ends with an underscore (``level_``).
 
         - ``prior_sbc``: PIT values, for ``az.plot_ecdf_pit`` and :func:`plot_calibration`. Uniform if calibrated.
         - ``calibration``: for each quantity, along ``metric``, ``p_value`` of three tests together (``p_uniform``: the
@@ -157,7 +155,7 @@ def check_calibration(
     free = [p.name for p in spec.parameters]
     names = free if var_names is None else read_names(var_names, free + list(spec.deterministics))
     refuse_varying(posterior, names)
-    asked = _read_quantities(quantities, names)
+    asked = _read_quantities(quantities, names, {"chain", "draw", DATASET_DIM, *spec.model.dim_lengths})
     simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
     around = None
     if observed is not None:
@@ -200,7 +198,7 @@ def refuse_varying(posterior: AmortizedPosterior, names: Sequence[str]) -> None:
         )
 
 
-def _read_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantity]:
+def _read_quantities(quantities: Any, names: Sequence[str], dims: set[str]) -> dict[str, Quantity]:
     asked = read_mapping("quantities", quantities)
     for name, quantity in asked.items():
         if not callable(quantity):
@@ -208,7 +206,7 @@ def _read_quantities(quantities: Any, names: Sequence[str]) -> dict[str, Quantit
     own = sorted({LOG_JOINT, DISTANCE} & set(names))
     if own:
         raise ValueError(f"var_names: {own} are names of the check's own quantities: leave these variables out")
-    taken = sorted({*names, LOG_JOINT, DISTANCE} & set(asked))
+    taken = sorted({*names, *dims, LOG_JOINT, DISTANCE} & set(asked))
     if taken:
         raise ValueError(f"quantities: the names {taken} are taken")
     return asked
@@ -289,8 +287,7 @@ class Check:
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
         self.stats.append({"effective_draws": effective, "pareto_k": k})
         if self.template is None:
-            first = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
-            self.template = rename_clashing_dims(first)
+            self.template = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
 
     def _truth(self, known: Simulations) -> dict[str, np.ndarray]:
         derived = [name for name in self._drawn if name not in known.variables]

@@ -8,8 +8,8 @@ import xarray as xr
 from arviz_base import xarray_sel_iter
 from arviz_base.labels import BaseLabeller
 
-from pymc_amortized.diagnostics.verdict import DISTANCE
-from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.diagnostics.verdict import METRICS, Finding
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DISTANCE
 from pymc_amortized.numerics.uniformity import band
 
 BAND_PROB = 0.95
@@ -25,14 +25,30 @@ def label_elements(values: xr.DataArray) -> np.ndarray:
     return found
 
 
-def rename_clashing_dims(template: xr.Dataset) -> xr.Dataset:
-    """Rename dims of a model that have the names of dims of results."""
-    results = {"chain", "draw", DATASET_DIM, "metric", "level", "estimate", "score", "statistic"}
-    return template.rename({dim: f"{dim}_" for dim in template.dims if dim in results})
+def free_name(name: str, template: xr.Dataset) -> str:
+    """Return a name of ours for a dim or coordinate beside users' variables, dims and coordinates.
+
+    Where these have it already, an underscore is put behind: names of users stay as they are.
+    """
+    while name in template.variables or name in template.dims:
+        name += "_"
+    return name
+
+
+def own_dim(found: xr.Dataset) -> str:
+    """Return the dim of ours along which a group holds its numbers: the first of every variable."""
+    return str(next(iter(found.data_vars.values())).dims[0])
+
+
+def take_entry(found: xr.Dataset, entry: str) -> xr.Dataset:
+    """Take what a group holds under a label of its own dim."""
+    dim = own_dim(found)
+    return found.isel({dim: found[dim].to_numpy().tolist().index(entry)}, drop=True)
 
 
 def lay_out(template: xr.Dataset, lead: Sequence[str], arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
     """Lay out arrays (*lead, *shape), of variables that a template has without their leading dims."""
+    lead = [free_name(dim, template) for dim in lead]
     variables = {name: ((*lead, *template[name].dims), array) for name, array in arrays.items()}
     sizes = dict(zip(lead, next(iter(arrays.values())).shape, strict=False))
     coords = dict(template.coords) | {dim: np.arange(n) for dim, n in sizes.items()}
@@ -43,7 +59,16 @@ def lay_out_along(
     dim: str, entries: Sequence[str], template: xr.Dataset, arrays: Mapping[str, np.ndarray]
 ) -> xr.Dataset:
     """Lay out arrays (entries, data sets, *shape)."""
-    return lay_out(template, [dim, DATASET_DIM], arrays).assign_coords({dim: list(entries)})
+    return lay_out(template, [dim, DATASET_DIM], arrays).assign_coords({free_name(dim, template): list(entries)})
+
+
+def lay_out_findings(findings: Sequence[Finding], template: xr.Dataset) -> xr.Dataset:
+    """Lay out findings along ``metric``, of quantities whose dims and coordinates a template has."""
+    arrays = {str(name): np.full((len(METRICS), *v.shape), np.nan) for name, v in template.data_vars.items()}
+    for f in findings:
+        values = [f.p_adjusted if m == "p_adjusted" else getattr(f.result, m) for m in METRICS]
+        np.moveaxis(arrays[f.name], 0, -1)[f.index] = values
+    return lay_out(template, ["metric"], arrays).assign_coords({free_name("metric", template): list(METRICS)})
 
 
 def compute_coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], number: int) -> xr.Dataset:
@@ -54,14 +79,12 @@ def compute_coverage(template: xr.Dataset, pits: Mapping[str, np.ndarray], numbe
         known = np.isfinite(inside).sum(axis=0)
         counts = np.stack([(inside <= level).sum(axis=0) for level in levels])
         shares[name] = counts / np.where(known > 0, known, np.nan)
-    laid = lay_out(template, ["level"], shares)
-    points, lower, upper = band(number, BAND_PROB)
-    bounds: dict[str, Any] = {
-        "level": levels,
-        "band_lower": ("level", np.interp(levels, points, lower)),
-        "band_upper": ("level", np.interp(levels, points, upper)),
-    }
-    return laid.assign_coords(bounds)
+    laid, level = lay_out(template, ["level"], shares), free_name("level", template)
+    points, *bounds = band(number, BAND_PROB)
+    coords: dict[str, Any] = {level: levels}
+    for name, bound in zip(("band_lower", "band_upper"), bounds, strict=True):
+        coords[free_name(name, template)] = (level, np.interp(levels, points, bound))
+    return laid.assign_coords(coords)
 
 
 def compute_scores(recovered: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

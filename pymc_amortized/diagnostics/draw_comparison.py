@@ -10,7 +10,7 @@ from scipy import stats
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.diagnostics.coordinates import lay_out, rename_clashing_dims
+from pymc_amortized.diagnostics.coordinates import free_name, lay_out
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.two_sample import guess_labels, take_normal_scores
 from pymc_amortized.graph.data.datasets import DATASET_DIM
@@ -40,7 +40,8 @@ def compare_draws(
     -------
     xarray.DataTree
         - ``moments``: for each variable, along ``statistic``, the ``shift`` of the mean of `a` from that of `b` in
-          sds of `b` and the ``sd_ratio`` of `a` to `b`, each with its Monte Carlo standard error (``_mcse``).
+          sds of `b` and the ``sd_ratio`` of `a` to `b`, each with its Monte Carlo standard error (``_mcse``). Where a
+          variable or dim is called ``statistic``, this dim is ``statistic_``.
         - ``c2st``: ``c2st``, the held-out accuracy of a classifier that tells the draws of `a` from those of `b`
           (0.5: it cannot; 1: no overlap), its ``standard_error`` where there is no difference, the ``p_value`` of that,
           and ``draws``, how many of each it saw.
@@ -152,8 +153,8 @@ def _moments(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
                 sd_error_a[name].to_numpy() / sd_a[name].to_numpy(), sd_error_b[name].to_numpy() / scale
             )
         arrays[name] = np.stack([shift, shift_error, ratio, ratio * relative])
-    found = lay_out(rename_clashing_dims(mean_b), ["statistic"], arrays)
-    return found.assign_coords(statistic=["shift", "shift_mcse", "sd_ratio", "sd_ratio_mcse"])
+    entries = ["shift", "shift_mcse", "sd_ratio", "sd_ratio_mcse"]
+    return lay_out(mean_b, ["statistic"], arrays).assign_coords({free_name("statistic", mean_b): entries})
 
 
 def _c2st(first: xr.Dataset, second: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:

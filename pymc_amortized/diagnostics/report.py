@@ -16,7 +16,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.calibration import check_calibration
-from pymc_amortized.diagnostics.coordinates import label_elements
+from pymc_amortized.diagnostics.coordinates import label_elements, own_dim, take_entry
 from pymc_amortized.diagnostics.plots import (
     plot_calibration,
     plot_contraction,
@@ -28,6 +28,7 @@ from pymc_amortized.diagnostics.plots import (
 from pymc_amortized.diagnostics.plots.checks import correlate
 from pymc_amortized.diagnostics.statistics import SAMPLE
 from pymc_amortized.diagnostics.verdict import LEVEL
+from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.sampling.importance import k_threshold
 from pymc_amortized.results.version import __version__
@@ -192,7 +193,7 @@ def _calibration(check: xr.DataTree) -> str:
     fine = bool(attrs["calibrated"])
     verdict = "No quantity is off." if fine else f"Off: {attrs['off']}."
     which = "the network's own draws" if attrs["correction"] == "none" else f"draws corrected by {attrs['correction']}"
-    rows = _rows(group, ["p_adjusted", "bias", "sd_ratio", "deviation"])
+    rows = _rows([take_entry(group, metric) for metric in ("p_adjusted", "bias", "sd_ratio", "deviation")])
     rows.sort(key=lambda row: row[1])
     note = f"The {MOST_ROWS} furthest off of {len(rows)}." if len(rows) > MOST_ROWS else ""
     cells = [
@@ -213,8 +214,8 @@ def _calibration(check: xr.DataTree) -> str:
 def _coverage(check: xr.DataTree) -> str:
     group = check["coverage"].to_dataset()
     nominal = [0.5, 0.9, 0.95]
-    shown = group.sel(level=nominal, method="nearest").rename(level="metric")
-    rows = [[str(name), *(f"{share:.0%}" for share in shares)] for name, *shares in _rows(shown, None)[:MOST_ROWS]]
+    columns = [group.sel({own_dim(group): level}, method="nearest", drop=True) for level in nominal]
+    rows = [[str(name), *(f"{share:.0%}" for share in shares)] for name, *shares in _rows(columns)[:MOST_ROWS]]
     return lay_out_table(["share of true values within", *(f"{level:.0%}" for level in nominal)], rows) + embed_figure(
         plot_coverage(check), "coverage"
     )
@@ -224,8 +225,7 @@ def _recovery(check: xr.DataTree) -> str:
     recovery, contraction = check["recovery"].to_dataset(), check["contraction"].to_dataset()
     rows = []
     for name in recovery.data_vars:
-        found = recovery[name].transpose("estimate", "dataset", ...)
-        learned = contraction[name].sel(score="contraction").median("dataset")
+        found, learned = recovery[name], take_entry(contraction, "contraction")[name].median(DATASET_DIM)
         for place, label in np.ndenumerate(label_elements(found[0, 0])):
             true, mean = found.to_numpy()[(slice(0, 2), slice(None), *place)]
             rows.append([str(label), f"{correlate(true, mean):.2f}", f"{float(learned.to_numpy()[place]):.2f}"])
@@ -251,8 +251,8 @@ def _weights(check: xr.DataTree) -> str:
 def _observed(posterior: AmortizedPosterior, observed: Any, rng: np.random.Generator) -> str:
     dt = posterior.sample(observed, random_seed=rng, progressbar=False)
     draws = dt["posterior"].to_dataset()
-    estimates = xr.concat([draws.mean(SAMPLE), draws.std(SAMPLE)], dim="metric")
-    rows = [[str(name), f"{mean:.3g}", f"{sd:.2g}"] for name, mean, sd in _rows(estimates, None)[:MOST_ROWS]]
+    estimates = _rows([draws.mean(SAMPLE), draws.std(SAMPLE)])[:MOST_ROWS]
+    rows = [[str(name), f"{mean:.3g}", f"{sd:.2g}"] for name, mean, sd in estimates]
     weighted = "proposal_log_weight" in dt["sample_stats"]
     plot = embed_figure(plot_weights(dt), "importance weights") if weighted else ""
     stats = dt["sample_stats"].to_dataset()
@@ -261,12 +261,10 @@ def _observed(posterior: AmortizedPosterior, observed: Any, rng: np.random.Gener
     return how + lay_out_table(["variable", "mean", "sd"], rows) + plot
 
 
-def _rows(dataset: xr.Dataset, metrics: list[str] | None) -> list[tuple[Any, ...]]:
-    """One row for each scalar: its label, then its values along ``metric``."""
-    chosen = dataset if metrics is None else dataset.sel(metric=metrics)
-    found: list[tuple[Any, ...]] = []
-    for name in chosen.data_vars:
-        values = chosen[name].transpose("metric", ...)
-        for place, label in np.ndenumerate(label_elements(values[0])):
-            found.append((str(label), *values.to_numpy()[(slice(None), *place)].tolist()))
-    return found
+def _rows(columns: Sequence[xr.Dataset]) -> list[tuple[Any, ...]]:
+    """One row for each scalar: its label, then its value in each column."""
+    return [
+        (str(label), *(column[name].to_numpy()[place].item() for column in columns))
+        for name, values in columns[0].data_vars.items()
+        for place, label in np.ndenumerate(label_elements(values))
+    ]

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 
+from pymc_amortized.graph.data.datasets import DISTANCE, LOG_JOINT
 from pymc_amortized.logs import logger
 from pymc_amortized.numerics.uniformity import Uniformity, describe, holm, p_text, uniformity
 
 LEVEL = 0.05
 """Probability that any quantity of a calibrated posterior is found to be off."""
 METRICS = ("p_value", "p_adjusted", "p_uniform", "p_bias", "p_spread", "bias", "sd_ratio", "deviation")
-LOG_JOINT = "log_joint"
-DISTANCE = "tarp"
 
 
 @dataclass(frozen=True)
@@ -45,22 +43,6 @@ def judge_quantities(pits: dict[str, np.ndarray], labels: dict[str, np.ndarray])
         Finding(str(labels[name][index]), name, index, result, float(p))
         for (name, index), result, p in zip(places, results, adjusted, strict=True)
     ]
-
-
-def lay_out_findings(findings: list[Finding], template: xr.Dataset) -> xr.Dataset:
-    """Lay out findings as a dataset, each variable with a leading dim ``metric``.
-
-    Parameters
-    ----------
-    template : xarray.Dataset
-        Variables of the dims and coordinates of each quantity.
-    """
-    arrays = {str(name): np.full((len(METRICS), *v.shape), np.nan) for name, v in template.data_vars.items()}
-    for f in findings:
-        values = [f.p_adjusted if m == "p_adjusted" else getattr(f.result, m) for m in METRICS]
-        np.moveaxis(arrays[f.name], 0, -1)[f.index] = values
-    variables = {name: (("metric", *template[name].dims), array) for name, array in arrays.items()}
-    return xr.Dataset(variables, coords={**template.coords, "metric": list(METRICS)})
 
 
 def select_wrong(findings: list[Finding]) -> list[Finding]:

@@ -8,7 +8,14 @@ import xarray as xr
 from arviz_base import dict_to_dataset, make_attrs
 from pymc.backends.arviz import coords_and_dims_for_inferencedata
 
-from pymc_amortized.graph.data.datasets import DATASET_DIM, PARAMETER_DIM, DataSets, of_simulations
+from pymc_amortized.graph.data.datasets import (
+    DATASET_DIM,
+    DISTANCE,
+    LOG_JOINT,
+    PARAMETER_DIM,
+    DataSets,
+    of_simulations,
+)
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.results.version import MADE_BY
@@ -65,9 +72,7 @@ def check_layout(spec: ModelSpec) -> None:
     ValueError
     """
     largest = spec.largest
-    reserved = [n for n in ("chain", "draw", DATASET_DIM) if n in (*spec.model.named_vars, *spec.model.dim_lengths)]
-    if reserved:
-        raise ValueError(f"the model has a variable or dim named {reserved}, which results have themselves: rename it")
+    _refuse_names_of_results(spec)
     values = {v.name: np.zeros((1, *v.shape_at(largest)), v.dtype) for v in spec.data}
     gaps = {v.name: np.zeros(values[v.name].shape, bool) for v in spec.observed if v.missing}
     lengths = {dim: np.array([n]) for dim, n in largest.items()}
@@ -78,6 +83,21 @@ def check_layout(spec: ModelSpec) -> None:
             posterior_tree(spec, sets, variables=variables, sample_stats={}, attrs={})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"results of the model cannot be laid out as a DataTree: {error}") from error
+
+
+def _refuse_names_of_results(spec: ModelSpec) -> None:
+    """Refuse variables and dims named like what stands beside them in results, the few names that are not theirs."""
+    model = spec.model
+    free = {p.name for p in spec.parameters}
+    named = {*free, *spec.deterministics, *(v.name for v in (*spec.data, *spec.fixed))}
+    ranks = {name: model[name].type.ndim for name in named if not model.named_vars_to_dims.get(name)}
+    reserved = {"chain", "draw", DATASET_DIM, *(f"{name}_dim_{i}" for name, n in ranks.items() for i in range(n))}
+    reserved |= {f"{dim}_length" for dim in spec.largest}
+    reserved |= {f"{v.name}_{what}" for v in spec.observed if v.missing for what in ("missing", "present")}
+    given = {*named, *model.dim_lengths}
+    taken = sorted(reserved & given | {LOG_JOINT, DISTANCE} & {*free, *model.dim_lengths})
+    if taken:
+        raise ValueError(f"the model has a variable or dim named {taken}, which results have themselves: rename it")
 
 
 def sample_group(spec: ModelSpec, arrays: Arrays, datasets: DataSets) -> xr.Dataset:
@@ -144,6 +164,7 @@ def _dataset(
         # a log density has fewer axes than its variable where that is multivariate
         dims={name: dims[name][: values.ndim - len(sample_dims)] for name, values in arrays.items() if name in dims},
         sample_dims=sample_dims,
+        check_conventions=False,  # dims of users may be called "sample"
     )
     # what ArviZ averages over: draws, never data sets; so that one of many can be taken out and plotted
     laid_out.attrs["sample_dims"] = [d for d in sample_dims if d != DATASET_DIM]

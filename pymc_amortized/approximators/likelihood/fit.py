@@ -10,7 +10,7 @@ from pymc_amortized.approximators.fitting.arguments import read_count, read_mapp
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model
-from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind
+from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind, extent_of
 from pymc_amortized.approximators.likelihood.training import (
     LikelihoodFit,
     default_size,
@@ -177,15 +177,19 @@ def read_variable(spec: ModelSpec, variable: str | None, *, without_density: boo
         Whether, of several variables, those that have a density are none.
     """
     names = [v.name for v in spec.observed]
-    if variable is not None:
-        if variable not in names:
-            raise KeyError(f"variable: {variable!r} is not observed; the observed variables are {names}")
-        return variable
+    if variable is not None and variable not in names:
+        raise KeyError(f"variable: {variable!r} is not observed; the observed variables are {names}")
     without = [name for name in names if not has_density(spec.model, spec.model[name])]
     candidates = without if without_density and len(names) > 1 else names
+    candidates = candidates if variable is None else [variable]
     if len(candidates) != 1:
         among = f", of which {without or 'none'} have no density" if without_density else ""
         raise ValueError(f"variable: the model observes {names}{among}; say whose likelihood is to be learned")
+    if (extent := extent_of(candidates[0])) in spec.model.named_vars:
+        raise ValueError(
+            f"the model has a variable named {extent!r}, as what models with a learned likelihood of "
+            f"{candidates[0]!r} are given: rename it"
+        )
     return candidates[0]
 
 

@@ -86,6 +86,7 @@ class AmortizedLikelihood:
     def __call__(
         self,
         name: str,
+        /,
         *,
         observed: Any = None,
         dims: Any = None,
@@ -106,7 +107,7 @@ class AmortizedLikelihood:
             Of each series, where one draw is a series that is not observed.
         **parameters
             What the rows depend on, by the names in :attr:`parameters`, each a number or array that broadcasts over
-            the rows.
+            the rows. One that is called ``shape`` or ``length`` is the parameter of this name.
 
         Returns
         -------
@@ -119,6 +120,10 @@ class AmortizedLikelihood:
         TypeError, ValueError
             Parameters are missing, unknown or of the wrong shape, or data outside the support.
         """
+        if "shape" in self.parameters and shape is not None:
+            parameters["shape"], shape = shape, None
+        if "length" in self.parameters and length is not None:
+            parameters["length"], length = length, None
         arguments = read_parameters(parameters, self.spec, self.rows)
         if observed is not None:
             values = values_of(observed)
@@ -130,7 +135,7 @@ class AmortizedLikelihood:
         self._warn_outside(arguments)
         options = {key: value for key, value in (("dims", dims), ("shape", shape)) if value is not None}
         variable = self.emulator.named(name, *arguments, length=length, observed=observed, **options)
-        pm.Deterministic(f"{name}_extent", self._region.extent(arguments))
+        pm.Deterministic(extent_of(name), self._region.extent(arguments))
         return variable
 
     @property
@@ -174,7 +179,7 @@ class AmortizedLikelihood:
         made = exchange_distribution(base, rows, self.emulator, values)
         arguments = list(made[name].owner.inputs[2:])[: len(rows.parameters)]
         with made:
-            pm.Deterministic(f"{name}_extent", self._region.extent(arguments))
+            pm.Deterministic(extent_of(name), self._region.extent(arguments))
         return made
 
     def logp(self, values: Any, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -257,7 +262,7 @@ class AmortizedLikelihood:
         float
             Share of draws at which some row is outside.
         """
-        name = f"{name or self.rows.variable.name}_extent"
+        name = extent_of(name or self.rows.variable.name)
         if "posterior" not in dt or name not in dt["posterior"]:
             raise KeyError(f"the posterior holds no {name!r}: it is not one of a model with this likelihood")
         outside = ~(np.asarray(dt["posterior"][name]) <= 1)  # NaN: not in the support of a parameter at all
@@ -319,6 +324,11 @@ class AmortizedLikelihood:
                 self._region,
                 furthest,
             )
+
+
+def extent_of(name: str) -> str:
+    """Name of the Deterministic beside a variable with a learned likelihood."""
+    return f"{name}_extent"
 
 
 def density_of(network: RowNetwork | RatioNetwork) -> RowDensity | RowRatio:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.diagnostics.coordinates import BAND_PROB
+from pymc_amortized.diagnostics.coordinates import BAND_PROB, own_dim, take_entry
 from pymc_amortized.diagnostics.plots.panels import (
     BLUE,
     DARK,
@@ -21,8 +21,8 @@ from pymc_amortized.diagnostics.plots.panels import (
     make_grid,
     write_note,
 )
-from pymc_amortized.diagnostics.verdict import DISTANCE, LEVEL, LOG_JOINT
-from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.diagnostics.verdict import LEVEL
+from pymc_amortized.graph.data.datasets import DISTANCE, LOG_JOINT
 from pymc_amortized.numerics.uniformity import band, p_text
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     >>> figure = pma.plot_calibration(check)
     """
     pits, metrics = take_group(check, "prior_sbc"), take_group(check, "calibration")
-    figure, drawn = make_grid(
-        choose_panels_of(check, "prior_sbc", ["chain", "draw"], var_names), figsize=figsize, shared=True
-    )
+    figure, drawn = make_grid(choose_panels_of(check, "prior_sbc", 2, var_names), figsize=figsize, shared=True)
     for panel, ax in drawn:
         values = np.sort(panel.of(pits.squeeze("chain", drop=True).transpose("draw", ...)))
         values = values[np.isfinite(values)]
@@ -110,13 +108,14 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     >>> figure = pma.plot_coverage(check)
     """
     found, metrics = take_group(check, "coverage"), take_group(check, "calibration")
-    figure, drawn = make_grid(choose_panels_of(check, "coverage", ["level"], var_names), figsize=figsize, shared=True)
-    level = found["level"].to_numpy()
+    figure, drawn = make_grid(choose_panels_of(check, "coverage", 1, var_names), figsize=figsize, shared=True)
+    level = found[own_dim(found)].to_numpy()
+    points, lower, upper = band(int(found.attrs["num_datasets"]), BAND_PROB)
     for panel, ax in drawn:
         wrong = _is_off(metrics, panel)
-        ax.fill_between(level, found["band_lower"], found["band_upper"], color=GREY, alpha=0.5, lw=0)
+        ax.fill_between(points, lower, upper, color=GREY, alpha=0.5, lw=0)
         ax.plot([0, 1], [0, 1], color=DARK, lw=0.8, ls=":")
-        shares = panel.of(found.transpose("level", ...))
+        shares = panel.of(found.transpose(own_dim(found), ...))
         ax.plot(level, shares, color=RED if wrong else BLUE, lw=1.3)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         at = int(np.argmin(np.abs(level - 0.9)))
@@ -153,11 +152,9 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     >>> figure = pma.plot_recovery(check)
     """
     found = take_group(check, "recovery")
-    figure, drawn = make_grid(
-        choose_panels_of(check, "recovery", ["estimate", DATASET_DIM], var_names), figsize=figsize
-    )
+    figure, drawn = make_grid(choose_panels_of(check, "recovery", 2, var_names), figsize=figsize)
     for panel, ax in drawn:
-        true, mean, _, sd = panel.of(found.transpose("estimate", DATASET_DIM, ...))
+        true, mean, _, sd = panel.of(found)
         some = slice(300)  # points with error bars that can still be told apart
         ax.errorbar(true[some], mean[some], sd[some], fmt="o", ms=2.2, color=BLUE, ecolor=GREY, elinewidth=0.7, mew=0)
         low, high = _most(true)
@@ -198,12 +195,10 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     >>> figure = pma.plot_contraction(check)
     """
     found = take_group(check, "contraction")
-    figure, drawn = make_grid(
-        choose_panels_of(check, "contraction", ["score", DATASET_DIM], var_names), figsize=figsize
-    )
+    figure, drawn = make_grid(choose_panels_of(check, "contraction", 2, var_names), figsize=figsize)
     lowest, steep = -0.5, 3.5  # shown in any case: few z-scores of a calibrated posterior lie beyond
     for panel, ax in drawn:
-        contraction, z = panel.of(found.transpose("score", DATASET_DIM, ...))
+        contraction, z = panel.of(found)
         known = np.isfinite(contraction) & np.isfinite(z)
         contraction, z = contraction[known], z[known]
         beside = contraction < lowest
@@ -257,11 +252,12 @@ def take_group(check: xr.DataTree, name: str) -> xr.Dataset:
     return check[name].to_dataset()
 
 
-def choose_panels_of(check: xr.DataTree, name: str, dims: list[str], var_names: Sequence[str] | None) -> list[Panel]:
-    """Choose the panels for a group whose variables have the leading dims `dims`."""
-    template = take_group(check, name).isel(dict.fromkeys(dims, 0), drop=True)
-    urgency = take_group(check, "calibration").sel(metric="p_value", drop=True)
-    return choose_panels(template, var_names, urgency)
+def choose_panels_of(check: xr.DataTree, name: str, own: int, var_names: Sequence[str] | None) -> list[Panel]:
+    """Choose the panels for a group whose variables have so many leading dims of ours."""
+    group = take_group(check, name)
+    lead = next(iter(group.data_vars.values())).dims[:own]
+    urgency = take_entry(take_group(check, "calibration"), "p_value")
+    return choose_panels(group.isel(dict.fromkeys(lead, 0), drop=True), var_names, urgency)
 
 
 def _most(values: np.ndarray) -> tuple[float, float]:
@@ -272,12 +268,12 @@ def _most(values: np.ndarray) -> tuple[float, float]:
 
 
 def _is_off(metrics: xr.Dataset, panel: Panel) -> bool:
-    return bool(panel.of(metrics.sel(metric="p_adjusted")) < LEVEL)
+    return bool(panel.of(take_entry(metrics, "p_adjusted")) < LEVEL)
 
 
 def _finding(metrics: xr.Dataset, panel: Panel) -> str:
     def metric(name: str) -> float:
-        return float(panel.of(metrics.sel(metric=name)))
+        return float(panel.of(take_entry(metrics, name)))
 
     text = p_text(metric("p_adjusted"))
     if not _is_off(metrics, panel) or panel.name in (LOG_JOINT, DISTANCE):

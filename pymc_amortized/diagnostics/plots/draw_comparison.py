@@ -12,6 +12,7 @@ from arviz_stats.base import array_stats
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.diagnostics.coordinates import take_entry
 from pymc_amortized.diagnostics.draw_comparison import compare_moments
 from pymc_amortized.diagnostics.plots.panels import (
     BLUE,
@@ -189,7 +190,7 @@ def plot_comparison(
     >>> figure = pma.plot_comparison(a, b, labels=("first", "second"))
     """
     moments = compare_moments(amortized, nuts, var_names)
-    panels = choose_panels(moments.isel(statistic=0, drop=True), None)
+    panels = choose_panels(take_entry(moments, "shift"), None)
     figure, drawn = make_grid(panels, figsize=figsize)
     sides = [tree["posterior"].to_dataset().transpose("chain", "draw", ...) for tree in (amortized, nuts)]
     handles: list[Artist] = []

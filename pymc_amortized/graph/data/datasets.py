@@ -14,6 +14,8 @@ from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
 DATASET_DIM, PARAMETER_DIM = "dataset", "parameter"
 """Dims of results: data sets of a batch, and unconstrained parameters in `sample_stats`."""
+LOG_JOINT, DISTANCE = "log_joint", "tarp"
+"""Quantities that checks of calibration add to the parameters."""
 
 
 @dataclass(frozen=True, eq=False)
