@@ -64,8 +64,7 @@ def exact_moments(y: np.ndarray) -> dict[str, tuple[float, float]]:
 def rough(model: pm.Model, **kwargs: object) -> pma.AmortizedPosterior:
     """Train too briefly for a narrow posterior."""
     training = pma.Training(num_steps=100, batch_size=128, evaluations=5, threads=1)
-    options = {"training": training, "num_simulations": 2000, "cores": 1, "compile_kwargs": INTERPRETED, **SMALL}
-    options |= {"sketch": False}
+    options = {"training": training, "num_simulations": 2000, "cores": 1, "sketch": False, **SMALL}
     return pma.fit_posterior(model, random_seed=1, progressbar=False, **options | kwargs)
 
 
