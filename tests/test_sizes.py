@@ -299,7 +299,7 @@ def test_structure_is_looked_for_at_the_largest_size(caplog):
         a = pm.Normal("a", 0, 1, shape=2)
         late = pt.arange(model.dim_lengths["obs"]) >= 25
         pm.Normal("y", a[0] + a[1] * late, 1, observed=np.zeros(40), dims="obs")
-    posterior = interpreted(model, context={"obs": (5, 40)}, num_simulations=400)
+    posterior = interpreted(model, context={"obs": (5, 40)}, num_simulations=400, num_steps=2)
     (axis,) = posterior.structure.axes
     assert axis.kind == "sequence" and (axis.smallest, axis.length) == (5, 40)
 
@@ -311,7 +311,12 @@ def test_an_index_of_what_does_not_exist_is_refused():
         pm.Normal("y", theta[group], 1, observed=np.zeros(4), dims="obs")
     with pytest.raises(ValueError, match="'group' is an index of 3 elements, 0 to 2; got 3"):
         pma.simulate(model, 5, context={"group": lambda rng: np.array([0, 1, 2, 3])})
-    options = {"training": pma.Training(num_steps=20), "progressbar": False, "compile_kwargs": INTERPRETED}
+    options = {
+        "training": pma.Training(num_steps=2),
+        "progressbar": False,
+        "compile_kwargs": INTERPRETED,
+        "sketch": False,
+    }
     context = {"obs": (3, 6), "group": lambda rng, obs: rng.integers(3, size=obs)}
     posterior = pma.fit_posterior(model, context=context, num_simulations=200, random_seed=1, **options)
     with pytest.raises(ValueError, match="'group' is an index of 3 elements, 0 to 2; got -1"):
