@@ -20,6 +20,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.attempts import Attempts
 from pymc_amortized.graph.simulation.pool import Pool
+from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, features_of
@@ -29,7 +30,7 @@ from pymc_amortized.training import History
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedComparison[P: TrainedPosterior]:
+class TrainedComparison[P: TrainedPosterior](Sendable):
     """What training a comparison leaves.
 
     Attributes

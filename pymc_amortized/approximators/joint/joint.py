@@ -16,12 +16,13 @@ from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.rows.exchange import with_learned_density
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.graph.simulation.sending import Sendable
 
 Density = Literal["auto", "learned", "exact"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AmortizedJoint:
+class AmortizedJoint(Sendable):
     """A posterior and a likelihood that were trained on the same simulations.
 
     Made by :func:`fit_joint` or :func:`load`; immutable.

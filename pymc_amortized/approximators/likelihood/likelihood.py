@@ -30,6 +30,7 @@ from pymc_amortized.graph.model.step import closed_model
 from pymc_amortized.graph.rows.emulator import Emulator
 from pymc_amortized.graph.rows.exchange import exchange_distribution, refuse_followers
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
+from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
@@ -41,7 +42,7 @@ LikelihoodKind = Literal["density", "ratio"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AmortizedLikelihood:
+class AmortizedLikelihood(Sendable):
     """The learned distribution of an observed variable, given the parameters that its rows are drawn with.
 
     Made by :func:`fit_likelihood` or :func:`load`; immutable. Called inside a model it is a distribution.

@@ -23,6 +23,7 @@ from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
@@ -35,7 +36,7 @@ from pymc_amortized.training import History, TrainingState
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedPosterior:
+class TrainedPosterior(Sendable):
     """A trained posterior, as the parts of the library that train, refine, check and compare see it.
 
     Users hold an :class:`AmortizedPosterior`, which is this record with the methods that read data and write results.

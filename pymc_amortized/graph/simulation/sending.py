@@ -9,14 +9,25 @@ import importlib
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 
 Registration = tuple[str, str, type, Any]
 """Module and name of a function of single dispatch, a class, and what is registered for it."""
 LIBRARIES = ("pymc", "pytensor")
+
+
+class Sendable:
+    """A frozen dataclass that pickles as a whole: its fields, with the models in them, and nothing that is compiled.
+
+    So it can be copied, and sent to other processes, which compile anew, from PyTensor's cache on disk.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpack, (pack(self),)
 
 
 def pack(value: Any) -> bytes:
@@ -56,7 +67,13 @@ class _Recorder(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
             self.classes.add(obj)
+        if isinstance(obj, Sendable):  # one pickle for all that belongs together: models in it stay one
+            return _made, (type(obj), {field.name: getattr(obj, field.name) for field in fields(cast(Any, obj))})
         return super().reducer_override(obj)
+
+
+def _made(kind: type, values: dict[str, Any]) -> Any:
+    return kind(**values)
 
 
 def _pickled(value: Any) -> tuple[bytes, set[type]]:
