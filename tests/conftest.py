@@ -19,7 +19,7 @@ os.environ["MPLBACKEND"] = "Agg"
 # Files that share trained posteriors, and what is compiled for them, go to one process of pytest-xdist.
 TOGETHER = {
     "closed forms": ["approximation", "correction", "escalation", "evidence", "posterior"],
-    "small models": ["datasets", "diagnostics", "files", "names", "sampling", "state"],
+    "small models": ["copies", "datasets", "diagnostics", "files", "names", "sampling", "state"],
 }
 
 

@@ -27,6 +27,7 @@ from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import closed_model
+from pymc_amortized.graph.model.tensors import evaluate
 from pymc_amortized.graph.rows.emulator import Emulator
 from pymc_amortized.graph.rows.exchange import exchange_distribution, refuse_followers
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
@@ -201,9 +202,9 @@ class AmortizedLikelihood(Sendable):
         check_values(values, self.rows, self.network.layout, "values")
         arguments = read_parameters(parameters, self.spec, self.rows)
         self._warn_outside(arguments)
-        over = spread(values, [np.asarray(a.eval()) for a in arguments], self.rows)
+        over = spread(values, [evaluate(a) for a in arguments], self.rows)
         value = pt.constant(over.astype(self.rows.variable.dtype))
-        return np.asarray(self.emulator.logp(value, *arguments).eval())
+        return evaluate(self.emulator.logp(value, *arguments))
 
     def sample(
         self,
@@ -238,7 +239,7 @@ class AmortizedLikelihood(Sendable):
             refuse_draws()
         given = read_parameters(parameters, self.spec, self.rows)
         self._warn_outside(given)
-        arguments = [np.asarray(a.eval()) for a in given]
+        arguments = [evaluate(a) for a in given]
         shape = (shape,) if isinstance(shape, int) else shape
         check_draws(arguments, None if shape is None else tuple(shape), self.rows)
         if self.rows.series:

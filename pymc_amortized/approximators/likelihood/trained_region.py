@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import graph_inputs
 
+from pymc_amortized.graph.model.tensors import evaluate
 from pymc_amortized.graph.rows.emulator import PYTENSOR
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.row_density.namespaces import NUMPY, Arrays
@@ -62,7 +63,7 @@ class TrainedRegion:
         values, known = [], []
         for p, argument in zip(self.rows.parameters, arguments, strict=True):
             fixed = all(isinstance(v, Constant) for v in graph_inputs([argument]))
-            values.append(np.asarray(argument.eval()) if fixed else np.ones(p.core_shape))
+            values.append(evaluate(argument) if fixed else np.ones(p.core_shape))
             known += [fixed] * int(np.prod(p.core_shape, dtype=int))
         known += [all(known)] * len(self.layout.combinations)
         reach = [np.max(e) for e, k in zip(self._extents(NUMPY, values), known, strict=True) if k]

@@ -18,6 +18,7 @@ from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, Setti
 from pymc_amortized.graph.nuts.samplers import NoGradientError
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
 from pymc_amortized.numerics.sampling.whitening import Whitening
+from pymc_amortized.numerics.threads import TURN
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 
@@ -187,7 +188,8 @@ class _Runs:
         """Run chains; those that are returned are unconstrained (chains, draws, dim)."""
         spec, samplers, data = self._target.spec, self._target.samplers, self._target.given(index)
         with self._budget.paused():
-            compiled = samplers.compiled_for(samplers.needs(data))
+            with TURN:
+                compiled = samplers.compiled_for(samplers.needs(data))
         if self._budget.left <= 0:
             raise OutOfTimeError
         run_seed, slot_seed = seed.spawn(2)

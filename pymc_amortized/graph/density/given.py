@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.replace import clone_replace, graph_replace
@@ -18,7 +17,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
-from pymc_amortized.graph.model.tensors import INTERPRETED, CompileKwargs, Loop, like, plain
+from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, interpret, like, plain
 
 Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
@@ -106,7 +105,7 @@ class LogDensityGiven(_Given):
         """The same for one draw, interpreted: free variables and data -> terms."""
         graphs, data = self._terms()
         inputs = [*self._slices.values(), *data]
-        return pm.compile(inputs, graphs, **INTERPRETED, on_unused_input="ignore")
+        return interpret(inputs, graphs)
 
     def _terms(self) -> tuple[list[Any], list[Any]]:
         """The graph of each term, and its inputs but for the free variables."""

@@ -14,12 +14,12 @@ from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
 from pymc_amortized.graph.model.step import flat_unconstrained, given_parameters, held_constants, length_inputs
 from pymc_amortized.graph.model.tensors import (
-    INTERPRETED,
     CompileKwargs,
     Loop,
     batched_input,
     call_in_halves,
     evaluated_shapes,
+    interpret,
     like,
     plain,
     split_vector,
@@ -224,7 +224,7 @@ class Unconstrain:
             inputs.append(pt.tensor(v.name, dtype=v.dtype, shape=v.shape))
             replacements[var] = like(var, inputs[-1])
         (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
-        return pm.compile(inputs, flat, **INTERPRETED, on_unused_input="ignore")
+        return interpret(inputs, flat)
 
     def one(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
         """Map free and context variables of one draw, name -> (*shape), to (dim,)."""

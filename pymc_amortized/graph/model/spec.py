@@ -20,6 +20,7 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.model.operations import density_obstacle
 from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.numerics.threads import TURN
 
 T = TypeVar("T")
 Role = Literal["observed", "context", "fixed", "constant"]
@@ -147,9 +148,10 @@ class ModelSpec:
             hash(key)
         except TypeError:  # of options that hold dicts, say
             return compiled()
-        if key not in self._compiled:
-            self._compiled[key] = compiled()
-        return self._compiled[key]
+        with TURN:
+            if key not in self._compiled:
+                self._compiled[key] = compiled()
+            return self._compiled[key]
 
     def labels_of(self, dim: str | None) -> Any:
         """Labels of a dim; None where there are none."""

@@ -25,6 +25,7 @@ from pytensor.xtensor.type import XTensorType, as_xtensor
 
 from pymc_amortized.graph.model.operations import with_checked_shapes
 from pymc_amortized.logs import compiling
+from pymc_amortized.numerics.threads import TURN
 
 CompileKwargs = Mapping[str, Any]
 INTERPRETED: CompileKwargs = {"mode": Mode(linker="py", optimizer="fast_compile")}
@@ -41,6 +42,24 @@ def like(var: Any, tensor: Any) -> Any:
     return as_xtensor(tensor, dims=var.type.dims) if isinstance(var.type, XTensorType) else tensor
 
 
+def interpret(inputs: Sequence[Any], outputs: Any) -> Callable[..., Any]:
+    """Return a function that is interpreted, for some hundred calls, from several threads in turn."""
+    with TURN:
+        function = pm.compile(inputs, outputs, **INTERPRETED, on_unused_input="ignore")
+
+    def call(*values: Any) -> Any:
+        with TURN:
+            return function(*values)
+
+    return call
+
+
+def evaluate(variable: Any) -> np.ndarray:
+    """Return the value of a variable that depends on nothing."""
+    with TURN:
+        return np.asarray(variable.eval())
+
+
 def evaluated_shapes(model: pm.Model, variables: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of variables and of the free ones' unconstrained values, by name."""
     wanted: dict[str, Any] = {}
@@ -53,7 +72,7 @@ def evaluated_shapes(model: pm.Model, variables: Sequence[Any]) -> dict[str, tup
     unknown = {n: v for n, v in wanted.items() if None in v.type.shape}
     computed: dict[str, tuple[int, ...]] = {}
     if unknown:
-        function = pm.compile([], [v.shape for v in unknown.values()], **INTERPRETED)
+        function = interpret([], [v.shape for v in unknown.values()])
         computed = {name: tuple(int(k) for k in shape) for name, shape in zip(unknown, function(), strict=True)}
     return {name: computed.get(name, var.type.shape) for name, var in wanted.items()}
 
@@ -118,7 +137,7 @@ class Loop:
         step = graph_replace([*outputs, *updates.values()], replaced, strict=False)
         # generators are made for each call, and may be advanced in place
         given = [*(pytensor.In(state, mutable=True) for state in states), *(one for _, one in of_each), *inputs]
-        with warnings.catch_warnings():
+        with TURN, warnings.catch_warnings():
             # a simulator written in Python runs in Python, as its author knows
             warnings.filterwarnings("ignore", message="Numba will use object mode")
             self._step = pm.compile(given, step, on_unused_input="ignore", **(compile_kwargs or {}))
@@ -138,12 +157,13 @@ class Loop:
         # another layout in memory would be compiled again
         arrays = [_laid_out(t, values) for t, values in zip(self._batched, [*sequences, *picked], strict=True)]
         if self._loop is None:
-            return self._in_python(n, states, arrays, inputs)
+            with TURN:
+                return self._in_python(n, states, arrays, inputs)
         fixed = [_laid_out(t, value) for t, value in zip(self._inputs, inputs, strict=True)]
         shared = [c.storage[0] for c in self._step.input_storage[len(states) + len(arrays) + len(fixed) :]]
         if self._called:
             return list(self._loop(n, *states, *arrays, *fixed, *shared))
-        with compiling(self._what):
+        with TURN, compiling(self._what):
             outputs = list(self._loop(n, *states, *arrays, *fixed, *shared))
         self._called = True
         return outputs

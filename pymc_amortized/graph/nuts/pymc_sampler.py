@@ -13,6 +13,7 @@ import numpy as np
 import pymc as pm
 
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.numerics.threads import TURN
 
 Values = Mapping[str, np.ndarray]
 
@@ -152,11 +153,12 @@ class PyMCSampler:
         self, values: Values, starts: np.ndarray, settings: Settings, seed: np.random.SeedSequence, deadline: float
     ) -> Chains:
         """Run NUTS for one data set."""
-        for name, value in values.items():
-            self._shared[name].set_value(value)
         runs = []
-        for rng in np.random.default_rng(seed).spawn(settings.chains):
-            runs.append(self._chain(starts[rng.integers(len(starts))], settings, rng, deadline))
+        with TURN:
+            for name, value in values.items():
+                self._shared[name].set_value(value)
+            for rng in np.random.default_rng(seed).spawn(settings.chains):
+                runs.append(self._chain(starts[rng.integers(len(starts))], settings, rng, deadline))
         z, divergences, energy, depth = zip(*runs, strict=True)
         return Chains(np.stack(z), sum(divergences), {"energy": np.stack(energy), "tree_depth": np.stack(depth)})
 

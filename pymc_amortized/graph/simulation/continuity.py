@@ -8,7 +8,6 @@ beside it a density.
 from typing import Any
 
 import numpy as np
-import pymc as pm
 import pytensor.tensor as pt
 from pymc.distributions.censored import CensoredRV
 from pymc.distributions.distribution import SymbolicRandomVariable
@@ -23,7 +22,7 @@ from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs, unconstrained
-from pymc_amortized.graph.model.tensors import INTERPRETED, like, plain
+from pymc_amortized.graph.model.tensors import interpret, like, plain
 from pymc_amortized.graph.simulation.atoms import WAY_OUT, PriorAtomError
 
 DRAWS = 512
@@ -171,4 +170,4 @@ def _constrain(spec: ModelSpec) -> Any:
     replaced = {model[name]: like(model[name], symbol) for name, symbol in (one | context).items()}
     outputs = graph_replace(outputs, replaced | held_constants(spec) | lengths, strict=False)
     inputs = [theta, *one.values(), *context.values(), *lengths.values()]
-    return pm.compile(inputs, outputs, **INTERPRETED, on_unused_input="ignore")
+    return interpret(inputs, outputs)

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from pymc.distributions.shape_utils import change_dist_size
@@ -22,7 +21,7 @@ from pytensor.tensor.random.type import random_generator_type
 from pymc_amortized.graph.data.simulations import SimulationError, excluded
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import held_constants, sorted_variables
-from pymc_amortized.graph.model.tensors import INTERPRETED
+from pymc_amortized.graph.model.tensors import interpret
 
 FEWEST = 1e-4
 """Share of vectors that are in order, below which a model is refused."""
@@ -103,4 +102,4 @@ class OrderedDraws:
         (many,) = clone_replace([many], {many.owner.inputs[0]: generator})
         free = self._spec.model.rvs_to_transforms[rv].forward(many, *many.owner.inputs)
         inputs = [pytensor.In(generator, mutable=True), number]
-        return pm.compile(inputs, [many, free], **INTERPRETED)
+        return interpret(inputs, [many, free])

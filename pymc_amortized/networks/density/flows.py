@@ -4,6 +4,8 @@ import torch
 import zuko
 from torch import Tensor, nn
 
+from pymc_amortized.numerics.threads import TURN
+
 __all__ = ["ZukoDensity"]
 
 
@@ -36,7 +38,7 @@ class ZukoDensity(nn.Module):
     def sample(self, draws: int, context: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw z (draws, batch, dim) given context (batch, features), with log densities (draws, batch)."""
         devices = [context.device] if context.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with TURN, torch.random.fork_rng(devices=devices):
             # zuko draws from torch's global generator: seed that from the given one, and put it back
             seed = torch.randint(2**62, (1,), generator=generator, device=context.device)
             torch.manual_seed(int(seed))
