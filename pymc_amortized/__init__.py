@@ -92,6 +92,12 @@ __all__ = [
 # Type checkers read the list above. A network that is only registered is public all the same.
 __all__ += [name for name in _networks if name not in __all__]
 
+
+def __dir__() -> list[str]:
+    """Show users what is theirs, without the rooms."""
+    return sorted(__all__)
+
+
 _pm.sample_amortized = sample_amortized
 
 show_by_default()

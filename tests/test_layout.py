@@ -121,6 +121,10 @@ def test_rooms_do_without(room):
     assert trespasses(GRAPH, room) == []
 
 
+def test_the_face_shows_public_names_alone():
+    assert dir(pymc_amortized) == sorted(pymc_amortized.__all__)
+
+
 @pytest.mark.parametrize(
     "back",
     [
