@@ -77,6 +77,7 @@ def test_a_joint_is_copied_as_one():
     assert copied.posterior.learned is not None
 
 
+@pytest.mark.slow
 def test_a_comparison_is_copied_as_one():
     models = {}
     for name, scale in (("narrow", 1.0), ("wide", 4.0)):
