@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pymc as pm
 import xarray as xr
-from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
@@ -28,6 +27,7 @@ from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.predictive import refuse_without_density
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.model.indices import index_limits
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import logger
@@ -112,9 +112,7 @@ def sample_amortized(
     >>> dict(draws.posterior["mu"].sizes)
     {'chain': 2, 'draw': 100}
     """
-    if model is not None and not isinstance(model, BaseModel):
-        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
-    model = pm.modelcontext(model)
+    model = model_of(model)
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     check_correction_name(correction)
     read_nuts_budget(max_nuts, max_time, correction)

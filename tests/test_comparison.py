@@ -522,7 +522,12 @@ REFUSED = {
     "context": ({"b": lambda: normal(1.0)}, {"context": {"z": "resample"}}, KeyError, "no model has.*'z'"),
     "prior": ({"b": lambda: normal(1.0)}, {"prior": {"a": 1}}, KeyError, "prior: weights of \\['a'\\]"),
     "weights": ({"b": lambda: normal(1.0)}, {"prior": {"a": -1, "b": 1}}, ValueError, "none below 0"),
-    "entry": ({"b": lambda: 3}, {}, TypeError, "models\\['b'\\] must be a pymc.Model or AmortizedPosterior, got int"),
+    "entry": (
+        {"b": lambda: 3},
+        {},
+        TypeError,
+        "models\\['b'\\] must be a pymc.Model, .* or an AmortizedPosterior, got int",
+    ),
     "posteriors": ({"b": lambda: normal(1.0)}, {"posteriors": "no"}, TypeError, "posteriors must be True or False"),
 }
 

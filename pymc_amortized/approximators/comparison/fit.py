@@ -6,7 +6,6 @@ from typing import Any
 
 import pymc as pm
 import torch
-from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
@@ -20,6 +19,7 @@ from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.indices import index_limits
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.sizes import is_range
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -171,17 +171,21 @@ def _check_models(models: Any) -> dict[str, Entry]:
         raise TypeError(f"models must map names to models, as in {{'linear': m1, 'quadratic': m2}}; got {models!r}")
     if len(models) < 2:
         raise ValueError(f"models: at least two are needed to compare, got {list(models)}")
+    entries: dict[str, Entry] = {}
     for name, entry in models.items():
         if not isinstance(name, str):
             raise TypeError(f"models: names must be strings, got {name!r}")
-        if not isinstance(entry, BaseModel | AmortizedPosterior):
-            raise TypeError(f"models[{name!r}] must be a pymc.Model or AmortizedPosterior, got {type(entry).__name__}")
+        try:
+            entries[name] = entry if isinstance(entry, AmortizedPosterior) else model_of(entry)
+        except TypeError:
+            allowed = "a pymc.Model, an object that holds one, or an AmortizedPosterior"
+            raise TypeError(f"models[{name!r}] must be {allowed}, got {type(entry).__name__}") from None
         if isinstance(entry, AmortizedPosterior) and entry.local_to is not None:
             raise ValueError(f"models[{name!r}] was refined for one data set and knows no other")
     for one, two in combinations(models, 2):
-        if models[one] is models[two]:
+        if entries[one] is entries[two]:
             logger.warning("models: %r and %r are the same object: each gets half of what is due to one.", one, two)
-    return dict(models)
+    return entries
 
 
 def _sources(models: Mapping[str, Entry], context: Any, missing: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pymc as pm
 import xarray as xr
-from pymc.model.core import BaseModel
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
 from pymc_amortized.approximators.fitting.fingerprint import fingerprint
@@ -17,6 +16,7 @@ from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import check_names, refuse_imputed
@@ -99,9 +99,7 @@ def read_model(
 
     The last one of each model is kept, with all that is compiled from it, and is the same as long as nothing changes.
     """
-    if model is not None and not isinstance(model, BaseModel):
-        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
-    model = pm.modelcontext(model)
+    model = model_of(model)
     arguments = {"observed": observed, "parameters": parameters, "missing": missing}
     if model not in _read or _read[model][0] != fingerprint(model, context, arguments, with_data=True):
         read = read_anew(model, observed, parameters, context, missing)

@@ -19,6 +19,7 @@ from pymc_amortized.approximators.likelihood.training import (
     scales_of_averages,
 )
 from pymc_amortized.graph.model.operations import has_density
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.finding import distribution_of, find_rows
@@ -135,7 +136,7 @@ def fit_likelihood(
     num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     cores = read_count("cores", cores)
     context, structure = read_mapping("context", context), read_mapping("structure", structure)
-    model = pm.modelcontext(model)
+    model = model_of(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
     rows = find_rows(spec, read_variable(spec, variable), structure)
     simulated, _, _ = read_anew(widen(model, region), observed, None, context, None)  # row parameters are added

@@ -9,6 +9,7 @@ from typing import Any
 import pymc as pm
 from torch import nn
 
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.tensors import CompileKwargs
 
 
@@ -36,7 +37,7 @@ class Brought:
     def one_model(self) -> pm.Model:
         """Return the model, by default the context's."""
         try:
-            return pm.modelcontext(self.model)
+            return model_of(self.model)
         except TypeError:
             raise TypeError(
                 "model: a file holds no model; pass the one the posterior was trained for, or load it inside "

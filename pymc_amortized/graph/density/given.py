@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
@@ -17,7 +16,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
-from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, interpret, like, plain
+from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, interpret, like, plain, plain_input
 
 Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
@@ -74,7 +73,7 @@ class Predictive(_Given):
 
     def _compiled(self) -> Loop:
         spec, model = self.spec, self.spec.model
-        context = {c.name: pt.tensor(c.name, dtype=c.dtype, shape=c.shape) for c in spec.context}
+        context = {c.name: plain_input(c.name, c.dtype, c.shape) for c in spec.context}
         replaced = {model[name]: like(model[name], symbol) for name, symbol in (self._slices | context).items()}
         outputs = graph_replace([plain(model[name]) for name in self.names], replaced, strict=False)
         outputs = clone_replace(outputs, held_constants(spec) | self._lengths, rebuild_strict=False)
@@ -110,7 +109,7 @@ class LogDensityGiven(_Given):
     def _terms(self) -> tuple[list[Any], list[Any]]:
         """The graph of each term, and its inputs but for the free variables."""
         spec, model = self.spec, self.spec.model
-        data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in spec.data}
+        data = {v.name: plain_input(v.name, v.dtype, v.shape) for v in spec.data}
         values = {rv: rv.type() for rv in model.basic_RVs if has_density(model, rv)}
         terms = transformed_conditional_logp(
             [model[name] for name in self.names], rvs_to_values=values, rvs_to_transforms={}, jacobian=False

@@ -22,6 +22,7 @@ from pymc_amortized.graph.model.tensors import (
     interpret,
     like,
     plain,
+    plain_input,
     split_vector,
 )
 
@@ -74,7 +75,7 @@ class _DrawFunctions:
 
     def _inputs(self) -> dict[str, Any]:
         """What is the same for all draws: data, and lengths of dimensions."""
-        data = {v.name: pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in self.spec.inputs}
+        data = {v.name: plain_input(v.name, v.dtype, v.shape) for v in self.spec.inputs}
         return data | {shared.name: new for shared, new in length_inputs(self.spec).items()}
 
     @property
@@ -221,7 +222,7 @@ class Unconstrain:
         inputs = []
         for v in self._wanted:
             var = self.spec.model[v.name]
-            inputs.append(pt.tensor(v.name, dtype=v.dtype, shape=v.shape))
+            inputs.append(plain_input(v.name, v.dtype, v.shape))
             replacements[var] = like(var, inputs[-1])
         (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
         return interpret(inputs, flat)

@@ -30,7 +30,7 @@ from pytensor.graph.replace import graph_replace
 from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.density.log_density import Data, LogDensity
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import CompileKwargs, plain
+from pymc_amortized.graph.model.tensors import CompileKwargs, plain, plain_input
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import cholesky_factors, log_integral
 from pymc_amortized.numerics.kinds import KINDS
@@ -55,7 +55,7 @@ class LogDensityWithGaps(LogDensity):
     def __init__(self, spec: ModelSpec, rules: Rules, compile_kwargs: CompileKwargs | None = None) -> None:
         super().__init__(spec, compile_kwargs)
         self.rules = rules
-        self._masks = {v.name: pt.tensor(gaps_of(v.name), dtype="bool", shape=v.shape) for v in self._gappy}
+        self._masks = {v.name: plain_input(gaps_of(v.name), "bool", v.shape) for v in self._gappy}
 
     @property
     def _kind(self) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pymc as pm
-from pymc.model.core import BaseModel
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import ancestors
@@ -17,6 +16,7 @@ from pymc_amortized.graph.model.constants import open_constants
 from pymc_amortized.graph.model.copying import without_gp_warning
 from pymc_amortized.graph.model.freezing import freeze
 from pymc_amortized.graph.model.operations import op_name, with_checked_shapes
+from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
@@ -59,9 +59,7 @@ def take_snapshot(
     ValueError, KeyError
         When the model cannot be simulated or a name is not one the model has.
     """
-    if model is not None and not isinstance(model, BaseModel):
-        raise TypeError(f"model must be a pymc.Model, got {type(model).__name__}")
-    model = _with_named_dims(pm.modelcontext(model))
+    model = _with_named_dims(model_of(model))
     context, sizes, missing = tuple(context), tuple(sizes), frozenset(missing)
     _check_context(model, context)
     containers = refuse_unsuited(model, observed, context)

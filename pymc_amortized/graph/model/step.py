@@ -17,7 +17,7 @@ from pytensor.tensor.random.op import RandomVariable
 from pymc_amortized.graph.model.copying import substitute
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.tensors import batched_input, like, plain
+from pymc_amortized.graph.model.tensors import batched_input, like, plain, plain_input
 
 FINE, EXCLUDED, ROUNDED = 0, 1, 2
 """A draw that the model's density allows; one that it excludes; and one that overflows, or is rounded to a bound."""
@@ -51,7 +51,7 @@ def length_inputs(spec: ModelSpec) -> dict[Any, Any]:
 
 def given_parameters(spec: ModelSpec) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
     """What stands for one draw of each free variable, by name; and each with an input for many draws of it."""
-    one = {p.name: pt.tensor(p.name, dtype=p.dtype, shape=p.shape) for p in spec.parameters}
+    one = {p.name: plain_input(p.name, p.dtype, p.shape) for p in spec.parameters}
     return one, [(one[p.name], batched_input(f"{p.name}_draws", p.dtype, p.shape)) for p in spec.parameters]
 
 

@@ -131,7 +131,7 @@ class Loop:
         self._batched = [b.type for _, b, *_ in (*sequences, *picked)]
         self._places = [None] * len(sequences) + [place for *_, place in picked]
         self._types = [plain(v).type for v in outputs]
-        of_each = [(p, pt.tensor(b.name, dtype=b.dtype, shape=b.type.shape[1:])) for p, b, *_ in (*sequences, *picked)]
+        of_each = [(p, plain_input(b.name, b.dtype, b.type.shape[1:])) for p, b, *_ in (*sequences, *picked)]
         states = [random_generator_type() for _ in updates]
         replaced = dict(of_each) | dict(zip(updates, states, strict=True))
         step = graph_replace([*outputs, *updates.values()], replaced, strict=False)
@@ -264,6 +264,11 @@ def call_in_halves(
         return [np.concatenate(pair) for pair in zip(*parts, strict=True)]
 
 
+def plain_input(name: str, dtype: str, shape: Sequence[int | None]) -> Any:
+    """Build an input of any name: ``pt.tensor`` takes "float32" or "1|subject" for a dtype, or fails to."""
+    return pt.TensorType(dtype, shape=tuple(shape))(name)
+
+
 def batched_input(name: str, dtype: str, shape: tuple[int | None, ...]) -> Any:
     """Build an input for arrays with a leading axis of draws or simulations."""
-    return pt.tensor(name, dtype=dtype, shape=(None, *shape))
+    return plain_input(name, dtype, (None, *shape))

@@ -4,13 +4,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import pytensor.tensor as pt
 from pytensor.graph.replace import clone_replace, graph_replace
 
 from pymc_amortized.graph.density.each import EachLogDensity
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
 from pymc_amortized.graph.model.step import EXCLUDED, check_graph, held_constants, length_inputs
-from pymc_amortized.graph.model.tensors import INTERPRETED, CompileKwargs, Loop, batched_input, call_in_halves, like
+from pymc_amortized.graph.model.tensors import (
+    INTERPRETED,
+    CompileKwargs,
+    Loop,
+    batched_input,
+    call_in_halves,
+    like,
+    plain_input,
+)
 
 FEW = 2048
 """Draws that are asked one by one by interpreted code: in the time, about, that compiling it would take."""
@@ -82,7 +89,7 @@ class Checks:
     def _loop(self, compile_kwargs: CompileKwargs | None) -> Loop:
         spec, model = self._spec, self._spec.model
         every = self._every
-        one = [pt.tensor(v.name, dtype=v.dtype, shape=v.shape) for v in every]
+        one = [plain_input(v.name, v.dtype, v.shape) for v in every]
         replaced = {model[v.name]: like(model[v.name], symbol) for v, symbol in zip(every, one, strict=True)}
         lengths = length_inputs(spec)
         checks = graph_replace([check_graph(model)], replaced | lengths, strict=False)

@@ -22,7 +22,7 @@ from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs, unconstrained
-from pymc_amortized.graph.model.tensors import interpret, like, plain
+from pymc_amortized.graph.model.tensors import interpret, like, plain, plain_input
 from pymc_amortized.graph.simulation.atoms import WAY_OUT, PriorAtomError
 
 DRAWS = 512
@@ -157,7 +157,7 @@ def _constrain(spec: ModelSpec) -> Any:
     model = spec.model
     theta = pt.vector("theta", shape=(spec.dim,), dtype="float64")
     one, lengths = given_parameters(spec)[0], length_inputs(spec)
-    context = {c.name: pt.tensor(c.name, dtype=c.dtype, shape=c.shape) for c in spec.context}
+    context = {c.name: plain_input(c.name, c.dtype, c.shape) for c in spec.context}
     outputs, start = [], 0
     for p in spec.parameters:
         rv = model[p.name]
