@@ -4,8 +4,8 @@ import pymc as pm
 import pytest
 from models import MODELS
 
-from pymc_amortized.graph.model.levels import MOST, hierarchy_levels
 from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.structure.levels import MOST, hierarchy_levels
 
 
 def by_name(model: pm.Model) -> dict[str, int]:

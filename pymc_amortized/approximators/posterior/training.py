@@ -36,12 +36,12 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.model.axes import Structure
-from pymc_amortized.graph.model.levels import hierarchy_levels
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.simulation.atoms import refuse_prior_atoms
 from pymc_amortized.graph.simulation.continuity import refuse_jumps
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.levels import hierarchy_levels
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.logs import logger
