@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -26,11 +26,12 @@ from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, features_of
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.odds import Calibration
+from pymc_amortized.results.cards import Card
 from pymc_amortized.training import History
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedComparison[P: TrainedPosterior](Sendable):
+class TrainedComparison[P: TrainedPosterior](Card, Sendable):
     """What training a comparison leaves.
 
     Attributes
@@ -67,6 +68,8 @@ class TrainedComparison[P: TrainedPosterior](Sendable):
     compile_kwargs : mapping or None
         Passed to :func:`pymc.compile`.
     """
+
+    NEXT: ClassVar[str] = "comparison.probabilities(data)\ncomparison.compare(data)\ncomparison.save(path)"
 
     specs: Mapping[str, ModelSpec]
     common: Common

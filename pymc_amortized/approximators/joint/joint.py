@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import xarray as xr
 
@@ -17,12 +17,13 @@ from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.rows.exchange import with_learned_density
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.graph.simulation.sending import Sendable
+from pymc_amortized.results.cards import Card
 
 Density = Literal["auto", "learned", "exact"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AmortizedJoint(Sendable):
+class AmortizedJoint(Card, Sendable):
     """A posterior and a likelihood that were trained on the same simulations.
 
     Made by :func:`fit_joint` or :func:`load`; immutable.
@@ -43,6 +44,8 @@ class AmortizedJoint(Sendable):
     >>> type(pma.load("joint.pma", model=model)).__name__
     'AmortizedJoint'
     """
+
+    NEXT: ClassVar[str] = "dt = joint.posterior.sample(data)\njoint.log_marginal_likelihood(data)\njoint.save(path)"
 
     posterior: AmortizedPosterior
     likelihood: AmortizedLikelihood

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pymc as pm
@@ -35,6 +35,7 @@ from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
+from pymc_amortized.results.cards import Card
 from pymc_amortized.row_density.evaluation import RowDensity
 from pymc_amortized.row_density.ratio import RowRatio, refuse_draws
 from pymc_amortized.training import History, TrainingState
@@ -43,7 +44,7 @@ LikelihoodKind = Literal["density", "ratio"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AmortizedLikelihood(Sendable):
+class AmortizedLikelihood(Card, Sendable):
     """The learned distribution of an observed variable, given the parameters that its rows are drawn with.
 
     Made by :func:`fit_likelihood` or :func:`load`; immutable. Called inside a model it is a distribution.
@@ -75,6 +76,8 @@ class AmortizedLikelihood(Sendable):
     >>> [variable.name for variable in groups.observed_RVs]
     ['y']
     """
+
+    NEXT: ClassVar[str] = "with likelihood.to_model(data):\n    pm.sample()\nlikelihood.save(path)"
 
     spec: ModelSpec
     rows: ObservedRows

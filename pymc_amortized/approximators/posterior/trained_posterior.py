@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -32,11 +32,12 @@ from pymc_amortized.novelty.reference import extents, features_of
 from pymc_amortized.novelty.scores import Reference
 from pymc_amortized.numerics.sampling.importance import Weights
 from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.results.cards import Card
 from pymc_amortized.training import History, TrainingState
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedPosterior(Sendable):
+class TrainedPosterior(Card, Sendable):
     """A trained posterior, as the parts of the library that train, refine, check and compare see it.
 
     Users hold an :class:`AmortizedPosterior`, which is this record with the methods that read data and write results.
@@ -73,6 +74,10 @@ class TrainedPosterior(Sendable):
     learned : ModelSpec or None
         The model with a learned likelihood, by whose density draws are corrected.
     """
+
+    NEXT: ClassVar[str] = (
+        "dt = posterior.sample(data)\nposterior.table(many)\npma.check_calibration(posterior)\nposterior.save(path)"
+    )
 
     spec: ModelSpec
     network: PosteriorNetwork

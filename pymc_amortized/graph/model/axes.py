@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Literal, get_args
 
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
@@ -107,6 +108,9 @@ class Structure:
         axes = list(map(str, self.axes)) or ["the data have no axis with more than one entry"]
         same = [f"the posterior is symmetric, the log density stays as it is: {moves}" for moves in self.symmetric]
         return "\n".join(axes + same)
+
+    def _repr_html_(self) -> str:
+        return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()) + "</ul>"
 
 
 def read_kinds(
