@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pymc as pm
 import pytest
+import xarray as xr
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.simulate import read_model
@@ -148,6 +149,14 @@ def test_a_table_of_a_result_that_is_there(posterior):
     assert list(table.columns)[:3] == ["sum mean", "sum sd", "sum 25%"]
     np.testing.assert_allclose(table["sum mean"], dts.posterior["sum"].mean(("chain", "draw")))
     assert len(posterior.table(posterior.sample({"y": ROWS["a"]}, draws=50, random_seed=3))) == 1
+
+
+def test_results_go_into_files(posterior, tmp_path):
+    dts = posterior.sample({"y": np.stack(list(ROWS.values()))}, batched=True, draws=50, random_seed=3)
+    dts.to_netcdf(tmp_path / "results.nc")
+    with xr.open_datatree(tmp_path / "results.nc") as back:
+        assert back.equals(dts)
+        assert back.posterior.attrs.keys() == dts.posterior.attrs.keys()
 
 
 def test_tables_are_made_in_blocks(posterior, monkeypatch):
