@@ -194,7 +194,7 @@ def test_the_containers_name_stands_for_its_variable(spec):
 
 @pytest.mark.parametrize("observed", [[1, 2], Y, 3, "y"])
 def test_what_is_no_mapping_is_refused(spec, observed):
-    with pytest.raises(TypeError, match="several data sets: pass batched=True|observed must map names"):
+    with pytest.raises(TypeError, match="no single data set: pass batched=True|observed must map names"):
         read_datasets(spec, observed)
 
 

@@ -80,7 +80,7 @@ def test_groups_of_two_columns_are_refused(spec, shops):
 
 
 def test_several_frames_need_batched(spec, shops):
-    with pytest.raises(TypeError, match="several data sets: pass batched=True"):
+    with pytest.raises(TypeError, match="no single data set: pass batched=True"):
         read_datasets(spec, shops.groupby("shop"))
 
 

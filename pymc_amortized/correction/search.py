@@ -5,8 +5,8 @@ evaluations of its density (:mod:`pymc_amortized.numerics.sampling.modes`); what
 proposed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch, Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
-from pymc_amortized.numerics.sampling.amis import quasi_normal
+from pymc_amortized.numerics.sampling.amis import SMALLEST, adapt, quasi_normal
 from pymc_amortized.numerics.sampling.importance import tempered
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
-from pymc_amortized.numerics.sampling.modes import POINTS, Mode, find_modes, reach
+from pymc_amortized.numerics.sampling.modes import POINTS, STAGES, Mode, find_modes, reach
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
 from pymc_amortized.numerics.sampling.whitening import Whitening, moments
 
@@ -28,6 +28,12 @@ EVALUATIONS = 4096
 LEAST_SHARE = 0.5
 """Of the proposals that a mode gets, times the number of modes, however light it seems to be."""
 MOST_STARTS = 8
+FEW = 3
+"""Sampled parameters among which scouts meet what is a tenth as wide as the prior; of more, rows tell where to look."""
+MOST_ROWS = 8
+"""Rows of each data set that are looked at by themselves."""
+SHARP = 16.0
+"""Power of the likelihood of one row in the place of all: what a few wide rows would say is not where it points."""
 MOST_WEIGHTED = 512
 """Proposals that tell the shape of what is known, which need not be exact."""
 
@@ -47,6 +53,8 @@ class ModeSearch:
         By it, what can be integrated out is.
     symmetries : Symmetries or None
         Of the posteriors: images of a mode are no further modes.
+    rows : sequence of (str, int)
+        Arrays, and which of their axes, that hold exchangeable rows, independent given the parameters.
     """
 
     datasets: DataSets
@@ -54,6 +62,7 @@ class ModeSearch:
     standardizer: ParameterStandardizer
     sketch: Sketch | None
     symmetries: Symmetries | None = None
+    rows: Sequence[tuple[str, int]] = ()
 
     def __call__(self, indices: np.ndarray, sets: Sequence[Proposals]) -> list[StudentMixture | None]:
         """Search for modes, by scouts and what was proposed.
@@ -81,7 +90,7 @@ class ModeSearch:
         curvature = None if self.sketch is None else self.sketch.curvature
         of_sampled = quadratic.integrated(log_density, best[:, quadratic.places], scale, curvature)
         each = EVALUATIONS / quadratic.evaluations / 2
-        scouts = min(2 ** max(int(np.log2(each)), 4), 2 ** min(dim + 5, 9))
+        scouts = 2 ** min(max(int(np.log2(each)), 4), 2 * dim + 4)
         starts = int(np.clip(each / (4 * POINTS), 1, min(MOST_STARTS, 4 * dim)))
         found = find_modes(
             of_sampled,
@@ -91,9 +100,35 @@ class ModeSearch:
             thorough=np.array([p.want_more(p.log_p.size) for p in sets]),
             scouts=scouts,
             starts=starts,
+            further=self._of_rows(indices, quadratic) if dim > FEW else (),
         )
         back = np.argsort(order)
         return [_mixture(modes, back, self.standardizer, self.symmetries) if modes else None for modes in found]
+
+    def _of_rows(self, indices: np.ndarray, quadratic: Quadratic) -> list[np.ndarray]:
+        """Where the posteriors of single rows lie, (k, sampled) for each data set.
+
+        Where rows disagree, as one does that lies far out, each may have a mode of its own, too narrow for scouts. A
+        data set in which one row stands in the place of all has its posterior there.
+        """
+        if self.sketch is None or not self.rows:
+            return []
+        chosen = [_apart(self.datasets, int(i), self.rows) for i in indices]
+        owner = np.repeat(np.arange(len(indices)), [len(some) for some in chosen])
+        alone = _repeated(self.datasets.take(indices[owner]), np.concatenate(chosen).astype(int), self.rows)
+        log_density = Standardized(self.sketch.density.of(alone), self.standardizer)
+        k, q, dim = len(owner), len(quadratic.places), len(quadratic.sampled)
+        of_sampled = quadratic.integrated(log_density, np.zeros((k, q)), np.ones((k, q)))
+        wide = np.broadcast_to(np.eye(dim + q), (k, dim + q, dim + q))
+
+        def sharp(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            log_p, *moments = of_sampled(points, index)
+            of_prior = -0.5 * np.square(points).sum(axis=-1)  # about: points are in its units
+            return SHARP * log_p - (SHARP - 1) * of_prior, *moments
+
+        found = adapt(sharp, np.zeros((k, dim + q)), wide, quasi_normal(2 * STAGES, POINTS, dim))
+        met = found.ess > 0
+        return [found.mean[(owner == i) & met, :dim] for i in range(len(indices))]
 
     def _densities(self, indices: np.ndarray) -> tuple[Quadratic, LogDensities]:
         """What is integrated out, and the densities of data sets at parameters of each one's own."""
@@ -118,6 +153,44 @@ def _moments(sets: Sequence[Proposals], standardizer: ParameterStandardizer) -> 
         theta = np.stack([sets[0].symmetries.gathered(each, each[-1]) for each in theta])
     z = standardizer.exact(torch.from_numpy(theta))[0].numpy()
     return z[:, -1], moments(z, tempered(np.take_along_axis(log_weights, some, 1), z.shape[2]))[1]
+
+
+def _apart(datasets: DataSets, index: int, rows: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Numbers of rows that are present and differ most: each next one lies farthest from those before."""
+    parts, present = [], []
+    for name, axis in rows:
+        if name in datasets.values:
+            values = np.moveaxis(datasets.values[name][index], axis, 0)
+            parts.append(values.reshape(len(values), -1).astype("float64"))
+            present.append(np.isfinite(parts[-1]).all(axis=1))
+        if name in datasets.missing:
+            gaps = np.moveaxis(datasets.missing[name][index], axis, 0)
+            present.append(~gaps.reshape(len(gaps), -1).any(axis=1))
+    table, some = np.concatenate(parts, axis=1), np.flatnonzero(np.logical_and.reduce(present))
+    if len(some) <= 1:
+        return some
+    table = table[some] / (table[some].std(axis=0) + SMALLEST)
+    picked = [int(np.square(table - np.median(table, axis=0)).sum(axis=1).argmin())]  # a usual one first
+    nearest = np.full(len(some), np.inf)
+    while len(picked) < min(MOST_ROWS, len(some)):
+        nearest = np.minimum(nearest, np.square(table - table[picked[-1]]).sum(axis=1))
+        picked.append(int(nearest.argmax()))
+    return some[picked]
+
+
+def _repeated(datasets: DataSets, row: np.ndarray, rows: Sequence[tuple[str, int]]) -> DataSets:
+    """Data sets in which one row (n,) of each stands in the place of all."""
+
+    def spread(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        changed = dict(arrays)
+        for name, axis in rows:
+            if name in arrays:
+                moved = np.moveaxis(arrays[name], axis + 1, 1)
+                one = np.broadcast_to(moved[np.arange(len(row)), row][:, None], moved.shape)
+                changed[name] = np.ascontiguousarray(np.moveaxis(one, 1, axis + 1))
+        return changed
+
+    return replace(datasets, values=spread(datasets.values), missing=spread(datasets.missing), extra=None)
 
 
 def _mixture(

@@ -158,6 +158,7 @@ class TrainedPosterior(Card, Sendable):
             standardizer,
             sketch,
             self.structure.symmetries,
+            self.structure.rows,
         )
         return PosteriorTarget(
             spec,

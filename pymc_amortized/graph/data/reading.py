@@ -50,7 +50,7 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     data, labels = dealt_out(data, _known(spec))
     if not batched:
         if isinstance(data, list | tuple):
-            raise TypeError("observed holds several data sets: pass batched=True")
+            raise TypeError("observed is no single data set: pass batched=True for several data sets")
         data = wanted_columns(data, _known(spec))
         return replace(_stacked(spec, [_read(spec, data, False)], None), coords=_coords(spec, data))
     if isinstance(data, list | tuple):

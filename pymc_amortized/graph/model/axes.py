@@ -95,6 +95,11 @@ class Structure:
         special = {pair: axis for axis in self.axes if axis.kind != "features" for pair in axis.carriers}
         return tuple(special.get((name, i)) for i in range(len(self.shapes[name])))
 
+    @property
+    def rows(self) -> tuple[tuple[str, int], ...]:
+        """Arrays, and which of their axes, of the first axis whose rows are exchangeable and independent."""
+        return next((axis.carriers for axis in self.axes if axis.kind == "exchangeable" and axis.independent), ())
+
     def with_ranges(self, ranges: Mapping[str, tuple[int, int]]) -> Structure:
         """Return the structure with the smallest and largest lengths of axes that vary, by name."""
         axes = tuple(

@@ -9,7 +9,9 @@ comes to.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,6 +53,7 @@ def find_modes(
     thorough: np.ndarray,
     scouts: int = 256,
     starts: int = 8,
+    further: Sequence[np.ndarray] = (),
 ) -> list[list[Mode]]:
     """Find the modes of n targets, in order of their mass; none where no scout tells of a second one.
 
@@ -70,9 +73,13 @@ def find_modes(
         Points, a power of 2, at which the density is evaluated first.
     starts : int
         How many of these are followed.
+    further : sequence of ndarray (k, dim)
+        For each target, points that are followed too.
     """
     n = len(best)
     theta, owner = _starts(log_density, best, dim, thorough, scouts, starts)
+    theta = np.concatenate([theta, *further])
+    owner = np.concatenate([owner, np.repeat(np.arange(len(further)), [len(points) for points in further])])
     width = np.clip(0.6 * scouts ** (-1 / dim), 0.02, 0.5)  # about half the distance between scouts
     # what is known comes first, one start for each target that is followed
     followed = np.unique(np.concatenate([np.flatnonzero(thorough), owner]))
@@ -127,13 +134,10 @@ def _starts(
     Those on the way up to what is known are not. Of targets that are thoroughly searched, the best others follow.
     """
     n = len(best)
-    spread = quasi_normal(1, scouts, dim)[0]
+    spread, near, within = _scouts(scouts, dim)
     log_p = log_density(np.ascontiguousarray(np.broadcast_to(spread, (n, *spread.shape))), np.arange(n))[0]
     log_p = np.where(np.isfinite(log_p), log_p, IMPOSSIBLE)
-    distance = np.square(spread[:, None] - spread).sum(axis=2)
-    near = np.argsort(distance, axis=1)[:, 1 : 2 * dim + 2]
     top = log_p >= log_p[:, near].max(axis=2)
-    within = np.take_along_axis(distance, near[:, -1:], axis=1)[:, 0]
     alone = top & (np.square(spread - best[:, None, :dim]).sum(axis=2) > within)
     wanted = (alone | thorough[:, None]) & (log_p > IMPOSSIBLE)
     theta, owners = [], []
@@ -143,6 +147,16 @@ def _starts(
         theta.extend(spread[chosen])
         owners.extend([i] * len(chosen))
     return np.reshape(theta, (-1, dim)), np.array(owners, dtype=int)
+
+
+@lru_cache
+def _scouts(number: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scouts (number, dim), the nearest others of each (number, 2 dim + 1), and the squared distance of the last."""
+    spread = quasi_normal(1, number, dim)[0]
+    squared = np.square(spread).sum(axis=1)
+    distance = squared[:, None] + squared - 2 * spread @ spread.T
+    near = np.argsort(distance, axis=1)[:, 1 : 2 * dim + 2]
+    return spread, near, np.take_along_axis(distance, near[:, -1:], axis=1)[:, 0]
 
 
 def _distinct(found: Found, some: np.ndarray, dim: int) -> list[Mode]:
