@@ -262,3 +262,36 @@ def test_a_mixture_of_fewer_points_than_components():
     for theta in (np.zeros((400, 2)), draws):
         mixture = StudentMixture.fit(theta, np.full(400, 1 / 400), np.random.default_rng(0), 12)
         assert np.isfinite(mixture.draw(10, np.random.default_rng(1))).all()
+
+
+def test_a_row_far_from_the_others_has_a_mode_that_no_scout_meets():
+    """A tenth as wide as the prior in five dimensions: only the row itself tells where."""
+    with pm.Model() as model:
+        theta = pm.Normal("theta", 0, 10, shape=5)
+        parts = [pm.MvNormal.dist(theta, scale * np.eye(5)) for scale in (1, 400)]
+        pm.Mixture("y", [0.4, 0.6], parts, observed=np.zeros((6, 5)))
+    training = pma.Training(num_steps=1)
+    posterior = pma.fit_posterior(model, training=training, random_seed=1, progressbar=False)
+    rng = np.random.default_rng(1)
+    y = np.stack([rng.normal([0, -10, -10, 20, 20], 20, size=(6, 5)) for _ in range(6)])
+    draws = posterior.sample({"y": y}, batched=True, draws=500, random_seed=2).posterior["theta"].to_numpy()
+    for rows, found in zip(y, draws.reshape(6, -1, 5), strict=True):
+        assert_allclose([near_row(found, row) for row in rows], shares_of_rows(rows), atol=0.08)
+
+
+def near_row(theta, row):
+    """Share of draws that lie within what one row alone says."""
+    return (np.square(theta - row).sum(axis=1) < 25).mean()
+
+
+def shares_of_rows(rows):
+    """Exact: the sum over all ways in which rows are near or far, given which the location is normal."""
+    ways = np.array(np.meshgrid(*[[1.0, 400.0]] * len(rows))).reshape(len(rows), -1).T
+    precision = 0.01 + (1 / ways).sum(axis=1)
+    mean = (1 / ways) @ rows / precision[:, None]
+    squares = ((1 / ways) @ rows**2).sum(axis=1) - precision * np.square(mean).sum(axis=1)
+    log_p = np.where(ways == 1, np.log(0.4), np.log(0.6)).sum(axis=1)
+    log_p -= 0.5 * (squares + 5 * (np.log(ways).sum(axis=1) + np.log(precision)))
+    weights = special.softmax(log_p)
+    away = np.square(mean[:, None] - rows).sum(axis=2)
+    return (weights[:, None] * stats.ncx2.cdf(25 * precision[:, None], 5, away * precision[:, None])).sum(axis=0)

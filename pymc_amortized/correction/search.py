@@ -32,7 +32,7 @@ FEW = 3
 """Sampled parameters among which scouts meet what is a tenth as wide as the prior; of more, rows tell where to look."""
 MOST_ROWS = 8
 """Rows of each data set that are looked at by themselves."""
-SHARP = 16.0
+SHARP = 64.0
 """Power of the likelihood of one row in the place of all: what a few wide rows would say is not where it points."""
 MOST_WEIGHTED = 512
 """Proposals that tell the shape of what is known, which need not be exact."""
@@ -126,7 +126,7 @@ class ModeSearch:
             of_prior = -0.5 * np.square(points).sum(axis=-1)  # about: points are in its units
             return SHARP * log_p - (SHARP - 1) * of_prior, *moments
 
-        found = adapt(sharp, np.zeros((k, dim + q)), wide, quasi_normal(2 * STAGES, POINTS, dim))
+        found = adapt(sharp, np.zeros((k, dim + q)), wide, quasi_normal(2 * STAGES, 2 * POINTS, dim))
         met = found.ess > 0
         return [found.mean[(owner == i) & met, :dim] for i in range(len(indices))]
 

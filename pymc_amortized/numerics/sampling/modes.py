@@ -94,7 +94,7 @@ def find_modes(
     proposed[:, :dim, :dim] = scale[..., None] * np.eye(dim)
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(FIRST, POINTS, dim))
     clear = _finished(found)[first] & (first != np.arange(len(first)))
-    same = ~_apart(found.mean, found.mean[first], found.covariance[first], dim)
+    same = ~_apart(found.mean, found.covariance, found.mean[first], found.covariance[first], dim)
     stay = ~(clear & same) & (found.ess > 0)
     owner, mean, proposed = owner[stay], found.mean[stay], found.covariance[stay]
     if len(owner) == 0:
@@ -113,12 +113,20 @@ def _of_owners(log_density: LogDensities, owner: np.ndarray) -> LogDensities:
     return lambda theta, index: log_density(theta, owner[index])
 
 
-def _apart(points: np.ndarray, mean: np.ndarray, covariance: np.ndarray, dim: int) -> np.ndarray:
-    """Which points (k, dim) lie where distributions (k, ...) have next to nothing."""
-    away = (points - mean)[:, :dim]
-    width = covariance[:, :dim, :dim] + SMALLEST**2 * np.eye(dim)  # all weight may be that of one point
-    squared = (away * np.linalg.solve(width, away[..., None])[..., 0]).sum(axis=1)
-    return squared > reach(dim) ** 2
+def _apart(
+    mean: np.ndarray, covariance: np.ndarray, others: np.ndarray, their_covariance: np.ndarray, dim: int
+) -> np.ndarray:
+    """Which distributions (k, ...) differ from others (k, ...): one of both lies where the other has next to nothing.
+
+    So a narrow one within a wide one is another.
+    """
+    away = (mean - others)[:, :dim, None]
+    squared = [
+        # all weight may be that of one point
+        (away * np.linalg.solve(width[:, :dim, :dim] + SMALLEST**2 * np.eye(dim), away)).sum(axis=(1, 2))
+        for width in (covariance, their_covariance)
+    ]
+    return np.maximum(*squared) > reach(dim) ** 2
 
 
 def reach(dim: int) -> float:
@@ -171,6 +179,9 @@ def _distinct(found: Found, some: np.ndarray, dim: int) -> list[Mode]:
             continue
         others = np.array([m.mean for m in modes]), np.array([m.covariance for m in modes])
         heavy = mode.log_evidence + unsure[k] > modes[0].log_evidence + np.log(LEAST)
-        if heavy and _apart(mode.mean, *others, dim).all():
+        mine = (
+            np.broadcast_to(part, other.shape) for part, other in zip((mode.mean, mode.covariance), others, strict=True)
+        )
+        if heavy and _apart(*mine, *others, dim).all():
             modes.append(mode)
     return modes
