@@ -122,9 +122,9 @@ class ModeSearch:
         wide = np.broadcast_to(np.eye(dim + q), (k, dim + q, dim + q))
 
         def sharp(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            log_p, *moments = of_sampled(points, index)
+            log_p, mean, covariance = of_sampled(points, index)
             of_prior = -0.5 * np.square(points).sum(axis=-1)  # about: points are in its units
-            return SHARP * log_p - (SHARP - 1) * of_prior, *moments
+            return SHARP * log_p - (SHARP - 1) * of_prior, mean, covariance
 
         found = adapt(sharp, np.zeros((k, dim + q)), wide, quasi_normal(2 * STAGES, 2 * POINTS, dim))
         met = found.ess > 0

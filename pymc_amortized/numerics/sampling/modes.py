@@ -179,9 +179,10 @@ def _distinct(found: Found, some: np.ndarray, dim: int) -> list[Mode]:
             continue
         others = np.array([m.mean for m in modes]), np.array([m.covariance for m in modes])
         heavy = mode.log_evidence + unsure[k] > modes[0].log_evidence + np.log(LEAST)
-        mine = (
-            np.broadcast_to(part, other.shape) for part, other in zip((mode.mean, mode.covariance), others, strict=True)
+        mean, covariance = (
+            np.broadcast_to(mode.mean, others[0].shape),
+            np.broadcast_to(mode.covariance, others[1].shape),
         )
-        if heavy and _apart(*mine, *others, dim).all():
+        if heavy and _apart(mean, covariance, *others, dim).all():
             modes.append(mode)
     return modes
