@@ -1,5 +1,6 @@
 """``pm.sample_amortized``: when it trains, when it does not, and what it says."""
 
+import dataclasses
 import gc
 import logging
 import weakref
@@ -26,7 +27,7 @@ def fits(monkeypatch, line_posterior):
         made.append(kwargs)
         # a snapshot of the model in hand, with the network of another
         spec = pma.graph.model.snapshot.take_snapshot(model, context=kwargs["context"] or {})
-        values = {name: getattr(line_posterior, name) for name in line_posterior.__dataclass_fields__}
+        values = {field.name: getattr(line_posterior, field.name) for field in dataclasses.fields(line_posterior)}
         return pma.AmortizedPosterior(**{**values, "spec": spec})
 
     monkeypatch.setattr(sampling, "fit_posterior", fit)
