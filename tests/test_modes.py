@@ -14,6 +14,9 @@ import pymc_amortized as pma
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import weighted_r_hat
 from pymc_amortized.correction.draws import Request
+from pymc_amortized.correction.search import _differing, _repeated
+from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.model.axes import Axis
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
 from pymc_amortized.numerics.sampling.modes import find_modes
 from pymc_amortized.numerics.sampling.tempering import temper
@@ -295,3 +298,16 @@ def shares_of_rows(rows):
     weights = special.softmax(log_p)
     away = np.square(mean[:, None] - rows).sum(axis=2)
     return (weights[:, None] * stats.ncx2.cdf(25 * precision[:, None], 5, away * precision[:, None])).sum(axis=0)
+
+
+def test_rows_that_differ_are_those_that_are_there():
+    rows = Axis("obs", 6, "exchangeable", (("y", 0),), "", independent=True)
+    y = np.array([[0.0, 0.1, 50.0, 3.0, 99.0], [0.0, 0.1, 0.2, 7.0, 9.0]])  # the first is 4 rows long, and padded
+    gaps = {"y": np.array([[False, False, True, False, False], [False] * 5])}
+    datasets = DataSets({"y": y}, np.arange(2), True, {"obs": np.array([4, 5])}, gaps)
+    assert sorted(_differing(datasets, 0, rows, 8)) == [0, 1, 3]
+    assert sorted(_differing(datasets, 1, rows, 2)) == [2, 4]
+    same = DataSets({"y": np.ones((1, 6))}, np.arange(1), True)
+    assert len(_differing(same, 0, rows, 8)) == 1
+    alone = _repeated(datasets, np.array([1, 3]), rows)
+    assert alone.values["y"].tolist() == [[0.1] * 5, [7.0] * 5] and not alone.missing["y"].any()

@@ -13,6 +13,7 @@ import torch
 
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.model.axes import Axis
 from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch, Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
@@ -31,7 +32,7 @@ MOST_STARTS = 8
 FEW = 3
 """Sampled parameters among which scouts meet what is a tenth as wide as the prior; of more, rows tell where to look."""
 MOST_ROWS = 8
-"""Rows of each data set that are looked at by themselves."""
+"""Rows of each data set that are looked at by themselves, as far as twice the evaluations of a search allow."""
 SHARP = 64.0
 """Power of the likelihood of one row in the place of all: what a few wide rows would say is not where it points."""
 MOST_WEIGHTED = 512
@@ -53,8 +54,8 @@ class ModeSearch:
         By it, what can be integrated out is.
     symmetries : Symmetries or None
         Of the posteriors: images of a mode are no further modes.
-    rows : sequence of (str, int)
-        Arrays, and which of their axes, that hold exchangeable rows, independent given the parameters.
+    rows : Axis or None
+        Of exchangeable rows that are independent given the parameters.
     """
 
     datasets: DataSets
@@ -62,7 +63,7 @@ class ModeSearch:
     standardizer: ParameterStandardizer
     sketch: Sketch | None
     symmetries: Symmetries | None = None
-    rows: Sequence[tuple[str, int]] = ()
+    rows: Axis | None = None
 
     def __call__(self, indices: np.ndarray, sets: Sequence[Proposals]) -> list[StudentMixture | None]:
         """Search for modes, by scouts and what was proposed.
@@ -111,22 +112,26 @@ class ModeSearch:
         Where rows disagree, as one does that lies far out, each may have a mode of its own, too narrow for scouts. A
         data set in which one row stands in the place of all has its posterior there.
         """
-        if self.sketch is None or not self.rows:
+        points = quasi_normal(2 * STAGES, 2 * POINTS, len(quadratic.sampled))
+        most = min(MOST_ROWS, int(2 * EVALUATIONS / quadratic.evaluations) // (points.shape[0] * points.shape[1]))
+        if self.sketch is None or self.rows is None or most == 0:
             return []
-        chosen = [_apart(self.datasets, int(i), self.rows) for i in indices]
+        chosen = [_differing(self.datasets, int(i), self.rows, most) for i in indices]
         owner = np.repeat(np.arange(len(indices)), [len(some) for some in chosen])
-        alone = _repeated(self.datasets.take(indices[owner]), np.concatenate(chosen).astype(int), self.rows)
+        if len(owner) == 0:
+            return []
+        alone = _repeated(self.datasets.take(indices[owner]), np.concatenate(chosen), self.rows)
         log_density = Standardized(self.sketch.density.of(alone), self.standardizer)
         k, q, dim = len(owner), len(quadratic.places), len(quadratic.sampled)
         of_sampled = quadratic.integrated(log_density, np.zeros((k, q)), np.ones((k, q)))
         wide = np.broadcast_to(np.eye(dim + q), (k, dim + q, dim + q))
 
-        def sharp(points: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            log_p, mean, covariance = of_sampled(points, index)
-            of_prior = -0.5 * np.square(points).sum(axis=-1)  # about: points are in its units
+        def sharp(at: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            log_p, mean, covariance = of_sampled(at, index)
+            of_prior = -0.5 * np.square(at).sum(axis=-1)  # about: these are its units
             return SHARP * log_p - (SHARP - 1) * of_prior, mean, covariance
 
-        found = adapt(sharp, np.zeros((k, dim + q)), wide, quasi_normal(2 * STAGES, 2 * POINTS, dim))
+        found = adapt(sharp, np.zeros((k, dim + q)), wide, points)
         met = found.ess > 0
         return [found.mean[(owner == i) & met, :dim] for i in range(len(indices))]
 
@@ -155,10 +160,11 @@ def _moments(sets: Sequence[Proposals], standardizer: ParameterStandardizer) -> 
     return z[:, -1], moments(z, tempered(np.take_along_axis(log_weights, some, 1), z.shape[2]))[1]
 
 
-def _apart(datasets: DataSets, index: int, rows: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Numbers of rows that are present and differ most: each next one lies farthest from those before."""
-    parts, present = [], []
-    for name, axis in rows:
+def _differing(datasets: DataSets, index: int, rows: Axis, most: int) -> np.ndarray:
+    """Numbers of rows that are there and differ most: each next one lies farthest from those before."""
+    length = datasets.lengths[rows.name][index] if rows.name in datasets.lengths else rows.length
+    parts, present = [], [np.arange(rows.length) < length]
+    for name, axis in rows.carriers:
         if name in datasets.values:
             values = np.moveaxis(datasets.values[name][index], axis, 0)
             parts.append(values.reshape(len(values), -1).astype("float64"))
@@ -166,24 +172,27 @@ def _apart(datasets: DataSets, index: int, rows: Sequence[tuple[str, int]]) -> n
         if name in datasets.missing:
             gaps = np.moveaxis(datasets.missing[name][index], axis, 0)
             present.append(~gaps.reshape(len(gaps), -1).any(axis=1))
+    present[0] = present[0][: len(parts[0])]  # data sets are laid out up to the longest of them
     table, some = np.concatenate(parts, axis=1), np.flatnonzero(np.logical_and.reduce(present))
     if len(some) <= 1:
         return some
     table = table[some] / (table[some].std(axis=0) + SMALLEST)
     picked = [int(np.square(table - np.median(table, axis=0)).sum(axis=1).argmin())]  # a usual one first
     nearest = np.full(len(some), np.inf)
-    while len(picked) < min(MOST_ROWS, len(some)):
+    while len(picked) < min(most, len(some)):
         nearest = np.minimum(nearest, np.square(table - table[picked[-1]]).sum(axis=1))
+        if not nearest.any():  # the others are the same as these
+            break
         picked.append(int(nearest.argmax()))
     return some[picked]
 
 
-def _repeated(datasets: DataSets, row: np.ndarray, rows: Sequence[tuple[str, int]]) -> DataSets:
+def _repeated(datasets: DataSets, row: np.ndarray, rows: Axis) -> DataSets:
     """Data sets in which one row (n,) of each stands in the place of all."""
 
     def spread(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         changed = dict(arrays)
-        for name, axis in rows:
+        for name, axis in rows.carriers:
             if name in arrays:
                 moved = np.moveaxis(arrays[name], axis + 1, 1)
                 one = np.broadcast_to(moved[np.arange(len(row)), row][:, None], moved.shape)

@@ -96,9 +96,9 @@ class Structure:
         return tuple(special.get((name, i)) for i in range(len(self.shapes[name])))
 
     @property
-    def rows(self) -> tuple[tuple[str, int], ...]:
-        """Arrays, and which of their axes, of the first axis whose rows are exchangeable and independent."""
-        return next((axis.carriers for axis in self.axes if axis.kind == "exchangeable" and axis.independent), ())
+    def rows(self) -> Axis | None:
+        """The first axis whose entries are exchangeable, and independent given the parameters."""
+        return next((axis for axis in self.axes if axis.kind == "exchangeable" and axis.independent), None)
 
     def with_ranges(self, ranges: Mapping[str, tuple[int, int]]) -> Structure:
         """Return the structure with the smallest and largest lengths of axes that vary, by name."""

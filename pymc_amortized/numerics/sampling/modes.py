@@ -94,7 +94,7 @@ def find_modes(
     proposed[:, :dim, :dim] = scale[..., None] * np.eye(dim)
     found = adapt(_of_owners(log_density, owner), mean, proposed, quasi_normal(FIRST, POINTS, dim))
     clear = _finished(found)[first] & (first != np.arange(len(first)))
-    same = ~_apart(found.mean, found.covariance, found.mean[first], found.covariance[first], dim)
+    same = ~_apart(found, np.arange(len(first)), first, dim)
     stay = ~(clear & same) & (found.ess > 0)
     owner, mean, proposed = owner[stay], found.mean[stay], found.covariance[stay]
     if len(owner) == 0:
@@ -113,20 +113,18 @@ def _of_owners(log_density: LogDensities, owner: np.ndarray) -> LogDensities:
     return lambda theta, index: log_density(theta, owner[index])
 
 
-def _apart(
-    mean: np.ndarray, covariance: np.ndarray, others: np.ndarray, their_covariance: np.ndarray, dim: int
-) -> np.ndarray:
-    """Which distributions (k, ...) differ from others (k, ...): one of both lies where the other has next to nothing.
+def _apart(found: Found, some: np.ndarray, others: np.ndarray, dim: int) -> np.ndarray:
+    """Which of what was found (numbers k) lie where others (numbers k) have next to nothing, or the other way round.
 
-    So a narrow one within a wide one is another.
+    So a narrow mode within a wide one is another, once it is finished: until then it may have shrunk to a few points.
     """
-    away = (mean - others)[:, :dim, None]
-    squared = [
-        # all weight may be that of one point
-        (away * np.linalg.solve(width[:, :dim, :dim] + SMALLEST**2 * np.eye(dim), away)).sum(axis=(1, 2))
-        for width in (covariance, their_covariance)
-    ]
-    return np.maximum(*squared) > reach(dim) ** 2
+    away = (found.mean[some] - found.mean[others])[:, :dim, None]
+
+    def reached(which: np.ndarray) -> np.ndarray:
+        width = found.covariance[which, :dim, :dim] + SMALLEST**2 * np.eye(dim)  # all weight may be that of one point
+        return (away * np.linalg.solve(width, away)).sum(axis=(1, 2)) <= reach(dim) ** 2
+
+    return ~reached(others) | (_finished(found)[some] & ~reached(some))
 
 
 def reach(dim: int) -> float:
@@ -169,20 +167,11 @@ def _scouts(number: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _distinct(found: Found, some: np.ndarray, dim: int) -> list[Mode]:
     """Those with mass that do not lie in one with more mass."""
-    modes: list[Mode] = []
+    chosen: list[int] = []
     some = some[found.ess[some] > 0]
     unsure = np.where(_finished(found), 0.0, UNSURE)
     for k in some[np.argsort(-found.log_evidence[some], kind="stable")]:
-        mode = Mode(found.mean[k], found.covariance[k], float(found.log_evidence[k]))
-        if not modes:
-            modes.append(mode)
-            continue
-        others = np.array([m.mean for m in modes]), np.array([m.covariance for m in modes])
-        heavy = mode.log_evidence + unsure[k] > modes[0].log_evidence + np.log(LEAST)
-        mean, covariance = (
-            np.broadcast_to(mode.mean, others[0].shape),
-            np.broadcast_to(mode.covariance, others[1].shape),
-        )
-        if heavy and _apart(mean, covariance, *others, dim).all():
-            modes.append(mode)
-    return modes
+        heavy = not chosen or found.log_evidence[k] + unsure[k] > found.log_evidence[chosen[0]] + np.log(LEAST)
+        if heavy and _apart(found, np.full(len(chosen), k), np.array(chosen, dtype=int), dim).all():
+            chosen.append(k)
+    return [Mode(found.mean[k], found.covariance[k], float(found.log_evidence[k])) for k in chosen]
