@@ -55,10 +55,7 @@ def posterior_tree(
         "sample_stats": _stats_dataset(spec, squeezed(stats), stat_dims, datasets, attrs),
         "observed_data": _dataset(spec, squeezed(observed), lead, datasets),
     }
-    given = {c.name: datasets.shown(c) for c in spec.context}
-    given |= {f"{dim}_length": lengths for dim, lengths in datasets.lengths.items()}
-    given |= {f"{name}_missing": mask for name, mask in datasets.missing.items()}
-    constants = _constant_data(spec, squeezed(given), datasets)
+    constants = constant_data(spec, datasets)
     if constants:
         groups["constant_data"] = constants
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
@@ -93,7 +90,9 @@ def _refuse_names_of_results(spec: ModelSpec) -> None:
     ranks = {name: model[name].type.ndim for name in named if not model.named_vars_to_dims.get(name)}
     reserved = {"chain", "draw", DATASET_DIM, *(f"{name}_dim_{i}" for name, n in ranks.items() for i in range(n))}
     reserved |= {f"{dim}_length" for dim in spec.largest}
-    reserved |= {f"{v.name}_{what}" for v in spec.observed if v.missing for what in ("missing", "present")}
+    reserved |= {
+        f"{v.name}_{what}" for v in spec.observed if v.missing for what in ("missing", "present", "unobserved")
+    }
     given = {*named, *model.dim_lengths}
     taken = sorted(reserved & given | {LOG_JOINT, DISTANCE} & {*free, *model.dim_lengths})
     if taken:
@@ -129,7 +128,12 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
 
 
-def _constant_data(spec: ModelSpec, context: Arrays, datasets: DataSets) -> xr.Dataset | None:
+def constant_data(spec: ModelSpec, datasets: DataSets) -> xr.Dataset | None:
+    """Lay out all that is given beside the observed variables: covariates, lengths, gaps; None where nothing is."""
+    context = {c.name: datasets.shown(c) for c in spec.context}
+    context |= {f"{dim}_length": lengths for dim, lengths in datasets.lengths.items()}
+    context |= {f"{name}_missing": mask for name, mask in datasets.missing.items()}
+    context = context if datasets.batched else {name: values[0] for name, values in context.items()}
     lead = [DATASET_DIM] if datasets.batched else []
     parts = []
     if spec.fixed:

@@ -57,7 +57,7 @@ class Compiled:
     @cached_property
     def predictions(self) -> Predictions:
         """Posterior predictive draws and pointwise log likelihoods."""
-        return Predictions(self.spec, self.compile_kwargs, self._weighed_by)
+        return Predictions(self.spec, self.compile_kwargs, self._weighed_by, self.gaps)
 
     @cached_property
     def replicas(self) -> Replicas:

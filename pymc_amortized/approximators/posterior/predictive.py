@@ -15,12 +15,15 @@ from pymc.distributions.simulator import SimulatorRV
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
+from pymc_amortized.graph.data.reading import read_context
 from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
+from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.density.missing_given import MissingGiven
 from pymc_amortized.graph.model.operations import core_op, has_density
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.results.unpacking import read_draws, read_result
-from pymc_amortized.results.writing import sample_group
+from pymc_amortized.results.writing import constant_data, sample_group
 
 Kind = Literal["likelihood", "prior"]
 
@@ -35,13 +38,19 @@ class Predictions:
         Passed to :func:`pymc.compile`.
     weighed_by : ModelSpec, optional
         The same model with the densities to use; its own by default.
+    gaps : mapping of name to rule, optional
+        How missing values are integrated out.
     """
 
     def __init__(
-        self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None, weighed_by: ModelSpec | None = None
+        self,
+        spec: ModelSpec,
+        compile_kwargs: CompileKwargs | None = None,
+        weighed_by: ModelSpec | None = None,
+        gaps: Mapping[str, Rule | None] | None = None,
     ) -> None:
         self.spec, self._compile_kwargs = spec, compile_kwargs
-        self._weighed_by = weighed_by or spec
+        self._weighed_by, self._gaps = weighed_by or spec, gaps or {}
         self._kept: dict[tuple[type, tuple[str, ...]], Any] = {}
 
     def sample(
@@ -51,6 +60,8 @@ class Predictions:
         var_names: Sequence[str] | None,
         seed: np.random.SeedSequence,
         extend_inferencedata: bool,
+        context: Any = None,
+        predictions: bool = False,
     ) -> xr.DataTree:
         """See :meth:`AmortizedPosterior.sample_posterior_predictive`."""
         self._refuse_marginal("predictions")
@@ -59,23 +70,61 @@ class Predictions:
         names = read_names(var_names, list(dict.fromkeys([*default, *self.spec.deterministics])))
         names = default if var_names is None else names
         datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        if predictions and context is not None:
+            datasets = read_context(self.spec, context, datasets)
+        elif context is not None:
+            raise ValueError("context: values at other covariates are predictions, so add predictions=True")
         function, seeds = self._function(Predictive, names), seed.spawn(len(datasets))
 
         def predict(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return function(given, datasets.one(self.spec, index), seeds[index])
 
         arrays = _of_all(predict, draws, len(datasets))
-        group = sample_group(self.spec, arrays, datasets)
+        groups = {"predictions" if predictions else "posterior_predictive": sample_group(self.spec, arrays, datasets)}
+        if predictions:
+            constants = constant_data(self.spec, datasets)
+            groups |= {} if constants is None else {"predictions_constant_data": constants}
         if not extend_inferencedata:
-            data = {f"/{name}": tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in tree}
-            return xr.DataTree.from_dict({"/posterior_predictive": group, **data})
-        if "posterior_predictive" in tree.children:
+            kept = () if predictions else ("observed_data", "constant_data")
+            groups |= {name: tree[name].to_dataset() for name in kept if name in tree}
+            return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+        if taken := [name for name in groups if name in tree.children]:
             warnings.warn(
-                "the group posterior_predictive exists and is overwritten; extend_inferencedata=False avoids this",
+                f"the group {taken[0]} exists and is overwritten; extend_inferencedata=False avoids this",
                 UserWarning,
                 stacklevel=3,
             )
-        tree["posterior_predictive"] = xr.DataTree(group)
+        tree.update({name: xr.DataTree(group) for name, group in groups.items()})
+        return tree
+
+    def missing(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None,
+        seed: np.random.SeedSequence,
+        extend_inferencedata: bool,
+    ) -> xr.DataTree | xr.Dataset:
+        """See :meth:`AmortizedPosterior.sample_missing`."""
+        self._refuse_marginal("missing values")
+        datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        gappy = [name for name, mask in datasets.missing.items() if mask.any()]
+        names = read_names(var_names, gappy) or gappy
+        if not gappy:
+            raise ValueError("no value of the result's data is missing")
+        given = MissingGiven(self._weighed_by, self._gaps, names, self._compile_kwargs)
+        seeds = seed.spawn(len(datasets))
+
+        def complete(index: int, variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            try:
+                return given(variables, datasets.one(self.spec, index), seeds[index])
+            except ValueError as error:
+                raise ValueError(f"data set {datasets.labels[index]}: {error}") from None
+
+        group = sample_group(self.spec, _of_all(complete, draws, len(datasets)), datasets)
+        if not extend_inferencedata:
+            return group
+        tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().assign(group.data_vars))
         return tree
 
     def log_density(

@@ -176,6 +176,8 @@ class PosteriorWorkflow(TrainedPosterior):
         self,
         tree: xr.DataTree,
         *,
+        context: Mapping[str, Any] | xr.Dataset | None = None,
+        predictions: bool = False,
         var_names: Sequence[str] | None = None,
         random_seed: RandomState = None,
         extend_inferencedata: bool = False,
@@ -183,12 +185,17 @@ class PosteriorWorkflow(TrainedPosterior):
         """Draw from the posterior predictive distribution of every data set of a result.
 
         What ``pm.sample_posterior_predictive`` does for one data set, compiled once for all of them. Values,
-        covariates, lengths and gaps are read from the result itself.
+        covariates, lengths and gaps are read from the result itself. All values are new ones:
+        :meth:`sample_missing` draws what is missing given what is present.
 
         Parameters
         ----------
         tree : xarray.DataTree
             From :meth:`AmortizedPosterior.sample`, with every free variable; of one data set, or of many.
+        context : mapping of name to array_like, or xarray.Dataset, optional
+            Other covariates, for ``predictions=True``: of any length; one set for all data sets, or one for each.
+        predictions : bool
+            Whether the result is of other data than those observed: the groups are then named as in PyMC.
         var_names : sequence of str, optional
             By default the observed variables, and the deterministics that are computed from them.
         random_seed : int, sequence of int, numpy.random.Generator, optional
@@ -200,7 +207,7 @@ class PosteriorWorkflow(TrainedPosterior):
         -------
         xarray.DataTree
             Group ``posterior_predictive`` with dims ``([dataset,] chain, draw, ...)``, NaN beyond the length of a data
-            set, and the groups of the data.
+            set, and the groups of the data; or ``predictions`` and ``predictions_constant_data``.
 
         Raises
         ------
@@ -208,6 +215,49 @@ class PosteriorWorkflow(TrainedPosterior):
             When a group or variable is not there.
         """
         return self.compiled.predictions.sample(
+            tree,
+            context=context,
+            predictions=predictions,
+            var_names=var_names,
+            seed=seed_sequence(random_seed),
+            extend_inferencedata=extend_inferencedata,
+        )
+
+    def sample_missing(
+        self,
+        tree: xr.DataTree,
+        *,
+        var_names: Sequence[str] | None = None,
+        random_seed: RandomState = None,
+        extend_inferencedata: bool = True,
+    ) -> xr.DataTree | xr.Dataset:
+        """Draw what is missing, given what is present and each draw of the parameters (imputation).
+
+        Parameters
+        ----------
+        tree : xarray.DataTree
+            From :meth:`AmortizedPosterior.sample`, with every free variable; of one data set, or of many.
+        var_names : sequence of str, optional
+            Observed variables with gaps; all by default.
+        random_seed : int, sequence of int, numpy.random.Generator, optional
+            Of everything random; a generator is advanced.
+        extend_inferencedata : bool
+            Whether to add the variables to the group ``posterior`` of `tree` in place and return that; otherwise
+            they are returned alone.
+
+        Returns
+        -------
+        xarray.DataTree or xarray.Dataset
+            Named as PyMC names imputed values: ``y`` is the whole variable, with its own dims, and ``y_unobserved``
+            holds the missing values alone, in the order of the data. Values that are present are the same in every
+            draw.
+
+        Raises
+        ------
+        KeyError, ValueError
+            When nothing is missing, or when there is no rule for these gaps (``posterior.gaps``).
+        """
+        return self.compiled.predictions.missing(
             tree, var_names=var_names, seed=seed_sequence(random_seed), extend_inferencedata=extend_inferencedata
         )
 

@@ -94,11 +94,12 @@ class DataSets:
     def one(self, spec: ModelSpec, index: int) -> dict[str, Any]:
         """Return what densities take of one data set.
 
-        These are its values, cut to its lengths, the lengths, gaps, and what the model holds fixed.
+        These are its values, cut to its lengths, the lengths, gaps, and what the model holds fixed. What is to be
+        predicted has no observed values.
         """
         lengths = {dim: int(n[index]) for dim, n in self.lengths.items()}
         values: dict[str, Any] = spec.unchanging_values | lengths
-        for v in spec.data:
+        for v in (v for v in spec.data if v.name in self.values):
             values[v.name] = cut(self.values[v.name][index], v.shape_at(lengths))
             if v.missing:
                 values[gaps_of(v.name)] = cut(self.missing[v.name][index], v.shape_at(lengths))

@@ -16,6 +16,9 @@ from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import ModelSpec
 
+MOST_ROWS = 2**31
+"""Predictions may be of any length."""
+
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
     """Check data against the model.
@@ -82,6 +85,33 @@ def read_given(spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any
     datasets = read_datasets(spec, data, batched=batched)
     refuse_indices(datasets.existing(spec), limits, "observed")
     return datasets
+
+
+def read_context(spec: ModelSpec, context: Any, like: DataSets) -> DataSets:
+    """Read other covariates for the data sets of a result, of any length: one set for all of them, or one for each.
+
+    Raises
+    ------
+    KeyError, ValueError, TypeError
+        As in :func:`read_datasets`, or where their number is not that of the result's data sets.
+    """
+    if not spec.context:
+        raise ValueError("context: the posterior was trained with no covariates that vary, so there are no others")
+    of = replace(spec, observed=(), sizes=tuple(replace(r, smallest=1, largest=MOST_ROWS) for r in spec.sizes))
+    carried = {dim for c in spec.context for dim in c.sized}
+    if lost := [r.dim for r in spec.sizes if r.dim not in carried]:
+        raise ValueError(f"context: no covariate has the dims {lost}, so the length of what to predict is not known")
+    for_all = not like.batched or (
+        isinstance(context, Mapping | xr.Dataset)
+        and all(np.ndim(v) == len(c.shape) for c in spec.context for name, v in context.items() if name == c.name)
+    )
+    read = read_datasets(of, context, batched=not for_all)
+    if for_all:
+        coords = read.coords
+        read = replace(read.take(np.zeros(len(like), dtype=int)), coords=coords, batched=like.batched)
+    if len(read) != len(like):
+        raise ValueError(f"context: covariates of {len(read)} data sets for a result of {len(like)}")
+    return replace(read, labels=like.labels)
 
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:

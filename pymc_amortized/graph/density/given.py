@@ -14,7 +14,7 @@ from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.model.operations import has_density
-from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
 from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, interpret, like, plain, plain_input
 
@@ -62,23 +62,44 @@ class Predictive(_Given):
 
     def __call__(self, given: Given, data: Data, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
         """Draw name -> (n, *shape) for `n` draws of the free variables and the context of one data set."""
-        names = [c.name for c in self.spec.context] + [r.dim for r in self.spec.sizes]
+        names = [v.name for v in self._known] + [r.dim for r in self.spec.sizes]
         draws = self._draws(given)
         values = self._loop(len(draws[0]), seed, draws, [data[name] for name in names])
         return dict(zip(self.names, values, strict=True))
+
+    @property
+    def _known(self) -> tuple[DataVariable, ...]:
+        return self.spec.context
 
     @property
     def _loop(self) -> Loop:
         return self.spec.once((type(self), self.names), self._compile_kwargs, self._compiled)
 
     def _compiled(self) -> Loop:
-        spec, model = self.spec, self.spec.model
-        context = {c.name: plain_input(c.name, c.dtype, c.shape) for c in spec.context}
-        replaced = {model[name]: like(model[name], symbol) for name, symbol in (self._slices | context).items()}
-        outputs = graph_replace([plain(model[name]) for name in self.names], replaced, strict=False)
-        outputs = clone_replace(outputs, held_constants(spec) | self._lengths, rebuild_strict=False)
-        inputs = [*context.values(), *self._lengths.values()]
+        model = self.spec.model
+        known = {v.name: plain_input(v.name, v.dtype, v.shape) for v in self._known}
+        replaced = {model[name]: like(model[name], symbol) for name, symbol in (self._slices | known).items()}
+        outputs = clone_replace(
+            self._outputs(replaced), held_constants(self.spec) | self._lengths, rebuild_strict=False
+        )
+        inputs = [*known.values(), *self._lengths.values()]
         return Loop(outputs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
+
+    def _outputs(self, replaced: dict[Any, Any]) -> Any:
+        return graph_replace([plain(self.spec.model[name]) for name in self.names], replaced, strict=False)
+
+
+class PredictiveGivenOthers(Predictive):
+    """Observed variables drawn anew, each given the values of all the others."""
+
+    @property
+    def _known(self) -> tuple[DataVariable, ...]:
+        return self.spec.data
+
+    def _outputs(self, replaced: dict[Any, Any]) -> Any:
+        variables = [self.spec.model[name] for name in self.names]
+        others = [{old: new for old, new in replaced.items() if old is not v} for v in variables]
+        return [graph_replace([plain(v)], o, strict=False)[0] for v, o in zip(variables, others, strict=True)]
 
 
 class LogDensityGiven(_Given):

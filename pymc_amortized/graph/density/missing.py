@@ -19,7 +19,7 @@ Elsewhere there is no rule, and data sets with gaps have no density.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -93,9 +93,40 @@ class LogDensityWithGaps(LogDensity):
         index = self._places(data)
         if not len(index):
             return super().__call__(theta, data)
-        block = max(int(128 * 2**20 / (8 * len(index) ** 2)), 1)  # their Hessians take 128 MiB
-        parts = [self._integrated(theta[part], data, index) for part in blocks(len(theta), block)]
+        parts = [self._integrated(theta[part], data, index) for part in self._blocks(len(theta), len(index))]
         return np.concatenate(parts)
+
+    def draw(self, theta: np.ndarray, data: Data, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw the missing values that the rule "quadratic" is for, given all else.
+
+        Parameters
+        ----------
+        theta : ndarray (draws, dim)
+        data : mapping
+            A data set without an obstacle.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        dict of name to ndarray (draws, *shape)
+            Whole variables; NaN in place of what is missing where the density is not integrable.
+        """
+        if not self._quadratic:
+            return {}
+        data = self.filled(data)
+        index, every = self._places(data), {v.name: data[v.name][None] for v in self._quadratic}
+        rows = np.repeat(joined(self._quadratic, every), len(theta), axis=0)
+        for part in self._blocks(len(theta), len(index)) if len(index) else []:
+            _, slope, precision = self._series(theta[part], data, index)
+            root, usable = cholesky_factors(precision, np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1))
+            by = _normal_draws(np.where(usable[:, None], slope, 0.0), root, rng.normal(size=slope.shape))
+            rows[part, index] += np.where(usable[:, None], by, np.nan)
+        return divided(self._quadratic, rows, every)
+
+    @staticmethod
+    def _blocks(number: int, width: int) -> Iterator[slice]:
+        """Parts of some draws, whose Hessians take at most 128 MiB."""
+        return blocks(number, max(int(128 * 2**20 / (8 * width**2)), 1))
 
     @property
     def _quadratic(self) -> list[DataVariable]:
@@ -175,10 +206,8 @@ class LogDensityWithGaps(LogDensity):
         root, usable = cholesky_factors(precision, np.isfinite(precision).all((1, 2)) & np.isfinite(slope).all(1))
         if not usable.all():
             return False
-        mean = np.linalg.solve(precision, slope[..., None])[..., 0]
         for width in (1.0, 3.0):
-            noise = rng.normal(size=(*mean.shape, 1))
-            by = mean + width * np.linalg.solve(root.swapaxes(1, 2), noise)[..., 0]
+            by = _normal_draws(slope, root, width * rng.normal(size=slope.shape))
             expected = log_density + (by * slope).sum(1) - 0.5 * np.einsum("ni,nij,nj->n", by, precision, by)
             moved = [self._moved(data, index, one) for one in by]
             found = [super(LogDensityWithGaps, self).__call__(t[None], m)[0] for t, m in zip(theta, moved, strict=True)]
@@ -248,6 +277,12 @@ class LogDensityWithGaps(LogDensity):
     @property
     def _input_names(self) -> list[str]:
         return super()._input_names + [gaps_of(name) for name in self._masks]
+
+
+def _normal_draws(slope: np.ndarray, root: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Draws (n, m) whose log density has a slope (n, m) at zero and minus a Hessian with Cholesky factors `root`."""
+    whitened = np.linalg.solve(root, slope[..., None]) + noise[..., None]
+    return np.linalg.solve(root.swapaxes(1, 2), whitened)[..., 0]
 
 
 def _apart(found: np.ndarray, expected: np.ndarray, size: np.ndarray) -> np.ndarray:
