@@ -295,7 +295,7 @@ def beside_alone(name: str, case: Case, model: pm.Model, count: int, max_time: f
         data = {k: tree.prior_predictive[k].values[0] for k in case.gaps}
         data |= {k: tree.prior_context[k].values[0] for k in case.sources}
         efficiency = [
-            np.median(raw.sample_stats["importance_ess"]) / raw.sample_stats["proposal_log_weight"][0].size
+            np.median(raw.sample_stats["importance_ess"]) / raw.sample_stats["num_proposals"][0].item()
             for raw in (p.sample(data, batched=True, correction=None, random_seed=1) for p in (every, alone))
         ]
         print(f"{'':20s} {n:4d}   all sizes {efficiency[0]:.1%}, alone {efficiency[1]:.1%}", flush=True)

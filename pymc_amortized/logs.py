@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 logger = logging.getLogger("pymc_amortized")
 
@@ -25,16 +26,57 @@ def show_by_default() -> None:
         logger.addHandler(Unconfigured())
 
 
+_shown: ContextVar[bool] = ContextVar("shown", default=True)
+_doing: list[object] = []
+_compiled = [0.0]
+
+
+def show_progress(shown: bool) -> None:
+    """Say what takes long from now on, or be silent about it: ``progressbar=`` of what the user called last."""
+    _shown.set(shown)
+
+
 @contextmanager
-def compiling(what: str, silent: float = 3.0) -> Iterator[None]:
-    """Say that something is being compiled once that has taken some seconds, and what it took in the end."""
-    start = time.perf_counter()
-    timer = threading.Timer(silent, logger.info, (f"Compiling {what} ...",))
-    timer.daemon = True
-    timer.start()
+def working(what: str, silent: float = 2.0, remark: str = "") -> Iterator[None]:
+    """Say what is being done once that has taken some seconds, again after twice as long, and what it took in the end.
+
+    Of tasks within tasks, the innermost speaks. Can be a decorator.
+    """
+    if not _shown.get():
+        yield
+        return
+    start, done, task = time.perf_counter(), threading.Event(), object()
+
+    def speak() -> None:
+        wait, passed = silent, ""
+        while not done.wait(wait):
+            if _doing[-1:] == [task]:
+                logger.info("%s ...%s", what, passed)
+            wait *= 2
+            passed = f" {time.perf_counter() - start + wait:.0f} s"
+
+    _doing.append(task)
+    threading.Thread(target=speak, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
-    if (seconds := time.perf_counter() - start) > silent:
-        logger.info("Compiled %s in %.0f s; another time it comes from the cache on disk.", what, seconds)
+        done.set()
+        _doing.remove(task)
+        if (seconds := time.perf_counter() - start) > silent:
+            logger.info("%s took %.0f s%s.", what, seconds, remark)
+
+
+@contextmanager
+def compiling(what: str, silent: float = 2.0) -> Iterator[None]:
+    """Say the same of what is compiled, and stop the clock of :func:`working_seconds`."""
+    start = time.perf_counter()
+    try:
+        with working(f"Compiling {what}", silent, "; another time it comes from the cache on disk"):
+            yield
+    finally:
+        _compiled[0] += time.perf_counter() - start
+
+
+def working_seconds() -> float:
+    """Seconds by a clock that stands still while something is compiled."""
+    return time.perf_counter() - _compiled[0]

@@ -14,10 +14,11 @@ from pymc_amortized.approximators.fitting.arguments import (
     Correction,
     check_correction_name,
     check_integer,
-    read_groups,
+    explain_sampler_arguments,
     read_mapping,
     read_names,
     read_nuts_budget,
+    read_result_options,
 )
 from pymc_amortized.approximators.fitting.fingerprint import changes, fingerprint, value_of
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
@@ -44,6 +45,7 @@ class _Kept:
 _kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 
 
+@explain_sampler_arguments
 def sample_amortized(
     draws: int = 1000,
     *,
@@ -87,7 +89,7 @@ def sample_amortized(
     fit_kwargs : mapping, optional
         Further arguments of :func:`fit_posterior`, for example ``{"max_time": 60}``.
     idata_kwargs : mapping, optional
-        ``log_likelihood=True`` or ``log_prior=True`` add these groups.
+        As in :meth:`AmortizedPosterior.sample`.
     compile_kwargs : mapping, optional
         Passed to ``pymc.compile``.
 
@@ -116,7 +118,7 @@ def sample_amortized(
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     check_correction_name(correction)
     read_nuts_budget(max_nuts, max_time, correction)
-    groups = read_groups(idata_kwargs)
+    options = read_result_options(idata_kwargs)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)
     fit_kwargs = _read_fit_kwargs(fit_kwargs)
@@ -128,7 +130,7 @@ def sample_amortized(
         if changed:
             logger.info("Training again, because of changes in: %s.", ", ".join(changed))
         _check_current_data(model, context, fit_kwargs)
-        if groups.get("log_likelihood"):
+        if options.log_likelihood:
             refuse_without_density(model, [rv.name for rv in model.observed_RVs])
         posterior = fit_posterior(
             model,

@@ -19,7 +19,7 @@ from pymc_amortized.graph.model.tensors import INTERPRETED, Loop
 from pymc_amortized.graph.rows.finding import find_rows
 from pymc_amortized.graph.rows.observed_rows import add_row_parameters
 from pymc_amortized.graph.simulation.attempts import Attempts
-from pymc_amortized.logs import compiling
+from pymc_amortized.logs import compiling, show_progress, working, working_seconds
 
 BACKENDS = [None, INTERPRETED]
 
@@ -114,16 +114,41 @@ def test_draws_are_dropped_for_what_each_variable_says():
 
 
 def test_what_takes_long_to_compile_is_told(caplog):
+    show_progress(True)
     with caplog.at_level(logging.INFO, "pymc_amortized"):
         with compiling("a trifle", silent=10.0):
             pass
         assert not caplog.records
         with compiling("the simulator", silent=0.01):
             time.sleep(0.1)
-    assert [record.message.split(" in ")[0] for record in caplog.records] == [
-        "Compiling the simulator ...",
-        "Compiled the simulator",
-    ]
+    said = [record.message for record in caplog.records]
+    assert said[0] == "Compiling the simulator ..."
+    assert said[-1] == "Compiling the simulator took 0 s; another time it comes from the cache on disk."
+
+
+def test_of_tasks_within_tasks_the_innermost_speaks_and_none_without_progress(caplog):
+    @working("Something", silent=0.05)
+    def task():
+        with working("Its part", silent=0.05):
+            time.sleep(0.2)
+
+    with caplog.at_level(logging.INFO, "pymc_amortized"):
+        show_progress(False)
+        task()
+        assert not caplog.records
+        show_progress(True)
+        task()
+    said = [record.message for record in caplog.records]
+    assert said[0] == "Its part ..." and said[1].startswith("Its part ... 0 s")
+    assert said[-2:] == ["Its part took 0 s.", "Something took 0 s."]
+    assert not any(message.startswith("Something ...") for message in said)
+
+
+def test_the_clock_of_work_stands_still_while_compiling():
+    before = working_seconds()
+    with compiling("a trifle"):
+        time.sleep(0.2)
+    assert working_seconds() - before < 0.1
 
 
 @pytest.mark.parametrize(("allowed", "busy", "expected"), [(4, 1.0, 4), (4, 7.0, 2), (4, 20.0, 1), (1, 0.0, 1)])

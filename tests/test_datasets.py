@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pymc as pm
 import pytest
 import xarray as xr
+from numpy.testing import assert_allclose
 from small_models import held_data
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.posterior.sample import _without_large
 from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.graph.model.snapshot import take_snapshot
 
 Y = held_data()["y"]
 
@@ -393,6 +398,37 @@ def test_groups_are_added_whatever_variables_are_returned(mixed_posterior, name)
     assert dts[name][variable].dims == ("dataset", *dt[name][variable].dims)
     with pytest.raises(KeyError, match="every free variable"):
         mixed_posterior.compute_log_likelihood(dts)
+
+
+def test_a_batch_leaves_out_the_weights_of_proposals(mixed_posterior):
+    many = {k: np.stack([np.asarray(v)] * 2) for k, v in held_data().items()}
+    few = {"draws": 3, "chains": 2, "random_seed": 1}
+    one = mixed_posterior.sample(held_data(), **few)
+    assert one.sample_stats["proposal_log_weight"].size == one.sample_stats["num_proposals"]
+    small = mixed_posterior.sample(many, batched=True, **few, idata_kwargs={"dtype": "float32"})
+    assert "proposal_log_weight" not in small.sample_stats
+    assert small.posterior["mu"].dtype == "float32"
+    kept = mixed_posterior.sample(many, batched=True, **few, idata_kwargs={"proposal_log_weight": True})
+    assert kept.sample_stats["proposal_log_weight"].sizes["dataset"] == 2
+    assert set(kept.posterior.data_vars) == set(one.posterior.data_vars)
+    assert_allclose(small.posterior["mu"], kept.posterior["mu"], rtol=1e-6)
+
+
+def test_a_batch_leaves_out_large_deterministics(caplog):
+    with pm.Model(coords={"obs": range(5)}) as model:
+        x = pm.Data("x", np.zeros(5), dims="obs")
+        mu = pm.Normal("mu")
+        mean = pm.Deterministic("mean", mu * x, dims="obs")
+        pm.Deterministic("squared", mean**2)
+        pm.Deterministic("twice", 2 * mu)
+        pm.Normal("y", mean, 1, observed=np.zeros(5), dims="obs")
+    spec = take_snapshot(model, context=["x"], sizes=[Range("obs", 2, 9)])
+    names, data = ["mu", "mean", "squared", "twice"], {"x": np.zeros(8), "y": np.zeros(8)}
+    one = {"mu": np.zeros(1), "mean": np.zeros((1, 8)), "squared": np.zeros((1, 8)), "twice": np.zeros(1)}
+    assert _without_large(spec, names, one, data, 1000) == names
+    with caplog.at_level(logging.INFO, "pymc_amortized"):
+        assert _without_large(spec, names, one, data, 2 * 10**7) == ["mu", "twice"]
+    assert "Left out of the result: mean, squared, which would take 2.6 GB; var_names=" in caplog.text
 
 
 POINTS = [

@@ -107,7 +107,8 @@ def test_no_rule_is_said_with_what_to_do():
         y = pm.StudentT("y", nu=3, mu=0, sigma=s, observed=np.zeros(4))
         pm.Normal("z", y, 1, observed=np.zeros(4))
     data = [{"y": [0.0, np.nan, 1, 1], "z": np.zeros(4)}]
-    for rule, reason in ((None, "does not factorize"), ("element", "depend on the missing"), ("quadratic", "quadratic")):
+    reasons = {None: "does not factorize", "element": "depend on the missing", "quadratic": "quadratic"}
+    for rule, reason in reasons.items():
         posterior, dts = known(model, {"y": rule}, data, {"s": 1.0})
         with pytest.raises(ValueError, match=f"data set 0: what is missing cannot be drawn.*{reason}.*pm.sample"):
             posterior.sample_missing(dts)

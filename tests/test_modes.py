@@ -172,8 +172,7 @@ def test_draws_are_corrected_however_they_are_dealt(plain_posterior, draws, chai
     mu = dts.posterior["mu"]
     assert_allclose((mu.mean(("chain", "draw")) - exact[0]) / exact[1], 0, atol=0.08)
     assert_allclose(mu.std(("chain", "draw")) / exact[1], 1, atol=0.05)
-    weights = dts.sample_stats["proposal_log_weight"].sizes
-    assert weights["chain"] == chains
+    assert (dts.sample_stats["num_proposals"] >= 250).all()
 
 
 # The way of a posterior with two modes

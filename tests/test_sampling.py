@@ -1,12 +1,15 @@
 """``pm.sample_amortized``: when it trains, when it does not, and what it says."""
 
 import dataclasses
+import functools
 import gc
 import logging
 import weakref
 
 import numpy as np
 import pymc as pm
+import pytensor
+import pytensor.tensor as pt
 import pytest
 from pymc.model.transform.optimization import freeze_model
 from small_models import BRIEF, line
@@ -237,6 +240,54 @@ def test_frozen_models_are_models():
     np.testing.assert_array_equal(first.posterior["slope"], again.posterior["slope"])
 
 
+class Scaled:
+    """A simulator with a state."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, rng, mu, size):
+        return rng.normal(mu, self.scale, size)
+
+
+@pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding")
+@pytest.mark.filterwarnings("ignore:Calling a RandomVariable without")
+@pytest.mark.parametrize("kind", ["dict", "list", "object", "global", "partial", "wrapped"])
+def test_what_functions_of_the_user_read_is_seen(kind):
+    held = {"dict": {"s": 1.0}, "list": [1.0], "object": Scaled()}.get(kind)
+
+    def scale() -> float:
+        return OF_SIMULATOR["s"] if held is None else next(iter(held.values() if kind == "dict" else held))
+
+    def draw(rng, mu, size):
+        return rng.normal(mu, scale(), size)
+
+    with pm.Model() as model:
+        mu = pm.Normal("mu")
+        if kind == "wrapped":
+            scaled = pytensor.wrap_py(itypes=[pt.dscalar], otypes=[pt.dscalar])(lambda mu: mu * scale())
+            pm.Normal("y", pm.Deterministic("scaled", scaled(mu)), observed=0.0)
+        elif kind == "list":
+            pm.CustomDist("y", mu, logp=lambda value, mu: -((value - mu) ** 2) / scale(), random=draw, observed=0.0)
+        else:
+            function = functools.partial(draw, size=1) if kind == "partial" else draw
+            pm.Simulator("y", held if kind == "object" else function, mu, observed=np.zeros(3))
+    before = fingerprint(model, {}, {})
+    assert not changes(before, fingerprint(model, {}, {}))
+    if kind == "dict":
+        held["s"] = 2.0
+    elif kind == "list":
+        held[0] = 2.0
+    elif kind == "object":
+        held.scale = 2.0
+    else:
+        OF_SIMULATOR["s"] += 1
+    assert changes(before, fingerprint(model, {}, {})), kind
+
+
+OF_SIMULATOR = {"s": 1.0}
+
+
 ARGUMENTS = [
     ({"draws": 0}, ValueError, "draws"),
     ({"draws": "a"}, TypeError, "draws"),
@@ -256,6 +307,8 @@ ARGUMENTS = [
     ({"context": {"q": "resample"}}, KeyError, "context"),
     ({"context": "x"}, TypeError, "context"),
     ({"model": 5}, TypeError, "model"),
+    ({"tune": 1000}, TypeError, "tune= is an argument of pm.sample: nothing is tuned"),
+    ({"idata_kwargs": {"dtype": "int8"}}, ValueError, "'float64' or 'float32', got 'int8'"),
 ]
 
 
@@ -284,4 +337,4 @@ def test_arguments_are_checked_before_training(fits, arguments):
 
 def test_unknown_arguments_are_python_errors():
     with pytest.raises(TypeError, match="unexpected keyword"):
-        pm.sample_amortized(tune=5)
+        pm.sample_amortized(draw=5)

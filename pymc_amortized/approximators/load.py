@@ -23,6 +23,7 @@ from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.codec import Part, read_record
 from pymc_amortized.approximators.storage.save import FORMAT, KEY
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.logs import working
 
 READERS: dict[type, Callable[[Any, Brought], Any]] = {
     SavedPosterior: read_posterior,
@@ -32,6 +33,7 @@ READERS: dict[type, Callable[[Any, Brought], Any]] = {
 }
 
 
+@working("Reading the file, and comparing the model with it")
 def load(
     path: str | PathLike[str],
     *,

@@ -5,23 +5,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working_seconds
 from pymc_amortized.training.progress import CountBar
 
 
 class Budget:
-    """Seconds of escalation: all work beyond the first proposals, without compiling.
+    """Seconds of escalation: all work beyond the first proposals, or of a whole call; without compiling.
 
     Parameters
     ----------
     seconds : float or None
         That it may take; None for no limit.
     progressbar : bool
+    whole : bool
+        Whether what comes before escalation counts, too.
     """
 
-    def __init__(self, seconds: float | None = None, progressbar: bool = False) -> None:
+    def __init__(self, seconds: float | None = None, progressbar: bool = False, *, whole: bool = False) -> None:
         self.seconds, self.progressbar = math.inf if seconds is None else seconds, progressbar
         self._spent = 0.0
+        self._begun = working_seconds() if whole else None
         self._since: float | None = None
 
     @property
@@ -34,6 +37,11 @@ class Budget:
     def deadline(self) -> float:
         """When they are over, by ``time.monotonic``, if the clock runs until then."""
         return time.monotonic() + self.left
+
+    def escalate(self) -> None:
+        """Count what the first proposals took, if that is part of the budget."""
+        if self._begun is not None:
+            self._spent = working_seconds() - self._begun
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -217,6 +217,7 @@ def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndar
         else:
             row[: sets.size] = sets.ravel()
     stats["proposal_log_weight"] = (["chain", "proposal"], padded.reshape(len(results), chains, most))
+    stats["num_proposals"] = ([], np.array([r.log_weights.size for r in results]))
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
     nothing = np.full((2, results[0].theta.shape[-1]), np.nan)

@@ -8,7 +8,7 @@ its own and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +22,13 @@ from pymc_amortized.correction.check_results import (
     check_weights,
 )
 from pymc_amortized.correction.doubt import Doubt
-from pymc_amortized.correction.draws import Draws, Request
+from pymc_amortized.correction.draws import Draws, Failure, Request
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.nuts import Nuts
 from pymc_amortized.correction.rungs.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
 from pymc_amortized.correction.rungs.tempered import Tempered
 from pymc_amortized.correction.target import PosteriorTarget, Source
+from pymc_amortized.logs import working
 
 
 class SamplingRung(Protocol):
@@ -116,6 +117,7 @@ def draw_corrected(
     if not ladder.sampling:
         gaps = any(mask.any() for mask in target.datasets.missing.values())
         return draws, doubts + check_weights(draws, labels, gaps=gaps)
+    request.budget.escalate()
     for number, rung in enumerate(ladder.sampling):
         every = ladder.every and number == 0
         rest = [
@@ -123,8 +125,11 @@ def draw_corrected(
             for i, d in enumerate(draws)
             if (every or (not d.settled and rung.takes(d))) and rung.obstacle(target, i) is None
         ]
-        if rest:
+        if rest and request.budget.left > 0:  # what is compiled would be compiled for nothing
             draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
+        elif rest:
+            late = Failure(f"max_time={request.budget.seconds:g} was reached", reached=False)
+            draws = [replace(d, failure=late) if i in rest else d for i, d in enumerate(draws)]
     return draws, doubts + check_failures(draws, labels)
 
 
@@ -156,7 +161,9 @@ def propose(source: Source, number: int, ladder: Ladder, request: Request, seed:
         indices = range(start, min(start + block, number))
         torch_seed, resampling_seed = child.spawn(2)
         rounds = Rounds(source, {i: source.empty(chains) for i in indices}, request, torch_seed)
-        rounds.climb(ladder.proposing, child, searched=ladder.resampled)
+        which = f" for data sets {start + 1:,} to {indices.stop:,} of {number:,}" if number > 1 else ""
+        with working(f"Drawing and weighing{which}"):
+            rounds.climb(ladder.proposing, child, searched=ladder.resampled)
         rng = np.random.default_rng(resampling_seed)
         results += [
             Draws.of(proposals, request, rng, rung=_rung(proposals, ladder), unsure=ladder.every)

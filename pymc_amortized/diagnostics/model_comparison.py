@@ -11,6 +11,7 @@ Whether it could be zero is tested by drawing models from the probabilities them
 & Smith 2007).
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -291,11 +292,13 @@ def _warn(tree: xr.DataTree, error_of_odds: float) -> None:
     sharp = ""
     if error_of_odds > DOUBTFUL:
         sharp = (
-            f" That is not all: log odds of single data sets differ from the evidence by {error_of_odds:.2f} (root "
-            "mean square), which calibration does not see."
+            f" But log odds of single data sets differ from the evidence by {error_of_odds:.2f} (root mean square), "
+            "which calibration does not see: take the evidence (comparison.compare), or train longer."
         )
     if p >= LEVEL:
-        logger.info("%s nothing is off (expected calibration error %.4f, debiased; p = %.2g).%s", line, error, p, sharp)
+        level = logging.WARNING if sharp else logging.INFO
+        good = "%s nothing is off (expected calibration error %.4f, debiased; p = %.2g).%s"
+        logger.log(level, good, line, error, p, sharp)
         return
     found = tree["predictions"].to_dataset()
     k = int(scores["calibration_error"].to_numpy().argmax())

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.logs import logger
 from pymc_amortized.training.device import choose_device, isolated_random_numbers
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
@@ -117,6 +118,7 @@ def train_together(
         try:
             _until_stopped(runs, ended, shown)
         except KeyboardInterrupt:
+            logger.info("Interrupted: the best weights so far are kept, and checked. This takes some seconds.")
             ended = {i: ended.get(i, "interrupt") for i in range(len(runs))}
         trained = [run.ended(ended[i]) for i, run in enumerate(runs)]
         if shown.callback is not None:

@@ -101,7 +101,7 @@ def check_agreement(apart: Disagreement, found: Evidences, labels: np.ndarray) -
     finding = (
         f"Classifier and evidence disagree: log odds of model {list(found.found)[worst]!r} are "
         f"{apart.classifier[0, worst]:.2f} by the classifier and {apart.evidence[0, worst]:.2f} by the evidence, where "
-        f"errors explain {apart.allowed[0, worst]:.2f} (odds beyond {DECISIVE:g} count as that)"
+        f"errors explain {apart.allowed[0, worst]:.2f} (log odds above {DECISIVE:g} are counted as {DECISIVE:g})"
     )
     safer = (
         "The evidence comes from the exact density, and is the safer one: Pareto k is small."
@@ -114,6 +114,15 @@ def check_agreement(apart: Disagreement, found: Evidences, labels: np.ndarray) -
     )
     number = float(apart.classifier[0, worst] - apart.evidence[0, worst])
     return [Doubt("disagreement", finding, advice, number, labels_of(labels, np.arange(1)))]
+
+
+def check_classifier(error: float, labels: np.ndarray) -> list[Doubt]:
+    """Doubt a classifier whose log odds were far from the evidence on simulated data sets (`error`; NaN if unknown)."""
+    if not error > DOUBTFUL:
+        return []
+    finding = f"The classifier is rough: on simulated data sets its log odds are off by {error:.2f} (root mean square)"
+    advice = "Take the evidence (comparison.compare), or train longer (max_time=)."
+    return [Doubt("calibration", finding, advice, error, labels_of(labels, np.arange(len(labels))))]
 
 
 def check_resolution(

@@ -11,6 +11,7 @@ import xarray as xr
 
 from pymc_amortized.approximators.comparison.agreement import (
     check_agreement,
+    check_classifier,
     check_evidences,
     check_resolution,
     compare_odds,
@@ -116,7 +117,7 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
             "ood_pvalue_model": self._laid(pvalues, datasets),
         }
         priors = {f"prior_{name}": float(w) for name, w in zip(self.names, weights, strict=True)}
-        doubts = self._check_data(datasets, pvalues.max(1)) + doubts
+        doubts = self._check_data(datasets, pvalues.max(1)) + check_classifier(self.error, datasets.labels) + doubts
         return xr.Dataset(found, attrs=priors | tell(doubts, self.common.spec))
 
     def bayes_factors(
@@ -148,7 +149,8 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
             "resolved": self._laid(resolved[:, :, None] & resolved[:, None, :], datasets),
             "ood_pvalue": self._laid(pvalues, datasets),
         }
-        return xr.Dataset(found, attrs=tell(self._check_data(datasets, pvalues), self.common.spec))
+        doubts = self._check_data(datasets, pvalues) + check_classifier(self.error, datasets.labels)
+        return xr.Dataset(found, attrs=tell(doubts, self.common.spec))
 
     def log_marginal_likelihood(
         self,

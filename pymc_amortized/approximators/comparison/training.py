@@ -45,7 +45,7 @@ from pymc_amortized.graph.model.step import log_orderings
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool, labelled
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.choices import SummaryChoice
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.novelty.reference import extents, learn_reference
@@ -167,6 +167,7 @@ class ComparisonFit:
             )
         return kept
 
+    @working("Finding the structure of the data")
     def _structures(
         self,
         pilot: Mapping[str, Simulations],
@@ -233,6 +234,7 @@ class ComparisonFit:
                 summary=summary,
             )
 
+    @working("Simulating")
     def _parts(self, teacher: Pool, plan: SimulationPlan) -> tuple[Simulations | None, Simulations, Simulations]:
         """Simulations to train on (a fixed set alone), to judge weights by, and to calibrate on."""
         if plan.number is None:
@@ -277,6 +279,7 @@ class ComparisonFit:
 
         return fresh_source(setup, make, teacher, processes)
 
+    @working("Calibrating the classifier")
     def _calibration(
         self, network: ClassifierNetwork, inputs: Inputs, rest: Simulations, *, taught: bool
     ) -> Calibration:
@@ -296,6 +299,7 @@ class ComparisonFit:
         return calibration
 
 
+@working("Holding classifier and evidence against each other")
 def _judge[P: TrainedPosterior](
     comparison: TrainedComparison[P], trained: Trained, datasets: DataSets, seed: np.random.SeedSequence
 ) -> TrainedComparison[P]:

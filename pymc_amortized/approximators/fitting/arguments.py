@@ -1,7 +1,9 @@
 """Checks of arguments, at the door."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, Literal
 
@@ -13,6 +15,34 @@ from pymc_amortized.graph.model.suitability import check_names
 from pymc_amortized.training import Efficiency, Training
 
 Correction = Literal["auto", "psis", "nuts"] | None
+
+
+INSTEAD = {
+    "tune": "nothing is tuned, and all draws are good ones: leave it out",
+    "init": "draws start from the network: leave it out",
+    "initvals": "draws start from the network: leave it out",
+    "step": "correction= says how draws are made",
+    "nuts_sampler": "correction='nuts' runs NUTS for every data set, by the fastest sampler that is installed",
+    "nuts": "correction='nuts' runs NUTS for every data set",
+    "target_accept": "NUTS runs where weights do not settle a data set, by its own settings",
+    "cores": "fit_posterior(cores=) says how many processes simulate; draws are made in this one",
+    "return_inferencedata": "the result is always a DataTree",
+    "compute_convergence_checks": "results are always checked",
+    "discard_tuned_samples": "nothing is tuned",
+}
+"""What to do instead of arguments that ``pm.sample`` takes."""
+
+
+def explain_sampler_arguments[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that stands in the place of ``pm.sample`` say what it has instead of that one's arguments."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if unknown := [name for name in kwargs if name in INSTEAD]:
+            raise TypeError("; ".join(f"{name}= is an argument of pm.sample: {INSTEAD[name]}" for name in unknown))
+        return function(*args, **kwargs)
+
+    return called
 
 
 def check_integer(name: str, value: Any, *, smallest: int = 1) -> int:
@@ -122,13 +152,41 @@ def read_names(var_names: Sequence[str] | None, allowed: list[str]) -> list[str]
     return [name for name in allowed if name in var_names]
 
 
-def read_groups(idata_kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
+@dataclass(frozen=True)
+class ResultOptions:
+    """What a result holds beside draws and statistics.
+
+    Attributes
+    ----------
+    log_likelihood, log_prior : bool
+        Whether these groups are there.
+    proposal_log_weight : bool or None
+        Whether ``sample_stats`` holds the weights of all proposals; None stands for: of one data set.
+    dtype : str
+        Of real-valued draws.
+    """
+
+    log_likelihood: bool = False
+    log_prior: bool = False
+    proposal_log_weight: bool | None = None
+    dtype: str = "float64"
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups to add."""
+        return [name for name in ("log_likelihood", "log_prior") if getattr(self, name)]
+
+
+def read_result_options(idata_kwargs: Mapping[str, Any] | None) -> ResultOptions:
     """Check ``idata_kwargs``."""
     kwargs = read_mapping("idata_kwargs", idata_kwargs)
-    unknown = sorted(set(kwargs) - {"log_likelihood", "log_prior"})
-    if unknown:
-        raise ValueError(f"idata_kwargs: {unknown} given; allowed are 'log_likelihood' and 'log_prior'")
-    return {name: bool(value) for name, value in kwargs.items()}
+    allowed = [field.name for field in fields(ResultOptions)]
+    if unknown := sorted(set(kwargs) - set(allowed)):
+        raise ValueError(f"idata_kwargs: {unknown} given; allowed are {allowed}")
+    dtype = str(kwargs.get("dtype", "float64"))
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"idata_kwargs: dtype must be 'float64' or 'float32', got {dtype!r}")
+    return ResultOptions(**{name: bool(value) for name, value in kwargs.items() if name != "dtype"}, dtype=dtype)
 
 
 def read_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -1,8 +1,11 @@
 """What a model is at the moment, as digests by name: whether something that was made from it still holds."""
 
+import functools
 import hashlib
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import joblib
@@ -10,15 +13,21 @@ import numpy as np
 import pymc as pm
 import torch
 from pymc.distributions.custom import CustomDistRV, CustomSymbolicDistRV
+from pymc.distributions.simulator import SimulatorRV
 from pymc.logprob.abstract import _logprob
+from pytensor.compile.ops import FromFunctionOp
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.op import Op
 from pytensor.graph.traversal import ancestors
 from pytensor.printing import debugprint
 from pytensor.tensor.random.type import RandomGeneratorType
 from pytensor.tensor.type_other import NoneTypeT
 
 from pymc_amortized.graph.model.operations import walk
+
+_NO_CONTENT = (ModuleType, Variable, Op, pm.Model, np.random.Generator, np.random.RandomState, logging.Logger)
+"""What functions read that has no content, or one that changes by itself, or one that is part of the graph."""
 
 
 def value_of(var: Any) -> np.ndarray:
@@ -51,11 +60,9 @@ def fingerprint(
         unnamed = [_digest(value_of(array)) for array in arrays if not array.name]
         prints[f"variable {var.name!r}"] = f"{id(var)} {model.rvs_to_transforms.get(var)!r} {unnamed}"
         prints |= {f"array {array.name!r}": _digest(value_of(array)) for array in arrays if array.name}
-    for rv in model.basic_RVs:
-        kind = type(rv.owner.op)
-        if issubclass(kind, CustomDistRV | CustomSymbolicDistRV):  # a function of the user's writes its density, once
-            functions = _logprob.dispatch(kind), getattr(kind, "_random_fn", None)
-            prints[f"functions of {rv.name!r}"] = str([_read_by(function) for function in functions])
+    for var in (*model.basic_RVs, *model.deterministics):
+        if read := [_read_by(function) for function in _functions_of(var)]:
+            prints[f"functions of {var.name!r}"] = str(read)
     for rv, value in zip(model.observed_RVs, values, strict=True):
         held = value_of(value)
         prints[f"shape of {rv.name!r}"] = _shape(model, rv, held.shape, context)
@@ -99,17 +106,38 @@ def _variables(model: pm.Model) -> Iterator[tuple[Any, list[Any]]]:
         yield var, arrays
 
 
+def _functions_of(var: Any) -> list[Any]:
+    """Functions of the user's behind a variable: what draws it, what gives its density, what wraps Python code."""
+    found: list[Any] = []
+    for node in {v.owner for v in walk([var]) if v.owner is not None}:
+        kind = type(node.op)
+        if issubclass(kind, CustomDistRV | CustomSymbolicDistRV):  # the density is written by a function, once
+            found += [_logprob.dispatch(kind), getattr(kind, "_random_fn", None)]
+        elif issubclass(kind, SimulatorRV | FromFunctionOp):
+            found.append(getattr(kind, "fn", None) or vars(node.op).get("_FromFunctionOp__fn"))
+    return found
+
+
 def _read_by(function: Any, depth: int = 3) -> dict[str, str]:
-    """Arrays and numbers that a function of the user's reads from where it was written, and functions that it calls."""
+    """What a function of the user's reads from where it was written, and functions that it calls."""
+    if isinstance(function, functools.partial):
+        held = _content((function.args, function.keywords))
+        return {"arguments": held, **_read_by(function.func, depth)}
+    if not inspect.isroutine(function) and not inspect.isclass(function) and callable(function):
+        function = function.__call__  # an object with a state of its own
+    if inspect.ismethod(function):
+        return {"self": _hash(function.__self__), **_read_by(function.__func__, depth)}
     if not inspect.isfunction(function) or depth == 0:
         return {}
     variables = inspect.getclosurevars(function)
     found: dict[str, str] = {}
     for name, value in {**variables.globals, **variables.nonlocals}.items():
-        if isinstance(value, np.ndarray | np.generic | float | int):
-            found[name] = _digest(np.asarray(value))
-        elif inspect.isfunction(value):
+        if isinstance(value, _NO_CONTENT):
+            continue
+        if callable(value):
             found |= {f"{name}.{inner}": digest for inner, digest in _read_by(value, depth - 1).items()}
+        else:
+            found[name] = _content(value)
     return found
 
 
@@ -121,10 +149,14 @@ def _content(argument: Any) -> str:
         return f"{debugprint(argument, file='str', id_type='', print_type=True)} {values}"
     if callable(argument) and not isinstance(argument, torch.nn.Module):
         return str(id(argument))
+    return _hash(argument)
+
+
+def _hash(value: Any) -> str:
     try:
-        return str(joblib.hash(argument))
-    except Exception:  # whatever pickling an argument may raise
-        return str(id(argument))
+        return str(joblib.hash(value))
+    except Exception:  # whatever pickling may raise
+        return str(id(value))
 
 
 def _digest(value: np.ndarray) -> str:

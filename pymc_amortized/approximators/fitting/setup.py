@@ -12,6 +12,7 @@ from torch import nn
 
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, seed_sequence, stage_integer, stage_seed
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.logs import show_progress
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -110,6 +111,7 @@ def read_setup(
     options = training or default or Training()
     options = options if max_time is None else replace(options, max_time=max_time)
     place = choose_device(device)
+    show_progress(progressbar)
     entropy = seed_sequence(random_seed).entropy
     numbers = (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
     return Setup(options, numbers, place, progressbar, compile_kwargs)

@@ -117,7 +117,9 @@ def plan_simulations(
     slow = LIMITS.slowest_batch if options.open_ended else LIMITS.slow_batch
     if number is not None or seconds * options.batch_size / plan.cores <= slow:
         return plan
-    plan = replace(plan, number=max(plan.affordable(plan.seconds), LIMITS.fewest), chosen=True).holding(values)
+    used = math.inf if options.num_steps is None else options.num_steps * options.batch_size
+    wanted = int(max(min(plan.affordable(plan.seconds), used), LIMITS.fewest))
+    plan = replace(plan, number=wanted, chosen=True).holding(values)
     assert plan.number is not None
     say_fixed_set(seconds, plan.number)
     return plan

@@ -30,7 +30,7 @@ from pymc_amortized.graph.rows.observed_rows import ObservedRows, add_row_parame
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.rows.ratio_network import RatioNetwork
 from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
@@ -138,6 +138,7 @@ class LikelihoodFit:
                 self.rows.variable.name,
             )
 
+    @working("Making the network")
     def _network(self, rows: Rows, size: RowSize, kinds: list[str | None]) -> tuple[Layout, RowNetwork | RatioNetwork]:
         """Choose the layout; the network of a density starts at a regression."""
         names = [number for p in self.rows.parameters for number in p.numbers]
@@ -212,6 +213,7 @@ class LikelihoodFit:
         kept = np.random.default_rng(self.setup.seed(Stage.TRAINING, *path, 2)).permutation(kept)
         return torch.from_numpy(log_slope[kept]), {k: torch.from_numpy(v[kept]) for k, v in encoded.items()}
 
+    @working("Preparing what is held out")
     def _held_out(self, layout: Layout, pilot: Simulations) -> Batch:
         if self.plan.number is not None:
             made = pilot.take(slice(0, max(len(pilot) // 10, 1)))

@@ -13,7 +13,7 @@ from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.sampling.importance import Weights, smooth
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
@@ -79,6 +79,7 @@ class Measure:
     def __len__(self) -> int:
         return len(self._datasets)
 
+    @working("Measuring the importance efficiency")
     def __call__(self) -> Efficiency:
         """Return the efficiency over the data sets; weights that cannot be trusted are worth nothing."""
         found, missed = self._weigh()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import Correction, read_point
+from pymc_amortized.approximators.fitting.arguments import Correction, explain_sampler_arguments, read_point
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.posterior.refine import refine
 from pymc_amortized.approximators.posterior.sample import sample
@@ -64,6 +64,7 @@ class AmortizedPosterior(PosteriorWorkflow):
         new.__dict__.update(vars(trained))  # what was compiled already is shared
         return new
 
+    @explain_sampler_arguments
     def sample(
         self,
         observed: Mapping[str, Any] | xr.Dataset | None = None,
@@ -107,11 +108,14 @@ class AmortizedPosterior(PosteriorWorkflow):
             Seconds that all may take which the first proposals do not settle, without compiling; None for no limit.
             "auto" is a minute with ``correction="auto"``, and no limit with "nuts".
         var_names : sequence of str, optional
-            Variables to return; all free variables and deterministics by default.
+            Variables to return; all free variables and deterministics by default. Of a batch, deterministics along
+            dims of the data are left out where they would take more than 256 MiB; the log names them.
         random_seed : int, sequence of int, numpy.random.Generator, optional
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
-            ``log_likelihood=True`` or ``log_prior=True`` add these groups.
+            ``log_likelihood=True`` or ``log_prior=True`` add these groups; ``proposal_log_weight`` says whether the
+            weights of all proposals are kept, which are by default for one data set only; ``dtype="float32"`` makes
+            draws half as large.
         progressbar : bool
             Whether to show the progress of what takes long, if it runs; Ctrl-C leaves what is not done yet as "not
             reached".
@@ -122,22 +126,21 @@ class AmortizedPosterior(PosteriorWorkflow):
             Groups ``posterior``, ``sample_stats``, ``observed_data`` and ``constant_data``, as from ``pm.sample``.
             ``sample_stats`` holds for each draw ``lp`` (the model's log density) and ``log_q`` (that of the proposals:
             the network's own, equal to :meth:`logp`, with ``correction=None``; of angles, before they are wrapped), for
-            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` and
-            ``ood_pvalue``; for each unconstrained parameter (dim ``parameter``) ``pareto_k_of_mean`` and
-            ``mcse_of_mean``, the Monte Carlo error of its mean in posterior standard deviations; where NUTS ran, also
-            the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters, and ``divergences`` (of all it drew,
-            at least four chains of 500; what was asked for is taken from these), and ``energy`` and ``tree_depth`` of
-            each draw. The stage is "raw" (the network's own draws), "psis", "smc"
+            each proposal ``proposal_log_weight``, and for each data set ``stage``, ``pareto_k``, ``importance_ess`` (of
+            ``num_proposals``) and ``ood_pvalue``; for each unconstrained parameter (dim ``parameter``)
+            ``pareto_k_of_mean`` and ``mcse_of_mean``, the Monte Carlo error of its mean in posterior standard
+            deviations; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters, and
+            ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these), and
+            ``energy`` and ``tree_depth`` of each draw. The stage is "raw" (the network's own draws), "psis", "smc"
             (tempered particles), "nuts", "failed" or "not reached" (by `max_time` or `max_nuts`): draws of the last two
             are the best there are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw",
             "weights", "mixture" (of the network and what was found so far), "tempered" (proposals fitted to particles),
-            "smc" or "nuts". The p-value says how often the model
-            simulates data as unusual as these, covariates included, at about that size (:func:`check_misspecification`
-            simulates at exactly that size, with those covariates). Where draws were corrected by a learned likelihood
-            (:func:`fit_joint`), the attribute ``density`` of ``posterior`` and ``sample_stats`` is "learned". What is
-            logged as a warning is also in their attribute ``doubts``: a JSON list (read it by ``json.loads``) of
-            objects with a ``kind``, the ``finding``, the ``advice``, the ``number`` that speaks against the result,
-            and labels of the ``datasets`` concerned.
+            "smc" or "nuts". The p-value says how often the model simulates data as unusual as these, covariates
+            included, at about that size (:func:`check_misspecification` simulates at exactly that size, with those
+            covariates). Where draws were corrected by a learned likelihood (:func:`fit_joint`), the attribute
+            ``density`` of ``posterior`` and ``sample_stats`` is "learned". What is logged as a warning is also in their
+            attribute ``doubts``: a JSON list (read it by ``json.loads``) of objects with a ``kind``, the ``finding``,
+            the ``advice``, the ``number`` that speaks against the result, and labels of the ``datasets`` concerned.
 
         Raises
         ------

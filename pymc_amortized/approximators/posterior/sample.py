@@ -4,15 +4,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
+    ResultOptions,
     check_correction,
     check_integer,
-    read_groups,
     read_names,
     read_nuts_budget,
+    read_result_options,
 )
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.predictive import Kind
@@ -29,7 +31,12 @@ from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Request, sample_stats
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.logs import logger, show_progress, working
 from pymc_amortized.results.writing import posterior_tree
+
+MOST_BYTES = 2**28
+"""That deterministics along the data may take in the result of a batch, unless they are asked for."""
 
 
 def sample(
@@ -52,12 +59,16 @@ def sample(
     compiled = posterior.compiled
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     names = read_names(var_names, compiled.constrain.names)
-    groups = read_groups(idata_kwargs)
+    options = read_result_options(idata_kwargs)
     correct = check_correction(posterior.weighed_by, correction)
     datasets = posterior.read(observed, batched)
     most, seconds = read_nuts_budget(max_nuts, max_time, correction)
-    request = Request(draws, chains, most, Budget(seconds, progressbar))
-    datasets = posterior.inputs.sketched(datasets)
+    show_progress(progressbar)
+    budget = Budget(seconds, progressbar, whole=max_time != "auto")
+    request = Request(draws, chains, most, budget)
+    many = f"{len(datasets):,} data sets" if datasets.batched else "the data"
+    with working(f"Sketching the posterior of {many}"):
+        datasets = posterior.inputs.sketched(datasets)
     ood = posterior.ood_pvalues(datasets)
     told = check_unlike(_check_data(posterior, datasets), ood, datasets.labels)
     tell(told, posterior.spec)  # before NUTS works for an hour on data in other units
@@ -72,18 +83,49 @@ def sample(
     if correction == "auto" and not correct:
         doubts += check_corrected([posterior.weighed_by.density_obstacle] * len(datasets), datasets.labels)
 
-    computed = compiled.constrain.names if any(groups.values()) else names
-    variables = compiled.variables(datasets, results, computed)
+    if var_names is None and datasets.batched:
+        longest = int(np.argmax(sum(datasets.lengths.values(), np.zeros(len(datasets)))))
+        data = datasets.one(posterior.spec, longest)
+        one = compiled.constrain(results[longest].theta[0, :1], data)
+        names = _without_large(posterior.spec, names, one, data, len(datasets) * chains * draws)
+    computed = [p.name for p in posterior.spec.parameters] if options.groups else []
+    with working("Laying out the result"):
+        variables = compiled.variables(datasets, results, list(dict.fromkeys([*names, *computed])))
+    stats = sample_stats(results)
+    if not (datasets.batched is False if options.proposal_log_weight is None else options.proposal_log_weight):
+        stats.pop("proposal_log_weight", None)
     attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
     attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec, told)
     tree = posterior_tree(
         posterior.spec,
         datasets,
         variables=variables,
-        sample_stats=sample_stats(results) | {"ood_pvalue": ([], ood)},
+        sample_stats=stats | {"ood_pvalue": ([], ood)},
         attrs=attrs | posterior.provenance.attributes(),
     )
-    return _with_groups(posterior, tree, groups, names)
+    return _with_groups(posterior, tree, options, names)
+
+
+def _without_large(
+    spec: ModelSpec, names: list[str], one: Mapping[str, np.ndarray], data: Mapping[str, Any], number: int
+) -> list[str]:
+    """Leave out deterministics that are as long as the data, where so many draws, like the one given, are large."""
+    along = {dim for v in spec.data for dim in v.dims if dim}
+    shapes = {np.shape(data[v.name]) for v in spec.data}
+    large = {}
+    for name in (name for name in names if name in spec.deterministics):
+        dims, shape = spec.model.named_vars_to_dims.get(name), one[name].shape[1:]
+        if shape and (along.intersection(dims or ()) or (not dims and shape in shapes)):
+            large[name] = one[name].nbytes * number
+    if sum(large.values()) <= MOST_BYTES:
+        return names
+    logger.info(
+        "Left out of the result: %s, which would take %.1f GB; var_names=%s brings all.",
+        ", ".join(sorted(large)),
+        sum(large.values()) / 1e9,
+        names,
+    )
+    return [name for name in names if name not in large]
 
 
 def _check_data(posterior: TrainedPosterior, datasets: DataSets) -> list[Doubt]:
@@ -95,13 +137,14 @@ def _check_data(posterior: TrainedPosterior, datasets: DataSets) -> list[Doubt]:
 
 
 def _with_groups(
-    posterior: TrainedPosterior, tree: xr.DataTree, groups: Mapping[str, bool], names: list[str]
+    posterior: TrainedPosterior, tree: xr.DataTree, options: ResultOptions, names: list[str]
 ) -> xr.DataTree:
     """Add log densities, which read every free variable; then leave what was asked for."""
-    if not any(groups.values()):
-        return tree
     kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
-    for group in (name for name, wanted in groups.items() if wanted):
+    for group in options.groups:
         posterior.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
-    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
+    if options.groups or options.dtype != "float64":
+        draws = tree["posterior"].to_dataset()[names]
+        real = {name: draws[name].astype(options.dtype) for name in names if draws[name].dtype.kind == "f"}
+        tree["posterior"] = xr.DataTree(draws.assign(real))
     return tree

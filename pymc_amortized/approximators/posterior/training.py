@@ -44,7 +44,7 @@ from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.levels import hierarchy_levels
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.novelty.reference import learn_reference
@@ -134,6 +134,7 @@ class PosteriorFit:
         network = copy.deepcopy(posterior.network)  # the posterior's own stays as it is
         return self._train(network, posterior.gaps, statistics, held_out, pilot, posterior.state)
 
+    @working("Simulating")
     def pilot(self) -> Simulations:
         """Simulate what statistics are learned from: all of a fixed set, or take the user's."""
         pilot = self._simulated_pilot() if self.given is None else self.given
@@ -155,6 +156,7 @@ class PosteriorFit:
             )
         return pilot
 
+    @working("Finding the structure of the data")
     def structure(
         self, pilot: Simulations, given: Mapping[str, str | Sequence[str]], weighed_by: ModelSpec | None = None
     ) -> Structure:
@@ -165,10 +167,12 @@ class PosteriorFit:
         logger.info("Structure of the data:\n%s", structure)
         return structure
 
+    @working("Finding out how to leave out missing values")
     def gaps(self, pilot: Simulations) -> dict[str, Rule | None]:
         """Find out how missing values are integrated out."""
         return find_rules(self.spec, pilot, self.setup.seed(Stage.STRUCTURE, 1))
 
+    @working("Sketching posteriors")
     def see(
         self,
         pilot: Simulations,
@@ -213,6 +217,7 @@ class PosteriorFit:
         pilot = pilot.take(slice(self.plan.number or STATISTICS))
         return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores_for(len(pilot))))
 
+    @working("Simulating what is held out")
     def parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         seed = self.setup.seed(Stage.HELD_OUT)
@@ -223,6 +228,7 @@ class PosteriorFit:
         size = min(max(round(self.setup.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
         return pilot.take(order[size:]), pilot.take(order[:size])
 
+    @working("Making the network")
     def build(self, some: Simulations, summary: SummaryChoice, density: DensityChoice) -> PosteriorNetwork:
         """Choose the networks, and start them at what some simulations say."""
         with self.setup.random_numbers():
@@ -307,6 +313,7 @@ class PosteriorFit:
         """Take options of which the number of steps is planned."""
         self.setup = replace(self.setup, options=options)
 
+    @working("Checking what was trained")
     def finish(
         self,
         network: PosteriorNetwork,

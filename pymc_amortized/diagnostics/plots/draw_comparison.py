@@ -102,9 +102,13 @@ def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
     if not isinstance(dt, xr.DataTree) or "sample_stats" not in dt.children:
         raise TypeError("dt must be a DataTree with a sample_stats group, as from posterior.sample")
     stats = dt["sample_stats"].to_dataset()
-    missing = [name for name in ("proposal_log_weight", "pareto_k", "importance_ess") if name not in stats]
+    weights = "num_proposals" if DATASET_DIM in stats.dims else "proposal_log_weight"
+    missing = [name for name in (weights, "pareto_k", "importance_ess") if name not in stats]
     if missing:
-        raise KeyError(f"sample_stats lacks {missing}: there are no importance weights without a density of the model")
+        raise KeyError(
+            f"sample_stats lacks {missing}: there are no importance weights without a density of the model, and "
+            "those of a batch are kept with idata_kwargs={'proposal_log_weight': True}"
+        )
     if DATASET_DIM not in stats.dims:
         figure, (ax,) = make_figure(1, 1, figsize=figsize or (6.0, 3.4))
         _one_set_of_weights(ax, stats)
@@ -133,8 +137,7 @@ def _one_set_of_weights(ax: Axes, stats: xr.Dataset) -> None:
 
 
 def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
-    proposals = np.isfinite(stats["proposal_log_weight"].transpose(DATASET_DIM, ...).to_numpy())
-    number = proposals.reshape(len(proposals), -1).sum(axis=1)
+    number = stats["num_proposals"].to_numpy()
     k = stats["pareto_k"].to_numpy()
     efficiency = stats["importance_ess"].to_numpy() / np.maximum(number, 1)
     limits = np.array([k_threshold(int(n)) for n in number])
