@@ -20,6 +20,7 @@ from pymc_amortized.graph.model.axes import Axis
 from pymc_amortized.numerics.sampling.mixture import StudentMixture
 from pymc_amortized.numerics.sampling.modes import find_modes
 from pymc_amortized.numerics.sampling.tempering import temper
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 LIGHT, HEAVY = (-1.0, 0.05, 0.3), (1.0, 0.1, 0.7)
 """Place, width and mass of two modes in each dimension, in units of the prior."""
@@ -173,6 +174,17 @@ def test_draws_are_corrected_however_they_are_dealt(plain_posterior, draws, chai
     assert_allclose((mu.mean(("chain", "draw")) - exact[0]) / exact[1], 0, atol=0.08)
     assert_allclose(mu.std(("chain", "draw")) / exact[1], 1, atol=0.05)
     assert (dts.sample_stats["num_proposals"] >= 250).all()
+
+
+def test_particles_that_never_enter_the_neck_of_a_funnel_drift():
+    def funnel(z):
+        v, x = 3 * z[:, 0], 3 * z[:, 1:]
+        wide = stats.norm.logpdf(v, 0, 3) + stats.norm.logpdf(x, 0, np.exp(v / 2)[:, None]).sum(axis=1)
+        return wide + stats.t.logpdf(0, 3, loc=x, scale=0.5).sum(axis=1)
+
+    options = {"populations": 4, "particles": 500, "rng": np.random.default_rng(0)}
+    assert temper(funnel, 7, **options).drift > THRESHOLDS.drift
+    assert temper(lambda z: -5 * np.square(z - 0.5).sum(axis=1), 7, **options).drift < THRESHOLDS.drift
 
 
 # The way of a posterior with two modes

@@ -155,10 +155,8 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
     evidence = _judged(target, index, proposals)
     if evidence.doubt is None:
         return evidence
-    if (
-        proposals.undefined
-        or not Convergence.of(unstandardized(target, particles.z), 0, target.spec.circular).converged
-    ):
+    agreed = Convergence.of(unstandardized(target, particles.z), 0, target.spec.circular).converged
+    if proposals.undefined or not agreed or particles.drift > THRESHOLDS.drift:
         return None
     largest = particles.log_evidence.max()
     each = np.exp(particles.log_evidence - largest)

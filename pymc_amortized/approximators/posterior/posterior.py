@@ -105,8 +105,9 @@ class AmortizedPosterior(PosteriorWorkflow):
         max_nuts : int, optional
             At most so many data sets go to NUTS; 0 for none.
         max_time : float, "auto" or None
-            Seconds that all may take which the first proposals do not settle, without compiling; None for no limit.
-            "auto" is a minute with ``correction="auto"``, and no limit with "nuts".
+            Seconds for the whole call, without compiling; None for no limit. The first proposals are always made; what
+            they do not settle gets the time that is left. "auto" is a minute for that with ``correction="auto"``, and
+            no limit with "nuts".
         var_names : sequence of str, optional
             Variables to return; all free variables and deterministics by default. Of a batch, deterministics along
             dims of the data are left out where they would take more than 256 MiB; the log names them.

@@ -125,8 +125,11 @@ class Tempered:
         flat = target.scattered(index, theta.reshape(-1, theta.shape[-1])[rows], rng)
         shape = request.chains, request.draws
         log_q = target.log_q(flat[:, None], np.array([index]))[:, 0]
-        reason = "populations of tempered particles do not agree"
-        failure = None if found.converged else Failure(reason, str(found))
+        failure = None
+        if not found.converged:
+            failure = Failure("populations of tempered particles do not agree", str(found))
+        elif particles.drift > THRESHOLDS.drift:
+            failure = Failure("tempered particles still drift", f"by {particles.drift:.1f} standard errors of a mean")
         return replace(
             before.sampled(found),
             theta=flat.reshape(*shape, -1),

@@ -4,7 +4,8 @@ Particles go through densities :math:`q^{1-\beta} p^\beta`, with :math:`q` stand
 (Del Moral, Doucet & Jasra 2006, JRSS B 68(3)). Each step of :math:`\beta` is as large as half of the particles allow;
 then they are resampled, and moved by differences of two others (ter Braak 2006, Statistics and Computing 16(3)), which
 have the scale and the shape of the modes. Each population is independent of the others: where they agree, they can be
-trusted.
+trusted. And where further moves change no mean: a funnel's neck is entered by all populations equally seldom, and they
+agree on what is wrong.
 """
 
 import math
@@ -35,10 +36,14 @@ class Particles:
     z : ndarray (populations, n, dim)
     log_evidence : ndarray (populations,)
         Log integral of the density.
+    drift : float
+        By how many standard errors the mean of a coordinate, or of the log density, changes at most, as all are moved
+        on for as long as they were before. About 2 to 3 where they have arrived.
     """
 
     z: np.ndarray
     log_evidence: np.ndarray
+    drift: float
 
 
 def temper(
@@ -75,14 +80,20 @@ def temper(
         state.reweigh()
         last = bool((state.power == 1).all())
         # a random walk forgets where it began after some moves for each dimension
-        accepted, enough = 0.0, (2 if last else 1) * (2 + dim / 2)
-        for _ in range(MOST_MOVES * (2 if last else 1)):
-            accepted += state.move()
-            if accepted > enough or time.monotonic() > deadline:
-                break
+        longer = 2 if last else 1
+        state.move_on(longer * (2 + dim / 2), longer * MOST_MOVES, deadline)
         if last:
-            return Particles(state.z, state.log_evidence)
+            before = state.coordinates
+            state.move_on(longer * (2 + dim / 2), longer * MOST_MOVES, deadline)
+            return Particles(state.z, state.log_evidence, _largest_change(before, state.coordinates))
     return None
+
+
+def _largest_change(before: np.ndarray, after: np.ndarray) -> float:
+    """Largest change (..., coordinates) of a mean, in its standard errors."""
+    change = (after - before).reshape(-1, before.shape[-1])
+    error = change.std(axis=0) / math.sqrt(len(change))
+    return float(np.max(np.abs(change.mean(axis=0)) / np.maximum(error, 1e-300)))
 
 
 class _State:
@@ -119,6 +130,19 @@ class _State:
         index = resample(weights / weights.sum(axis=1, keepdims=True), weights.shape[1], self._rng)
         self.z = np.take_along_axis(self.z, index[..., None], axis=1)
         self.log_p, self.log_q = (np.take_along_axis(part, index, axis=1) for part in (self.log_p, self.log_q))
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """Positions, and the log density: (populations, particles, dim + 1)."""
+        return np.concatenate([self.z, self.log_p[..., None]], axis=-1)
+
+    def move_on(self, enough: float, most: int, deadline: float) -> None:
+        """Move until each has been moved often enough on average, at most so many times."""
+        accepted = 0.0
+        for _ in range(most):
+            accepted += self.move()
+            if accepted > enough or time.monotonic() > deadline:
+                return
 
     def move(self) -> float:
         """Move every particle once, one half by differences of the other half; returns the share that moved."""
