@@ -209,7 +209,7 @@ def test_many_coefficients_are_told_by_gradients():
 
 def test_the_log_says_what_is_drawn_exactly(posterior):
     said = _exactly(posterior.spec, posterior.sketch)
-    assert "given the other 2, 4 of 6 parameters are normal and drawn exactly (mu, effect)" in said
+    assert "4 of 6 parameters (mu, effect) are drawn exactly, and the network learns the other 2" in said
 
 
 def test_a_part_of_what_is_weighted_comes_from_around_the_sketch(posterior, datasets):

@@ -65,7 +65,7 @@ def test_parameters_in_modes_that_are_missed_are_no_success():
     values = iter([0.1, 0.1, 0.0])
     measure = lambda: Efficiency(0.9, 0.9, next(values))  # noqa: E731
     assert steps(trained(Stopping(measure, Efficiency(0.5, 0.25)))) == math.ceil(50 / (1 - DECAY))
-    assert "10% of true parameters lie in modes it misses" in str(Efficiency(0.9, 0.9, 0.1))
+    assert "10% of true parameters lie where it proposes next to nothing" in str(Efficiency(0.9, 0.9, 0.1))
 
 
 def test_a_doubling_that_brings_little_ends_training():

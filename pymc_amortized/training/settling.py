@@ -168,7 +168,11 @@ class Efficiency:
         return cls(typical, typical / 2)
 
     def __str__(self) -> str:
-        missed = f"; {self.missed:.0%} of true parameters lie in modes it misses" if self.missed > MOST_MISSED else ""
+        missed = (
+            f"; {self.missed:.0%} of true parameters lie where it proposes next to nothing"
+            if self.missed > MOST_MISSED
+            else ""
+        )
         return f"{self.typical:.0%} (median; {self.hardest:.0%} in the hardest tenth{missed})"
 
 

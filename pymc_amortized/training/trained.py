@@ -105,7 +105,7 @@ def _verdict(trained: Trained) -> str:
         )
     steps = trained.history.step
     if not enough_to_judge(int(steps[-1]) if len(steps) else 0, len(steps)):
-        return "so short a training cannot tell whether it settled."
+        return "it was too short to tell whether it settled."
     if math.isfinite(trained.gain):
         return (
             f"it did not settle: the second half of training lowered it by {trained.gain:.3f} "

@@ -116,10 +116,10 @@ def choose_evidence(
         )
         return "these disagree with simulations"
     logger.info(
-        "The classifier is taught the evidence of all models, sketched in %.2g ms for each data set and known of "
-        "%.0f%%; the others have labels.",
-        1e3 * seconds,
+        "The classifier learns from the evidence, which sketches tell for %.0f%% of the simulations in %.2g ms each; "
+        "for the others it learns from labels.",
         100 * share,
+        1e3 * seconds,
     )
     return found, seconds
 

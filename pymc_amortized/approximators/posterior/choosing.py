@@ -127,6 +127,6 @@ def _exactly(spec: ModelSpec, sketch: Sketch) -> str:
     names = np.array([p.name for p in spec.parameters for _ in range(p.size)])[sketch.drawn.places]
     learned = spec.dim - sketch.number_drawn
     return (
-        f"; given the other {learned}, {sketch.number_drawn} of {spec.dim} parameters are normal and drawn exactly "
-        f"({', '.join(dict.fromkeys(names))})"
+        f"; {sketch.number_drawn} of {spec.dim} parameters ({', '.join(dict.fromkeys(names))}) are drawn exactly, and "
+        f"the network learns the other {learned}"
     )

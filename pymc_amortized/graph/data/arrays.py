@@ -68,7 +68,8 @@ def _numeric(variable: DataVariable, value: Any) -> np.ndarray:
                 f"the model expects {variable.dtype}: pass codes for labels"
             ) from None
     if array.dtype.kind not in "buif":
-        raise TypeError(f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}")
+        advice = ": pass numbers, or codes for labels" if array.dtype.kind in "USO" else ""
+        raise TypeError(f"{variable.name!r} has dtype {array.dtype}; the model expects {variable.dtype}{advice}")
     return array
 
 
@@ -84,6 +85,9 @@ def _check_shape(variable: DataVariable, array: np.ndarray, batched: bool) -> No
         hint = ", after a leading axis of data sets"
     elif array.ndim == len(variable.shape) + 1 and variable.fits(given[1:]):
         hint = "; pass batched=True for several data sets"
+    elif array.ndim == len(variable.shape) and not variable.sized:
+        other = [d for d, n, k in zip(variable.dims, variable.shape, given, strict=False) if d and n != k]
+        hint = f". For other lengths, train with context={{{other[0]!r}: (smallest, largest)}}" if other else ""
     lengths = ", ".join("any" if n is None else str(n) for n in variable.shape)
     expected = f"({lengths},)" if len(variable.shape) == 1 else f"({lengths})"
     raise ValueError(f"{variable.name!r} has shape {given}; the model's is {expected}{named}{hint}")
@@ -109,7 +113,8 @@ def check_complete(variable: DataVariable, array: np.ndarray) -> np.ndarray:
     nan = np.isnan(array)
     if nan.any():
         rate = f"train with missing={{{variable.name!r}: rate}}"
-        hint = f"; {rate if variable.role == 'observed' else 'only observed variables may have gaps'}"
+        other = "only observed variables may have gaps: fill these values, or leave out their rows"
+        hint = f"; {rate if variable.role == 'observed' else other}"
         raise ValueError(
             f"{variable.name!r} has NaN ({int(nan.sum())} of {array.size}, the first at {_first(nan)}){hint}"
         )

@@ -43,8 +43,11 @@ def dealt_out(data: Any, known: Collection[str]) -> tuple[Any, np.ndarray | None
     """
     if isinstance(data, DataFrameGroupBy):
         plain = say_nothing(data.obj.index)  # rows are then only numbered through
-        groups = {key: part.reset_index(drop=True) if plain else part for key, part in data}
-        if len(data.keys if isinstance(data.keys, list) else [None]) == 1:
+        keys = data.keys if isinstance(data.keys, list) else [data.keys]
+        told = [key for key in keys if isinstance(key, str) and key not in known]  # by the label: no column of the data
+        groups = {key: part.drop(columns=told, errors="ignore") for key, part in data}
+        groups = {key: part.reset_index(drop=True) if plain else part for key, part in groups.items()}
+        if len(keys) == 1:
             groups = {key[0] if isinstance(key, tuple) else key: part for key, part in groups.items()}
         data = groups
     by_label = (

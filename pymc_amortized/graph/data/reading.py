@@ -184,7 +184,7 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
         if not r.smallest <= found[r.dim] <= r.largest:
             raise ValueError(
                 f"dimension {r.dim!r} has length {found[r.dim]}; the posterior was trained for "
-                f"{r.smallest} to {r.largest}"
+                f"{r.smallest} to {r.largest}. For others, train with context={{{r.dim!r}: (smallest, largest)}}"
             )
     return found
 
