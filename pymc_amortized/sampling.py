@@ -64,7 +64,7 @@ def sample_amortized(
 ) -> xr.DataTree:
     """Draw posterior samples with a neural network trained on the model's own simulations.
 
-    The first call trains; later calls for the same model take milliseconds, as long as only the observed values (and
+    The first call trains; later calls for the same model only sample, as long as only the observed values (and
     declared context) have changed. After any other change it trains again and says what changed.
 
     Parameters
