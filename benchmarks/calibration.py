@@ -2,7 +2,8 @@
 
 Each model that has a density is fitted by defaults. Data sets from its prior are answered with `correction="auto"`; the
 ranks of every parameter, of the log density and of random points are tested for uniformity, adjusted for their number.
-Of 40 models without fault, two have a p-value below 0.05. Data sets that no rung settles count as they are.
+Of 40 models without fault, two have a p-value below 0.05. Data sets that are not settled, whatever time it takes,
+count as they are.
 
 Run: python benchmarks/calibration.py [models ...] [--datasets 200] [--seed 1]
 """
@@ -27,12 +28,11 @@ def run(name: str, datasets: int, seed: int) -> str:
     start = time.perf_counter()
     posterior = pma.fit_posterior(MODELS[name].build(), random_seed=seed, progressbar=False)
     fitted = time.perf_counter()
-    check = pma.check_calibration(
-        posterior, num_datasets=datasets, draws=250, correction="auto", random_seed=seed + 1, progressbar=False
-    )
+    options = {"correction": "auto", "max_time": None, "random_seed": seed + 1, "progressbar": False}
+    check = pma.check_calibration(posterior, num_datasets=datasets, draws=250, **options)
     adjusted = {q: float(check["calibration"].sel(metric="p_adjusted")[q].min()) for q in check["prior_sbc"]}
     worst = min(adjusted, key=adjusted.__getitem__)
-    good = (check["sample_stats"]["pareto_k"].to_numpy() < 0.7).mean()
+    good = (~check["sample_stats"]["stage"].isin(["failed", "not reached"])).to_numpy().mean()
     seconds = f"{fitted - start:.0f} | {time.perf_counter() - fitted:.0f}"
     return f"| {name} | {len(adjusted)} | {adjusted[worst]:.3f} ({worst}) | {good:.0%} | {seconds} |"
 
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("pymc_amortized").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    print("| model | quantities | smallest adjusted p | k below 0.7 | fit (s) | check (s) |\n|---|---|---|---|---|---|")
+    print("| model | quantities | smallest adjusted p | settled | fit (s) | check (s) |\n|---|---|---|---|---|---|")
     for name in options.models or known:
         try:
             print(run(name, options.datasets, options.seed), flush=True)

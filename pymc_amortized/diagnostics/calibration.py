@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -47,6 +47,7 @@ from pymc_amortized.diagnostics.verdict import (
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DISTANCE, LOG_JOINT, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.results.version import MADE_BY
 from pymc_amortized.training.progress import CountBar
@@ -62,6 +63,7 @@ def check_calibration(
     num_datasets: int = 500,
     draws: int = 1000,
     correction: Correction = None,
+    max_time: float | Literal["auto"] | None = "auto",
     var_names: Sequence[str] | None = None,
     lengths: Mapping[str, int] | None = None,
     quantities: Mapping[str, Quantity] | None = None,
@@ -87,6 +89,9 @@ def check_calibration(
         Posterior draws for each.
     correction : {None, "psis", "nuts", "auto"}
         Which draws are judged: the network's own, or those that ``posterior.sample`` corrects.
+    max_time : float, "auto" or None
+        As in ``posterior.sample``, for each batch of at most 64 data sets. Draws of data sets that are not settled by
+        then are judged all the same, and that is logged.
     var_names : sequence of str, optional
         Free variables and deterministics to check; all free variables by default.
     lengths : mapping of dim to int, optional
@@ -123,7 +128,8 @@ def check_calibration(
           each data set.
         - ``contraction``: along ``score``, ``contraction`` (one minus posterior over prior variance) and ``z_score``
           (posterior mean minus true value, in posterior sds), for each data set.
-        - ``sample_stats``: ``effective_draws`` of each data set and, where there are weights, ``pareto_k``.
+        - ``sample_stats``: ``effective_draws`` and ``stage`` of each data set and, where there are weights,
+          ``pareto_k``.
 
     Raises
     ------
@@ -177,7 +183,7 @@ def check_calibration(
             context=context,
             missing=missing,
         )
-    check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed), around)
+    check = Check(posterior, names, asked, draws, correction, np.random.default_rng(own_seed), around, max_time)
     check.run(known, sample_seed, progressbar=progressbar)
     tree, findings = check.tree()
     log_verdict(
@@ -229,6 +235,7 @@ class Check:
     correction: Correction
     rng: np.random.Generator
     around: Around | None = None
+    max_time: float | Literal["auto"] | None = "auto"
     pits: list[dict[str, np.ndarray]] = field(default_factory=list)
     recovered: list[dict[str, np.ndarray]] = field(default_factory=list)
     stats: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -264,7 +271,7 @@ class Check:
     def add(self, known: Simulations, seed: np.random.SeedSequence) -> None:
         """Draw for a batch of simulated data sets, and keep what is said of the true values."""
         datasets = of_simulations(known)
-        tree = sample_known(self.posterior, datasets, self.draws, self.correction, self._drawn, seed)
+        tree = sample_known(self.posterior, datasets, self.draws, self.correction, self._drawn, seed, self.max_time)
         truth = self._truth(known)
         effective = count_effective_draws(tree, self.names)
         if self.around is not None:
@@ -285,7 +292,7 @@ class Check:
         recovered = {name: {"true": truth[name]} | summarize_draws(values) for name, values in drawn.items()}
         self.recovered.append({name: np.stack([*r.values()]) for name, r in recovered.items()})
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
-        self.stats.append({"effective_draws": effective, "pareto_k": k})
+        self.stats.append({"effective_draws": effective, "pareto_k": k, "stage": stats["stage"].to_numpy()})
         if self.template is None:
             self.template = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
 
@@ -311,6 +318,13 @@ class Check:
             pits, {str(name): label_elements(values) for name, values in template.data_vars.items()}
         )
         number = len(stats["pareto_k"])
+        if unsettled := int(np.isin(stats["stage"], ["failed", "not reached"]).sum()):
+            logger.warning(
+                "%d of %d data sets were not settled. Their draws are judged as they are, and may be why something is "
+                "off (max_time=None gives them all the time they need).",
+                unsettled,
+                number,
+            )
         wrong = select_wrong(findings)
         attrs = {"num_datasets": number, "draws": self.draws, "correction": self.correction or "none"}
         verdict = {"calibrated": int(not wrong), "level": LEVEL, "off": "; ".join(f.label for f in wrong)}

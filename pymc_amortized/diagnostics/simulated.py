@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import xarray as xr
@@ -94,6 +94,7 @@ def sample_known(
     correction: Correction,
     names: Sequence[str],
     seed: np.random.SeedSequence,
+    max_time: float | Literal["auto"] | None = "auto",
 ) -> xr.DataTree:
     """Draw for simulated data sets, as a user would, and without the warnings that every batch would repeat.
 
@@ -108,6 +109,7 @@ def sample_known(
             chains=4,  # as by default: corrected draws are resampled within each
             batched=True,
             correction=how,
+            max_time=max_time,
             var_names=names,
             random_seed=seed.generate_state(4).tolist(),
             progressbar=False,
@@ -123,7 +125,7 @@ def sample_known(
             return sample(datasets, None)
     halves = [slice(0, len(datasets) // 2), slice(len(datasets) // 2, None)]
     trees = [
-        sample_known(posterior, datasets.take(half), draws, correction, names, child)
+        sample_known(posterior, datasets.take(half), draws, correction, names, child, max_time)
         for half, child in zip(halves, seed.spawn(2), strict=True)
     ]
     return _joined(trees)
