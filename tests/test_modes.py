@@ -158,6 +158,15 @@ def test_chains_that_agree_are_not_doubted():
     assert sum(alarms) <= 4  # by chance one in 1,000, of each of two quantities
 
 
+def test_what_has_no_weight_changes_no_r_hat():
+    theta, log_p, weights = weighted(np.random.default_rng(0), missing=True)
+    theta, log_p, weights = theta.copy(), log_p.copy(), weights.copy()
+    weights[:, 0] = 0
+    expected = weighted_r_hat(theta, log_p, weights)
+    theta[:, 0], log_p[:, 0] = 1e200, -1e300
+    assert_allclose(weighted_r_hat(theta, log_p, weights), expected)
+
+
 def test_weights_of_many_short_chains_are_normalized_together():
     assert Request(1000, 4).sets == 4 and Request(100, 4).sets == 4
     assert Request(1, 4000).sets == 16 and Request(4, 1000).sets == 10

@@ -94,12 +94,15 @@ def weighted_r_hat(theta: np.ndarray, log_p: np.ndarray, weights: np.ndarray) ->
         return np.ones(lead)
     values = np.empty((*lead, chains, n, dim + 1))
     values[..., :-1], values[..., -1] = theta, np.where(np.isfinite(log_p), log_p, 0.0)
-    values -= values[..., :1, :1, :]  # of what does not vary, means differ by nothing then, not by rounding
+    heaviest = weights.reshape(*lead, -1).argmax(axis=-1)[..., None, None]
+    # of what does not vary, means differ by nothing then, not by rounding
+    values -= np.take_along_axis(values.reshape(*lead, -1, dim + 1), heaviest, axis=-2)[..., None, :, :]
     means = (weights[..., None, :] @ values)[..., 0, :]
     values -= means[..., None, :]
+    np.clip(values, -1e100, 1e100, out=values)  # squares of what has no weight must not be infinite
     both = np.stack([weights, np.square(weights)], axis=-2) @ np.square(values, out=values)
     within, errors = both[..., 0, :], both[..., 1, :]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         precision = 1 / errors
         center = (precision * means).sum(axis=-2, keepdims=True) / precision.sum(axis=-2, keepdims=True)
         chance = special.chdtrc(chains - 1, (precision * np.square(means - center)).sum(axis=-2))
