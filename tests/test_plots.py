@@ -222,6 +222,7 @@ def test_the_report_makes_its_own_check(tmp_path, monkeypatch):
     monkeypatch.setitem(report.__globals__, "check_calibration", brief)
     report(standing_in(), str(tmp_path / "report.html"), random_seed=1, progressbar=False)
     assert "20 simulated data sets" in (tmp_path / "report.html").read_text()
+    assert made[0]["calibration"].attrs["correction"] == "psis"  # what users get of a model with a density
     with pytest.raises(TypeError, match="posterior must be an AmortizedPosterior"):
         report(3, tmp_path / "report.html")
 

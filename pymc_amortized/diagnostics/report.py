@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -73,7 +74,7 @@ def report(
     path : path-like
         File to write; an existing one is replaced.
     check : xarray.DataTree, optional
-        From :func:`check_calibration`; made here by default.
+        From :func:`check_calibration`; made here by default: of corrected draws, where the model has a density.
     observed : mapping of name to array_like, or xarray.Dataset, optional
         One data set, as in ``posterior.sample``: adds a section on its draws and importance weights.
     context, missing : mapping, optional
@@ -99,7 +100,14 @@ def report(
         raise TypeError(f"posterior must be an AmortizedPosterior, got {type(posterior).__name__}")
     rng = np.random.default_rng(random_seed)
     if check is None:
-        check = check_calibration(posterior, context=context, missing=missing, random_seed=rng, progressbar=progressbar)
+        check = check_calibration(
+            posterior,
+            correction=None if posterior.weighed_by.density_obstacle else "psis",
+            context=context,
+            missing=missing,
+            random_seed=rng,
+            progressbar=progressbar,
+        )
     sections = {
         "Model": _model(posterior),
         "Structure of the data": f"<pre>{escape(str(posterior.structure))}</pre>",
@@ -120,7 +128,8 @@ def lay_out_page(sections: Mapping[str, str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Amortized posterior</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>Amortized posterior</h1>\n"
-        f'<p class="note">pymc_amortized {escape(__version__)}</p>\n{body}\n</body></html>\n'
+        f'<p class="note">{datetime.now():%Y-%m-%d %H:%M}, pymc_amortized {escape(__version__)}</p>\n'
+        f"{body}\n</body></html>\n"
     )
 
 
