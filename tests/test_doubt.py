@@ -73,7 +73,8 @@ def test_each_is_logged_and_those_about_the_model_once(caplog):
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
         first, second = tell(doubts, model), tell(doubts, model)
     messages = [r.getMessage() for r in caplog.records]
-    assert messages == ["Something failed. Look at it.", "Nothing corrects.", "Something failed. Look at it."]
+    failed = "Something failed. Look at it. [failed]"
+    assert messages == [failed, "Nothing corrects. [uncorrected]", failed]
     assert first == second and len(json.loads(first["doubts"])) == 2
 
 
@@ -105,7 +106,7 @@ def test_what_was_said_before_is_kept_and_not_said_again(caplog):
     with caplog.at_level(logging.WARNING, "pymc_amortized"):
         tell([before], model)
         kept = json.loads(tell([after], model, [before])["doubts"])
-    assert [r.message for r in caplog.records] == ["Far outside.", "Poor weights."]
+    assert [r.message for r in caplog.records] == ["Far outside. [extrapolation]", "Poor weights. [weights]"]
     assert [doubt["finding"] for doubt in kept] == ["Far outside", "Poor weights"]
 
 

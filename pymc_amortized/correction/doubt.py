@@ -84,7 +84,7 @@ def tell(doubts: Sequence[Doubt], model: object, told: Sequence[Doubt] = ()) -> 
     for doubt in doubts:
         message = str(doubt)
         if not (doubt.once and message in logged):
-            logger.warning("%s", message)
+            logger.warning("%s [%s]", message, doubt.kind)  # a section of docs/troubleshooting.md
         if doubt.once:
             logged.add(message)
     return {"doubts": json.dumps([_as_json(doubt) for doubt in (*told, *doubts)])}
