@@ -126,7 +126,7 @@ MODELS: dict[str, Callable[[], pm.Model]] = {
 } | {f"clusters in {dim}": (lambda dim=dim: clusters(dim)) for dim in range(1, 6)}
 
 
-DRAWS = 10_000
+DRAWS = 4_000
 """Of a reference."""
 
 

@@ -198,7 +198,8 @@ class _Finder:
         why = evidence.sequence_evidence(self.spec, self.arrays, moved, target.base)
         if why:
             return _Found(target, target.base, None, "sequence", f"{why} ({obstacle})")
-        return _Found(target, target.base, None, "features", f"it cannot be tested: {obstacle}")
+        advice = f"for a series say structure={{{moved[0]!r}: 'sequence'}}, for rows in any order 'exchangeable'"
+        return _Found(target, target.base, None, "features", f"it cannot be tested: {obstacle}; {advice}")
 
     def _user_kind(self, pairs: Sequence[Pair]) -> AxisKind | None:
         kinds = {self.said[p]: p for p in pairs if p in self.said}
