@@ -109,7 +109,7 @@ def _variables(model: pm.Model) -> Iterator[tuple[Any, list[Any]]]:
 def _functions_of(var: Any) -> list[Any]:
     """Functions of the user's behind a variable: what draws it, what gives its density, what wraps Python code."""
     found: list[Any] = []
-    for node in {v.owner for v in walk([var]) if v.owner is not None}:
+    for node in dict.fromkeys(v.owner for v in walk([var]) if v.owner is not None):
         kind = type(node.op)
         if issubclass(kind, CustomDistRV | CustomSymbolicDistRV):  # the density is written by a function, once
             found += [_logprob.dispatch(kind), getattr(kind, "_random_fn", None)]
