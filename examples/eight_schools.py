@@ -97,7 +97,8 @@ def break_even(first: np.ndarray, each: np.ndarray) -> str:
     times = pd.DataFrame(rows, index=["amortized", "NUTS"]).T
     number = 1 + max(np.ceil((first[0] - first[1]) / (each[1] - each[0])), 0)
     text = times.to_string(float_format="{:.1f} s".format)
-    return f"{text}\nAmortized inference takes less time from {number:.0f} data sets on."
+    on = "the first data set" if number <= 1 else f"{number:.0f} data sets"
+    return f"{text}\nAmortized inference takes less time from {on} on."
 
 
 def main(output: Path) -> None:
