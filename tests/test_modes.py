@@ -1,7 +1,9 @@
 """Posteriors of several modes: none is missed without a word."""
 
+import itertools
 import logging
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pymc as pm
@@ -194,6 +196,21 @@ def test_particles_that_never_enter_the_neck_of_a_funnel_drift():
     options = {"populations": 4, "particles": 500, "rng": np.random.default_rng(0)}
     assert temper(funnel, 7, **options).drift > THRESHOLDS.drift
     assert temper(lambda z: -5 * np.square(z - 0.5).sum(axis=1), 7, **options).drift < THRESHOLDS.drift
+
+
+def test_particles_that_had_no_time_to_show_a_drift_are_none(monkeypatch):
+    clock = itertools.count()
+    fake = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("pymc_amortized.numerics.sampling.tempering.time", fake)
+
+    def run(deadline):
+        options = {"populations": 4, "particles": 100, "rng": np.random.default_rng(0), "deadline": deadline}
+        return temper(lambda z: -5 * np.square(z).sum(axis=1), 2, **options)
+
+    assert run(np.inf) is not None
+    last = next(clock) - 1
+    clock = itertools.count()
+    assert run(last - 1) is None and next(clock) == last + 1  # all moves were made but for what they tell
 
 
 # The way of a posterior with two modes

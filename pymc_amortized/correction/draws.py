@@ -196,8 +196,11 @@ class Draws:
         return "psis" if self.rung in WEIGHTED else self.rung
 
 
-def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Collect what is known of draws, proposals and data sets: name -> (dims, ndarray (datasets, *dims))."""
+def sample_stats(results: Sequence[Draws], *, weights: bool) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Collect what is known of draws and data sets: name -> (dims, ndarray (datasets, *dims)).
+
+    `weights` of all proposals are large.
+    """
     per_draw = ["chain", "draw"]
     stats: dict[str, tuple[list[str], np.ndarray]] = {
         "stage": ([], np.array([r.stage for r in results])),
@@ -207,16 +210,8 @@ def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndar
     if all(r.weights is None and r.convergence is None for r in results):
         return stats
     stats["lp"] = (per_draw, np.stack([r.log_p for r in results]))
-    chains = len(results[0].log_q)
-    most = max(-(-r.log_weights.size // chains) for r in results)
-    padded = np.full((len(results), chains * most), np.nan)
-    for row, result in zip(padded, results, strict=True):
-        sets = result.log_weights
-        if len(sets) == chains:  # each in its row
-            row.reshape(chains, most)[:, : sets.shape[1]] = sets
-        else:
-            row[: sets.size] = sets.ravel()
-    stats["proposal_log_weight"] = (["chain", "proposal"], padded.reshape(len(results), chains, most))
+    if weights:
+        stats["proposal_log_weight"] = (["chain", "proposal"], _padded_weights(results))
     stats["num_proposals"] = ([], np.array([r.log_weights.size for r in results]))
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
@@ -230,6 +225,20 @@ def sample_stats(results: Sequence[Draws]) -> dict[str, tuple[list[str], np.ndar
         unknown = np.full(results[0].log_q.shape, np.nan)
         stats[name] = (per_draw, np.stack([r.per_draw.get(name, unknown) for r in results]))
     return stats
+
+
+def _padded_weights(results: Sequence[Draws]) -> np.ndarray:
+    """Log weights (datasets, chains, proposals), NaN where other data sets got more of them."""
+    chains = len(results[0].log_q)
+    most = max(-(-r.log_weights.size // chains) for r in results)
+    padded = np.full((len(results), chains * most), np.nan)
+    for row, result in zip(padded, results, strict=True):
+        sets = result.log_weights
+        if len(sets) == chains:  # each in its row
+            row.reshape(chains, most)[:, : sets.shape[1]] = sets
+        else:
+            row[: sets.size] = sets.ravel()
+    return padded.reshape(len(results), chains, most)
 
 
 def _some(theta: np.ndarray, log_weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

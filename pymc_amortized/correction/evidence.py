@@ -156,7 +156,7 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
     if evidence.doubt is None:
         return evidence
     agreed = Convergence.of(unstandardized(target, particles.z), 0, target.spec.circular).converged
-    if proposals.undefined or not agreed or particles.drift > THRESHOLDS.drift:
+    if proposals.undefined or not agreed or not particles.drift <= THRESHOLDS.drift:
         return None
     largest = particles.log_evidence.max()
     each = np.exp(particles.log_evidence - largest)

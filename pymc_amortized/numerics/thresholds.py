@@ -64,8 +64,8 @@ class Thresholds:
     mass_elsewhere: float = 0.02
     """Share of the mass that may lie there."""
     drift: float = 4.5
-    """Standard errors by which further moves of tempered particles may change a mean. Of 48 runs on posteriors that
-    they reach, 3.8 was the largest; of 9 runs in a funnel with a narrow neck, 4.9 the smallest."""
+    """Standard errors by which further moves of tempered particles may change a mean. Of 42 runs on posteriors that
+    they reach, 3.8 was the largest; of 6 runs in a funnel with a narrow neck, 4.9 the smallest."""
     far_outside: float = 0.1
     """How far data may lie beyond the simulated range, in units of its width."""
     novel: float = 0.01

@@ -28,7 +28,7 @@ from pymc_amortized.correction.check_results import (
     check_unlike,
 )
 from pymc_amortized.correction.doubt import Doubt, tell
-from pymc_amortized.correction.draws import Request, sample_stats
+from pymc_amortized.correction.draws import Draws, Request, sample_stats
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -64,8 +64,7 @@ def sample(
     datasets = posterior.read(observed, batched)
     most, seconds = read_nuts_budget(max_nuts, max_time, correction)
     show_progress(progressbar)
-    budget = Budget(seconds, progressbar, whole=max_time != "auto")
-    request = Request(draws, chains, most, budget)
+    request = Request(draws, chains, most, Budget(seconds, progressbar, whole=max_time != "auto"))
     many = f"{len(datasets):,} data sets" if datasets.batched else "the data"
     with working(f"Sketching the posterior of {many}"):
         datasets = posterior.inputs.sketched(datasets)
@@ -84,26 +83,31 @@ def sample(
         doubts += check_corrected([posterior.weighed_by.density_obstacle] * len(datasets), datasets.labels)
 
     if var_names is None and datasets.batched:
-        longest = int(np.argmax(sum(datasets.lengths.values(), np.zeros(len(datasets)))))
-        data = datasets.one(posterior.spec, longest)
-        one = compiled.constrain(results[longest].theta[0, :1], data)
-        names = _without_large(posterior.spec, names, one, data, len(datasets) * chains * draws)
+        names = _shown_by_default(posterior, names, datasets, results)
     computed = [p.name for p in posterior.spec.parameters] if options.groups else []
     with working("Laying out the result"):
         variables = compiled.variables(datasets, results, list(dict.fromkeys([*names, *computed])))
-    stats = sample_stats(results)
-    if not (datasets.batched is False if options.proposal_log_weight is None else options.proposal_log_weight):
-        stats.pop("proposal_log_weight", None)
+    kept = not datasets.batched if options.proposal_log_weight is None else options.proposal_log_weight
     attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
     attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec, told)
     tree = posterior_tree(
         posterior.spec,
         datasets,
         variables=variables,
-        sample_stats=stats | {"ood_pvalue": ([], ood)},
+        sample_stats=sample_stats(results, weights=kept) | {"ood_pvalue": ([], ood)},
         attrs=attrs | posterior.provenance.attributes(),
     )
     return _with_groups(posterior, tree, options, names)
+
+
+def _shown_by_default(
+    posterior: TrainedPosterior, names: list[str], datasets: DataSets, results: Sequence[Draws]
+) -> list[str]:
+    """Variables that the result of a batch holds where the user has not chosen, by one draw for the longest of all."""
+    longest = int(np.argmax(sum(datasets.lengths.values(), np.zeros(len(datasets)))))
+    data = datasets.one(posterior.spec, longest)
+    one = posterior.compiled.constrain(results[longest].theta[0, :1], data)
+    return _without_large(posterior.spec, names, one, data, len(results) * results[0].log_q.size)
 
 
 def _without_large(

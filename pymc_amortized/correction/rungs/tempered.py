@@ -128,7 +128,7 @@ class Tempered:
         failure = None
         if not found.converged:
             failure = Failure("populations of tempered particles do not agree", str(found))
-        elif particles.drift > THRESHOLDS.drift:
+        elif not particles.drift <= THRESHOLDS.drift:
             failure = Failure("tempered particles still drift", f"by {particles.drift:.1f} standard errors of a mean")
         return replace(
             before.sampled(found),

@@ -85,6 +85,8 @@ def temper(
         if last:
             before = state.coordinates
             state.move_on(longer * (2 + dim / 2), longer * MOST_MOVES, deadline)
+            if time.monotonic() > deadline:  # too few moves tell of no drift
+                return None
             return Particles(state.z, state.log_evidence, _largest_change(before, state.coordinates))
     return None
 
