@@ -141,7 +141,7 @@ OUTSIDE = [("count", [-1, 2, 3, 4]), ("level", 3), ("level", 2**40)]
 
 @pytest.mark.parametrize(("name", "value"), OUTSIDE)
 def test_values_outside_the_support_are_refused_by_name(mixed_posterior, name, value):
-    with pytest.raises(ValueError, match=f"{name!r}.*outside the variable's support"):
+    with pytest.raises(ValueError, match=f"{name!r} must hold whole numbers from 0"):
         mixed_posterior.sample({**held_data(), name: value}, draws=10, random_seed=1)
 
 

@@ -17,6 +17,7 @@ from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.simulation_plan import LIMITS
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.owners import model_of
@@ -237,6 +238,7 @@ def _read(
     if without:
         raise ValueError(f"context: sources of {without} are needed (posteriors that were loaded hold none)")
     _say_what_is_absent(specs)
+    refuse_impossible_held(list(specs.values()))
     first = next(iter(specs.values()))
     gaps = read_missing(missing, [v.name for v in first.observed])
     return specs, {name: source for name, source in context.items() if name in known}, gaps

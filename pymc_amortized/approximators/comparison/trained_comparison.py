@@ -99,7 +99,7 @@ class TrainedComparison[P: TrainedPosterior](Card, Sendable):
             raise ValueError(
                 "observed is needed: the models hold no data, or not the same, for " + str([v.name for v in spec.data])
             )
-        return read_given(spec, self.common.limits, observed, batched=batched)
+        return read_given(spec, self.common.limits, observed, batched=batched, models=list(self.specs.values()))
 
     def log_probabilities(self, datasets: DataSets, *, simulated: bool = False) -> np.ndarray:
         """Log probabilities (n, models) by the calibrated classifier, at equal prior weights.

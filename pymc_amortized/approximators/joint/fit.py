@@ -27,6 +27,7 @@ from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
 from pymc_amortized.approximators.likelihood.training import default_size, number_of_lags, scales_of_averages
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -130,6 +131,7 @@ def fit_joint(
     sketch = read_sketch_option(sketch, summary)
     model = model_of(model)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
+    refuse_impossible_held([spec])
     alone = take_snapshot(model, observed=observed, context=sources)
     rows = find_rows(alone, read_variable(alone, variable, without_density=True), structure)
     if spec.density_obstacle:

@@ -26,6 +26,7 @@ from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator
 from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import TARGET, PosteriorFit
+from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.axes import read_kinds
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices
@@ -160,6 +161,7 @@ def fit_posterior(
     sketch = read_sketch_option(sketch, summary)
     wanted = read_target(target_efficiency, setup.options)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
+    refuse_impossible_held([spec])
     target = target_of(spec, wanted, TARGET)
     read_kinds({v.name: v.shape for v in spec.observed}, structure, {v.name: v.dims for v in spec.observed})
     simulator = training_simulator(spec, sources, gaps, compile_kwargs)

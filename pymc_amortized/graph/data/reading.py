@@ -1,6 +1,6 @@
 """The door for data: what a user hands over becomes named arrays of the model's shapes and dtypes, or a clear error."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complet
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.data.frames import columns_of, dealt_out, is_frame, wanted_columns
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
+from pymc_amortized.graph.data.support import refuse_impossible
 from pymc_amortized.graph.model.indices import refuse_indices
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -80,10 +81,22 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
     return _stacked(spec, sets, labels)
 
 
-def read_given(spec: ModelSpec, limits: Mapping[str, tuple[int, int]], data: Any, *, batched: bool = False) -> DataSets:
-    """Read what a user observed, and refuse indices that pick nothing, beyond their limits."""
+def read_given(
+    spec: ModelSpec,
+    limits: Mapping[str, tuple[int, int]],
+    data: Any,
+    *,
+    batched: bool = False,
+    models: Sequence[ModelSpec] | None = None,
+) -> DataSets:
+    """Read what a user observed; refuse indices that pick nothing, beyond their limits, and what no model can produce.
+
+    Simulated data sets are not looked at again.
+    """
     datasets = read_datasets(spec, data, batched=batched)
     refuse_indices(datasets.existing(spec), limits, "observed")
+    if not isinstance(data, DataSets):
+        refuse_impossible([spec] if models is None else models, datasets)
     return datasets
 
 

@@ -95,7 +95,7 @@ def _check(model: pm.Model, rv: Any) -> Any:
     A draw of a free variable is excluded unless it lies at a bound where there is no density, or at infinity: then it
     is one of the prior's, rounded. One of an observed variable is excluded where its parameters allow no value.
     """
-    log_density, allowed = _own_log_density(model, rv)
+    log_density, allowed = own_log_density(model, rv)
     if rv in model.free_RVs:
         free = unconstrained(model, rv)
         fine = pt.isfinite(free).all() & pt.isfinite(log_density).all()
@@ -105,7 +105,7 @@ def _check(model: pm.Model, rv: Any) -> Any:
     return pt.switch(fine, FINE, pt.switch(rounded, ROUNDED, EXCLUDED)).astype("int8")
 
 
-def _own_log_density(model: pm.Model, rv: Any) -> tuple[Any, Any]:
+def own_log_density(model: pm.Model, rv: Any) -> tuple[Any, Any]:
     """Log density of a draw given its parents, of which it uses the same draws; and whether these allow any value.
 
     Parents are hidden from PyMC while it derives the density: it would take apart and duplicate random ones.
