@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+import arviz as az
 import matplotlib.pyplot as plt
 import numpy as np
 import pymc as pm
@@ -126,6 +127,16 @@ def test_one_data_set_is_as_in_a_batch(pair, simulated):
     assert list(pair.probabilities(labelled, batched=True)["dataset"].values) == list("abc")
 
 
+def test_arviz_draws_the_table(pair, simulated):
+    table = pair.compare({"y": simulated[0][3]}, random_seed=1)
+    for relative, value in ((True, table.log_bf), (False, table.log_ml)):
+        drawn = az.plot_compare(table, relative_scale=relative, backend="none").viz["plot"].item()
+        points = next(part for part in drawn if part["function"] == "scatter")
+        assert_allclose(points["x"], value)
+        labels = next(part for part in drawn if part["function"] == "yticks")
+        assert list(labels["labels"]) == list(table.index)
+
+
 def test_the_table_holds_both_answers(pair, simulated):
     y = simulated[0][3]
     table = pair.compare({"y": y}, prior={"narrow": 1, "wide": 3}, random_seed=1)
@@ -135,6 +146,7 @@ def test_the_table_holds_both_answers(pair, simulated):
     assert list(table["rank"]) == [0, 1] and table.p_evidence.is_monotonic_decreasing
     assert table.index.name == "model" and not table.warning.any()
     assert table.log_bf.iloc[0] == 0 and table.dse.iloc[0] == 0
+    assert "elpd" in table and "elpd" not in str(table) and "elpd" not in table._repr_html_()
     slope = p[0] * p[1] * np.hypot(*table.se)  # of a logistic function
     assert_allclose(table.p_se, slope, rtol=0.1)
 

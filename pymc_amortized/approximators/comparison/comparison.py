@@ -218,7 +218,8 @@ class AmortizedComparison(TrainedComparison[AmortizedPosterior]):
             ``pareto_k`` of the importance weights; ``ood_pvalue``, how often the model simulates data as unusual;
             and ``warning``, True where the evidence could not be estimated, where the two disagree beyond their errors,
             where the classifier cannot tell the probability under such prior weights, or, in all rows, where no model
-            makes such data; which is logged.
+            makes such data; which is logged. ``elpd`` and ``elpd_diff`` are ``log_ml`` and ``log_bf`` once more, not
+            printed: so ``az.plot_compare`` draws the table, with its own name for what the axis shows.
 
         Notes
         -----

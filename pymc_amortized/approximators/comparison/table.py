@@ -11,7 +11,10 @@ from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 
 class ComparisonTable(pd.DataFrame):
-    """A table that is printed with as many digits as say something; its values are not rounded."""
+    """A table that is printed with as many digits as say something; its values are not rounded.
+
+    ``elpd`` and ``elpd_diff``, which repeat others under the names that ``az.plot_compare`` takes, are not printed.
+    """
 
     @property
     def _constructor(self) -> type[ComparisonTable]:
@@ -24,7 +27,7 @@ class ComparisonTable(pd.DataFrame):
         return str(self._printed().to_html(index_names=False))
 
     def _printed(self) -> pd.DataFrame:
-        plain = pd.DataFrame(self)
+        plain = pd.DataFrame(self).drop(columns=["elpd", "elpd_diff"], errors="ignore")
         digits = {"log_ml": 2, "pareto_k": 2}  # those of a usual error
         digits |= dict.fromkeys(("se", "log_bf", "dse", "p_evidence", "p_se", "p_classifier", "ood_pvalue"), 3)
         some = {name: [_printed(v, number) for v in plain[name]] for name, number in digits.items() if name in plain}
@@ -74,6 +77,8 @@ def evidence_table(
             "pareto_k": found.pareto_k[0],
             "ood_pvalue": pvalues,
             "warning": beyond | (pvalues < THRESHOLDS.novel).all() | found.doubted[0],
+            "elpd": log_ml,
+            "elpd_diff": log_ml - log_ml[best],
         },
         index=pd.Index(names, name="model"),
     ).iloc[order]
