@@ -1,6 +1,7 @@
 """What happens to data sets whose weights are poor: adapted proposals, NUTS, budgets, marks."""
 
 import logging
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,11 +15,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.correction import ladder
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.nuts import Nuts, _Runs
+from pymc_amortized.correction.rungs.rounds import Mixture, Rounds
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.nuts import samplers
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, PyMCSampler, Settings
@@ -195,6 +198,64 @@ def test_an_interrupt_keeps_what_is_done(fresh, monkeypatch, caplog):
     assert dt.sample_stats["stage"].values.tolist() == ["nuts"] + ["not reached"] * 4
     assert np.isfinite(dt.posterior["mu"]).all()
     assert "interrupted" in caplog.text
+
+
+def one_at_a_time(monkeypatch, interrupts):
+    """Let each data set be a block of its own, and a user interrupt at these calls of the mixture rung."""
+    settle, calls = Mixture.settle, []
+
+    def interrupted(self, rounds, seed):
+        calls.append(0)
+        if len(calls) in interrupts:
+            rounds.adapted(10, np.random.default_rng(1))  # it was left in the middle
+            signal.raise_signal(signal.SIGINT)
+        settle(self, rounds, seed)
+
+    monkeypatch.setattr(ladder, "AT_ONCE", 1)
+    monkeypatch.setattr(Mixture, "settle", interrupted)
+    return calls
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupt_of_adapted_proposals_keeps_what_is_settled(plain_posterior, monkeypatch, caplog, at):
+    calls = one_at_a_time(monkeypatch, {at})
+    wrong = planted(plain_posterior, *WRONG["far off"])
+    with caplog.at_level(logging.WARNING, "pymc_amortized"):
+        dt = wrong.sample(conjugate_data(), batched=True, random_seed=1, progressbar=False)
+    assert len(calls) == at  # and no sampler, which would have to compile
+    assert dt.sample_stats["stage"].values.tolist() == ["psis"] * (at - 1) + ["not reached"] * (6 - at)
+    assert np.isfinite(dt.posterior["mu"]).all()
+    assert "Interrupted: nothing is corrected further" in caplog.text
+    assert "should not be used: sampling was interrupted" in caplog.text
+
+
+@pytest.mark.usefixtures("blind")
+def test_an_interrupt_ends_what_has_nothing_to_keep(plain_posterior, monkeypatch):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Rounds, "network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plain_posterior.sample(conjugate_data(), batched=True, random_seed=1, progressbar=False)
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_second_interrupt_ends_the_call(plain_posterior, monkeypatch):
+    one_at_a_time(monkeypatch, {1})
+    network, calls = Rounds.network, []
+
+    def interrupted(self, multiple):
+        calls.append(0)
+        if len(calls) == 3:  # after that of the first data set, and this once more
+            signal.raise_signal(signal.SIGINT)
+        network(self, multiple)
+
+    monkeypatch.setattr(Rounds, "network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        planted(plain_posterior, *WRONG["far off"]).sample(
+            conjugate_data(), batched=True, random_seed=1, progressbar=False
+        )
 
 
 def test_chains_that_do_not_mix_are_tried_again_and_then_marked(fresh, monkeypatch, caplog):

@@ -19,10 +19,15 @@ class Budget:
     progressbar : bool
     whole : bool
         Whether what comes before escalation counts, too.
+    kept : bool
+        Whether what is done by then is kept when a user interrupts escalation.
     """
 
-    def __init__(self, seconds: float | None = None, progressbar: bool = False, *, whole: bool = False) -> None:
+    def __init__(
+        self, seconds: float | None = None, progressbar: bool = False, *, whole: bool = False, kept: bool = False
+    ) -> None:
         self.seconds, self.progressbar = math.inf if seconds is None else seconds, progressbar
+        self._kept, self._interrupted = kept, False
         self._spent = 0.0
         self._begun = working_seconds() if whole else None
         self._since: float | None = None
@@ -30,6 +35,8 @@ class Budget:
     @property
     def left(self) -> float:
         """Seconds that are left."""
+        if self._interrupted:
+            return 0.0
         running = 0.0 if self._since is None else time.monotonic() - self._since
         return self.seconds - self._spent - running
 
@@ -37,6 +44,24 @@ class Budget:
     def deadline(self) -> float:
         """When they are over, by ``time.monotonic``, if the clock runs until then."""
         return time.monotonic() + self.left
+
+    @property
+    def over(self) -> str:
+        """Why there is nothing left."""
+        return "sampling was interrupted" if self._interrupted else f"max_time={self.seconds:g} was reached"
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether an interrupt ends escalation alone: it has begun, and was not interrupted before."""
+        return self._kept and self._spent > 0 and not self._interrupted
+
+    def interrupt(self) -> None:
+        """Be over, whatever is left, because a user does not want to wait."""
+        self._interrupted = True
+        logger.warning(
+            "Interrupted: nothing is corrected further. Draws that are not good yet are marked; a second interrupt "
+            "ends the call without a result."
+        )
 
     def escalate(self) -> None:
         """Count what the first proposals took, if that is part of the budget."""

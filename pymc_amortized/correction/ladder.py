@@ -128,7 +128,7 @@ def draw_corrected(
         if rest and request.budget.left > 0:  # what is compiled would be compiled for nothing
             draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
         elif rest:
-            late = Failure(f"max_time={request.budget.seconds:g} was reached", reached=False)
+            late = Failure(request.budget.over, reached=False)
             draws = [replace(d, failure=late) if i in rest else d for i, d in enumerate(draws)]
     return draws, doubts + check_failures(draws, labels)
 
@@ -153,23 +153,42 @@ def draw_proposals(
 
 def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:
     """Draw for `number` data sets of a source, block by block."""
-    chains = request.sets if source.log_density else request.chains
     block = max(1, AT_ONCE // (request.first * request.chains))
     starts = range(0, number, block)
     results: list[Draws] = []
     for start, child in zip(starts, seed.spawn(len(starts)), strict=True):
         indices = range(start, min(start + block, number))
         torch_seed, resampling_seed = child.spawn(2)
-        rounds = Rounds(source, {i: source.empty(chains) for i in indices}, request, torch_seed)
         which = f" for data sets {start + 1:,} to {indices.stop:,} of {number:,}" if number > 1 else ""
         with working(f"Drawing and weighing{which}"):
-            rounds.climb(ladder.proposing, child, searched=ladder.resampled)
+            try:
+                rounds = _climbed(source, indices, ladder, request, child, torch_seed)
+            except KeyboardInterrupt:
+                if not request.budget.interruptible:
+                    raise
+                request.budget.interrupt()  # these were left in the middle: the first proposals are made again
+                rounds = _climbed(source, indices, ladder, request, child, torch_seed)
         rng = np.random.default_rng(resampling_seed)
         results += [
             Draws.of(proposals, request, rng, rung=_rung(proposals, ladder), unsure=ladder.every)
             for proposals in rounds.sets.values()
         ]
     return results
+
+
+def _climbed(
+    source: Source,
+    indices: Sequence[int],
+    ladder: Ladder,
+    request: Request,
+    seed: np.random.SeedSequence,
+    torch_seed: np.random.SeedSequence,
+) -> Rounds:
+    """Propose for some data sets, as far as time allows."""
+    chains = request.sets if source.log_density else request.chains
+    rounds = Rounds(source, {i: source.empty(chains) for i in indices}, request, torch_seed)
+    rounds.climb(ladder.proposing, seed, searched=ladder.resampled)
+    return rounds
 
 
 def _rung(proposals: Proposals, ladder: Ladder) -> str:

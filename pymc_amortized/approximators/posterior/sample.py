@@ -64,7 +64,7 @@ def sample(
     datasets = posterior.read(observed, batched)
     most, seconds = read_nuts_budget(max_nuts, max_time, correction)
     show_progress(progressbar)
-    request = Request(draws, chains, most, Budget(seconds, progressbar, whole=max_time != "auto"))
+    request = Request(draws, chains, most, Budget(seconds, progressbar, whole=max_time != "auto", kept=correct))
     many = f"{len(datasets):,} data sets" if datasets.batched else "the data"
     with working(f"Sketching the posterior of {many}"):
         datasets = posterior.inputs.sketched(datasets)

@@ -78,9 +78,10 @@ class Nuts:
                         results[index] = runs(index, results[index], seeds[index])
                         left.remove(index)
             except OutOfTimeError:
-                stopped = f"max_time={request.budget.seconds:g} was reached"
+                stopped = request.budget.over
             except KeyboardInterrupt:
-                stopped = "NUTS was interrupted"
+                request.budget.interrupt()
+                stopped = request.budget.over
             except NoGradientError as error:
                 stopped, reached = f"the model has no gradient, which NUTS needs ({error})", True
         for i in left:

@@ -69,7 +69,7 @@ class Tempered:
     ) -> list[Draws]:
         """Replace the draws of some of all data sets; what is not settled then is marked."""
         results, left = list(draws), set(indices)
-        stopped = f"max_time={request.budget.seconds:g} was reached"
+        stopped = request.budget.over
         seeds = dict(zip(indices, seed.spawn(len(indices)), strict=True))
         try:
             with request.budget.running():
@@ -81,7 +81,8 @@ class Tempered:
                         results[index] = found
                         left.remove(index)
         except KeyboardInterrupt:
-            stopped = "tempering was interrupted"
+            request.budget.interrupt()
+            stopped = request.budget.over
         for i in left:
             results[i] = replace(results[i], failure=Failure(stopped, reached=False))
         return results
