@@ -133,7 +133,7 @@ class AmortizedPosterior(PosteriorWorkflow):
             deviations; where NUTS ran, also the worst ``r_hat``, ``ess_bulk`` and ``ess_tail`` of its parameters, and
             ``divergences`` (of all it drew, at least four chains of 500; what was asked for is taken from these), and
             ``energy`` and ``tree_depth`` of each draw. The stage is "raw" (the network's own draws), "psis", "smc"
-            (tempered particles), "nuts", "failed" or "not reached" (by `max_time`, `max_nuts` or Ctrl-C): draws of the last two
+            (tempered particles), "nuts", "failed" or "not reached" (by a limit or Ctrl-C): draws of the last two
             are the best there are, and should not be used. ``rung`` says where draws come from, failed ones too: "raw",
             "weights", "mixture" (of the network and what was found so far), "tempered" (proposals fitted to particles),
             "smc" or "nuts". The p-value says how often the model simulates data as unusual as these, covariates
