@@ -7,13 +7,14 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 OUTPUT := demo_output
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench clean distclean
+.PHONY: help install demo test test-slow test-lowest lint format docs bench clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo; sed -n 's/^#   \([A-Z_]*=\)/  \1/p' Makefile
 
 install: $(STAMP) ## set up .venv with everything below needs
@@ -42,6 +43,13 @@ test: $(STAMP) ## the tests, without the slow ones
 test-slow: $(STAMP) ## the slow tests alone
 	$(PY) -m pytest -m slow $(PYTEST_FLAGS)
 
+# In an environment of its own, made anew each time; deprecations of old versions are no errors.
+test-lowest: ## the code of the README and guides, on the lowest versions that are declared
+	@python=$$(PYTHON="$(PYTHON)" sh scripts/find-python) || exit 1; "$$python" -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python scripts/lowest-versions > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(LOWEST)/constraints.txt -e '.[plots]' pytest
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W default tests/test_readme.py $(PYTEST_FLAGS)
+
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -64,7 +72,7 @@ bench: $(STAMP) ## every script in benchmarks/
 clean: ## remove what the targets made; .venv stays
 	rm -rf $(OUTPUT) docs/_build docs/generated build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)

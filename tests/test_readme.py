@@ -1,9 +1,11 @@
 """The code of the README and of pages of the documentation runs."""
 
 import re
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,14 @@ def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
 
 def test_readme_is_short():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
+def test_every_dependency_has_a_lowest_version():
+    """As `make test-lowest` installs them; PyMC chooses that of PyTensor."""
+    script = [sys.executable, str(ROOT / "scripts" / "lowest-versions")]
+    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = {
+        re.split(r"[^\w-]", entry)[0] for entry in metadata.requires("pymc-amortized") or () if "extra" not in entry
+    }
+    assert {line.partition("==")[0] for line in lines} >= names - {"pytensor"}
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in lines)
