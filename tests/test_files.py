@@ -74,6 +74,12 @@ def test_the_contexts_model_is_taken(saved):
         assert isinstance(pma.load(str(saved)), pma.AmortizedPosterior)
 
 
+def test_a_file_of_another_kind_is_refused(saved):
+    assert isinstance(pma.load(saved, kind=pma.AmortizedPosterior, model=line()), pma.AmortizedPosterior)
+    with pytest.raises(ValueError, match="holds an AmortizedPosterior, and AmortizedComparison was asked for"):
+        pma.load(saved, kind=pma.AmortizedComparison, model=line())
+
+
 def test_no_model_is_an_error(saved):
     with pytest.raises(TypeError, match="model: a file holds no model"):
         pma.load(saved)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pymc as pm
 from safetensors import SafetensorError, safe_open
@@ -25,29 +25,53 @@ from pymc_amortized.approximators.storage.save import FORMAT, KEY
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import working
 
-READERS: dict[type, Callable[[Any, Brought], Any]] = {
-    SavedPosterior: read_posterior,
-    SavedLikelihood: read_likelihood,
-    SavedJoint: read_joint,
-    SavedComparison: read_comparison,
+READERS: dict[type, tuple[type, Callable[[Any, Brought], Any]]] = {
+    SavedPosterior: (AmortizedPosterior, read_posterior),
+    SavedLikelihood: (AmortizedLikelihood, read_likelihood),
+    SavedJoint: (AmortizedJoint, read_joint),
+    SavedComparison: (AmortizedComparison, read_comparison),
 }
 
 
-@working("Reading the file, and comparing the model with it")
-def load(
+@overload
+def load[T](
     path: str | PathLike[str],
     *,
+    kind: type[T],
     model: pm.Model | Mapping[str, pm.Model] | None = None,
     summary: nn.Module | None = None,
     density: nn.Module | Callable[[int, int], nn.Module] | None = None,
     compile_kwargs: CompileKwargs | None = None,
-) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint | AmortizedComparison:
+) -> T: ...
+@overload
+def load(
+    path: str | PathLike[str],
+    *,
+    kind: None = None,
+    model: pm.Model | Mapping[str, pm.Model] | None = None,
+    summary: nn.Module | None = None,
+    density: nn.Module | Callable[[int, int], nn.Module] | None = None,
+    compile_kwargs: CompileKwargs | None = None,
+) -> AmortizedPosterior | AmortizedLikelihood | AmortizedJoint | AmortizedComparison: ...
+@working("Reading the file, and comparing the model with it")
+def load(
+    path: str | PathLike[str],
+    *,
+    kind: type | None = None,
+    model: pm.Model | Mapping[str, pm.Model] | None = None,
+    summary: nn.Module | None = None,
+    density: nn.Module | Callable[[int, int], nn.Module] | None = None,
+    compile_kwargs: CompileKwargs | None = None,
+) -> Any:
     """Read a posterior, a likelihood, both, or a comparison that its method ``save`` wrote.
 
     Parameters
     ----------
     path : path-like
         The file.
+    kind : type, optional
+        What it has to hold, such as ``pma.AmortizedPosterior``: a file of another kind is refused, and type checkers
+        know what is returned.
     model : pymc.Model, or mapping of name to pymc.Model, optional
         The model it was trained for, or those of a comparison by name; the context's model by default. They are
         compared with those in the file.
@@ -84,7 +108,11 @@ def load(
             description = _read_description(file.metadata() or {}, path.name)
             with brought.checking():
                 saved = read_record(list(READERS), description["contents"], Part(file))
-            return READERS[type(saved)](saved, brought)
+            found, read = READERS[type(saved)]
+            if kind not in (None, found):
+                wanted = getattr(kind, "__name__", kind)
+                raise ValueError(f"kind: {path.name!r} holds an {found.__name__}, and {wanted} was asked for")
+            return read(saved, brought)
     except SafetensorError as error:
         raise ValueError(f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}") from None
 
