@@ -9,10 +9,13 @@ import numpy as np
 import pymc as pm
 import pytest
 import torch
+from planted import right, standing_in, two_means
 from small_models import line
 from test_training import HELD_OUT, Interrupting, fresh, gaussian, simulator, weights_of
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.fitting.simulate import read_simulations
+from pymc_amortized.approximators.posterior.check import Measure
 from pymc_amortized.logs import logger
 from pymc_amortized.training import Efficiency, FreshSimulations, Stopping, Training, train
 from pymc_amortized.training.schedule import DECAY, scheduled
@@ -240,3 +243,19 @@ def test_training_that_stopped_short_of_its_target_warns():
     assert said.levelname == "WARNING"
     assert "stopped short of its target, 100% (median; 50% in the hardest tenth)" in said.getMessage()
     assert "continue_training" in said.getMessage()
+
+
+def test_only_what_is_not_reached_is_said():
+    target, missed = Efficiency.wanted(0.5), "at most 2.5% of true parameters where next to nothing is proposed"
+    assert Efficiency(0.8, 0.5, 0.03).short_of(target) == missed
+    assert Efficiency(0.4, 0.3).short_of(target) == "50% (median; 25% in the hardest tenth)"
+    assert Efficiency(0.4, 0.3, 0.03).short_of(target) == f"50% (median; 25% in the hardest tenth), and {missed}"
+
+
+@pytest.mark.parametrize("off", [0.0, 20.0])
+def test_what_the_weights_tell_themselves_is_not_missed(off):
+    """True parameters that outweigh all proposals count where the weights look good, as in a mode that is missed."""
+    posterior = standing_in(lambda moments, means: right((moments[0] + off, moments[1]), means))
+    known = read_simulations(posterior.spec, pma.simulate(two_means(), 64, random_seed=1), None)
+    found = Measure(posterior.network, posterior.inputs, posterior.compiled, known, np.random.SeedSequence(1))()
+    assert (found.hardest > 0.5, found.missed) == (off == 0, 0)

@@ -158,6 +158,13 @@ class Efficiency:
         """Whether both are at least those of a target, and hardly any parameters are missed."""
         return self.typical >= target.typical and self.hardest >= target.hardest and self.missed <= MOST_MISSED
 
+    def short_of(self, target: "Efficiency") -> str:
+        """Say which of what a target wants is not reached."""
+        wanted = [str(target)] if self.typical < target.typical or self.hardest < target.hardest else []
+        if self.missed > MOST_MISSED:
+            wanted.append(f"at most {MOST_MISSED:.1%} of true parameters where next to nothing is proposed")
+        return ", and ".join(wanted)
+
     def above(self, other: "Efficiency") -> float:
         """By how much it is better, where it is most."""
         return max(self.typical - other.typical, self.hardest - other.hardest)

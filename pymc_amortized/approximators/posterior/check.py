@@ -87,7 +87,11 @@ class Measure:
         return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in found]), missed)
 
     def _weigh(self) -> tuple[list[Weights], float]:
-        """Importance weights of proposals for each data set, and how often true parameters outweigh all of these."""
+        """Importance weights of proposals for each data set, and how often true parameters outweigh these unnoticed.
+
+        Where the weights themselves cannot be trusted, the correction goes on by itself: such data sets count as not
+        efficient, and are not counted twice.
+        """
         generator = torch_generator(self._seed, self._network.device)
         proposing = Approximation(self._network, self._inputs, self._datasets, defended=True)
         theta, log_q = proposing.sample(PROPOSALS, generator)
@@ -99,8 +103,8 @@ class Measure:
                 np.ascontiguousarray(theta[:, i]), self._datasets.one(self._inputs.spec, i)
             )
             ratios = np.where(np.isfinite(log_p), log_p - log_q[:, i], -np.inf)
-            missed += ratios[-1] > np.logaddexp.reduce(ratios[:-1])
             found.append(smooth(ratios[None, :-1], defended=defended))
+            missed += found[-1].reliable and ratios[-1] > np.logaddexp.reduce(ratios[:-1])
         return found, missed / len(found)
 
 
@@ -126,7 +130,8 @@ def report_efficiency(trained: Trained, efficiency: Efficiency | None, target: E
     doubtful = efficiency.typical < 0.05 or efficiency.hardest == 0
     if target is not None and trained.stopped != "target" and not efficiency.reaches(target):
         doubtful = True
-        remark += f". Training stopped short of its target, {target}: {_ADVICE.get(trained.stopped, _LONGER)}"
+        advice = _ADVICE.get(trained.stopped, _LONGER)
+        remark += f". Training stopped short of its target, {efficiency.short_of(target)}: {advice}"
     report(trained, remark + ".", doubtful=doubtful or trained.history.restarts > 0)
 
 

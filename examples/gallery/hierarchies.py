@@ -1,0 +1,53 @@
+"""Groups that share what they know: counties, subjects, litters."""
+
+import pymc as pm
+from entries import data, entry
+
+
+@entry("hierarchy of 85 counties", "PyMC: a primer on multilevel modeling", "real: HLMdiag radon")
+def counties() -> pm.Model:
+    """Radon in 919 houses of 85 counties of Minnesota, by floor and by the uranium in the ground."""
+    houses = data("HLMdiag", "radon")
+    uranium = houses.groupby("county").uranium.first().to_numpy()
+    county = houses.county.to_numpy(int) - 1
+    with pm.Model(coords={"county": range(85)}) as model:
+        level = pm.Normal("level", 1, 1)
+        soil = pm.Normal("soil", 0, 1)
+        floor = pm.Normal("floor", 0, 1)
+        spread = pm.HalfNormal("spread", 0.5)
+        noise = pm.HalfNormal("noise", 1)
+        offset = pm.Normal("offset", 0, 1, dims="county")
+        mean = (level + soil * uranium + spread * offset)[county] + floor * houses.basement.to_numpy()
+        pm.Normal("log_radon", mean, noise, observed=houses["log.radon"])
+    return model
+
+
+@entry("hierarchy of slopes", "bambi: sleepstudy, here in PyMC alone", "real: lme4 sleepstudy")
+def sleep() -> pm.Model:
+    """Reaction times of 18 people after 0 to 9 days with little sleep: everyone has an intercept and a slope."""
+    days = data("lme4", "sleepstudy")
+    subject = days.Subject.astype("category").cat.codes.to_numpy()
+    with pm.Model(coords={"subject": range(18)}) as model:
+        level = pm.Normal("level", 250, 50)
+        slope = pm.Normal("slope", 0, 20)
+        spread_level = pm.HalfNormal("spread_level", 50)
+        spread_slope = pm.HalfNormal("spread_slope", 20)
+        own_level = pm.Normal("own_level", 0, spread_level, dims="subject")
+        own_slope = pm.Normal("own_slope", 0, spread_slope, dims="subject")
+        noise = pm.HalfNormal("noise", 50)
+        mean = level + own_level[subject] + (slope + own_slope[subject]) * days.Days.to_numpy()
+        pm.Normal("reaction", mean, noise, observed=days.Reaction)
+    return model
+
+
+@entry("hierarchy of proportions", "PyMC: hierarchical binomial model, rat tumors", "real: aod rats")
+def litters() -> pm.Model:
+    """Survivors in 32 litters of rats: each litter has its own chance."""
+    litter = data("aod", "rats")
+    treated = (litter.group == "TREAT").astype(int).to_numpy()
+    with pm.Model(coords={"litter": range(32), "group": ["control", "treated"]}) as model:
+        mean = pm.Beta("mean", 4, 1, dims="group")
+        size = pm.LogNormal("size", 2, 1, dims="group")
+        chance = pm.Beta("chance", (mean * size)[treated], ((1 - mean) * size)[treated], dims="litter")
+        pm.Binomial("alive", litter.n, chance, observed=litter.y)
+    return model
