@@ -339,6 +339,23 @@ def test_a_panel_of_series() -> None:
     assert kinds_of(structure_of(model_of(build)), "y") == ("exchangeable", "sequence")
 
 
+@pytest.mark.parametrize(("species", "kind"), [(2, "features"), (4, "features"), (8, "sequence")])
+def test_species_of_a_system_are_no_sequence(species: int, kind: str) -> None:
+    def build() -> None:
+        growth = pm.LogNormal("growth", 0.0, 0.1)
+        start = pt.as_tensor(np.linspace(1, 2, species))
+        path = pytensor.scan(
+            lambda now, rate: now + 0.1 * rate * now * pt.arange(species),
+            outputs_info=start,
+            non_sequences=growth,
+            n_steps=9,
+            return_updates=False,
+        )
+        pm.Normal("y", path, 1.0, observed=normals(9, species))
+
+    assert kinds_of(structure_of(model_of(build)), "y") == ("sequence", kind)
+
+
 def test_latent_gaussian_processes_are_sequences_over_their_grid() -> None:
     for centered in (True, False):
 

@@ -35,7 +35,9 @@ class Entry:
     reference : callable or None
         Makes the model that NUTS samples, where that is another object.
     exact : callable or None
-        Draws of each parameter from the posterior itself, where NUTS misses a part of it.
+        Draws of each parameter from the posterior itself, where they are known.
+    needs : str
+        A package that does not come with this project's environment.
     """
 
     name: str
@@ -47,11 +49,12 @@ class Entry:
     simulator: bool = False
     reference: Callable[[], pm.Model] | None = None
     exact: Callable[[], Mapping[str, np.ndarray]] | None = None
+    needs: str = ""
 
     @property
     def lines(self) -> int:
         """Lines of code of a user, from the data to the draws, without imports, docstrings and the frame of a function."""
-        own = [line for line in _code(self.build) if not line.startswith(("@", "def ", "return model"))]
+        own = [line for line in _code(self.build) if not line.startswith(("@", "def ", "import ", "return model"))]
         return len(own) + sum(len(_code(helper)) for helper in self.helpers) + CALLS
 
 

@@ -22,7 +22,7 @@ def counties() -> pm.Model:
     return model
 
 
-@entry("hierarchy of slopes", "bambi: sleepstudy, here in PyMC alone", "real: lme4 sleepstudy")
+@entry("hierarchy of slopes", "bambi: hierarchical linear regression (sleepstudy)", "real: lme4 sleepstudy")
 def sleep() -> pm.Model:
     """Reaction times of 18 people after 0 to 9 days with little sleep: everyone has an intercept and a slope."""
     days = data("lme4", "sleepstudy")
@@ -37,6 +37,23 @@ def sleep() -> pm.Model:
         noise = pm.HalfNormal("noise", 50)
         mean = level + own_level[subject] + (slope + own_slope[subject]) * days.Days.to_numpy()
         pm.Normal("reaction", mean, noise, observed=days.Reaction)
+    return model
+
+
+@entry(
+    "hierarchy of slopes, by bambi",
+    "bambi: hierarchical linear regression (sleepstudy)",
+    "real: lme4 sleepstudy",
+    needs="bambi",
+    reference=lambda: sleep_bambi().backend.model,
+)
+def sleep_bambi():
+    """Describe the same people by a formula; bambi chooses the priors."""
+    import bambi as bmb
+
+    days = data("lme4", "sleepstudy")
+    model = bmb.Model("Reaction ~ Days + (Days | Subject)", days, categorical="Subject", center_predictors=False)
+    model.build()
     return model
 
 

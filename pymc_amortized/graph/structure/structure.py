@@ -71,6 +71,11 @@ def find_structure(
     return Structure(finder.axes(), shapes, *find_symmetries(spec, simulations, log_density))
 
 
+MOST_QUANTITIES = 4
+"""Of a system, such as susceptible, exposed, infected and recovered. Of so few entries, an order tells a network nothing
+that features do not."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """An axis on its way to being described."""
@@ -109,7 +114,7 @@ class _Finder:
             one = self._found(target)
             claimed |= {p for p in one.pairs if self.arrays[p[0]].role == "observed"}
             found.append(one)
-        return tuple(self._axis(one) for one in _joined(self._as_images(found), self.arrays))
+        return tuple(self._axis(one) for one in _joined(self._as_systems(self._as_images(found)), self.arrays))
 
     def _found(self, target: Target) -> _Found:
         if self.proofs is None:
@@ -236,6 +241,23 @@ class _Finder:
             and one.kind == "exchangeable"
             and not self._user_kind(one.pairs)
             and on_grid[one.target.base[0][0]] > 1
+            else one
+            for one in found
+        ]
+
+    def _as_systems(self, found: list[_Found]) -> list[_Found]:
+        """Quantities of one system, such as species, are side by side at each step: they have no order of their own."""
+        orders: dict[str, int] = {}  # the length of the longest sequence of an observed variable
+        for one in found:
+            if one.kind == "sequence" and not one.permutable:
+                name = one.target.base[0][0]
+                orders[name] = max(orders.get(name, 0), one.target.length)
+        return [
+            replace(one, kind="features", reason=f"{one.target.length} quantities at each step; {one.reason}")
+            if one.kind == "sequence"
+            and not one.permutable
+            and not self._user_kind(one.pairs)
+            and one.target.length <= MOST_QUANTITIES < orders[one.target.base[0][0]]
             else one
             for one in found
         ]
