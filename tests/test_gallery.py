@@ -44,9 +44,7 @@ def trees(shift=0.0, scale=1.0):
     first, second = (rng.normal(size=(4, 1000, 2)) for _ in range(2))
     second[..., 1] = second[..., 1] * scale + shift
     dims = ("chain", "draw", "at")
-    return tuple(
-        xr.DataTree.from_dict({"posterior": xr.Dataset({"a": (dims, draws)})}) for draws in (first, second)
-    )
+    return tuple(xr.DataTree.from_dict({"posterior": xr.Dataset({"a": (dims, draws)})}) for draws in (first, second))
 
 
 @pytest.mark.parametrize(("shift", "scale", "beyond"), [(0.0, 1.0, 0), (0.1, 1.1, 0), (0.6, 1.0, 1), (0.0, 1.6, 1)])

@@ -33,7 +33,9 @@ def zero_inflated() -> pm.Model:
         mentor = pm.Normal("mentor", 0, 0.5)
         writes = pm.Beta("writes", 2, 1)
         shape = pm.Gamma("shape", 2, 1)
-        rate = level + woman * (students.fem == "Women") + children * students.kid5 + mentor * standardize(students.ment)
+        rate = (
+            level + woman * (students.fem == "Women") + children * students.kid5 + mentor * standardize(students.ment)
+        )
         pm.ZeroInflatedNegativeBinomial(
             "articles", psi=writes, mu=pm.math.exp(rate), alpha=shape, observed=students.art
         )

@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def lines(self) -> int:
-        """Lines of code of a user, from the data to the draws, without imports, docstrings and the frame of a function."""
+        """Lines of code of a user, from the data to the draws, without imports and docstrings."""
         own = [line for line in _code(self.build) if not line.startswith(("@", "def ", "import ", "return model"))]
         return len(own) + sum(len(_code(helper)) for helper in self.helpers) + CALLS
 

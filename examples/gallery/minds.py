@@ -43,7 +43,12 @@ def exact_drift_diffusion() -> pm.Model:
     return model
 
 
-@entry("drift diffusion", "HSSM: a first model; BayesFlow: drift diffusion", simulator=True, reference=exact_drift_diffusion)
+@entry(
+    "drift diffusion",
+    "HSSM: a first model; BayesFlow: drift diffusion",
+    simulator=True,
+    reference=exact_drift_diffusion,
+)
 def drift_diffusion() -> pm.Model:
     """200 choices and their times, by a simulator alone: the likelihood is learned, too."""
     with pm.Model() as model:

@@ -22,7 +22,9 @@ def species(hares, lynx, rates, years, steps=5):
         return prey + h / 6 * (a + 2 * c + 2 * e + g), hunters + h / 6 * (b + 2 * d + 2 * f + i)
 
     first = [hares, lynx]
-    path = pytensor.scan(step, outputs_info=first, non_sequences=rates, n_steps=steps * (years - 1), return_updates=False)
+    path = pytensor.scan(
+        step, outputs_info=first, non_sequences=rates, n_steps=steps * (years - 1), return_updates=False
+    )
     series = [pt.concatenate([start[None], later])[::steps] for start, later in zip(first, path, strict=True)]
     return pt.clip(pt.stack(series, axis=-1), 1e-3, 1e4)
 

@@ -72,8 +72,8 @@ def find_structure(
 
 
 MOST_QUANTITIES = 4
-"""Of a system, such as susceptible, exposed, infected and recovered. Of so few entries, an order tells a network nothing
-that features do not."""
+"""Of a system, such as susceptible, exposed, infected and recovered. Of so few, an order tells a network no more than
+features do."""
 
 
 @dataclass(frozen=True)
