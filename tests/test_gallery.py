@@ -71,6 +71,21 @@ def test_verdicts(stage, doubts, beyond, verdict):
     assert row.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("fit", "more", "nuts", "nuts_more", "even"),
+    [
+        (19.0, 0.5, 10.0, 1.5, "11"),
+        (19.0, 0.5, 10.0, 0.4, "never"),
+        (8.0, 0.5, 10.0, 0.4, "1"),
+        (8.0, 0.1, 10.0, 1, "1"),
+    ],
+)
+def test_from_how_many_data_sets_on(fit, more, nuts, nuts_more, even):
+    """Of the first case: 19 + 1 and then half a second each, beside 10 and then one and a half."""
+    row = Row("a", 1, 9, fit, 1.0, more, nuts, nuts_more, 1.0, "psis", "weights", [], 0, 0, [])
+    assert row.even == even
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_answers_agree_with_nuts_or_are_marked(name):
