@@ -424,6 +424,31 @@ def test_plots_show_the_numbers(pair):
     assert_allclose(y, check["reliability"]["share"].sel(model="narrow"))
     with pytest.raises(TypeError, match="check_comparison"):
         pma.plot_confusion(xr.DataTree())
+    (plot,) = pma.plot_confusion(check, backend="none").viz["plot"].to_numpy()
+    assert [part["string"] for part in plot if part["function"] == "text"] == texts
+    assert len(pma.plot_reliability(check, backend="none").viz["plot"]) == 2
+
+
+def test_probabilities_are_plotted_in_one_order(pair, simulated):
+    found = pair.probabilities({"y": simulated[0][:40]}, batched=True)
+    found["ood_pvalue"][3] = 0.001
+    figure = pma.plot_probabilities(found)
+    p = found["probability"].to_numpy()
+    first = (p.argmax(1) == 0).sum()
+    assert [ax.get_title() for ax in figure.axes] == ["narrow", "wide"]
+    assert figure.axes[0].texts[0].get_text() == f"most probable for {first} of 40"
+    points = [np.concatenate([c.get_offsets() for c in ax.collections]) for ax in figure.axes]
+    narrow, wide = (values[np.argsort(values[:, 0]), 1] for values in points)
+    assert_allclose(narrow + wide, 1)
+    assert (np.diff(narrow[:first]) <= 0).all() and (narrow[:first] >= 0.5).all() and (narrow[first:] <= 0.5).all()
+    assert len(figure.axes[0].collections[1].get_offsets()) == (found["ood_pvalue"] < 0.01).sum()
+    assert "in doubt" in figure.get_suptitle()
+    assert len(pma.plot_probabilities(found, backend="none").viz["plot"]) == 2
+    with pytest.raises(ValueError, match="batched=True"):
+        pma.plot_probabilities(found.isel(dataset=0))
+    with pytest.raises(TypeError, match=r"comparison\.probabilities"):
+        pma.plot_probabilities(found["probability"])
+    plt.close("all")
 
 
 # files

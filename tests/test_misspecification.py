@@ -361,8 +361,9 @@ def test_pictures(posterior):
     assert len(pma.plot_novelty(many).axes) == 2
     one = pma.check_misspecification(posterior, some[0], num_simulations=100, random_seed=1)
     (axis,) = pma.plot_novelty(one).axes
-    (line,) = [line for line in axis.lines if line.get_label().startswith("observed")]
-    assert line.get_xdata()[0] == one["score"].item()
+    assert axis.lines[-1].get_xdata()[0] == one["score"].item()
+    assert axis.get_legend().texts[1].get_text().startswith("observed")
+    assert len(pma.plot_novelty(many, backend="none").viz["plot"]) == 2
     with pytest.raises(TypeError, match="check_misspecification"):
         pma.plot_novelty(some)
     plt.close("all")

@@ -1,6 +1,7 @@
 """Plots of checks, training and draws, and the report: what they show."""
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import arviz as az
@@ -44,6 +45,15 @@ def notes(figure):
     return {ax.get_title(): " ".join(text.get_text() for text in ax.texts) for ax in figure.axes}
 
 
+def drawn(plots):
+    """What another backend than matplotlib was told to draw, plot by plot."""
+    return list(plots.viz["plot"].to_numpy())
+
+
+def texts(plot, function):
+    return [part["string"] for part in plot if part["function"] == function]
+
+
 EVERYTHING = ["mu[a]", "mu[b]", "log_joint", "tarp"]
 
 
@@ -78,7 +88,7 @@ def test_coverage_shows_the_share_within(checks):
 def test_recovery_shows_means_against_true_values(checks):
     figure = pma.plot_recovery(checks["right"])
     assert titles(figure) == ["mu[a]", "mu[b]"]
-    x, y = figure.axes[1].lines[0].get_data()
+    x, y = figure.axes[1].collections[0].get_offsets().T
     recovery = checks["right"]["recovery"]["mu"].sel(group="b")
     np.testing.assert_array_equal(x, recovery.sel(estimate="true"))
     np.testing.assert_array_equal(y, recovery.sel(estimate="mean"))
@@ -116,6 +126,28 @@ def test_wrong_arguments_of_plots(checks, plot):
     assert tuple(plot(checks["right"], figsize=(5, 3)).get_size_inches()) == (5, 3)
 
 
+@pytest.mark.parametrize("plot", [pma.plot_calibration, pma.plot_coverage, pma.plot_recovery, pma.plot_contraction])
+def test_other_backends_draw_the_same(checks, plot):
+    figure = plot(checks["biased"], backend="matplotlib")
+    shown = drawn(plot(checks["biased"], backend="none"))
+    assert [texts(panel, "title")[0].partition(":")[0] for panel in shown] == titles(figure)
+    assert [len(texts(panel, "title")) for panel in shown] == [1] * len(shown)
+    for panel, note in zip(shown, notes(figure).values(), strict=True):
+        assert texts(panel, "title")[0].partition(": ")[2] == note.replace("\n", ", ")
+    functions = {part["function"] for part in shown[0]}
+    assert {"xlabel", "ylabel", "xlim", "ylim"} <= functions and functions & {"line", "scatter"}
+    with az.rc_context({"plot.backend": "none"}):
+        assert len(drawn(plot(checks["biased"]))) == len(shown)
+
+
+def test_backends_that_there_are_not(checks, monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'plotly'.* got 'gnuplot'"):
+        pma.plot_calibration(checks["right"], backend="gnuplot")
+    monkeypatch.setitem(sys.modules, "arviz_plots.backend.bokeh", None)
+    with pytest.raises(ImportError, match="plots need bokeh: pip install bokeh"):
+        pma.plot_calibration(checks["right"], backend="bokeh")
+
+
 def test_local_checks_are_plotted_alike():
     options = {"num_simulations": 400, "num_datasets": 60, "draws": 40, "random_seed": 1, "progressbar": False}
     check = pma.check_local_calibration(standing_in(), {"y": np.zeros((2, planted.ROWS))}, **options)
@@ -129,6 +161,10 @@ def test_history_shows_both_losses():
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), posterior.history.held_out_loss)
     with pytest.raises(TypeError, match="posterior must be"):
         pma.plot_history(3)
+    (plot,) = drawn(pma.plot_history(posterior, backend="none"))
+    lines = [part for part in plot if part["function"] == "line"]
+    np.testing.assert_allclose(lines[1]["y"], posterior.history.held_out_loss)
+    assert texts(plot, "title") == ["blue: training, red: held out"]
 
 
 @pytest.mark.usefixtures("blind")
@@ -142,6 +178,10 @@ def test_weights_of_one_data_set(correlation, color):
     weights = ax.lines[-1].get_ydata()
     assert to_hex(ax.lines[-1].get_color()) == color and (np.diff(weights) <= 0).all()
     assert f"Pareto k {float(dt['sample_stats']['pareto_k']):.2f}" in ax.texts[0].get_text()
+    (plot,) = drawn(pma.plot_weights(dt, backend="none"))
+    (line,) = (part for part in plot if part["function"] == "line")
+    np.testing.assert_allclose(line["y"], np.log10(weights))  # without logarithmic axes
+    assert texts(plot, "ylabel") == ["weight / mean weight (log10)"]
 
 
 def test_weights_of_many_data_sets():
@@ -153,7 +193,15 @@ def test_weights_of_many_data_sets():
     k = np.minimum(dt["sample_stats"]["pareto_k"].to_numpy(), 1.5)
     np.testing.assert_allclose(np.sort(points[:, 1]), np.sort(k))
     assert f"of 30 above {0.7:.2f}" in left.texts[0].get_text()
-    assert sum(patch.get_height() for patch in right.patches) == 30
+    assert right.get_ylim()[1] >= 1 and right.get_title() == f"median {np.median(efficiency(dt)):.0%}"
+    _, right = drawn(pma.plot_weights(dt, backend="none"))
+    (bars,) = (part for part in right if part["function"] == "hist")
+    assert sum(bars["y"]) == 30
+
+
+def efficiency(dt):
+    stats = dt["sample_stats"]
+    return stats["importance_ess"] / stats["num_proposals"]
 
 
 def test_weights_that_are_not_there():
@@ -176,6 +224,8 @@ def test_comparison_shows_what_differs():
     assert re.search(r"shift \+0\.[34]", notes(figure)["mu[b]"])
     assert [text.get_text() for text in figure.legends[0].texts] == ["exact", "network"]
     assert len(pma.plot_comparison(wrong, exact).axes) == 3
+    plots = drawn(pma.plot_comparison(wrong, exact, var_names=["mu"], backend="none"))
+    assert [texts(plot, "title")[0][:13] for plot in plots] == ["mu[a]: shift ", "mu[b]: shift "]
 
 
 class Page(HTMLParser):

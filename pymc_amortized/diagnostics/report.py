@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from arviz_base import rc_context
 
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
@@ -108,17 +109,18 @@ def report(
             random_seed=rng,
             progressbar=progressbar,
         )
-    sections = {
-        "Model": _model(posterior),
-        "Structure of the data": f"<pre>{escape(str(posterior.structure))}</pre>",
-        "Training": _training(posterior),
-        "Calibration": _calibration(check),
-        "Coverage": _coverage(check),
-        "Recovery": _recovery(check),
-        "Importance weights": _weights(check),
-    }
-    if observed is not None:
-        sections["Observed data"] = _observed(posterior, observed, rng)
+    with rc_context({"plot.backend": "matplotlib"}):  # whose figures are pictures
+        sections = {
+            "Model": _model(posterior),
+            "Structure of the data": f"<pre>{escape(str(posterior.structure))}</pre>",
+            "Training": _training(posterior),
+            "Calibration": _calibration(check),
+            "Coverage": _coverage(check),
+            "Recovery": _recovery(check),
+            "Importance weights": _weights(check),
+        }
+        if observed is not None:
+            sections["Observed data"] = _observed(posterior, observed, rng)
     Path(path).write_text(lay_out_page(sections), encoding="utf-8")
 
 

@@ -91,11 +91,16 @@ class History:
             series = getattr(self, name)
             shown = np.isfinite(series)
             ax.plot(self.step[shown], series[shown], label=label)
-        settled = self.held_out_loss[np.isfinite(self.held_out_loss)]
-        settled = settled[len(settled) // 20 :]  # the first losses are far above all others
-        if len(settled) > 1 and np.ptp(settled) > 0:
-            ax.set_ylim(settled.min() - 0.1 * np.ptp(settled), settled.max() + 0.1 * np.ptp(settled))
+        if (limits := self.limits()) is not None:
+            ax.set_ylim(limits)
         ax.set_xlabel("step")
         ax.set_ylabel("loss per simulation")
         ax.legend()
         return ax
+
+    def limits(self) -> tuple[float, float] | None:
+        """Range of losses that is worth showing; None where nothing varies."""
+        settled = self.held_out_loss[np.isfinite(self.held_out_loss)]
+        settled = settled[len(settled) // 20 :]  # the first losses are far above all others
+        margin = 0.1 * np.ptp(settled) if len(settled) > 1 else 0.0
+        return (settled.min() - margin, settled.max() + margin) if margin > 0 else None

@@ -7,7 +7,7 @@ from pymc_amortized.diagnostics.plots.checks import (
     plot_recovery,
 )
 from pymc_amortized.diagnostics.plots.draw_comparison import plot_comparison, plot_history, plot_weights
-from pymc_amortized.diagnostics.plots.model_comparison import plot_confusion, plot_reliability
+from pymc_amortized.diagnostics.plots.model_comparison import plot_confusion, plot_probabilities, plot_reliability
 from pymc_amortized.diagnostics.plots.novelty import plot_novelty
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "plot_coverage",
     "plot_history",
     "plot_novelty",
+    "plot_probabilities",
     "plot_recovery",
     "plot_reliability",
     "plot_weights",

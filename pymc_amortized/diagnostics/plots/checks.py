@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,26 +11,22 @@ import xarray as xr
 from pymc_amortized.diagnostics.coordinates import BAND_PROB, own_dim, take_entry
 from pymc_amortized.diagnostics.plots.panels import (
     BLUE,
-    DARK,
     GREY,
     RED,
-    SMALL,
     Figsize,
     Panel,
+    Sheet,
     choose_panels,
     make_grid,
-    write_note,
 )
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DISTANCE, LOG_JOINT
 from pymc_amortized.numerics.uniformity import band, p_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-
-def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+def plot_calibration(
+    check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None, backend: str | None = None
+) -> Any:
     """Plot the difference between the empirical distribution of PIT values and the uniform one.
 
     Parameters
@@ -41,10 +37,12 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
         Quantities to show; all by default.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         One panel for each scalar quantity: the line of a calibrated one stays within the grey band with 95 %
         probability.
 
@@ -62,28 +60,32 @@ def plot_calibration(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     >>> figure = pma.plot_calibration(check)
     """
     pits, metrics = take_group(check, "prior_sbc"), take_group(check, "calibration")
-    figure, drawn = make_grid(choose_panels_of(check, "prior_sbc", 2, var_names), figsize=figsize, shared=True)
-    for panel, ax in drawn:
+    panels, ends = choose_panels_of(check, "prior_sbc", 2, var_names), [0.0]
+    sheet, drawn = make_grid(panels, figsize=figsize, shared=True, backend=backend)
+    for panel, plot in drawn:
         values = np.sort(panel.of(pits.squeeze("chain", drop=True).transpose("draw", ...)))
         values = values[np.isfinite(values)]
         n = len(values)
         wrong = _is_off(metrics, panel)
-        ax.axhline(0, color=DARK, lw=0.8, ls=":")
+        plot.rule("hline", 0)
         if n > 1:
             points, lower, upper = band(n, BAND_PROB)
-            ax.fill_between(points, lower - points, upper - points, color=GREY, alpha=0.5, lw=0)
+            plot.fill_between_y(points, lower - points, upper - points, color=GREY, alpha=0.5)
             x = np.concatenate([[0], np.repeat(values, 2), [1]])
             y = np.concatenate([[0, 0], np.repeat(np.arange(1, n + 1) / n, 2)])
-            ax.plot(x, y - x, color=RED if wrong else BLUE, lw=1.3)
-        write_note(ax, _finding(metrics, panel), alarming=wrong)
-    _margins(figure)
-    _title(figure, check, "Calibration")
-    figure.supxlabel("PIT of the true value", fontsize=SMALL + 1)
-    figure.supylabel("ECDF difference", fontsize=SMALL + 1)
-    return figure
+            plot.line(x, y - x, color=RED if wrong else BLUE, width=1.3)
+            ends += [*(lower - points), *(upper - points), *(y - x)]
+        plot.note(_finding(metrics, panel), alarming=wrong)
+    low, high = min(ends), max(ends)
+    for _, plot in drawn:
+        plot.shares("x")
+        plot.ylim((low - 0.05 * (high - low), high + 0.4 * (high - low) + 1e-9))  # room for the note
+    return _labelled(sheet, check, "Calibration", "PIT of the true value", "ECDF difference")
 
 
-def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+def plot_coverage(
+    check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None, backend: str | None = None
+) -> Any:
     """Plot how often central intervals hold the true value, against how often they should.
 
     Parameters
@@ -94,10 +96,12 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         Quantities to show; all by default. ``tarp`` is the joint posterior's, by random points.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         Below the diagonal: over-confident; above: under-confident.
 
     Examples
@@ -108,25 +112,25 @@ def plot_coverage(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     >>> figure = pma.plot_coverage(check)
     """
     found, metrics = take_group(check, "coverage"), take_group(check, "calibration")
-    figure, drawn = make_grid(choose_panels_of(check, "coverage", 1, var_names), figsize=figsize, shared=True)
+    panels = choose_panels_of(check, "coverage", 1, var_names)
+    sheet, drawn = make_grid(panels, figsize=figsize, shared=True, backend=backend)
     level = found[own_dim(found)].to_numpy()
     points, lower, upper = band(int(found.attrs["num_datasets"]), BAND_PROB)
-    for panel, ax in drawn:
+    for panel, plot in drawn:
         wrong = _is_off(metrics, panel)
-        ax.fill_between(points, lower, upper, color=GREY, alpha=0.5, lw=0)
-        ax.plot([0, 1], [0, 1], color=DARK, lw=0.8, ls=":")
+        plot.fill_between_y(points, lower, upper, color=GREY, alpha=0.5)
+        plot.diagonal()
         shares = panel.of(found.transpose(own_dim(found), ...))
-        ax.plot(level, shares, color=RED if wrong else BLUE, lw=1.3)
-        ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        plot.line(level, shares, color=RED if wrong else BLUE, width=1.3)
+        plot.shares()
         at = int(np.argmin(np.abs(level - 0.9)))
-        write_note(ax, f"90 %: {shares[at]:.0%}", alarming=wrong)
-    _title(figure, check, "Coverage")
-    figure.supxlabel("nominal coverage", fontsize=SMALL + 1)
-    figure.supylabel("share of true values", fontsize=SMALL + 1)
-    return figure
+        plot.note(f"90 %: {shares[at]:.0%}", alarming=wrong)
+    return _labelled(sheet, check, "Coverage", "nominal coverage", "share of true values")
 
 
-def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+def plot_recovery(
+    check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None, backend: str | None = None
+) -> Any:
     """Plot posterior means against true values.
 
     Parameters
@@ -137,10 +141,12 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
         Parameters to show; all by default.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         Bars are one posterior sd to either side; ``r`` is the correlation. Where it is low, the data say little, or the
         network does not hear them.
 
@@ -152,24 +158,25 @@ def plot_recovery(check: xr.DataTree, *, var_names: Sequence[str] | None = None,
     >>> figure = pma.plot_recovery(check)
     """
     found = take_group(check, "recovery")
-    figure, drawn = make_grid(choose_panels_of(check, "recovery", 2, var_names), figsize=figsize)
-    for panel, ax in drawn:
+    sheet, drawn = make_grid(choose_panels_of(check, "recovery", 2, var_names), figsize=figsize, backend=backend)
+    for panel, plot in drawn:
         true, mean, _, sd = panel.of(found)
         some = slice(300)  # points with error bars that can still be told apart
-        ax.errorbar(true[some], mean[some], sd[some], fmt="o", ms=2.2, color=BLUE, ecolor=GREY, elinewidth=0.7, mew=0)
+        plot.ciliney(true[some], (mean - sd)[some], (mean + sd)[some], color=GREY, width=0.7)
+        plot.points(true[some], mean[some], BLUE, size=4.8)
         low, high = _most(true)
         margin = 0.08 * (high - low) or 1.0
         ends = (low - margin, high + margin)
-        ax.plot(ends, ends, color=DARK, lw=0.8, ls=":")
-        ax.set(xlim=ends, ylim=ends)
-        write_note(ax, f"r = {correlate(true, mean):.2f}")
-    _title(figure, check, "Recovery")
-    figure.supxlabel("true value", fontsize=SMALL + 1)
-    figure.supylabel("posterior mean ± sd", fontsize=SMALL + 1)
-    return figure
+        plot.diagonal(*ends)
+        plot.xlim(ends)
+        plot.ylim(ends)
+        plot.note(f"r = {correlate(true, mean):.2f}")
+    return _labelled(sheet, check, "Recovery", "true value", "posterior mean ± sd")
 
 
-def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None) -> Figure:
+def plot_contraction(
+    check: xr.DataTree, *, var_names: Sequence[str] | None = None, figsize: Figsize = None, backend: str | None = None
+) -> Any:
     """Plot z-scores against posterior contraction.
 
     Parameters
@@ -180,10 +187,12 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
         Parameters to show; all by default.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         Points at the right: the data say much; below 0 posteriors are wider than the prior. Points above and below the
         dotted lines at ±2 should be few (5 %); many at the right mean over-confidence, most of them on one side a bias.
 
@@ -195,40 +204,40 @@ def plot_contraction(check: xr.DataTree, *, var_names: Sequence[str] | None = No
     >>> figure = pma.plot_contraction(check)
     """
     found = take_group(check, "contraction")
-    figure, drawn = make_grid(choose_panels_of(check, "contraction", 2, var_names), figsize=figsize)
+    sheet, drawn = make_grid(choose_panels_of(check, "contraction", 2, var_names), figsize=figsize, backend=backend)
     lowest, steep = -0.5, 3.5  # shown in any case: few z-scores of a calibrated posterior lie beyond
-    for panel, ax in drawn:
+    for panel, plot in drawn:
         contraction, z = panel.of(found)
         known = np.isfinite(contraction) & np.isfinite(z)
         contraction, z = contraction[known], z[known]
         beside = contraction < lowest
         shown = np.maximum(contraction, lowest)
-        ax.scatter(shown[~beside], z[~beside], s=5, color=BLUE, alpha=0.5, lw=0)
-        ax.scatter(shown[beside], z[beside], s=9, color=RED, marker="<", lw=0)
+        plot.points(shown[~beside], z[~beside], BLUE, size=5, alpha=0.5)
+        plot.points(shown[beside], z[beside], RED, size=9)
         for height in (-2, 2):
-            ax.axhline(height, color=DARK, lw=0.8, ls=":")
+            plot.rule("hline", height)
         reach = max(steep, 1.05 * _most(np.abs(z))[1]) if len(z) else steep
-        ax.set(xlim=(min(-0.05, shown.min(initial=0) - 0.05), 1.05), ylim=(-reach, reach))
+        plot.xlim((min(-0.05, shown.min(initial=0) - 0.05), 1.05))
+        plot.ylim((-reach, reach))
         beyond = float(np.mean(np.abs(z) > 2)) if len(z) else np.nan
         words = f"median {np.median(contraction):.2f}\n|z| > 2: {beyond:.0%}" if len(z) else "unknown"
         wider = f"{beside.sum()} below {lowest}\n" if beside.any() else ""
-        write_note(ax, wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
-    _title(figure, check, "Contraction")
-    figure.supxlabel("posterior contraction", fontsize=SMALL + 1)
-    figure.supylabel("posterior z-score", fontsize=SMALL + 1)
-    return figure
+        plot.note(wider + words, alarming=bool(len(z)) and np.median(contraction) < 0, top=False)
+    return _labelled(sheet, check, "Contraction", "posterior contraction", "posterior z-score")
 
 
-def _title(figure: Figure, check: xr.DataTree, what: str) -> None:
+def _labelled(sheet: Sheet, check: xr.DataTree, what: str, xlabel: str, ylabel: str) -> Any:
     """Say which draws were judged: raw and corrected ones look alike."""
     attrs = check["prior_sbc"].attrs if "prior_sbc" in check.children else {}
+    title = ""
     if "correction" in attrs:
         how = (
             "the network's own draws"
             if attrs["correction"] == "none"
             else f'draws by correction="{attrs["correction"]}"'
         )
-        figure.suptitle(f"{what}: {how}, {attrs['num_datasets']} simulated data sets", fontsize=SMALL + 2)
+        title = f"{what}: {how}, {attrs['num_datasets']} simulated data sets"
+    return sheet.finished(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
 def correlate(true: np.ndarray, mean: np.ndarray) -> float:
@@ -279,10 +288,3 @@ def _finding(metrics: xr.Dataset, panel: Panel) -> str:
     if not _is_off(metrics, panel) or panel.name in (LOG_JOINT, DISTANCE):
         return text
     return f"{text}\nbias {metric('bias'):+.2f} sd\nsd × {metric('sd_ratio'):.2f}"
-
-
-def _margins(figure: Figure) -> None:
-    """Leave room above the lines for a note."""
-    axes: list[Axes] = figure.axes
-    low, high = axes[0].get_ylim()
-    axes[0].set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(low, high + 0.35 * (high - low)))

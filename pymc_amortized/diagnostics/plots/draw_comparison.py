@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,29 +16,23 @@ from pymc_amortized.diagnostics.coordinates import take_entry
 from pymc_amortized.diagnostics.draw_comparison import compare_moments
 from pymc_amortized.diagnostics.plots.panels import (
     BLUE,
-    DARK,
     GREY,
     RED,
     SMALL,
     Figsize,
+    Plot,
     choose_panels,
-    make_figure,
     make_grid,
-    write_note,
+    make_sheet,
 )
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 from pymc_amortized.numerics.sampling.importance import k_threshold
 from pymc_amortized.training import History
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 Trained = AmortizedPosterior | AmortizedLikelihood | AmortizedComparison
 
 
-def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Figure:
+def plot_history(posterior: Trained | History, *, figsize: Figsize = None, backend: str | None = None) -> Any:
     """Plot the losses of training.
 
     Parameters
@@ -47,10 +41,12 @@ def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Fi
         What was trained, or ``posterior.history``.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         Held-out and training loss against the step. ``posterior.history.plot(ax)`` draws into axes of your own.
 
     Examples
@@ -65,12 +61,21 @@ def plot_history(posterior: Trained | History, *, figsize: Figsize = None) -> Fi
             "posterior must be an AmortizedPosterior, AmortizedLikelihood or AmortizedComparison, or its history; got "
             f"{type(posterior).__name__}"
         )
-    figure, (ax,) = make_figure(1, 1, figsize=figsize or (6.0, 3.4))
-    history.plot(ax)
-    return figure
+    sheet = make_sheet(figsize=figsize or (6.0, 3.4), backend=backend)
+    (plot,), colors = sheet.plots, {"training": BLUE, "held out": RED}
+    if plot.in_matplotlib:
+        history.plot(plot.target)
+        return sheet.figure
+    for label, series in (("training", history.loss), ("held out", history.held_out_loss)):
+        shown = np.isfinite(series)
+        plot.line(history.step[shown], series[shown], color=colors[label])
+    if (limits := history.limits()) is not None:
+        plot.ylim(limits)
+    plot.key(colors)
+    return sheet.finished(xlabel="step", ylabel="loss per simulation")
 
 
-def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
+def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None, backend: str | None = None) -> Any:
     """Plot importance weights of the network's proposals: how much a correction costs, and whether it holds.
 
     Parameters
@@ -79,10 +84,12 @@ def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
         From ``posterior.sample``.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         Of one data set, the weights from the largest to the smallest: flat where the network is right, steep where
         few proposals count. Of many data sets, Pareto k of each (cut off at 1.5), and their efficiency: effective
         draws per proposal.
@@ -109,34 +116,35 @@ def plot_weights(dt: xr.DataTree, *, figsize: Figsize = None) -> Figure:
             f"sample_stats lacks {missing}: there are no importance weights without a density of the model, and "
             "those of a batch are kept with idata_kwargs={'proposal_log_weight': True}"
         )
-    if DATASET_DIM not in stats.dims:
-        figure, (ax,) = make_figure(1, 1, figsize=figsize or (6.0, 3.4))
-        _one_set_of_weights(ax, stats)
-        return figure
-    figure, (left, right) = make_figure(1, 2, figsize=figsize or (9.0, 3.4))
-    _many_sets_of_weights(left, right, stats)
-    return figure
+    many = DATASET_DIM in stats.dims
+    sheet = make_sheet(columns=1 + many, figsize=figsize or ((9.0, 3.4) if many else (6.0, 3.4)), backend=backend)
+    if many:
+        _many_sets_of_weights(sheet.plots[0], sheet.plots[1], stats)
+    else:
+        _one_set_of_weights(sheet.plots[0], stats)
+    return sheet.finished()
 
 
-def _one_set_of_weights(ax: Axes, stats: xr.Dataset) -> None:
+def _one_set_of_weights(plot: Plot, stats: xr.Dataset) -> None:
     log_weights = stats["proposal_log_weight"].to_numpy().ravel()
     log_weights = log_weights[~np.isnan(log_weights)]
     n, k, ess = len(log_weights), float(stats["pareto_k"]), float(stats["importance_ess"])
     finite = log_weights[np.isfinite(log_weights)]
     poor = not k <= k_threshold(max(len(finite), 1))
-    ax.axhline(1, color=DARK, lw=0.8, ls=":")
+    across, says_across = plot.logarithmic("x")
+    up, says_up = plot.logarithmic("y")
+    plot.rule("hline", up(1))
     if len(finite):
         weights = np.sort(np.exp(finite - finite.max()))[::-1]
         weights = np.maximum(weights * n / weights.sum(), 1e-3)  # less of the mean is none
-        ax.plot(np.arange(1, len(weights) + 1), weights, color=RED if poor else BLUE, lw=1.5)
-    ax.set(
-        xscale="log", yscale="log", xlabel="proposals, from the heaviest to the lightest", ylabel="weight / mean weight"
-    )
+        plot.line(across(np.arange(1, len(weights) + 1)), up(weights), color=RED if poor else BLUE, width=1.5)
+    plot.xlabel(f"proposals, from the heaviest to the lightest{says_across}")
+    plot.ylabel(f"weight / mean weight{says_up}")
     text = f"Pareto k {k:.2f} (trusted up to {k_threshold(max(n, 1)):.2f})\n{ess:,.0f} effective of {n:,} proposals"
-    write_note(ax, text, alarming=poor, top=False)
+    plot.note(text, alarming=poor, top=False)
 
 
-def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
+def _many_sets_of_weights(left: Plot, right: Plot, stats: xr.Dataset) -> None:
     number = stats["num_proposals"].to_numpy()
     k = stats["pareto_k"].to_numpy()
     efficiency = stats["importance_ess"].to_numpy() / np.maximum(number, 1)
@@ -145,17 +153,22 @@ def _many_sets_of_weights(left: Axes, right: Axes, stats: xr.Dataset) -> None:
     largest = 1.5  # nothing is worse than infinite variance and mean
     shown = np.minimum(k, largest)
     place = np.arange(len(k))
-    left.scatter(place[~poor], shown[~poor], s=8, color=BLUE, lw=0)
-    left.scatter(place[poor], shown[poor], s=12, color=RED, lw=0)
-    left.axhline(limits.max(), color=DARK, lw=0.8, ls=":")
-    left.set(xlabel="data set", ylabel="Pareto k")
-    write_note(left, f"{poor.sum()} of {len(k)} above {limits.max():.2f}", alarming=bool(poor.any()))
+    left.points(place[~poor], shown[~poor], BLUE)
+    left.points(place[poor], shown[poor], RED, size=12)
+    left.rule("hline", limits.max())
+    left.xlabel("data set")
+    left.ylabel("Pareto k")
+    left.note(f"{poor.sum()} of {len(k)} above {limits.max():.2f}", alarming=bool(poor.any()))
     lowest = float(np.min(shown, initial=0.0, where=np.isfinite(shown)))
-    left.set_ylim(max(lowest, -1.0) - 0.1, largest + 0.4)
-    right.hist(efficiency[np.isfinite(efficiency)], bins=np.linspace(0, 1, 31).tolist(), color=BLUE, edgecolor="white")
-    right.set(xlabel="effective draws per proposal", ylabel="data sets", xlim=(0, 1))
-    right.axvline(float(np.nanmedian(efficiency)), color=DARK, lw=0.8, ls=":")
-    right.set_title(f"median {np.nanmedian(efficiency):.0%}", fontsize=SMALL + 1)
+    left.ylim((max(lowest, -1.0) - 0.1, largest + 0.4))
+    counts, edges = np.histogram(efficiency[np.isfinite(efficiency)], np.linspace(0, 1, 31))
+    right.hist(counts, edges[:-1], edges[1:], color=BLUE)
+    right.ylim((0, 1.05 * counts.max()))
+    right.xlabel("effective draws per proposal")
+    right.ylabel("data sets")
+    right.xlim((0, 1))
+    right.rule("vline", float(np.nanmedian(efficiency)))
+    right.title(f"median {np.nanmedian(efficiency):.0%}", size=SMALL + 1)
 
 
 def plot_comparison(
@@ -165,7 +178,8 @@ def plot_comparison(
     var_names: Sequence[str] | None = None,
     labels: tuple[str, str] = ("amortized", "NUTS"),
     figsize: Figsize = None,
-) -> Figure:
+    backend: str | None = None,
+) -> Any:
     """Plot marginal posteriors of two sets of draws over each other.
 
     Parameters
@@ -178,10 +192,12 @@ def plot_comparison(
         What to call them.
     figsize : (float, float), optional
         In inches.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
         One panel for each scalar variable, with the shift of the mean in sds of the reference and the ratio of sds; red
         where one of them is visible (0.1 sd, 10 %) and clear (four Monte Carlo errors).
 
@@ -194,31 +210,34 @@ def plot_comparison(
     """
     moments = compare_moments(amortized, nuts, var_names)
     panels = choose_panels(take_entry(moments, "shift"), None)
-    figure, drawn = make_grid(panels, figsize=figsize)
+    sheet, drawn = make_grid(panels, figsize=figsize, backend=backend)
     sides = [tree["posterior"].to_dataset().transpose("chain", "draw", ...) for tree in (amortized, nuts)]
-    handles: list[Artist] = []
-    for panel, ax in drawn:
+    for panel, plot in drawn:
         reference = panel.of(sides[1]).astype(float).ravel()
         values = panel.of(sides[0]).astype(float).ravel()
-        handles = [_density(ax, reference, GREY, filled=True), _density(ax, values, BLUE, filled=False)]
+        highest = max(_density(plot, reference, GREY, filled=True), _density(plot, values, BLUE, filled=False))
         shift, shift_error, ratio, ratio_error = panel.of(moments)
         # differences that a reader sees, and that are more than Monte Carlo error
         wrong = abs(shift) > max(0.1, 4 * shift_error) or abs(ratio - 1) > max(0.1, 4 * ratio_error)
         ends = np.quantile(np.concatenate([reference, values]), [0.001, 0.999])
         if ends[1] > ends[0]:
-            ax.set_xlim(*ends)
-        ax.locator_params(axis="x", nbins=4)
-        ax.set(yticks=[], ylim=(0, 1.45 * ax.get_ylim()[1]))
-        ax.spines["left"].set_visible(False)
-        write_note(ax, f"shift {shift:+.2f} sd\nsd × {ratio:.2f}", alarming=bool(wrong))
-    figure.legend(handles, labels[::-1], loc="outside lower center", ncols=2, frameon=False, fontsize=SMALL)
-    return figure
+            plot.xlim(ends)
+        plot.remove_axis(axis="y")
+        plot.ylim((0, 1.5 * highest or 1.0))
+        if plot.in_matplotlib:
+            plot.target.locator_params(axis="x", nbins=4)
+        plot.note(f"shift {shift:+.2f} sd\nsd × {ratio:.2f}", alarming=bool(wrong))
+    return sheet.finished(colors={labels[1]: GREY, labels[0]: BLUE})
 
 
-def _density(ax: Axes, values: np.ndarray, color: str, *, filled: bool) -> Artist:
-    if np.ptp(values) == 0:  # no density
-        return ax.axvline(values[0], color=color, lw=1.5)
+def _density(plot: Plot, values: np.ndarray, color: str, *, filled: bool) -> float:
+    """Draw a density, and return its highest value; a line for what does not vary."""
+    if np.ptp(values) == 0:
+        plot.vline(values[0], color=color, width=1.5)
+        return 0.0
     x, y, _ = array_stats.kde(values)
     if filled:
-        return ax.fill_between(x, y, color=color, alpha=0.8, lw=0)
-    return ax.plot(x, y, color=color, lw=1.5)[0]
+        plot.fill_between_y(x, np.zeros_like(y), y, color=color, alpha=0.8)
+    else:
+        plot.line(x, y, color=color, width=1.5)
+    return float(y.max())

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, make_figure
+from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, RED, Plot, make_sheet
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-
-def plot_novelty(check: xr.Dataset) -> Figure:
+def plot_novelty(check: xr.Dataset, *, backend: str | None = None) -> Any:
     """Draw scores of data beside those of simulations.
 
     For one data set, a histogram of the scores of simulations with its own as a line. For several, their p-values in
@@ -27,10 +23,12 @@ def plot_novelty(check: xr.Dataset) -> Figure:
     ----------
     check : xarray.Dataset
         From :func:`check_misspecification`.
+    backend : {"matplotlib", "bokeh", "plotly"}, optional
+        Of ArviZ's plots; by default ``az.rcParams["plot.backend"]``.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or arviz_plots.PlotCollection
 
     Examples
     --------
@@ -42,40 +40,44 @@ def plot_novelty(check: xr.Dataset) -> Figure:
     if not isinstance(check, xr.Dataset) or "reference_score" not in check:
         raise TypeError("check must be what check_misspecification returns")
     together = "mmd" in check
-    figure, (first, *second) = make_figure(1, 1 + together, figsize=(5 * (1 + together), 3.5))
+    sheet = make_sheet(columns=1 + together, figsize=(5.0 * (1 + together), 3.5), backend=backend)
+    first, *second = sheet.plots
     if second:
         _draw_pvalues(first, np.sort(check["pvalue"].values))
-        title = f"all {check.sizes[DATASET_DIM]} data sets together"
-        _draw_null(second[0], check["mmd_null"].values, check["mmd"].item(), check["mmd_pvalue"].item())
-        second[0].set(title=title, xlabel="squared discrepancy from simulations (MMD)")
+        what = f"squared discrepancy of all {check.sizes[DATASET_DIM]} data sets from simulations (MMD)"
+        _draw_null(second[0], check["mmd_null"].values, check["mmd"].item(), check["mmd_pvalue"].item(), what)
     else:
         one = check.isel({DATASET_DIM: 0}) if DATASET_DIM in check.dims else check
-        _draw_null(first, one["reference_score"].values, one["score"].item(), one["pvalue"].item())
-        first.set(title="one data set", xlabel="score (squared distance from simulations)")
-    return figure
+        what = "score of the data set (squared distance from simulations)"
+        _draw_null(first, one["reference_score"].values, one["score"].item(), one["pvalue"].item(), what)
+    return sheet.finished()
 
 
-def _draw_null(ax: Axes, null: np.ndarray, value: float, pvalue: float) -> None:
+def _draw_null(plot: Plot, null: np.ndarray, value: float, pvalue: float, what: str) -> None:
     """Histogram of what simulations give, and a line where the data are."""
-    far = value > null.max() + np.ptp(null)
-    bins = np.histogram_bin_edges(null, 40).tolist()
-    ax.hist(null, bins, color=BLUE, alpha=0.5, label="simulated")
-    ax.axvline(np.quantile(null, 1 - LEVEL), color=BLUE, linestyle=":", label=f"{LEVEL:.0%} are beyond")
-    ax.axvline(value, color=RED, label=f"observed, p = {pvalue:.2g}")
-    if far and null.min() > 0:
-        ax.set_xscale("log")
-    ax.set_yticks([])
-    ax.legend(frameon=False)
+    far = value > null.max() + np.ptp(null) and null.min() > 0
+    across, says = plot.logarithmic("x") if far else (np.asarray, "")
+    counts, edges = np.histogram(null, 40)
+    edges = across(edges)
+    plot.hist(counts, edges[:-1], edges[1:], color=BLUE, alpha=0.5)
+    plot.rule("vline", float(across(np.quantile(null, 1 - LEVEL))), BLUE)
+    plot.vline(across(value), color=RED, width=1.5)
+    plot.ylim((0, 1.05 * counts.max()))
+    plot.xlabel(what + says)
+    plot.remove_ticks(axis="y")
+    plot.key({f"simulated ({LEVEL:.0%} beyond the dotted line)": BLUE, f"observed, p = {pvalue:.2g}": RED})
 
 
-def _draw_pvalues(ax: Axes, pvalues: np.ndarray) -> None:
+def _draw_pvalues(plot: Plot, pvalues: np.ndarray) -> None:
     """P-values in order, beside the uniform distribution."""
     n = len(pvalues)
     expected = (np.arange(n) + 0.5) / n
-    ax.plot([0, 1], [0, 1], color=BLUE, label="if the model is right")
+    plot.line([0, 1], [0, 1], color=BLUE)
     novel = pvalues < LEVEL
-    ax.plot(expected[~novel], pvalues[~novel], "o", color=DARK, markersize=4)
-    ax.plot(expected[novel], pvalues[novel], "o", color=RED, markersize=4, label=f"{novel.sum()} of {n} below {LEVEL}")
-    ax.axhline(LEVEL, color=BLUE, linestyle=":")
-    ax.set(title="each data set", xlabel="data sets, ordered", ylabel="p-value", xlim=(0, 1), ylim=(0, 1))
-    ax.legend(frameon=False)
+    plot.points(expected[~novel], pvalues[~novel], DARK, size=16)
+    plot.points(expected[novel], pvalues[novel], RED, size=16)
+    plot.rule("hline", LEVEL, BLUE)
+    plot.xlabel("data sets, ordered")
+    plot.ylabel("p-value")
+    plot.shares()
+    plot.key({"if the model is right": BLUE, f"{novel.sum()} of {n} below {LEVEL}": RED})
