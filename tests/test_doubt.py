@@ -91,7 +91,7 @@ def test_the_guide_tells_the_thresholds_of_the_table():
     row = next(line for line in (ROOT / "docs/trust.md").read_text().splitlines() if line.startswith('| `"psis"`'))
     t = THRESHOLDS
     for said in (
-        f"one is above {100 * t.heaviest:g} % of all",
+        f"one makes more than {100 * t.influence:g} % of a variance",
         f"min(1 - 1/log10(S), {t.pareto_k:g})",
         f"a weight above {100 * t.harmless_share:g} % of all (or five times the mean)",
         f"k above {t.finite_variance:g} while",

@@ -232,7 +232,7 @@ def check_weights(results: Sequence[Draws], labels: np.ndarray, *, gaps: bool = 
     poor = [(i, w) for i, w in weighted if not w.reliable]
     found = []
     if few:
-        worst, weights = min(few, key=lambda pair: (pair[1].ess, pair[1].pareto_k, pair[1].heaviest, pair[0]))
+        worst, weights = min(few, key=lambda pair: (pair[1].ess, pair[1].pareto_k, pair[1].influence, pair[0]))
         subject = say_how_many(len(few), len(results), "The weights", "The weights of {}")
         finding = (
             f"{subject} count on few proposals ({weights.shortcoming(results[worst].log_q.size)}"

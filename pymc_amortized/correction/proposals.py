@@ -9,6 +9,9 @@ Journal of Statistics 39(4)). A draw's weight is the model's density over that o
 wherever it came from (the balance heuristic: Veach & Guibas 1995): bounded where either the network or a t has mass,
 so that the network's proposals that missed the posterior count for little. Each chain has its own mixture, from its
 own draws. What one chain has not found, the others may: weights of chains that differ are not trusted.
+
+In each round, as many come from the network as make the weights' second moment smallest: where it is only a little off,
+in many dimensions, it is better than any t.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import special
 
 from pymc_amortized.correction.convergence import weighted_r_hat
-from pymc_amortized.numerics.sampling.importance import Weights, effective_size, smooth_each, tempered
-from pymc_amortized.numerics.sampling.mixture import StudentMixture
+from pymc_amortized.numerics.sampling.importance import Weights, effective_size, influence, smooth_each, tempered
+from pymc_amortized.numerics.sampling.mixture import StudentMixture, log_sum_exp
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
+from pymc_amortized.numerics.thresholds import THRESHOLDS
 
 MOST_COMPONENTS, FEWEST_FOR_SEVERAL = 8, 100.0
 """Of a mixture, and effective draws of a chain without which it has one: a few heavy draws are no modes."""
+SHARES = 0.0, 0.5, 1.0
+"""Of a round's draws, that may come from the network."""
 Component = Sequence[StudentMixture]
 """What the chains propose from, one mixture for each."""
 
@@ -63,6 +68,7 @@ class Proposals:
     _log_q: list[np.ndarray] = field(default_factory=list)
     _log_p: list[np.ndarray] = field(default_factory=list)
     _components: list[tuple[int, Component]] = field(default_factory=list)
+    _log_adapted: list[np.ndarray] = field(default_factory=list)
 
     def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray | None = None) -> None:
         """Deal out draws (n, dim) to the chains, with log densities (n,) of the network and, if it has one, the model.
@@ -74,11 +80,34 @@ class Proposals:
     def _dealt(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray) -> None:
         for parts, values in ((self._theta, theta), (self._log_q, log_q), (self._log_p, log_p)):
             parts.append(values.reshape(self.chains, -1, *values.shape[1:]))
+        new = [_log_density(component, self._theta[-1]) + np.log(number) for number, component in self._components]
+        nothing = np.full(self._log_q[-1].shape, -np.inf)
+        self._log_adapted.append(log_sum_exp(np.stack([nothing, *new], axis=-1)))
+
+    def plan(self, rng: np.random.Generator) -> float:
+        """Plan what the next draws come from; return the share of them that the network should draw."""
+        if self.planned is not None:
+            return SHARES[0]
+        self.planned = self.fitted(rng)
+        log_q, log_t = _finite(self.log_q), _log_density(self.planned, self.theta)
+        weighted = np.isfinite(self.log_weights)
+        log_p = (self.log_weights + self.log_p)[weighted]
+        with np.errstate(divide="ignore", over="ignore"):
+            second = []
+            for share in SHARES:
+                log_mixture = np.logaddexp(log_q + np.log(share), log_t + np.log1p(-share))[weighted]
+                second.append(log_sum_exp(log_p - log_mixture))
+        share = SHARES[int(np.argmin(second))]
+        if share == 1:
+            self.planned = None
+        return share
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
-        """Add a component to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
+        """Add the component that is planned to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
         component = self.fitted(rng) if self.planned is None else self.planned
         self.planned = None
+        for k, parts in enumerate(zip(self._theta, self._log_adapted, strict=True)):
+            self._log_adapted[k] = np.logaddexp(parts[1], _log_density(component, parts[0]) + np.log(per_chain))
         self._components.append((per_chain, component))
         return np.concatenate([mixture.draw(per_chain, rng) for mixture in component])
 
@@ -126,19 +155,30 @@ class Proposals:
         """Raw log weights (chains, proposals)."""
         return self.log_p - self._log_mixture()
 
+    def _influence(self) -> float:
+        """Share of a variance, at most, that one proposal makes, near the heaviest of its images."""
+        theta, log_weights = self.theta.reshape(-1, self.theta.shape[-1]), self.log_weights.ravel()
+        if self.symmetries is not None:
+            theta = self.symmetries.gathered(theta, theta[log_weights.argmax()])
+        return influence(theta, log_weights)
+
     def _log_mixture(self) -> np.ndarray:
         log_q = self.log_q
         if not self._components:
             return log_q
         n = log_q.shape[1]
         drawn = sum(number for number, _ in self._components)
-        # a network that cannot say has nothing there
-        terms = [np.nan_to_num(log_q, nan=-np.inf, posinf=np.inf) + np.log((n - drawn) / n)]
-        theta = self.theta
-        for number, component in self._components:
-            density = np.stack([mixture.log_density(t) for mixture, t in zip(component, theta, strict=True)])
-            terms.append(density + np.log(number / n))
-        return special.logsumexp(terms, axis=0)
+        return np.logaddexp(_finite(log_q) + np.log((n - drawn) / n), _joined(self._log_adapted) - np.log(n))
+
+
+def _finite(log_q: np.ndarray) -> np.ndarray:
+    """Log density of a network: one that cannot say has nothing there."""
+    return np.nan_to_num(log_q, nan=-np.inf, posinf=np.inf)
+
+
+def _log_density(component: Component, theta: np.ndarray) -> np.ndarray:
+    """Log density (chains, n) of each chain's mixture at its draws (chains, n, dim)."""
+    return np.stack([mixture.log_density(own) for mixture, own in zip(component, theta, strict=True)])
 
 
 def add_each(sets: Sequence[Proposals], theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray | None = None) -> None:
@@ -169,7 +209,9 @@ def _weigh(sets: Sequence[Proposals]) -> None:
         )
         r_hat = weighted_r_hat(theta, log_p, normalized)
         for proposals, found, agreement in zip(some, weights, r_hat.tolist(), strict=True):
-            proposals.weights = replace(found, r_hat=agreement)
+            heavy = THRESHOLDS.influence < found.influence and found.pareto_k < np.inf
+            share = proposals._influence() if heavy else found.influence
+            proposals.weights = replace(found, r_hat=agreement, influence=share)
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -34,9 +34,9 @@ class Thresholds:
     notably_lost: float = 0.02
     """Share that it may take away before more proposals are worth their time: about what it takes from a tail of shape
     0.5. A mode that a few proposals hit may have as much."""
-    heaviest: float = 0.005
-    """Share of the weights that one proposal may have before more are worth their time, and in the end: what lies five
-    standard deviations away changes a variance by an eighth."""
+    influence: float = 0.125
+    """Share of a variance that one proposal may make before more are worth their time, and in the end: 0.5 % of the
+    weight where it lies five standard deviations away, 3 % where it lies two."""
     wanted_efficiency: float = 0.5
     """Importance effective sample size per draw above which more proposals are not worth their time; per proposal,
     above which a tail without a variance has little weight."""

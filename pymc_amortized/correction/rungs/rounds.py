@@ -89,16 +89,29 @@ class Rounds:
                     self.sets[i].planned, self.sets[i].modes = [modes] * self._chains, len(modes.shares)
                     more.append(i)
             if more:
-                self._adapted(more, self.first, rng)
+                self._adapted(more, self.first, 0.0, rng)
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
-        """Propose from what was found so far."""
-        for some in self._blocks(self._pending, per_chain):
-            self._adapted(some, per_chain, rng)
+        """Propose from what was found so far, and from the network as far as that is better."""
+        alike: dict[float, list[int]] = {}
+        for i in self._pending:
+            alike.setdefault(self.sets[i].plan(rng), []).append(i)
+        for share, indices in alike.items():
+            for some in self._blocks(indices, per_chain):
+                self._adapted(some, per_chain, share, rng)
 
-    def _adapted(self, some: list[int], per_chain: int, rng: np.random.Generator) -> None:
-        theta = np.stack([self.sets[i].adapted(per_chain, rng) for i in some], axis=1)
-        self._add(some, theta, self._source.log_prob(theta, np.asarray(some)))
+    def _adapted(self, some: list[int], per_chain: int, share: float, rng: np.random.Generator) -> None:
+        own, which, parts = round(share * per_chain), np.asarray(some), []
+        if own > 0:
+            parts.append(self._source.propose(which, own * self._chains, self._generator))
+        if own < per_chain:
+            theta = np.stack([self.sets[i].adapted(per_chain - own, rng) for i in some], axis=1)
+            parts.append((theta, self._source.log_prob(theta, which)))
+        theta, log_q = (
+            np.concatenate([v.reshape(self._chains, -1, *v.shape[1:]) for v in values], axis=1)
+            for values in zip(*parts, strict=True)
+        )
+        self._add(some, theta.reshape(-1, *theta.shape[2:]), log_q.reshape(-1, len(some)))
 
     def still_poor(self) -> bool:
         """Whether there are data sets for which more proposals are worth their time; only these stay pending."""

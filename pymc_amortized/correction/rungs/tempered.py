@@ -34,19 +34,23 @@ class Tempered:
     Attributes
     ----------
     several : bool
-        Whether it takes the data sets alone of which several modes were seen.
+        Whether it takes the data sets alone of which several modes were seen, or may have been.
     particles : tuple of int
         In each population, of the first attempt and of the second.
     components : int
         Of the mixture that is fitted to a population, at most.
     most : int
         Parameters beyond which populations of that size find nothing.
+    few : int
+        Parameters up to which chains of weights that disagree are taken for a sign of several modes: of more, heavy
+        tails are as likely, and NUTS is quicker.
     """
 
     several: bool = False
     particles: tuple[int, ...] = (500, 2000)
     components: int = 12
     most: int = 30
+    few: int = 12
 
     def obstacle(self, target: PosteriorTarget, index: int) -> str | None:
         """Why the density of a data set cannot be evaluated; None where it can."""
@@ -54,10 +58,11 @@ class Tempered:
 
     def takes(self, draws: Draws) -> bool:
         """Whether it is the rung for a data set that is not settled yet."""
+        dim = draws.theta.shape[-1]
         disagree = draws.weights is not None and draws.weights.r_hat > THRESHOLDS.r_hat
         stopped = draws.failure is not None and not draws.failure.reached
-        fresh = draws.rung != "smc" and not stopped and draws.theta.shape[-1] <= self.most
-        return fresh and (not self.several or draws.modes > 1 or disagree)
+        fresh = draws.rung != "smc" and not stopped and dim <= self.most
+        return fresh and (not self.several or draws.modes > 1 or (disagree and dim <= self.few))
 
     def settle(
         self,

@@ -12,6 +12,13 @@ import numpy as np
 
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
+NEAR, FAR = 4.0, 25.0
+"""Squared distances, in variances, from and up to which a heavy proposal counts by its own: near the middle a weight
+changes a mean and an evidence still."""
+
+HEAVY = 64
+"""Of the heaviest proposals, that are looked at: of more, none has a share that matters."""
+
 
 def k_threshold(proposals: int) -> float:
     """Largest Pareto k that `proposals` weights can be trusted with (Vehtari et al. 2024, eq. 13)."""
@@ -34,8 +41,9 @@ class Weights:
         Whether all raw weights are about as good as constant, but for those that are zero.
     lost : float
         Share of the raw weights, in all, that smoothing took away: a mode that few proposals hit is no tail.
-    heaviest : float
-        Share of the raw weights, in all, that one proposal has.
+    influence : float
+        Share of a variance, at most, that one proposal makes by its raw weight: as if it lay far away, where it is not
+        known where it lies.
     r_hat : float
         Of the weighted chains, where they differ by more than chance.
     """
@@ -45,7 +53,7 @@ class Weights:
     ess: float
     harmless: bool = False
     lost: float = 0.0
-    heaviest: float = 0.0
+    influence: float = 0.0
     r_hat: float = 1.0
 
     @property
@@ -73,7 +81,7 @@ class Weights:
         """Whether single weights, or a tail without a variance, count for much."""
         efficient = self.ess >= THRESHOLDS.wanted_efficiency * self.weights.size
         light = self.harmless or efficient or self.pareto_k <= THRESHOLDS.finite_variance
-        return self.heaviest > THRESHOLDS.heaviest or not light
+        return self.influence > THRESHOLDS.influence or not light
 
     def settle(self, draws: int) -> bool:
         """Whether weights can be trusted, and are worth enough of the draws asked for in all."""
@@ -86,8 +94,8 @@ class Weights:
         enough = min(THRESHOLDS.fewest_effective, draws / 2)
         if self.ess < enough:
             return f"the effective sample size is {self.ess:.0f} (wanted: {enough:.0f})"
-        if self.heaviest > THRESHOLDS.heaviest:
-            return f"one proposal has {self.heaviest:.1%} of the weight (wanted: at most {THRESHOLDS.heaviest:.1%})"
+        if self.influence > THRESHOLDS.influence:
+            return f"one proposal makes {self.influence:.0%} of a variance (wanted: at most {THRESHOLDS.influence:.0%})"
         return f"Pareto k is {self.pareto_k:.2f} at a low efficiency" if self.heavy else ""
 
     def want_more(self, draws: int) -> bool:
@@ -120,7 +128,7 @@ def smooth_each(log_ratios: np.ndarray, *, defended: bool = False) -> list[Weigh
     flat = log_weights.reshape(len(log_weights), -1)
     finite, size = np.isfinite(flat), flat.shape[1]
     counts = finite.sum(axis=1)
-    k, lost, largest_raw, heaviest = (np.full(len(flat), start) for start in (np.inf, 0.0, np.inf, 1.0))
+    k, lost, largest_raw, influence = (np.full(len(flat), start) for start in (np.inf, 0.0, np.inf, FAR))
     for count in np.unique(counts[counts >= THRESHOLDS.fewest_for_tail]):
         some = counts == count
         own = finite & some[:, None]
@@ -134,7 +142,7 @@ def smooth_each(log_ratios: np.ndarray, *, defended: bool = False) -> list[Weigh
         total = np.exp(raw).sum(axis=1)
         lost[some] = 1 - np.exp(smoothed - divided).sum(axis=1) / total
         largest_raw[some] = max(count, THRESHOLDS.fewest_positive * size) / total
-        heaviest[some] = 1 / total
+        influence[some] = FAR / total
         flat[own] = (smoothed + (raw - near)).ravel()
     largest = log_weights.max(axis=2, keepdims=True)
     empty = ~np.isfinite(largest)
@@ -144,7 +152,7 @@ def smooth_each(log_ratios: np.ndarray, *, defended: bool = False) -> list[Weigh
     ess = np.where(empty[..., 0], 0.0, 1 / np.square(weights).sum(axis=2)).sum(axis=1)
     most = max(THRESHOLDS.harmless_if_defended, THRESHOLDS.harmless_share * size) if defended else THRESHOLDS.harmless
     harmless = (largest_raw <= most) & (k < np.inf)
-    numbers = (values.tolist() for values in (k, ess, harmless, lost, heaviest))
+    numbers = (values.tolist() for values in (k, ess, harmless, lost, influence))
     return [Weights(*each) for each in zip(weights, *numbers, strict=True)]
 
 
@@ -226,6 +234,24 @@ def by_parameter(theta: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.nd
         tails = np.log(weights.weights)[..., None] + np.log(np.abs(away))
     positive = np.isfinite(tails)
     return np.array([_tail_of(tails[..., j][positive[..., j]]) for j in range(len(mcse))]), mcse
+
+
+def influence(theta: np.ndarray, log_weights: np.ndarray) -> float:
+    """Share of a variance, at most, that one proposal makes.
+
+    Parameters
+    ----------
+    theta : ndarray (n, dim)
+    log_weights : ndarray (n,)
+        Raw.
+    """
+    weights = np.exp(log_weights - log_weights.max())
+    weights /= weights.sum()
+    heavy = np.argsort(weights)[-HEAVY:]
+    mean = weights @ theta
+    variance = np.maximum(weights @ np.square(theta - mean), 1e-300)
+    squared = (np.square(theta[heavy] - mean) / variance).max(axis=1)
+    return float((weights[heavy] * np.clip(squared, NEAR, FAR)).max())
 
 
 def _tail_of(log_values: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy import special
 
 MOST = 48
 """Maps of a group: four labels (24) and a sign. A larger group is left with those of its first generators."""
@@ -96,11 +95,6 @@ class Symmetries:
         """
         scale = np.maximum(theta.reshape(-1, theta.shape[-1]).std(axis=0) if scale is None else scale, 1e-12)
         return self.representatives(theta, lambda images: np.square((images - center) / scale).sum(axis=-1))
-
-    def averaged(self, log_density: Callable[[np.ndarray], np.ndarray], theta: np.ndarray) -> np.ndarray:
-        """Log of the mean density at the images of theta: that of draws which are scattered."""
-        densities = np.stack([log_density(image) for image in self.images(theta)])
-        return special.logsumexp(densities, axis=0) - np.log(len(self))
 
 
 def _closed(generators: Sequence[np.ndarray], most: int) -> np.ndarray | None:
