@@ -201,11 +201,21 @@ def test_a_comparison_refuses_what_none_of_its_models_can_produce():
         read_given(wide, {}, {"y": [-30, 1, 1]}, models=[counts, wide])
 
 
-def test_placeholders_are_no_data():
+def test_fractions_of_a_container_are_refused_that_pymc_would_cut_off():
     with pm.Model() as model:
-        pm.Geometric("y", pm.Beta("p", 1, 1), observed=np.zeros(3, int))
-    with pytest.raises(ValueError, match="num_steps"):  # comes to training
-        pma.fit_posterior(model, training=pma.Training(num_steps=0))
+        pm.Poisson("y", pm.Gamma("a", 2, 1), observed=pm.Data("counts", [1.0, 2.5]))
+    with pytest.raises(ValueError, match=r"'counts': 'y' must hold whole numbers; got 2.5 at \(1,\)"):
+        pma.fit_posterior(model)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda p: pm.Geometric("y", p, observed=np.zeros(3, int)), lambda p: pm.Beta("y", 9 * p, 9, observed=np.ones(3))],
+)
+def test_placeholders_are_no_data(write):
+    with pm.Model() as model:
+        write(pm.Beta("p", 1, 1))
+    refuse_impossible_held([read_model(model, None, None, {}, None)[0]])
 
 
 @pytest.mark.filterwarnings("ignore")  # by pm.Simulator, and by PyTensor without BLAS

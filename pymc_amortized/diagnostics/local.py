@@ -27,8 +27,9 @@ from pymc_amortized.diagnostics.statistics import flatten_draws, standardize
 from pymc_amortized.diagnostics.two_sample import Features
 from pymc_amortized.diagnostics.verdict import LEVEL, log_verdict
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
-from pymc_amortized.graph.data.reading import read_datasets
+from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.model.indices import index_limits
 
 FARTHEST = 5.0
 """Standardized values are cut off here: one wild simulation must not decide what is near."""
@@ -104,7 +105,7 @@ def check_local_calibration(
     names = read_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
     names = [p.name for p in spec.parameters] if var_names is None else names
     refuse_varying(posterior, names)
-    here = read_datasets(spec, observed)
+    here = read_given(spec, index_limits(spec), observed)
     simulate_seed, sample_seed, here_seed, own_seed = seed_sequence(random_seed).spawn(4)
     known = simulate_known(
         posterior, num_simulations, simulate_seed, simulations=simulations, context=context, missing=missing

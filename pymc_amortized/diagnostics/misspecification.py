@@ -13,8 +13,8 @@ from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where, tell
 from pymc_amortized.diagnostics.verdict import LEVEL
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
-from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.model.indices import index_limits, refuse_indices
+from pymc_amortized.graph.data.reading import read_given
+from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.novelty.features import NoveltyFeatures
 from pymc_amortized.novelty.scores import Discrepancy, Whitening, pvalue, robust, squashed
 from pymc_amortized.numerics.uniformity import holm
@@ -88,8 +88,7 @@ def check_misspecification(
     True
     """
     spec = posterior.spec
-    datasets = read_datasets(spec, observed, batched=batched)
-    refuse_indices(datasets.existing(spec), index_limits(spec), "observed")
+    datasets = read_given(spec, index_limits(spec), observed, batched=batched)
     if num_simulations is None:
         # In all some seconds of an ordinary simulator. Of 200 that are ranked a p-value of 5 % has 1.5 % of error.
         num_simulations = int(np.clip(100_000 // len(datasets), 400, 2000))

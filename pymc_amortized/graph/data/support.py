@@ -232,7 +232,7 @@ def refuse_impossible(specs: Sequence[ModelSpec], datasets: DataSets) -> None:
 
 
 def refuse_impossible_held(specs: Sequence[ModelSpec]) -> None:
-    """Refuse models that hold such data; what is all 0, or may have gaps, is a placeholder.
+    """Refuse models that hold such data; what is all 0 or all 1, or may have gaps, is a placeholder.
 
     Raises
     ------
@@ -252,4 +252,4 @@ def _held(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _is_placeholder(variable: DataVariable, value: np.ndarray) -> bool:
-    return variable.missing or not value.any()
+    return variable.missing or not value.any() or bool((value == 1).all())

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
+import numpy as np
 import pymc as pm
 from pymc.data import MinibatchOp
 from pymc.distributions.continuous import FlatRV, HalfFlatRV
@@ -191,6 +192,7 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
                 )
         value = _uncast(value)
         if value in holders:
+            _refuse_fractions(rv, value)
             other = next((name for name, held in containers.items() if held == holders[value]), None)
             if other is not None:
                 raise ValueError(
@@ -199,6 +201,17 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
                 )
             containers[rv.name] = holders[value]
     return containers
+
+
+def _refuse_fractions(rv: Any, container: Any) -> None:
+    """Refuse numbers that PyMC cuts off to whole ones, without a word."""
+    held = np.asarray(container.get_value()) if isinstance(container, SharedVariable) else np.zeros(())
+    fraction = np.isfinite(held) & (held != np.trunc(held))
+    if rv.type.dtype.startswith(("int", "uint")) and fraction.any():
+        place = tuple(int(i) for i in np.argwhere(fraction)[0])
+        raise ValueError(
+            f"data container {container.name!r}: {rv.name!r} must hold whole numbers; got {held[place]} at {place}"
+        )
 
 
 def _uncast(value: Any) -> Any:
