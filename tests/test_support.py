@@ -208,14 +208,20 @@ def test_fractions_of_a_container_are_refused_that_pymc_would_cut_off():
         pma.fit_posterior(model)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda p: pm.Geometric("y", p, observed=np.zeros(3, int)), lambda p: pm.Beta("y", 9 * p, 9, observed=np.ones(3))],
-)
-def test_placeholders_are_no_data(write):
+PLACEHOLDERS = {
+    "zeros": lambda p: pm.Geometric("y", p, observed=np.zeros(3, int)),
+    "ones": lambda p: pm.Beta("y", 9 * p, 9, observed=np.ones(3)),
+}
+
+
+@pytest.mark.parametrize("name", PLACEHOLDERS)
+def test_placeholders_are_no_data_until_they_are_sampled(name):
     with pm.Model() as model:
-        write(pm.Beta("p", 1, 1))
-    refuse_impossible_held([read_model(model, None, None, {}, None)[0]])
+        PLACEHOLDERS[name](pm.Beta("p", 1, 1))
+    spec = read_model(model, None, None, {}, None)[0]
+    refuse_impossible_held([spec])
+    with pytest.raises(ValueError, match="'y' must hold"):
+        read_given(spec, {}, None)
 
 
 @pytest.mark.filterwarnings("ignore")  # by pm.Simulator, and by PyTensor without BLAS
