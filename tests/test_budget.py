@@ -1,10 +1,12 @@
-"""Runs of NUTS within a budget."""
+"""Time: what runs of NUTS, and trainings, may take of it."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import pymc_amortized as pma
+from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws, Failure, Request
@@ -45,3 +47,21 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
     (result,) = Nuts().settle([unsettled()], [0], target, request, np.random.SeedSequence(1))
     assert len(attempts) == 2
     assert result.stage == stage and bool(result.failure) == (stage != "nuts")
+
+
+def test_training_gets_what_is_left_of_the_whole_call(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("pymc_amortized.approximators.fitting.setup.working_seconds", lambda: clock[0])
+
+    def read(training=None, max_time=None):
+        return read_setup(training, max_time, 1, "cpu", True, None)
+
+    setup = read(max_time=50.0)
+    assert setup.bounded.max_time == pytest.approx(40.0)
+    clock[0] += 30.0
+    assert setup.bounded.max_time == pytest.approx(16.0) and setup.options.max_time == 50.0
+    clock[0] += 30.0  # too late: a little training is better than none
+    assert setup.bounded.max_time == pytest.approx(5.0)
+    alone = read(pma.Training(max_time=50.0))
+    clock[0] += 30.0
+    assert alone.bounded.max_time == 50.0 and read().bounded.max_time is None

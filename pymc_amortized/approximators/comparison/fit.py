@@ -12,7 +12,7 @@ from pymc_amortized.approximators.comparison.model_evidence import evidence_obst
 from pymc_amortized.approximators.comparison.training import ComparisonFit
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.setup import LEAST, read_setup
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.simulation_plan import LIMITS
 from pymc_amortized.approximators.posterior.fit import fit_posterior
@@ -83,7 +83,7 @@ def fit_comparison(
         taught by labels, batches have at least 1,024 simulations, and weights are averaged over at least 0.3 of the
         steps: labels tell less than parameters do.
     max_time : float, optional
-        Seconds that each of these trainings may take.
+        Seconds that the whole call may take, compiling aside: all of these trainings together.
     cores, device, random_seed, progressbar, compile_kwargs
         As in :func:`fit_posterior`.
 
@@ -141,8 +141,9 @@ def fit_comparison(
     )
     trained = {name: entry for name, entry in models.items() if isinstance(entry, AmortizedPosterior)}
     if posteriors:
+        wanted = [name for name in models if name not in trained and not evidence_obstacle(specs[name])]
         for k, (name, model) in enumerate(models.items()):
-            if name in trained or evidence_obstacle(specs[name]):
+            if name not in wanted:
                 continue
             logger.info("Training the posterior of model %r.", name)
             try:
@@ -154,7 +155,7 @@ def fit_comparison(
                     structure=structure,
                     sketch=sketch,
                     training=training,
-                    max_time=max_time,
+                    max_time=max_time and max(setup.left, LEAST * max_time) / (len(wanted) + 1 - wanted.index(name)),
                     cores=cores,
                     device=device,
                     random_seed=[*setup.entropy, k],

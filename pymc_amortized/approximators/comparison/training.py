@@ -263,7 +263,7 @@ class ComparisonFit:
         some = np.random.default_rng(setup.seed(Stage.TRAINING, 0)).permutation(len(everything))
         batch = everything.take(some[: setup.options.batch_size])
         seconds = plan.seconds_of_batch(setup.options)
-        steps = plan_classifier(network, lambda: prepare(batch), seconds, plan.cores, setup.options)
+        steps = plan_classifier(network, lambda: prepare(batch), seconds, plan.cores, setup.bounded)
         return replace(setup, options=steps.options), steps.workers
 
     def _fresh(

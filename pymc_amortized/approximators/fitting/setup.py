@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, seed_sequence, stage_integer, stage_seed
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.logs import show_progress
+from pymc_amortized.logs import show_progress, working_seconds
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -26,6 +27,9 @@ from pymc_amortized.training import (
     train,
 )
 from pymc_amortized.training.device import isolated_random_numbers
+
+FOR_TRAINING, LEAST = 0.8, 0.1
+"""Share that training takes of the seconds left of a call, the rest is for checks; and at least, of all of them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Setup:
     progressbar : bool
     compile_kwargs : mapping or None
         Passed to :func:`pymc.compile`.
+    until : float
+        When the whole call should be over, by :func:`working_seconds`.
     """
 
     options: Training
@@ -49,6 +55,20 @@ class Setup:
     device: torch.device
     progressbar: bool = True
     compile_kwargs: CompileKwargs | None = None
+    until: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the whole call."""
+        return self.until - working_seconds()
+
+    @property
+    def bounded(self) -> Training:
+        """Options of which ``max_time`` is what training may take of the seconds that are left of the whole call."""
+        options = self.options
+        if options.max_time is None or math.isinf(self.until):
+            return options
+        return replace(options, max_time=max(FOR_TRAINING * self.left, LEAST * options.max_time))
 
     def seed(self, stage: Stage, *path: int) -> np.random.SeedSequence:
         """Seed of a stage, and of a step within it; always the same for the same entropy."""
@@ -114,4 +134,9 @@ def read_setup(
     show_progress(progressbar)
     entropy = seed_sequence(random_seed).entropy
     numbers = (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
-    return Setup(options, numbers, place, progressbar, compile_kwargs)
+    return Setup(options, numbers, place, progressbar, compile_kwargs, end_of_call(max_time))
+
+
+def end_of_call(max_time: float | None) -> float:
+    """When a call should be over that begins now, by :func:`working_seconds`."""
+    return math.inf if max_time is None else working_seconds() + max_time

@@ -91,7 +91,7 @@ def fit_joint(
         Steps of each network, batch size (in data sets), and the like. The learning rate is the posterior's; the
         likelihood's is two thirds of it, without weight decay.
     max_time : float, optional
-        Seconds that training may take, 280 by default.
+        Seconds that the whole call may take, compiling aside. By default, training may take 280.
     cores, device
         As in :func:`fit_posterior`.
     random_seed : int, sequence of int, numpy.random.Generator, optional

@@ -172,7 +172,7 @@ class JointFit:
     ) -> int:
         """Decide how many steps to make, by what one of each takes; returns how many processes simulate beside."""
         network.to(self.setup.device), row_network.to(self.setup.device)
-        options, plan = self.setup.options, self.posterior.plan
+        options, plan = self.setup.bounded, self.posterior.plan
         some = statistics.take(slice(options.batch_size))
         batch = self._both(network, layout, some, self.each, Stage.TIMING)
         if options.max_time is None and options.num_steps is None:

@@ -91,7 +91,7 @@ def fit_likelihood(
     training : Training, optional
         Steps, batch size (in rows), learning rate and the like.
     max_time : float, optional
-        Seconds that training may take, 240 by default.
+        Seconds that the whole call may take, compiling aside. By default, simulating and training may take 240.
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made as training goes, unless that would
         take longer than training itself.

@@ -158,7 +158,7 @@ class LikelihoodFit:
 
         Errors per row add up over a data set, and fall with the number of rows trained on: longer than for a posterior.
         """
-        return self.setup.options.max_time or 240.0
+        return self.setup.bounded.max_time or 240.0
 
     @property
     def _pilot_seconds(self) -> float:

@@ -109,7 +109,7 @@ def fit_posterior(
         Steps, batch size, learning rate and the like. Without a number of steps, training stops when it is good enough:
         after 0, 25, 50, 100, ... steps the importance efficiency is measured on 128 simulated data sets.
     max_time : float, optional
-        Seconds that training may take; shorthand for ``Training(max_time=...)``.
+        Seconds that the whole call may take, compiling aside. ``Training(max_time=...)`` bounds the training alone.
     target_efficiency : float, optional
         In (0, 1): training stops once half of the simulated data sets have this importance efficiency, and nine tenths
         half of it; or when a doubling of the steps brings little, which is said as a warning. By default 0.5. Without a

@@ -266,7 +266,7 @@ class AmortizedPosterior(PosteriorWorkflow):
             Steps of a new schedule when the last one was finished; as many as before by default, if their number was
             given, and else until twice the steps would bring little. An interrupted training first finishes its own.
         max_time : float, optional
-            Seconds after which to stop.
+            Seconds that the whole call may take, compiling aside.
         target_efficiency : float, optional
             As in :func:`fit_posterior`: stops once this is reached.
         training : Training, optional

@@ -15,7 +15,7 @@ from pymc_amortized.approximators.fitting.arguments import read_target, target_o
 from pymc_amortized.approximators.fitting.plan import plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
-from pymc_amortized.approximators.fitting.setup import Setup
+from pymc_amortized.approximators.fitting.setup import Setup, end_of_call
 from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again, training_simulator
 from pymc_amortized.approximators.fitting.simulating import (
     PILOT,
@@ -283,7 +283,7 @@ class PosteriorFit:
             lambda: self.prepared(network, batch),
             self.plan.seconds_of_batch(self.setup.options),
             self.plan.cores,
-            self.setup.options,
+            self.setup.bounded,
             DEFAULT_SECONDS if self.inputs.sketch is None else SKETCHED_SECONDS,
         )
         self.train_by(steps.options)
@@ -295,8 +295,9 @@ class PosteriorFit:
         trained = self.setup.train(
             network, source, held, resume=state, last_layers=steps.last_layers, stopping=stopping
         )
-        if self.open_ended:  # so that the same options repeat it
-            self.train_by(replace(self.setup.options, num_steps=None, max_time=asked))
+        options = self.setup.options
+        number = None if self.open_ended else options.num_steps
+        self.train_by(replace(options, num_steps=number, max_time=asked))  # so that the same options repeat it
         return self.finish(network, gaps, trained, held_out, pilot, measure)
 
     def measure(
@@ -388,7 +389,7 @@ def continue_training(
     context = posterior.context if context is None else context
     sources, gaps = sources_again(spec, context, posterior.missing if missing is None else missing)
     simulator = training_simulator(spec, sources, gaps, kwargs)
-    setup = Setup(options, provenance.entropy, choose_device(device), progressbar, kwargs)
+    setup = Setup(options, provenance.entropy, choose_device(device), progressbar, kwargs, end_of_call(max_time))
     given = None
     if provenance.user_simulations:
         if simulations is None:
