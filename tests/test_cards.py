@@ -29,6 +29,23 @@ def test_notebooks_show_what_comes_next():
     assert "<pre>thing.sample(data)</pre>" in page
 
 
+def test_completion_offers_what_users_call():
+    class Record(Card):
+        INSIDE = True
+        __dataclass_fields__ = {"history": None}
+        history = None
+
+        def weights_of(self):
+            """For other rooms."""
+
+    class Face(Record):
+        def sample(self):
+            """For users."""
+
+    offered = dir(Face())
+    assert {"sample", "history"} <= set(offered) and not {"weights_of", "NEXT", "INSIDE"} & set(offered)
+
+
 @pytest.mark.parametrize(
     "kind", [pma.AmortizedPosterior, pma.AmortizedLikelihood, pma.AmortizedJoint, pma.AmortizedComparison]
 )

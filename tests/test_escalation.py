@@ -487,7 +487,7 @@ def test_chains_that_agree_have_converged():
     assert not Convergence.of(np.repeat(chains(shape=(4, 50, 2)), 10, axis=1), 0, straight).converged
 
 
-@pytest.mark.parametrize(("place", "squared"), [(0.0, 4.0), (4.0, 16 / (1 + 16 * 50 / 4070)), (30.0, 25.0)])
+@pytest.mark.parametrize(("place", "squared"), [(0.0, 4.0), (4.0, 16.0), (30.0, 25.0), (1e200, 25.0)])
 def test_one_heavy_weight_asks_for_more_proposals_where_it_makes_a_variance(place, squared):
     """Whatever the shape of the tail, and however many effective draws there seem to be."""
     rng = np.random.default_rng(0)
@@ -499,7 +499,7 @@ def test_one_heavy_weight_asks_for_more_proposals_where_it_makes_a_variance(plac
     theta[7], log_p[7] = place, np.log(50.0)
     heavy = Proposals(4)
     heavy.add(theta, log_q, log_p)
-    assert heavy.weights.ess > 2000 and heavy.weights.influence == pytest.approx(squared * 50 / 4070, rel=0.1)
+    assert heavy.weights.ess > 2000 and heavy.weights.influence == pytest.approx(squared * 50 / 4070, rel=0.15)
     assert heavy.want_more(4000) == (place > 0)
 
 

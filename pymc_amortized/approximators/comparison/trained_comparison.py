@@ -69,6 +69,7 @@ class TrainedComparison[P: TrainedPosterior](Card, Sendable):
         Passed to :func:`pymc.compile`.
     """
 
+    INSIDE: ClassVar[bool] = True
     NEXT: ClassVar[str] = "comparison.probabilities(data)\ncomparison.compare(data)\ncomparison.save(path)"
 
     specs: Mapping[str, ModelSpec]

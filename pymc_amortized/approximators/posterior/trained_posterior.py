@@ -75,6 +75,7 @@ class TrainedPosterior(Card, Sendable):
         The model with a learned likelihood, by whose density draws are corrected.
     """
 
+    INSIDE: ClassVar[bool] = True
     NEXT: ClassVar[str] = (
         "dt = posterior.sample(data)\nposterior.table(many)\npma.check_calibration(posterior)\nposterior.save(path)"
     )

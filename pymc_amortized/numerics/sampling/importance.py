@@ -248,9 +248,12 @@ def influence(theta: np.ndarray, log_weights: np.ndarray) -> float:
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
     heavy = np.argsort(weights)[-HEAVY:]
-    mean = weights @ theta
-    variance = np.maximum(weights @ np.square(theta - mean), 1e-300)
-    squared = (np.square(theta[heavy] - mean) / variance).max(axis=1)
+    # quantiles, because what lies far out makes a variance large, beside which nothing seems to lie far out
+    drawn = theta[resample(weights[None], 1000, np.random.default_rng(0))[0]]
+    low, middle, high = np.quantile(drawn, [0.16, 0.5, 0.84], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        squared = np.square((theta[heavy] - middle) / ((high - low) / 2))
+    squared = np.nan_to_num(squared, nan=NEAR, posinf=FAR).max(axis=1)
     return float((weights[heavy] * np.clip(squared, NEAR, FAR)).max())
 
 
