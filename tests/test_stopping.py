@@ -98,6 +98,18 @@ def test_both_loss_and_efficiency_have_to_stand_still(steps_, grown, fallen, rea
     assert stopping.reason(measured, evaluations, steps_) == reason
 
 
+@pytest.mark.parametrize("last, reason", [
+    (Efficiency(0.9, 0.0), "gain"),
+    (Efficiency(0.9, 0.1), None),
+    (Efficiency(0.4, 0.0), None),
+    (Efficiency(0.9, 0.0, missed=0.1), None),
+])  # fmt: skip
+def test_what_only_the_hardest_data_sets_lack_ends_where_these_do_not_gain(last, reason):
+    evaluations = [Evaluation(0.2, np.full(4, 1.0), np.ones(4)), Evaluation(0.4, np.full(4, 0.5), np.ones(4))]
+    measured = [Efficiency(last.typical, 0.0), last]
+    assert Stopping(measuring(0.3), Efficiency.wanted(0.5)).reason(measured, evaluations, 400) == reason
+
+
 def test_few_steps_are_no_reason_and_no_target_is_no_reason():
     measured = [Efficiency(0.9, 0.9)]
     evaluations = [Evaluation(0.0, np.ones(2), np.ones(2))]

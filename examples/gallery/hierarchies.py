@@ -1,7 +1,9 @@
 """Groups that share what they know: counties, subjects, litters."""
 
+import numpy as np
 import pymc as pm
 from entries import data, entry
+from scipy import stats
 
 
 @entry("hierarchy of 85 counties", "PyMC: a primer on multilevel modeling", "real: HLMdiag radon")
@@ -57,7 +59,33 @@ def sleep_bambi():
     return model
 
 
-@entry("hierarchy of proportions", "PyMC: hierarchical binomial model, rat tumors", "real: aod rats")
+def exact_litters() -> dict[str, np.ndarray]:
+    """Draw from the posterior: chances are integrated out, and what is left is a grid of two numbers for each group."""
+    litter = data("aod", "rats")
+    rng, draws = np.random.default_rng(1), 20_000
+    mean, size = np.empty((draws, 2)), np.empty((draws, 2))
+    chance = np.empty((draws, len(litter)))
+    means, sizes = np.linspace(0.001, 0.999, 500)[:, None], np.exp(np.linspace(-3, 8, 800))
+    for group, name in enumerate(("CTRL", "TREAT")):
+        rows = np.flatnonzero(litter.group == name)
+        log_p = stats.beta.logpdf(means, 4, 1) + stats.norm.logpdf(np.log(sizes), 2, 1)
+        for n, y in zip(litter.n[rows], litter.y[rows], strict=True):
+            log_p = log_p + stats.betabinom.logpmf(y, n, means * sizes, (1 - means) * sizes)
+        weight = np.exp(log_p - log_p.max()).ravel()
+        at = np.divmod(rng.choice(weight.size, draws, p=weight / weight.sum()), len(sizes))
+        mean[:, group], size[:, group] = means[at[0], 0], sizes[at[1]]
+        a, b = (mean * size)[:, [group]], ((1 - mean) * size)[:, [group]]
+        alive, total = litter.y[rows].to_numpy(), litter.n[rows].to_numpy()
+        chance[:, rows] = rng.beta(a + alive, b + total - alive)
+    return {"mean": mean, "size": size, "chance": chance}
+
+
+@entry(
+    "hierarchy of proportions",
+    "PyMC: hierarchical binomial model, rat tumors",
+    "real: aod rats",
+    exact=exact_litters,
+)
 def litters() -> pm.Model:
     """Survivors in 32 litters of rats: each litter has its own chance."""
     litter = data("aod", "rats")

@@ -152,7 +152,9 @@ def measure(entry: Entry) -> Row:
     nuts, nuts_first, nuts_more = run_nuts(model)
     r_hat = max(float(values.max()) for values in az.rhat(nuts).data_vars.values())
     if entry.exact is not None:
-        nuts = az.from_dict({"posterior": {name: draws.reshape(4, -1) for name, draws in entry.exact().items()}})
+        nuts = az.from_dict(
+            {"posterior": {name: draws.reshape(4, -1, *draws.shape[1:]) for name, draws in entry.exact().items()}}
+        )
     names = [variable.name for variable in model.free_RVs]
     mean, sd, beyond = compare(dt, nuts, names)
     print(az.summary(dt), az.summary(nuts), beyond, file=sys.stderr)

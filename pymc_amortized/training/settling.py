@@ -220,7 +220,17 @@ class Stopping:
         """
         if measured and self.target is not None and measured[-1].reaches(self.target):
             return "target"
-        if steps < FEWEST_FOR_GAIN or not last_gain(evaluations)[0] < self.little:
-            return None
         grown = len(measured) > 1 and measured[-1].above(measured[-2]) >= LITTLE_EFFICIENCY
-        return None if grown else "gain"
+        if steps < FEWEST_FOR_GAIN or grown:
+            return None
+        return "gain" if self._typically_done(measured) or last_gain(evaluations)[0] < self.little else None
+
+    def _typically_done(self, measured: Sequence[Efficiency]) -> bool:
+        """Whether only the hardest data sets are short of the target, and the last doubling did not help these either.
+
+        The held-out loss may go on falling by such data sets alone: an autoregression whose prior has explosive series
+        took three minutes, to 91 % (median; 0 % in the hardest tenth). The last doubling brought 1 % of it.
+        """
+        if self.target is None or len(measured) < 2:
+            return False
+        return measured[-1].typical >= self.target.typical and measured[-1].missed <= MOST_MISSED
