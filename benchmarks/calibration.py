@@ -3,7 +3,7 @@
 Each model that has a density is fitted by defaults. Data sets from its prior are answered with `correction="auto"`; the
 ranks of every parameter, of the log density and of random points are tested for uniformity, adjusted for their number.
 Of 40 models without fault, two have a p-value below 0.05. Data sets that are not settled, whatever time it takes,
-count as they are.
+are marked for users, and left out here.
 
 Run: python benchmarks/calibration.py [models ...] [--datasets 200] [--seed 1]
 """

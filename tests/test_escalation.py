@@ -18,9 +18,9 @@ from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.correction import ladder
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
-from pymc_amortized.correction.draws import Draws
+from pymc_amortized.correction.draws import Draws, Start
 from pymc_amortized.correction.proposals import Proposals
-from pymc_amortized.correction.rungs.nuts import Nuts, _Runs
+from pymc_amortized.correction.rungs.nuts import Far, Nuts, _Runs
 from pymc_amortized.correction.rungs.rounds import Mixture, Rounds
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.nuts import samplers
@@ -530,10 +530,29 @@ def test_a_mode_that_weights_know_and_no_chain_does_is_no_success():
         target = SimpleNamespace(spec=spec, obstacles=[None], log_p=log_p, symmetries_at=lambda index, theta: None)
         return _Runs(Nuts(), target, Budget())._elsewhere(0, before, found)
 
-    assert elsewhere(drawn(both), drawn(one))[0] == pytest.approx(0.5, abs=0.1)
-    assert elsewhere(drawn(one), drawn(one)) == (0, 0)
-    assert elsewhere(drawn(one), drawn(both)) == (0, 0)
-    assert elsewhere(drawn(both), drawn(one), circular=[True, False]) == (0, 0)  # angles go round
+    far = elsewhere(drawn(both), drawn(one))
+    assert far.mass == pytest.approx(0.5, abs=0.1) and (far.points[:, 0] < 0).all()
+    assert elsewhere(drawn(one), drawn(one)) is None
+    assert elsewhere(drawn(one), drawn(both)) is None
+    assert elsewhere(drawn(both), drawn(one), circular=[True, False]) is None  # angles go round
+
+
+@pytest.mark.parametrize(("end", "settled"), [(0.0, True), (30.0, False)])
+def test_chains_from_where_mass_seems_to_be_tell_a_tail_from_a_mode(end, settled, monkeypatch):
+    z, started = chains(shape=(4, 500, 2)), []
+
+    def sample(self, index, start, settings, seed):
+        started.append(start.points)
+        return Chains(end + chains(shape=(4, 700, 2), seed=1), 0)
+
+    monkeypatch.setattr(_Runs, "_sample", sample)
+    spec = SimpleNamespace(circular=np.array([False, False]))
+    runs = _Runs(Nuts(), SimpleNamespace(spec=spec, gathered=lambda index, z: z), Budget())
+    draws = Draws(z, *3 * [np.zeros((4, 500))], None, 0, rung="nuts")
+    far, start = Far(0.13, 0.11, np.full((8, 2), 30.0)), Start(Whitening(np.zeros(2), np.eye(2)), np.zeros((8, 2)))
+    found = runs._visited(0, draws, Chains(z, 0), start, far, np.random.SeedSequence(1))
+    assert found.settled == settled and (started[0] == 30).all()
+    assert settled or "13.0% +- 11.0% of the mass" in found.failure.details
 
 
 def test_what_has_not_converged_says_which_number_is_off():

@@ -376,11 +376,11 @@ def test_a_mixture_of_rounds_weighs_each_draw_by_all_that_could_have_made_it():
         assert_allclose(proposals.log_weights[chain], log_p(theta) - np.log(sum(densities) / 700), atol=1e-8)
 
 
-@pytest.mark.parametrize(("sd", "share"), [(0.97, 1.0), (0.5, 0.0)])
-def test_rounds_come_from_the_network_where_it_is_better_than_any_t(sd, share):
+@pytest.mark.parametrize(("sd", "dim", "share"), [(0.97, 13, 1.0), (0.5, 13, 0.0), (0.8, 36, 1.0)])
+def test_rounds_come_from_the_network_where_it_is_better_than_any_t(sd, dim, share):
     """In 13 dimensions a t is worth a third of its draws; of a network that is little too wide, more."""
     rng = np.random.default_rng(0)
-    proposals, theta = Proposals(4), rng.normal(size=(8000, 13))
+    proposals, theta = Proposals(4), rng.normal(size=(8000, dim))
     proposals.add(theta, stats.norm.logpdf(theta).sum(axis=1), stats.norm.logpdf(theta, scale=sd).sum(axis=1))
     assert proposals.plan(rng) == share
     assert (proposals.planned is None) == (share == 1)

@@ -52,7 +52,7 @@ from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.results.version import MADE_BY
 from pymc_amortized.training.progress import CountBar
 
-FEWEST_DRAWS = 20
+FEWEST_DRAWS, FEWEST_JUDGED = 20, 10
 """Below this, ranks say little."""
 
 
@@ -90,8 +90,9 @@ def check_calibration(
     correction : {None, "psis", "nuts", "auto"}
         Which draws are judged: the network's own, or those that ``posterior.sample`` corrects.
     max_time : float, "auto" or None
-        As in ``posterior.sample``, for each batch of at most 64 data sets. Draws of data sets that are not settled by
-        then are judged all the same, and that is logged.
+        As in ``posterior.sample``, for each batch of at most 64 data sets. Those that are marked "failed" or "not
+        reached" are left out of what is judged, and that is logged. Which they are depends on the data alone: ranks
+        of the others stay uniform.
     var_names : sequence of str, optional
         Free variables and deterministics to check; all free variables by default.
     lengths : mapping of dim to int, optional
@@ -155,7 +156,7 @@ def check_calibration(
     50.0
     """
     spec = posterior.spec
-    num_datasets = check_integer("num_datasets", num_datasets, smallest=10)
+    num_datasets = check_integer("num_datasets", num_datasets, smallest=FEWEST_JUDGED)
     draws = check_integer("draws", draws, smallest=FEWEST_DRAWS)
     check_correction(posterior.weighed_by, correction)
     free = [p.name for p in spec.parameters]
@@ -314,17 +315,20 @@ class Check:
         for name in pits.keys() - set(self.names):
             template = template.assign({name: ((), 0.0)})
         template = template[list(pits)]
+        settled = ~np.isin(stats["stage"], ["failed", "not reached"])
+        number, judged = len(settled), int(settled.sum())
+        if judged < number:
+            logger.warning(
+                "%d of %d data sets were not settled, and are left out: only answers that are not marked are judged "
+                "(max_time=None gives them all the time they need).",
+                number - judged,
+                number,
+            )
+        if judged >= FEWEST_JUDGED:
+            pits = {name: values[settled] for name, values in pits.items()}
         findings = judge_quantities(
             pits, {str(name): label_elements(values) for name, values in template.data_vars.items()}
         )
-        number = len(stats["pareto_k"])
-        if unsettled := int(np.isin(stats["stage"], ["failed", "not reached"]).sum()):
-            logger.warning(
-                "%d of %d data sets were not settled. Their draws are judged as they are, and may be why something is "
-                "off (max_time=None gives them all the time they need).",
-                unsettled,
-                number,
-            )
         wrong = select_wrong(findings)
         attrs = {"num_datasets": number, "draws": self.draws, "correction": self.correction or "none"}
         verdict = {"calibrated": int(not wrong), "level": LEVEL, "off": "; ".join(f.label for f in wrong)}
@@ -332,7 +336,7 @@ class Check:
         groups = {
             "prior_sbc": lay_out(template, ["chain", "draw"], {name: values[None] for name, values in pits.items()}),
             "calibration": lay_out_findings(findings, template).assign_attrs(verdict),
-            "coverage": compute_coverage(template, pits, number),
+            "coverage": compute_coverage(template, pits, len(pits[DISTANCE])),
             "recovery": lay_out_along("estimate", ["true", "mean", "median", "sd"], parameters, recovered),
             "contraction": lay_out_along("score", ["contraction", "z_score"], parameters, compute_scores(recovered)),
             "sample_stats": xr.Dataset(

@@ -21,6 +21,9 @@ from pymc_amortized.numerics.sampling.whitening import Whitening
 from pymc_amortized.numerics.threads import TURN
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
+POINTS = 64
+"""Of those that lie far from all chains, from which others start."""
+
 
 @dataclass(frozen=True)
 class Nuts:
@@ -89,6 +92,19 @@ class Nuts:
         return results
 
 
+@dataclass(frozen=True, eq=False)
+class Far:
+    """Mass that seems to lie far from all chains, its Monte Carlo error, and proposals there (n, dim)."""
+
+    mass: float
+    error: float
+    points: np.ndarray
+
+    def __str__(self) -> str:
+        away = f"more than {THRESHOLDS.elsewhere:.0f} sds from all chains"
+        return f"{self.mass:.1%} +- {self.error:.1%} of the mass lie {away}, and chains from there do not come back"
+
+
 class _Runs:
     """NUTS for one data set after the other, until time is up."""
 
@@ -127,30 +143,45 @@ class _Runs:
             start = _learned(chains.z, start, child)
         if best is None:
             return replace(before, failure=Failure("NUTS stopped", reason))
-        judged = self._judged(index, before, self._result(index, before, *best))
+        judged = self._judged(self._result(index, before, *best))
+        if judged.settled and (far := self._elsewhere(index, before, judged)):
+            judged = self._visited(index, judged, best[0], start, far, seed.spawn(1)[0])
         rng = np.random.default_rng(seed.spawn(1)[0])
         return replace(judged, theta=self._target.scattered(index, judged.theta, rng))
 
-    def _judged(self, index: int, before: Draws, result: Draws) -> Draws:
-        """Mark draws of chains that did not converge, or that missed a mode."""
+    def _judged(self, result: Draws) -> Draws:
+        """Mark draws of chains that did not converge."""
         convergence = result.convergence
         assert convergence is not None
-        if not convergence.converged:
-            return replace(result, failure=Failure("chains of NUTS did not converge", str(convergence)))
-        mass, error = self._elsewhere(index, before, result)
-        if mass > THRESHOLDS.mass_elsewhere:
-            far = f"{mass:.1%} +- {error:.1%} of the mass lie more than {THRESHOLDS.elsewhere:.0f} sds from all chains"
-            return replace(result, failure=Failure("NUTS found one mode of several", far))
-        return result
+        if convergence.converged:
+            return result
+        return replace(result, failure=Failure("chains of NUTS did not converge", str(convergence)))
 
-    def _elsewhere(self, index: int, before: Draws, found: Draws) -> tuple[float, float]:
-        """Share of the posterior's mass that lies far from all chains, and its Monte Carlo error.
+    def _visited(
+        self, index: int, result: Draws, chains: Chains, start: Start, far: Far, seed: np.random.SeedSequence
+    ) -> Draws:
+        """Mark draws that missed a mode: chains that start far away, where there seems to be mass, do not come back.
+
+        In many dimensions, weights alone cannot tell a mode from a tail.
+        """
+        try:
+            more = self._sample(index, replace(start, points=far.points), self._settings(result.log_q.shape, 0), seed)
+        except (OutOfTimeError, RuntimeError):
+            return replace(result, failure=Failure("NUTS found one mode of several", str(far)))
+        z = [chains.z, self._target.gathered(index, more.z)]
+        both = np.concatenate([part[:, -min(len(part[0]) for part in z) :] for part in z])
+        if Convergence.of(both, 0, self._target.spec.circular).r_hat < THRESHOLDS.r_hat:
+            return result
+        return replace(result, failure=Failure("NUTS found one mode of several", str(far)))
+
+    def _elsewhere(self, index: int, before: Draws, found: Draws) -> Far | None:
+        """Find out whether a part of the posterior's mass lies far from all chains.
 
         The mass there is the mean weight of proposals that lie far, that near the chains the mean weight of proposals
         fitted to them.
         """
         if before.proposed is None or self._target.obstacles[index] is not None:
-            return 0.0, 0.0
+            return None
         theta, log_weights = before.proposed
         circular = self._target.spec.circular
         draws = found.theta.reshape(-1, theta.shape[-1])
@@ -159,7 +190,7 @@ class _Runs:
         theta = theta if symmetries is None else symmetries.gathered(theta, middle, sd)
         far = (np.abs(theta - middle) > THRESHOLDS.elsewhere * sd)[:, ~circular].any(axis=1)
         if not far.any():
-            return 0.0, 0.0
+            return None
         rng = np.random.default_rng(index)
         near = StudentMixture.fit(draws, np.full(len(draws), 1 / len(draws)), rng, symmetries=symmetries)
         fitted = near.draw(1000, rng)
@@ -167,11 +198,14 @@ class _Runs:
         log_far = np.where(far, log_weights, -np.inf)
         largest = np.nanmax([*log_near, *log_far])
         if not np.isfinite(largest):
-            return 0.0, 0.0
+            return None
         inside, outside = (np.exp(np.nan_to_num(part - largest, nan=-np.inf)) for part in (log_near, log_far))
         mass = outside.mean() / (outside.mean() + inside.mean())
         errors = [part.std() / np.sqrt(len(part)) / max(part.mean(), 1e-300) for part in (inside, outside)]
-        return float(mass), float(mass * (1 - mass) * np.hypot(*errors))
+        if not mass > THRESHOLDS.mass_elsewhere:
+            return None
+        some = rng.choice(len(theta), POINTS, p=outside / outside.sum())
+        return Far(float(mass), float(mass * (1 - mass) * np.hypot(*errors)), theta[some])
 
     def _settings(self, shape: tuple[int, ...], attempt: int) -> Settings:
         """As many chains as are asked for, or fewer that are longer."""
