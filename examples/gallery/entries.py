@@ -1,5 +1,6 @@
 """What the gallery holds: a model for each entry, with what is needed to run it and to say what it is."""
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Entry:
     kind : str
         The kind of problem, as in the table of the page.
     source : str
-        Where a public version of this model is.
+        A public example of this kind, by the name of its notebook.
     values : str
         "real: PACKAGE NAME" or "simulated".
     build : callable
@@ -54,14 +55,15 @@ class Entry:
     @property
     def lines(self) -> int:
         """Lines of code of a user, from the data to the draws, without imports and docstrings."""
-        own = [line for line in _code(self.build) if not line.startswith(("@", "def ", "import ", "return model"))]
+        own = [line for line in _code(self.build)[1:] if not line.startswith(("import ", "return model"))]
         return len(own) + sum(len(_code(helper)) for helper in self.helpers) + CALLS
 
 
 def _code(function: Callable[..., Any]) -> list[str]:
-    source = inspect.getsource(function).replace(f'"""{function.__doc__}"""', "")
-    lines = [line.strip() for line in source.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    """Lines of a function, the first of which names it; without decorators, docstring and comments."""
+    source = inspect.getsource(function)
+    lines = source.replace(f'"""{function.__doc__}"""', "").splitlines()[ast.parse(source).body[0].lineno - 1 :]
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 ENTRIES: dict[str, Entry] = {}

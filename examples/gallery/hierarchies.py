@@ -6,7 +6,7 @@ from entries import data, entry
 from scipy import stats
 
 
-@entry("hierarchy of 85 counties", "PyMC: a primer on multilevel modeling", "real: HLMdiag radon")
+@entry("hierarchy of 85 counties", "PyMC `multilevel_modeling`, bambi `radon_example`", "real: HLMdiag radon")
 def counties() -> pm.Model:
     """Radon in 919 houses of 85 counties of Minnesota, by floor and by the uranium in the ground."""
     houses = data("HLMdiag", "radon")
@@ -24,27 +24,9 @@ def counties() -> pm.Model:
     return model
 
 
-@entry("hierarchy of slopes", "bambi: hierarchical linear regression (sleepstudy)", "real: lme4 sleepstudy")
-def sleep() -> pm.Model:
-    """Reaction times of 18 people after 0 to 9 days with little sleep: everyone has an intercept and a slope."""
-    days = data("lme4", "sleepstudy")
-    subject = days.Subject.astype("category").cat.codes.to_numpy()
-    with pm.Model(coords={"subject": range(18)}) as model:
-        level = pm.Normal("level", 250, 50)
-        slope = pm.Normal("slope", 0, 20)
-        spread_level = pm.HalfNormal("spread_level", 50)
-        spread_slope = pm.HalfNormal("spread_slope", 20)
-        own_level = pm.Normal("own_level", 0, spread_level, dims="subject")
-        own_slope = pm.Normal("own_slope", 0, spread_slope, dims="subject")
-        noise = pm.HalfNormal("noise", 50)
-        mean = level + own_level[subject] + (slope + own_slope[subject]) * days.Days.to_numpy()
-        pm.Normal("reaction", mean, noise, observed=days.Reaction)
-    return model
-
-
 @entry(
     "hierarchy of slopes, by bambi",
-    "bambi: hierarchical linear regression (sleepstudy)",
+    "bambi `sleepstudy`",
     "real: lme4 sleepstudy",
     needs="bambi",
     reference=lambda: sleep_bambi().backend.model,
@@ -82,7 +64,7 @@ def exact_litters() -> dict[str, np.ndarray]:
 
 @entry(
     "hierarchy of proportions",
-    "PyMC: hierarchical binomial model, rat tumors",
+    "PyMC `GLM-hierarchical-binomial-model`",
     "real: aod rats",
     exact=exact_litters,
 )

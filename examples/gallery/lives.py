@@ -1,4 +1,4 @@
-"""Times until something, and extremes: censored survival, hazards by period, the highest tide of a year."""
+"""Times until something, and extremes: censored survival, the highest tide of a year."""
 
 import numpy as np
 import pymc as pm
@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from entries import data, entry, standardize
 
 
-@entry("survival", "PyMC: parametric survival with censoring; bambi: survival models", "real: survival veteran")
+@entry("survival", "bambi `survival_model`", "real: survival veteran")
 def survival() -> pm.Model:
     """Days that 137 men with lung cancer lived; nine were still alive when the study ended."""
     men = data("survival", "veteran")
@@ -18,23 +18,6 @@ def survival() -> pm.Model:
         shape = pm.LogNormal("shape", 0, 0.5)
         scale = pm.math.exp(level + health * standardize(men.karno).to_numpy() + treated * (men.trt == 2).to_numpy())
         pm.Censored("days", pm.Weibull.dist(shape, scale), lower=None, upper=end, observed=men.time.astype(float))
-    return model
-
-
-@entry("hazards", "PyMC: Bayesian survival analysis", "real: HSAUR mastectomy")
-def hazards() -> pm.Model:
-    """Deaths after mastectomy of 44 women, in periods of 50 months, by whether the cancer had spread."""
-    women = data("HSAUR", "mastectomy")
-    start = np.arange(0, 250, 50)
-    months = women.time.to_numpy(float)[:, None]
-    exposure = np.clip(months - start, 0, 50)
-    died = women.event.to_numpy()[:, None] & (months > start) & (months <= start + 50)
-    spread_out = (women.metastized == "yes").to_numpy(float)[:, None]
-    with pm.Model(coords={"period": start}) as model:
-        base = pm.Normal("base", -5, 1.5, dims="period")
-        effect = pm.Normal("effect", 0, 1)
-        hazard = pm.math.exp(base + effect * spread_out)
-        pm.Poisson("died", hazard * exposure + 1e-9, observed=died.astype(int))
     return model
 
 
@@ -53,7 +36,7 @@ def draw_gev(location, scale, shape, rng=None, size=None):
 
 @entry(
     "extremes",
-    "PyMC: generalized extreme value distribution",
+    "PyMC `GEV`",
     "real: texmex portpirie",
     helpers=(log_gev, draw_gev),
 )

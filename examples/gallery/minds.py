@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from drift_diffusion_model import log_density, simulate
 
 
-@entry("psychometric curve", "BayesFlow: psychometric curves; bambi: Wald and logistic models (another model)")
+@entry("psychometric curve", "a usual model of psychophysics")
 def psychometric() -> pm.Model:
     """How often the brighter of two lights is found, at nine contrasts of 40 trials each, with guesses and lapses."""
     contrast = np.linspace(-2, 2, 9)
@@ -45,7 +45,7 @@ def exact_drift_diffusion() -> pm.Model:
 
 @entry(
     "drift diffusion",
-    "HSSM: a first model; BayesFlow: drift diffusion",
+    "HSSM's drift-diffusion model",
     simulator=True,
     reference=exact_drift_diffusion,
 )

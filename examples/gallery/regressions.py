@@ -1,4 +1,4 @@
-"""Regressions: a line, outliers, quantiles, rates, proportions, a dose-response curve, two groups."""
+"""Regressions: a line, outliers, votes, quantiles, proportions, a dose-response curve."""
 
 import numpy as np
 import pymc as pm
@@ -6,7 +6,7 @@ from entries import data, entry, standardize
 from statsmodels.datasets import anes96
 
 
-@entry("regression", "PyMC: GLM linear; bambi: getting started; BayesFlow: linear regression", "real: carData Prestige")
+@entry("regression", "BayesFlow `Linear_Regression_Starter`, bambi `getting_started`", "real: carData Prestige")
 def linear() -> pm.Model:
     """Prestige of 102 occupations, by education and income."""
     jobs = data("carData", "Prestige")
@@ -20,7 +20,7 @@ def linear() -> pm.Model:
     return model
 
 
-@entry("robust regression", "PyMC: GLM robust; bambi: robust linear regression", "real: robustbase starsCYG")
+@entry("robust regression", "PyMC `GLM-robust`, bambi `t_regression`", "real: robustbase starsCYG")
 def robust() -> pm.Model:
     """Light and temperature of 47 stars; four giants are far from the line of the others."""
     stars = data("robustbase", "starsCYG")
@@ -34,22 +34,7 @@ def robust() -> pm.Model:
     return model
 
 
-@entry("two groups", "PyMC: Bayesian estimation supersedes the t-test", "real: datasets chickwts")
-def two_groups() -> pm.Model:
-    """Weights of chicks after two kinds of feed: two means, two spreads, one tail."""
-    chicks = data("datasets", "chickwts")
-    some = chicks[chicks.feed.isin(["casein", "linseed"])]
-    feed = (some.feed == "linseed").astype(int).to_numpy()
-    with pm.Model(coords={"feed": ["casein", "linseed"]}) as model:
-        mean = pm.Normal("mean", 260, 80, dims="feed")
-        spread = pm.Uniform("spread", 10, 150, dims="feed")
-        tails = pm.Exponential("tails_minus_one", 1 / 29)
-        pm.Deterministic("difference", mean[0] - mean[1])
-        pm.StudentT("weight", tails + 1, mean[feed], sigma=spread[feed], observed=some.weight)
-    return model
-
-
-@entry("logistic regression", "bambi: logistic regression; PyMC: GLM logistic", "real: statsmodels anes96")
+@entry("logistic regression", "bambi `logistic_regression`", "real: statsmodels anes96")
 def logistic() -> pm.Model:
     """Votes of 944 people in 1996, by their place between left and right, age, income and education."""
     people = anes96.load_pandas().data
@@ -62,7 +47,7 @@ def logistic() -> pm.Model:
     return model
 
 
-@entry("quantile regression", "bambi: quantile regression", "real: quantreg engel")
+@entry("quantile regression", "bambi `quantile_regression`", "real: quantreg engel")
 def quantile() -> pm.Model:
     """Spending on food of 235 households, by income: the line that nine tenths of them are below."""
     homes = data("quantreg", "engel") / 1000
@@ -75,7 +60,7 @@ def quantile() -> pm.Model:
     return model
 
 
-@entry("proportions", "bambi: beta regression", "real: betareg GasolineYield")
+@entry("proportions", "bambi `beta_regression`", "real: betareg GasolineYield")
 def proportions() -> pm.Model:
     """Share of crude oil that becomes gasoline, in 32 runs."""
     runs = data("betareg", "GasolineYield")
@@ -89,7 +74,7 @@ def proportions() -> pm.Model:
     return model
 
 
-@entry("dose and response", "PyMC: nonlinear regression", "real: drc ryegrass")
+@entry("dose and response", "bambi `nonlinear_expressions` (another curve)", "real: drc ryegrass")
 def dose_response() -> pm.Model:
     """Length of roots of ryegrass under a poison, in 24 pots: a curve with four parameters."""
     pots = data("drc", "ryegrass")

@@ -2,10 +2,9 @@
 
     python examples/gallery/run.py [names ...]
 
-Each model runs in a process of its own, twice: the second run, in which compiled code is found in PyTensor's cache, is
-the one that is told. Prints the table of docs/gallery.md. NUTS is nutpie's, as `pm.sample` takes it where it is
-installed, with four chains after each other. "One more" is one more data set with the same model, compiled once. "From"
-is the number of data sets from which on this takes less time, both compiled once.
+Each model runs in a process of its own. Prints the table of docs/gallery.md. NUTS is nutpie's, as `pm.sample` takes it
+where it is installed, with four chains one after the other. "One more" is one more data set with the same model,
+compiled once. "From" is the number of data sets from which on this takes less time.
 """
 
 import argparse
@@ -147,7 +146,6 @@ def measure(entry: Entry) -> Row:
     posterior, seconds = timed(fit, entry)
     dt, first = timed(posterior.sample, random_seed=2, progressbar=False)
     _, more = timed(posterior.sample, random_seed=3, progressbar=False)
-    print(dt.posterior.attrs.get("doubts"), float(dt.sample_stats["pareto_k"]), seconds, first, more, file=sys.stderr)
     model = (entry.reference or entry.build)()
     nuts, nuts_first, nuts_more = run_nuts(model)
     r_hat = max(float(values.max()) for values in az.rhat(nuts).data_vars.values())
@@ -157,7 +155,6 @@ def measure(entry: Entry) -> Row:
         )
     names = [variable.name for variable in model.free_RVs]
     mean, sd, beyond = compare(dt, nuts, names)
-    print(az.summary(dt), az.summary(nuts), beyond, file=sys.stderr)
     size = sum(np.size(value) for value in model.initial_point().values())
     doubts = [doubt["kind"] for doubt in json.loads(dt.posterior.attrs.get("doubts", "[]"))]
     return Row(
@@ -183,7 +180,7 @@ def in_process(name: str) -> Row | str:
     """Measure in a process of its own; the reason where that fails."""
     done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True)
     if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
+        return f"| `{name}` | {(done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1]} |"
     return Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -199,7 +196,6 @@ def main() -> None:
         return
     print(HEADER, flush=True)
     for name in options.names or [name for name, entry in ENTRIES.items() if not entry.needs]:
-        in_process(name)
         print(in_process(name), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Series and fields: autoregression, a change, Gaussian processes in one and two dimensions, neighbours, an image."""
+"""Series and fields: autoregression, a change, a Gaussian process over a map, an image."""
 
 import numpy as np
 import pymc as pm
@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from entries import data, entry, standardize
 
 
-@entry("time series", "PyMC: autoregressive models", "real: datasets LakeHuron")
+@entry("time series", "PyMC `AR`", "real: datasets LakeHuron")
 def autoregression() -> pm.Model:
     """Level of Lake Huron, 1875 to 1972: two lags around a mean."""
     level = data("datasets", "LakeHuron").value.to_numpy() - 579
@@ -20,21 +20,7 @@ def autoregression() -> pm.Model:
     return model
 
 
-@entry("local level", "PyMC: Gaussian random walks", "real: datasets Nile")
-def local_level() -> pm.Model:
-    """Flow of the Nile in 100 years, around a level that walks; the walk is summed out, so only its spread is left."""
-    flow = standardize(data("datasets", "Nile").value.to_numpy())
-    years = np.arange(100)
-    shared = np.minimum(years[:, None], years) + 1.0
-    with pm.Model(coords={"year": 1871 + years}) as model:
-        walk = pm.HalfNormal("walk", 0.5)
-        noise = pm.HalfNormal("noise", 1)
-        covariance = walk**2 * shared + noise**2 * np.eye(100) + np.ones((100, 100))
-        pm.MvNormal("flow", np.zeros(100), covariance, observed=flow, dims="year")
-    return model
-
-
-@entry("change point", "PyMC: introductory overview, coal mining disasters", "real: boot coal")
+@entry("change point", "PyMC `pymc_overview`", "real: boot coal")
 def change_point() -> pm.Model:
     """Disasters in British coal mines, year by year: the rate falls around some year, in some years."""
     year = np.arange(1851, 1963)
@@ -49,22 +35,7 @@ def change_point() -> pm.Model:
     return model
 
 
-@entry("Gaussian process", "PyMC: marginal likelihood implementation", "real: MASS mcycle")
-def curve() -> pm.Model:
-    """Acceleration of a head in a crash, at 67 times: a smooth curve that is summed out."""
-    crash = data("MASS", "mcycle").iloc[::2]
-    with pm.Model() as model:
-        length = pm.InverseGamma("length", 3, 12)
-        height = pm.HalfNormal("height", 1)
-        noise = pm.HalfNormal("noise", 1)
-        process = pm.gp.Marginal(cov_func=height**2 * pm.gp.cov.Matern52(1, length))
-        process.marginal_likelihood(
-            "acceleration", crash.times.to_numpy()[:, None], standardize(crash.accel.to_numpy()), sigma=noise
-        )
-    return model
-
-
-@entry("map", "PyMC: Gaussian processes in two dimensions (kriging)", "real: MASS topo")
+@entry("map", "PyMC `GP-Marginal`, bambi `hsgp_2d`", "real: MASS topo")
 def heights() -> pm.Model:
     """Heights at 52 places: a smooth surface that is summed out."""
     places = data("MASS", "topo")
@@ -80,24 +51,7 @@ def heights() -> pm.Model:
     return model
 
 
-@entry("neighbours", "PyMC: conditional autoregressive models")
-def neighbours() -> pm.Model:
-    """Cases of a disease in 36 squares of a map, where neighbours are alike."""
-    rng = np.random.default_rng(1)
-    x, y = np.divmod(np.arange(36), 6)
-    beside = (np.abs(x[:, None] - x) + np.abs(y[:, None] - y) == 1).astype(float)
-    expected = rng.gamma(5, 4, size=36)
-    cases = rng.poisson(expected * np.exp(0.5 * np.sin(x) + 0.3 * np.cos(y)))
-    with pm.Model(coords={"square": range(36)}) as model:
-        level = pm.Normal("level", 0, 0.5)
-        alike = pm.Beta("alike", 4, 2)
-        precision = pm.Gamma("precision", 4, 1)
-        risk = pm.CAR("risk", np.zeros(36), beside, alike, precision, dims="square")
-        pm.Poisson("cases", expected * pm.math.exp(level + risk), observed=cases, dims="square")
-    return model
-
-
-@entry("image", "BayesFlow: spatial data and parameters (another model)")
+@entry("image", "BayesFlow `Spatial_Data_and_Parameters` (another model)")
 def spot() -> pm.Model:
     """A spot of light on 12 x 12 pixels of a camera that counts photons: where, how wide, how bright."""
     rows, columns = np.mgrid[:12, :12]

@@ -1,4 +1,4 @@
-"""Distributions with a shape: mixtures, two moons, several outcomes that vary together."""
+"""Distributions with a shape: a mixture, two moons."""
 
 import numpy as np
 import pymc as pm
@@ -7,7 +7,7 @@ from entries import data, entry
 from pymc.distributions.transforms import ordered
 
 
-@entry("mixture", "PyMC: Gaussian mixture model", "real: MASS galaxies")
+@entry("mixture", "PyMC `gaussian_mixture_model`", "real: MASS galaxies")
 def galaxies() -> pm.Model:
     """Speeds of 82 galaxies: three groups, told apart by the order of their means."""
     speed = data("MASS", "galaxies").dat.to_numpy() / 1000
@@ -16,18 +16,6 @@ def galaxies() -> pm.Model:
         mean = pm.Normal("mean", [10, 20, 30], 5, transform=ordered, initval=[10, 20, 30], dims="group")
         spread = pm.LogNormal("spread", 0.5, 0.5, dims="group")
         pm.NormalMixture("speed", share, mean, spread, observed=speed)
-    return model
-
-
-@entry("outcomes that vary together", "PyMC: LKJ Cholesky covariance priors", "real: datasets trees")
-def trees() -> pm.Model:
-    """Girth, height and volume of 31 cherry trees, on logarithmic scales."""
-    names = ["Girth", "Height", "Volume"]
-    sizes = np.log(data("datasets", "trees")[names].to_numpy())
-    with pm.Model(coords={"size": names}) as model:
-        mean = pm.Normal("mean", [2.5, 4.3, 3.3], 0.5, dims="size")
-        factor, _, _ = pm.LKJCholeskyCov("factor", n=3, eta=2, sd_dist=pm.HalfNormal.dist(0.5, shape=3))
-        pm.MvNormal("sizes", mean, chol=factor, observed=sizes)
     return model
 
 
@@ -57,7 +45,7 @@ def exact_moons() -> dict[str, np.ndarray]:
     return {"a": (total - difference) / 2, "b": (total + difference) / 2}
 
 
-@entry("two moons", "BayesFlow: two moons", helpers=(log_moons, draw_moons), exact=exact_moons)
+@entry("two moons", "BayesFlow `Two_Moons_Starter`", helpers=(log_moons, draw_moons), exact=exact_moons)
 def moons() -> pm.Model:
     """One point in the plane; its posterior is two moons, which NUTS cannot go between."""
     with pm.Model() as model:

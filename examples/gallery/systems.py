@@ -29,7 +29,11 @@ def species(hares, lynx, rates, years, steps=5):
     return pt.clip(pt.stack(series, axis=-1), 1e-3, 1e4)
 
 
-@entry("differential equation", "PyMC: Lotka-Volterra; BayesFlow: Lotka-Volterra", helpers=(species,))
+@entry(
+    "differential equation",
+    "PyMC `ODE_Lotka_Volterra_multiple_ways`, BayesFlow `Lotka_Volterra_Point_Estimation`",
+    helpers=(species,),
+)
 def predators() -> pm.Model:
     """Hares and lynx in 15 years: four rates, two first numbers, one noise."""
     prey = [45.1, 45.5, 48.2, 32.9, 24.0, 15.9, 10.4, 8.7, 14.2, 20.7, 24.1, 37.9, 44.7, 79.7, 40.4]
@@ -47,7 +51,7 @@ def predators() -> pm.Model:
     return model
 
 
-@entry("epidemic", "PyMC: SIR models; BayesFlow: SIR posterior estimation")
+@entry("epidemic", "BayesFlow `SIR_Posterior_Estimation`")
 def epidemic() -> pm.Model:
     """New cases in a school of 763, day by day for 20 days, of which some are not reported."""
 
@@ -71,7 +75,7 @@ def epidemic() -> pm.Model:
     return model
 
 
-@entry("marketing", "pymc-marketing and PyMC: media mix models, here in PyMC alone")
+@entry("marketing", "pymc-marketing's media mix models")
 def media_mix() -> pm.Model:
     """Sales of 104 weeks by two media: what is spent goes on working, and works less the more there is."""
     rng = np.random.default_rng(5)
