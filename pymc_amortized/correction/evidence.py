@@ -59,7 +59,8 @@ class Evidence:
         relative = np.exp(log_weights - (largest if largest > -np.inf else 0.0))
         # each may have weighed as much as the heaviest of the others
         unknown = proposals.undefined * relative.max() / max(relative.sum(), 1.0)
-        doubt = _doubt(proposals, weights, largest, unknown)
+        heaviest = relative.max() / max(relative.sum(), 1.0)
+        doubt = _doubt(proposals, weights, largest, unknown, heaviest)
         if doubt:
             impossible = not proposals.undefined and bool(largest == -np.inf)
             return cls(np.nan, np.nan, weights.pareto_k, weights.ess, doubt, impossible)
@@ -68,7 +69,7 @@ class Evidence:
         return cls(float(largest + np.log(mean)), float(np.hypot(error, unknown)), weights.pareto_k, weights.ess)
 
 
-def _doubt(proposals: Proposals, weights: Weights, largest: float, unknown: float) -> str | None:
+def _doubt(proposals: Proposals, weights: Weights, largest: float, unknown: float, heaviest: float) -> str | None:
     """Why weights do not carry an estimate."""
     number = proposals.log_weights.size
     if proposals.undefined and (unknown > THRESHOLDS.excluded or largest == -np.inf):
@@ -79,6 +80,8 @@ def _doubt(proposals: Proposals, weights: Weights, largest: float, unknown: floa
         return "all but a few proposals have no density (do the data lie in the model's support?)"
     if weights.pareto_k > THRESHOLDS.finite_variance and not weights.harmless:
         return f"Pareto k is {weights.pareto_k:.2f}, above {THRESHOLDS.finite_variance}"
+    if heaviest > THRESHOLDS.heaviest:
+        return f"one proposal has {heaviest:.1%} of the weight (wanted: at most {THRESHOLDS.heaviest:.1%})"
     return weights.shortcoming(number) or None
 
 

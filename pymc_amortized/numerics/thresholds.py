@@ -37,6 +37,8 @@ class Thresholds:
     influence: float = 0.125
     """Share of a variance that one proposal may make before more are worth their time, and in the end: 0.5 % of the
     weight where it lies five standard deviations away, 3 % where it lies two."""
+    heaviest: float = 0.005
+    """Share of the weight that one proposal may have in an estimate of the evidence, wherever it lies."""
     wanted_efficiency: float = 0.5
     """Importance effective sample size per draw above which more proposals are not worth their time; per proposal,
     above which a tail without a variance has little weight."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulating import PILOT
+from pymc_amortized.correction.proposals import MOST_PARAMETERS
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
@@ -15,10 +16,18 @@ from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each, share_out_of_reach
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
+from pymc_amortized.training.options import DEFAULT_SECONDS, SHORT_SECONDS
 
 MOST_ELSEWHERE = 0.02
 """Share of simulations with parameters in a mode that the sketch does not know, of 256: networks that begin at its mode
 learn the other one badly."""
+
+
+def seconds_of_training(inputs: Inputs) -> float:
+    """Seconds that training takes, unless the user or what is learned says otherwise."""
+    spec = inputs.spec
+    corrected = spec.density_obstacle is None and spec.dim > MOST_PARAMETERS  # by NUTS, whatever the network
+    return DEFAULT_SECONDS if inputs.sketch is None and not corrected else SHORT_SECONDS
 
 
 def choose_sketch(

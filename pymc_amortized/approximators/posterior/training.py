@@ -28,7 +28,7 @@ from pymc_amortized.approximators.fitting.simulating import (
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.approximators.posterior.check import Measure, check_corrected, report_efficiency, warn_if_off
-from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch
+from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch, seconds_of_training
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -59,7 +59,7 @@ from pymc_amortized.training import (
     TrainingState,
     choose_device,
 )
-from pymc_amortized.training.options import DEFAULT_SECONDS, EXPECTED_STEPS, SKETCHED_SECONDS
+from pymc_amortized.training.options import EXPECTED_STEPS
 
 TARGET = THRESHOLDS.wanted_efficiency
 """Importance efficiency that is good enough: the first proposals then give all the draws that are asked for."""
@@ -284,7 +284,7 @@ class PosteriorFit:
             self.plan.seconds_of_batch(self.setup.options),
             self.plan.cores,
             self.setup.bounded,
-            DEFAULT_SECONDS if self.inputs.sketch is None else SKETCHED_SECONDS,
+            seconds_of_training(self.inputs),
         )
         self.train_by(steps.options)
         source = self.source(
