@@ -10,8 +10,9 @@ from numbers import Integral, Real
 # three 0.28.
 MOST_STEPS = 5_000
 DEFAULT_SECONDS = 180.0
-# Where the density tells the network roughly where each posterior lies, or NUTS answers anyway. With two minutes, fits of
-# three models of the gallery took 261, 182 and 196 s, with one 144, 126 and 101 s; answers were as near to those of NUTS.
+# Where the density tells the network roughly where each posterior lies, or NUTS answers anyway. With two minutes, fits
+# of three models of the gallery took 261, 182 and 196 s, with one 144, 126 and 101 s. Answers were as near to those of
+# NUTS.
 SHORT_SECONDS = 60.0
 # Share of the steps in which everything is trained, where a built-in summary network's last layers alone follow. In
 # these first steps the others learn most; the last layers are what needs many (an autoregression, 180 s: 1,000 steps of
