@@ -384,3 +384,15 @@ def test_rounds_come_from_the_network_where_it_is_better_than_any_t(sd, dim, sha
     proposals.add(theta, stats.norm.logpdf(theta).sum(axis=1), stats.norm.logpdf(theta, scale=sd).sum(axis=1))
     assert proposals.plan(rng) == share
     assert (proposals.planned is None) == (share == 1)
+
+
+def test_a_funnel_is_left_to_the_network_and_given_up_where_that_is_hopeless():
+    """No t has the neck, and weights do not tell."""
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(4000, 2))
+    log_q = stats.norm.logpdf(theta).sum(axis=1)
+    for scale, hopeless in ((0.8, False), (0.02, True)):
+        proposals = Proposals(4, funnel=True)
+        proposals.add(theta, log_q, stats.norm.logpdf(theta, scale=scale).sum(axis=1))
+        assert proposals.plan(rng) == 1 and proposals.planned is None
+        assert proposals.hopeless(64_000) == hopeless

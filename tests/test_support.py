@@ -235,3 +235,16 @@ def test_what_a_model_simulates_is_never_refused(name):
     usable = np.all([np.isfinite(values).reshape(20, -1).all(axis=1) for values in drawn], axis=0)
     data = {name: values[usable] for name, values in zip(names, drawn, strict=True)}
     assert len(read_given(spec, {}, data, batched=True)) == usable.sum() > 0
+
+
+def test_an_end_of_the_range_is_possible_where_covariates_or_other_elements_say_so():
+    """At a shape of 1, which another data set may have, a Gamma is finite at 0; so is a Dirichlet of which one is 0."""
+    with pm.Model() as model:
+        a = pm.HalfNormal("a")
+        pm.Gamma("y", pm.Data("shape", [2.0, 2.0]), a, observed=[1.0, 1.0])
+    spec = read_model(model, None, None, {"shape": lambda rng: rng.choice([1.0, 2.0], size=2)}, None)[0]
+    assert len(read_given(spec, {}, {"y": [0.0, 1.0], "shape": [1.0, 2.0]})) == 1
+    with pm.Model() as model:
+        pm.Dirichlet("y", pm.math.stack([1.0, pm.HalfNormal("a") + 2]), observed=[0.5, 0.5])
+    spec = read_model(model, None, None, {}, None)[0]
+    assert len(read_given(spec, {}, {"y": [0.0, 1.0]})) == 1

@@ -148,7 +148,7 @@ def _by_weights(
 def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.random.SeedSequence) -> Evidence | None:
     """Estimate by proposals that are fitted to tempered particles; None where these are no better."""
     rung, (first, second) = Tempered(), seed.spawn(2)
-    if target.spec.dim > rung.most or request.budget.left <= 0:
+    if target.funnel or target.spec.dim > rung.most or request.budget.left <= 0:
         return None
     with request.budget.running():
         particles = populate(target, index, rung.particles[-1], first, request.budget.deadline)

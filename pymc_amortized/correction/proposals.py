@@ -57,6 +57,8 @@ class Proposals:
         How many were found.
     symmetries : Symmetries or None
         Of the posterior.
+    funnel : bool
+        Whether the posterior may have a neck that mixtures do not find.
     """
 
     chains: int
@@ -66,6 +68,7 @@ class Proposals:
     planned: Component | None = None
     modes: int = 1
     symmetries: Symmetries | None = None
+    funnel: bool = False
     _theta: list[np.ndarray] = field(default_factory=list)
     _log_q: list[np.ndarray] = field(default_factory=list)
     _log_p: list[np.ndarray] = field(default_factory=list)
@@ -90,7 +93,7 @@ class Proposals:
         """Plan what the next draws come from; return the share of them that the network should draw."""
         if self.planned is not None:
             return SHARES[0]
-        if self.theta.shape[-1] > MOST_PARAMETERS:
+        if self.funnel or self.theta.shape[-1] > MOST_PARAMETERS:
             return SHARES[-1]
         self.planned = self.fitted(rng)
         log_q, log_t = _finite(self.log_q), _log_density(self.planned, self.theta)
@@ -128,6 +131,13 @@ class Proposals:
     def want_more(self, draws: int) -> bool:
         """Whether more proposals are worth their time, for so many draws in all."""
         return self.weights is not None and self.weights.want_more(draws)
+
+    def hopeless(self, most: int) -> bool:
+        """Whether even so many proposals of the network, in all, would be worth too few draws."""
+        found = self.weights
+        return found is not None and (
+            found.pareto_k > 1 or found.ess * most / found.weights.size < THRESHOLDS.fewest_effective
+        )
 
     @property
     def mixed(self) -> bool:

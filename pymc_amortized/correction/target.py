@@ -45,6 +45,8 @@ class Source:
         Whether a good part of the draws comes from distributions with heavy tails.
     symmetries : Symmetries or None
         Of the posteriors.
+    funnel : bool
+        Whether posteriors may have a neck that mixtures do not find.
     """
 
     propose: Callable[[np.ndarray, int, torch.Generator], tuple[np.ndarray, np.ndarray]]
@@ -54,10 +56,11 @@ class Source:
     search: Search
     defended: bool = False
     symmetries: Symmetries | None = None
+    funnel: bool = False
 
     def empty(self, chains: int, planned: Component | None = None) -> Proposals:
         """Proposals for one data set that come from here, none so far."""
-        return Proposals(chains, self.defended, planned=planned, symmetries=self.symmetries)
+        return Proposals(chains, self.defended, planned=planned, symmetries=self.symmetries, funnel=self.funnel)
 
 
 class Approximate(Protocol):
@@ -98,6 +101,8 @@ class PosteriorTarget:
         Whether approximate posteriors have heavy tails if defended.
     symmetries : Symmetries or None
         Of the posteriors, as simulations showed them; :meth:`gathered` and :meth:`scattered` try them anew.
+    funnel : bool
+        Whether posteriors may have a neck that mixtures and particles do not find.
     disproved : dict of int to str
         By data set, a variable whose missing values are not what a rule takes them for.
     """
@@ -114,6 +119,7 @@ class PosteriorTarget:
     sketched: bool
     compile_kwargs: CompileKwargs | None = None
     symmetries: Symmetries | None = None
+    funnel: bool = False
     disproved: dict[int, str] = field(default_factory=dict)
 
     def given(self, index: int) -> dict[str, Any]:
@@ -195,4 +201,5 @@ class PosteriorTarget:
             search=lambda some, sets: self.search(indices[some], sets),
             defended=defended and self.sketched,
             symmetries=self.symmetries,
+            funnel=self.funnel,
         )

@@ -25,6 +25,7 @@ from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.levels import may_be_funnel
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
@@ -174,6 +175,7 @@ class TrainedPosterior(Card, Sendable):
             sketch is not None,
             self.compile_kwargs,
             self.structure.symmetries,
+            may_be_funnel(spec, () if sketch is None else sketch.drawn.places.tolist()),
         )
 
     def approximation(self, datasets: DataSets) -> Approximation:

@@ -85,17 +85,26 @@ class Rounds:
             found = self._source.search(np.asarray(some), [self.sets[i] for i in some])
             more = []
             for i, modes in zip(some, found, strict=True):
-                if modes is not None and (len(modes.shares) > 1 or self._poor(i)):
+                # one mode of a funnel is without its neck
+                poor = self._poor(i) and not self.sets[i].funnel
+                if modes is not None and (len(modes.shares) > 1 or poor):
                     self.sets[i].planned, self.sets[i].modes = [modes] * self._chains, len(modes.shares)
                     more.append(i)
             if more:
                 self._adapted(more, self.first, 0.0, rng)
 
-    def adapted(self, per_chain: int, rng: np.random.Generator) -> None:
-        """Propose from what was found so far, and from the network as far as that is better."""
+    def adapted(self, per_chain: int, rng: np.random.Generator, multiple: int | None = None) -> None:
+        """Propose from what was found so far, and from the network as far as that is better.
+
+        Data sets for which the network's would be too few, even if they were `multiple` times the first, are given up.
+        """
         alike: dict[float, list[int]] = {}
         for i in self._pending:
             alike.setdefault(self.sets[i].plan(rng), []).append(i)
+        if multiple is not None and 1.0 in alike:
+            most = multiple * self.first * self._chains
+            alike[1.0] = [i for i in alike[1.0] if not self.sets[i].hopeless(most)]
+            self._pending = [i for indices in alike.values() for i in indices]
         for share, indices in alike.items():
             for some in self._blocks(indices, per_chain):
                 self._adapted(some, per_chain, share, rng)
@@ -167,7 +176,7 @@ class Mixture:
         rng = np.random.default_rng(seed.spawn(1)[0])
         each = -(-rounds.first * (self.multiple - rounds.made) // self.rounds)
         for number in range(self.rounds):
-            rounds.adapted(each, rng)
+            rounds.adapted(each, rng, self.multiple)
             # of weights that were poor, the first that look good may only lack their largest
             if number and not rounds.still_poor():
                 return

@@ -73,6 +73,12 @@ class Tempered:
         seed: np.random.SeedSequence,
     ) -> list[Draws]:
         """Replace the draws of some of all data sets; what is not settled then is marked."""
+        if (
+            target.funnel
+        ):  # particles enter its neck too seldom, and do not tell: NUTS first, then only for several modes
+            indices = [i for i in indices if draws[i].modes > 1 and not self.several]
+        if not indices:
+            return list(draws)
         results, left = list(draws), set(indices)
         stopped = request.budget.over
         seeds = dict(zip(indices, seed.spawn(len(indices)), strict=True))

@@ -169,7 +169,14 @@ class Supports:
         return names, interpret([*symbols.values(), *lengths.values()], graphs)
 
     def excludes(self, name: str, end: float) -> bool:
-        """Whether a continuous variable has no finite density at an end of its range, at prior draws of parameters."""
+        """Whether a continuous variable has no finite density at an end of its range, at prior draws of parameters.
+
+        Not known where covariates, which other data sets have others of, or other elements say what it is there.
+        """
+        rv = self.spec.model[name]
+        others = {self.spec.variable(v.name) for v in self.spec.inputs if v.name != name}
+        if getattr(core_op(rv), "ndim_supp", 1) > 0 or others.intersection(ancestors(rv.owner.inputs)):
+            return False
         return self.spec.once((type(self), name, end), None, lambda: self._excluded(name, end))
 
     def _excluded(self, name: str, end: float) -> bool:
