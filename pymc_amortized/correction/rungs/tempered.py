@@ -73,9 +73,8 @@ class Tempered:
         seed: np.random.SeedSequence,
     ) -> list[Draws]:
         """Replace the draws of some of all data sets; what is not settled then is marked."""
-        if (
-            target.funnel
-        ):  # particles enter its neck too seldom, and do not tell: NUTS first, then only for several modes
+        if target.funnel:
+            # particles enter its neck too seldom, and do not tell: NUTS comes first, then they may find several modes
             indices = [i for i in indices if draws[i].modes > 1 and not self.several]
         if not indices:
             return list(draws)
