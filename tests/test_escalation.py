@@ -200,6 +200,14 @@ def test_an_interrupt_keeps_what_is_done(fresh, monkeypatch, caplog):
     assert "interrupted" in caplog.text
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, which a process in the background may lack."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def one_at_a_time(monkeypatch, interrupts):
     """Let each data set be a block of its own, and a user interrupt at these calls of the mixture rung."""
     settle, calls = Mixture.settle, []
@@ -216,7 +224,7 @@ def one_at_a_time(monkeypatch, interrupts):
     return calls
 
 
-@pytest.mark.usefixtures("blind")
+@pytest.mark.usefixtures("blind", "interruptible")
 @pytest.mark.parametrize("at", [1, 3])
 def test_an_interrupt_of_adapted_proposals_keeps_what_is_settled(plain_posterior, monkeypatch, caplog, at):
     calls = one_at_a_time(monkeypatch, {at})
@@ -230,7 +238,7 @@ def test_an_interrupt_of_adapted_proposals_keeps_what_is_settled(plain_posterior
     assert "should not be used: sampling was interrupted" in caplog.text
 
 
-@pytest.mark.usefixtures("blind")
+@pytest.mark.usefixtures("blind", "interruptible")
 def test_an_interrupt_ends_what_has_nothing_to_keep(plain_posterior, monkeypatch):
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
@@ -240,7 +248,7 @@ def test_an_interrupt_ends_what_has_nothing_to_keep(plain_posterior, monkeypatch
         plain_posterior.sample(conjugate_data(), batched=True, random_seed=1, progressbar=False)
 
 
-@pytest.mark.usefixtures("blind")
+@pytest.mark.usefixtures("blind", "interruptible")
 def test_a_second_interrupt_ends_the_call(plain_posterior, monkeypatch):
     one_at_a_time(monkeypatch, {1})
     network, calls = Rounds.network, []

@@ -98,6 +98,8 @@ class Proposals:
         self.planned = self.fitted(rng)
         log_q, log_t = _finite(self.log_q), _log_density(self.planned, self.theta)
         weighted = np.isfinite(self.log_weights)
+        if not weighted.any():
+            return SHARES[0]
         log_p = (self.log_weights + self.log_p)[weighted]
         with np.errstate(divide="ignore", over="ignore"):
             second = []
