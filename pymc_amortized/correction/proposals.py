@@ -74,6 +74,7 @@ class Proposals:
     _log_p: list[np.ndarray] = field(default_factory=list)
     _components: list[tuple[int, Component]] = field(default_factory=list)
     _log_adapted: list[np.ndarray] = field(default_factory=list)
+    _log_planned: np.ndarray | None = None
 
     def add(self, theta: np.ndarray, log_q: np.ndarray, log_p: np.ndarray | None = None) -> None:
         """Deal out draws (n, dim) to the chains, with log densities (n,) of the network and, if it has one, the model.
@@ -97,6 +98,7 @@ class Proposals:
             return SHARES[-1]
         self.planned = self.fitted(rng)
         log_q, log_t = _finite(self.log_q), _log_density(self.planned, self.theta)
+        self._log_planned = log_t
         weighted = np.isfinite(self.log_weights)
         if not weighted.any():
             return SHARES[0]
@@ -108,15 +110,15 @@ class Proposals:
                 second.append(log_sum_exp(log_p - log_mixture))
         share = SHARES[int(np.argmin(second))]
         if share == 1:
-            self.planned = None
+            self.planned = self._log_planned = None
         return share
 
     def adapted(self, per_chain: int, rng: np.random.Generator) -> np.ndarray:
         """Add the component that is planned to each chain's mixture, and draw from it: (chains * per_chain, dim)."""
         component = self.fitted(rng) if self.planned is None else self.planned
-        self.planned = None
-        for k, parts in enumerate(zip(self._theta, self._log_adapted, strict=True)):
-            self._log_adapted[k] = np.logaddexp(parts[1], _log_density(component, parts[0]) + np.log(per_chain))
+        log_t = _log_density(component, self.theta) if self._log_planned is None else self._log_planned
+        self._log_adapted = [np.logaddexp(_joined(self._log_adapted), log_t + np.log(per_chain))]
+        self.planned = self._log_planned = None
         self._components.append((per_chain, component))
         return np.concatenate([mixture.draw(per_chain, rng) for mixture in component])
 
@@ -149,7 +151,14 @@ class Proposals:
     def successor(self, rng: np.random.Generator) -> Proposals:
         """Return empty proposals, whose component is adapted to these."""
         planned = self.fitted(rng)
-        return Proposals(self.chains, self.defended, planned=planned, modes=self.modes, symmetries=self.symmetries)
+        return Proposals(
+            self.chains,
+            self.defended,
+            planned=planned,
+            modes=self.modes,
+            symmetries=self.symmetries,
+            funnel=self.funnel,
+        )
 
     @property
     def theta(self) -> np.ndarray:
