@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pymc as pm
@@ -15,6 +16,7 @@ from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.model.axes import Axis, Structure
 from pymc_amortized.graph.structure.unread import unread_entries
 from pymc_amortized.novelty.order import AnyOrder
+from pymc_amortized.novelty.reference import RANKED, enough, learn_reference
 
 Values = dict[str, np.ndarray]
 X = {"X": pm.Normal.dist(0, 1)}
@@ -211,3 +213,19 @@ def test_what_is_out_of_range_and_novel_is_said_once(line_posterior, caplog):
     assert dt.sample_stats["ood_pvalue"] < 0.01
     about = [r.getMessage() for r in caplog.records if "extrapolates" in r.getMessage() or "unlike" in r.getMessage()]
     assert len(about) == 1 and "unlike what the model simulates (ood_pvalue" in about[0]
+
+
+# As many as are worth their time
+
+
+def test_fewer_simulations_are_ranked_where_these_are_large():
+    size = lambda values: SimpleNamespace(layout=SimpleNamespace(values=values))  # noqa: E731
+    assert [enough(size(values), RANKED) for values in (0, 10, 128, 500, 10**6)] == [8192, 8192, 8192, 2097, 1024]
+
+
+def test_a_reference_takes_no_more_than_that(line_posterior, monkeypatch):
+    monkeypatch.setattr("pymc_amortized.novelty.reference.FEWEST", 50)
+    monkeypatch.setattr("pymc_amortized.novelty.reference.VALUES", 0)
+    made = [line_posterior.simulator(number, np.random.SeedSequence(number)) for number in (60, 70)]
+    reference = learn_reference(*line_posterior.inputs.summarized_by(line_posterior.network), *made)
+    assert len(reference.scores) == 50

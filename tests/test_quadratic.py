@@ -65,6 +65,23 @@ def test_only_what_is_jointly_quadratic_is_integrated(write, places, pairs):
     assert_array_equal(found.pairs, np.reshape(pairs, (-1, 2)))
 
 
+def test_what_is_not_quadratic_shows_in_the_first_few_targets():
+    seen = []
+
+    def quartic(z, index):
+        seen.append(len(index))
+        return -np.square(z).sum(-1) - 0.1 * z[..., 0] ** 4
+
+    found = find_quadratic(quartic, np.random.default_rng(2).normal(size=(200, 2)))
+    assert_array_equal(found.places, [1])
+    assert seen[:3] == [16, 16, 184]
+
+
+def test_a_single_target_late_in_the_row_counts():
+    late = lambda z, index: -np.square(z).sum(-1) - 0.1 * (index[:, None] == 150) * z[..., 0] ** 4  # noqa: E731
+    assert_array_equal(find_quadratic(late, np.random.default_rng(2).normal(size=(200, 2))).places, [1])
+
+
 def test_integrals_and_conditional_moments_are_those_of_normal_distributions():
     quadratic = find_quadratic(line, POINTS)
     center, scale = np.random.default_rng(3).normal(size=(N, 2)), np.full((N, 2), 0.3)

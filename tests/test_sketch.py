@@ -17,6 +17,7 @@ import pymc_amortized as pma
 from pymc_amortized.approximators.fitting import simulation_plan
 from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior import training as posterior_training
+from pymc_amortized.approximators.posterior.choosing import Sketched
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.each import EachLogDensity, find_band
@@ -25,7 +26,7 @@ from pymc_amortized.graph.density.rules import find_rules
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.inputs.inputs import FRAME, SKETCH, Inputs
-from pymc_amortized.inputs.sketch import MOST_PARAMETERS, MOST_SAMPLED, sketch_obstacle
+from pymc_amortized.inputs.sketch import MOST_PARAMETERS, MOST_SAMPLED, Sketch, halved, sketch_obstacle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
@@ -166,6 +167,23 @@ def test_a_data_set_has_the_same_sketch_alone_and_among_longer_ones(conjugate_sk
     for i, one in enumerate(sets):
         alone = conjugate_sketched.sketch(read_datasets(conjugate_sketched.spec, one))
         assert_allclose(alone[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_timed_is_not_sketched_again(conjugate_sketched, monkeypatch):
+    monkeypatch.setattr("pymc_amortized.inputs.sketch.TIMED", 20)
+    pilot = conjugate_sketched.simulator(30, np.random.SeedSequence(1))
+    sketched = Sketched.by(conjugate_sketched.sketch, pilot)
+    assert len(sketched.known) == 20 and sketched.seconds > 0
+    seen, every = [], sketched.sketch.of_simulations
+    monkeypatch.setattr(Sketch, "of_simulations", lambda self, some, cores: seen.append(len(some)) or every(some))
+    assert_allclose(sketched.of_all(pilot, 1).extra, every(pilot), rtol=1e-6, atol=1e-8)
+    assert sketched.of_all(pilot.take(slice(8)), 1).extra.shape == (8, sum(sketched.sketch.widths))
+    assert seen == [10, 0]
+
+
+def test_fewer_are_sketched_where_one_takes_long():
+    assert [halved(1024, seconds) for seconds in (0.0, 0.002, 0.004, 0.01, 10.0)] == [1024, 1024, 512, 256, 256]
+    assert halved(100, 10.0) == 100
 
 
 def test_a_sketch_is_computed_once_and_travels_with_its_data_sets(conjugate_sketched):

@@ -3,13 +3,14 @@
 import logging
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pymc as pm
 import pytest
 import torch
-from planted import right, standing_in, two_means
+from planted import over_confident, right, standing_in, swapped, two_means, under_confident
 from small_models import line
 from test_training import HELD_OUT, Interrupting, fresh, gaussian, simulator, weights_of
 
@@ -264,10 +265,47 @@ def test_only_what_is_not_reached_is_said():
     assert Efficiency(0.4, 0.3, 0.03).short_of(target) == f"50% (median; 25% in the hardest tenth), and {missed}"
 
 
+def measure_of(plant, moved=0.0):
+    """A measure of what was planted, for data sets whose parameters are said to lie elsewhere."""
+    posterior = standing_in(plant)
+    known = read_simulations(posterior.spec, pma.simulate(two_means(), 64, random_seed=1), None)
+    known = replace(known, unconstrained=known.unconstrained + moved)
+    return Measure(posterior.network, posterior.inputs, posterior.compiled, known, np.random.SeedSequence(1))
+
+
 @pytest.mark.parametrize("off", [0.0, 20.0])
 def test_what_the_weights_tell_themselves_is_not_missed(off):
     """True parameters that outweigh all proposals count where the weights look good, as in a mode that is missed."""
-    posterior = standing_in(lambda moments, means: right((moments[0] + off, moments[1]), means))
-    known = read_simulations(posterior.spec, pma.simulate(two_means(), 64, random_seed=1), None)
-    found = Measure(posterior.network, posterior.inputs, posterior.compiled, known, np.random.SeedSequence(1))()
+    found = measure_of(lambda moments, means: right((moments[0] + off, moments[1]), means))()
     assert (found.hardest > 0.5, found.missed) == (off == 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("plant", "moved", "doubt"),
+    [
+        (right, 0.0, False),
+        (right, 0.5, True),  # the density is not that of the simulations
+        (under_confident, 0.0, False),  # weights make up for it
+        (over_confident, 0.0, True),  # not of tails in which nothing is proposed
+        (swapped, 0.0, True),  # most weights cannot be trusted
+    ],
+)
+def test_corrected_draws_are_made_at_the_end_where_there_is_doubt(plant, moved, doubt):
+    measure = measure_of(plant, moved)
+    assert measure.in_doubt(np.random.SeedSequence(2))  # nothing is known yet
+    measure()
+    assert measure.in_doubt(np.random.SeedSequence(2)) == doubt
+
+
+def test_proposals_without_fault_rarely_leave_a_doubt():
+    measure = measure_of(right)
+    measure()
+    assert sum(measure.in_doubt(np.random.SeedSequence(seed)) for seed in range(40)) <= 8
+
+
+def test_what_needs_no_training_is_measured_once(monkeypatch):
+    calls = []
+    measured = Measure._weigh
+    monkeypatch.setattr(Measure, "_weigh", lambda self: calls.append(1) or measured(self))
+    posterior = pma.fit_posterior(normal_mean(), random_seed=1, target_efficiency=0.2, progressbar=False)
+    assert posterior.history.step[-1] == 0 and len(calls) == 1

@@ -52,6 +52,8 @@ SLOWEST = 0.02
 """Seconds for one data set that are too many, unless the user says otherwise."""
 TIMED = 256
 """Data sets that tell how long one takes."""
+FEWEST_SKETCHED, SKETCHING = 256, 3.0
+"""Simulations that statistics and losses need at least, and seconds for more: the first are known to 6 % then."""
 NARROWEST = 1e-6
 """Standard scales that a frame is wide at least."""
 FARTHEST = 20.0
@@ -357,6 +359,16 @@ def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simul
     before = time.thread_time()
     numbers = sketched(some)
     return (time.thread_time() - before) / len(some), numbers
+
+
+def halved(number: int, seconds: float) -> int:
+    """Return a number, or half of it, or a quarter: as many as are sketched in some seconds, at so many seconds each.
+
+    By halves, so that it hardly ever depends on how busy the machine is.
+    """
+    while number > FEWEST_SKETCHED and number * seconds > SKETCHING:
+        number //= 2
+    return number
 
 
 def share_out_of_reach(

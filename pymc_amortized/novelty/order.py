@@ -233,12 +233,24 @@ def _order(colors: np.ndarray, movable: Movable, lengths: Arrays) -> np.ndarray:
     beyond = np.zeros((n, length), dtype=bool)
     if movable.dim is not None:
         beyond = np.arange(length) >= lengths[movable.dim][:, None]
-    classes = np.broadcast_to(movable.classes[:length], (n, length))
-    places = np.lexsort((classes, beyond))
-    entries = np.lexsort((colors, classes, beyond))
     seeds = np.where(beyond, np.uint64(0), colors).sum(1, dtype=np.uint64)[:, None]
+    _, classes, number = np.unique(movable.classes[:length], return_inverse=True, return_counts=True)
+    (some,) = np.nonzero(number[classes] > 1)  # the others are alone in their class, and stay
+    order = np.tile(np.arange(length), (n, 1))
+    order[:, some] = some[_shuffled(colors[:, some], classes[some], beyond[:, some], seeds)]
+    return order
+
+
+def _shuffled(colors: np.ndarray, classes: np.ndarray, beyond: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Shuffle entries within each class (length,), what is beyond the end by itself, by hashes (n, length)."""
+    n, length = colors.shape
     keys = _mixed(seeds + ODD * np.arange(length, dtype=np.uint64))
-    of_places = (np.take_along_axis(part, places, 1) for part in (classes, beyond))
+    if not (classes != classes[:1]).any() and not beyond.any():  # a third of the time
+        return np.take_along_axis(np.argsort(colors, axis=1), np.argsort(keys, axis=1), 1)
+    kinds = np.broadcast_to(classes, (n, length))
+    places = np.lexsort((kinds, beyond))
+    entries = np.lexsort((colors, kinds, beyond))
+    of_places = (np.take_along_axis(part, places, 1) for part in (kinds, beyond))
     drawn = np.lexsort((keys, *of_places))
     order = np.empty((n, length), dtype=int)
     np.put_along_axis(order, places, np.take_along_axis(entries, drawn, 1), 1)

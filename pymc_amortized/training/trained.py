@@ -63,6 +63,11 @@ class Trained:
     seconds_training: float
     measured: tuple[Efficiency, ...] = ()
 
+    @property
+    def as_it_began(self) -> bool:
+        """Whether no step was needed: what was measured before the first one is true of the result."""
+        return self.stopped == "target" and not self.history.step.any()
+
 
 _ENDINGS: dict[str, str] = {
     "steps": "",
@@ -79,7 +84,7 @@ def summary_line(trained: Trained) -> str:
     """Return one line: what was done, how long it took, whether the loss settled."""
     history = trained.history
     steps = int(history.step[-1]) if len(history.step) else 0
-    if not steps and trained.stopped == "target":
+    if trained.as_it_began:
         return f"No training was needed: as it begins, the network is good enough (loss {trained.held_out_loss:.3f})."
     line = (
         f"Trained {steps:,} steps on {trained.simulations:,} simulations"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,8 @@ MOST_SETS, PROPOSALS = 128, 256
 """Data sets, and proposals for each: a median efficiency is then known to 0.02, its tenth percentile to 0.04."""
 FEWEST_SETS, SECONDS = 32, 2.0
 """Of these where densities take longer than that; most take 0.1 s in all."""
+DOUBTFUL = 0.05
+"""Chance of making corrected draws at the end of training because of proposals without fault."""
 
 
 class Measure:
@@ -52,6 +55,7 @@ class Measure:
     ) -> None:
         self.compiled, self._network, self._inputs, self._seed = compiled, network, inputs, seed
         self._seconds = np.inf  # of the proposals of one data set
+        self._latest: _Weighed | None = None
         datasets = of_simulations(held_out.take(slice(MOST_SETS)))
         known = [i for i, obstacle in enumerate(compiled.obstacles(datasets)) if obstacle is None]
         self._datasets = inputs.sketched(datasets.take(np.asarray(known, dtype=int)))
@@ -82,46 +86,92 @@ class Measure:
     @working("Measuring the importance efficiency")
     def __call__(self) -> Efficiency:
         """Return the efficiency over the data sets; weights that cannot be trusted are worth nothing."""
-        found, missed = self._weigh()
-        missed = 0.0 if self._inputs.spec.potentials else missed  # simulations are no draws of the model then
-        return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in found]), missed)
+        found = self._latest = _Weighed(*self._weigh())
+        missed = 0.0 if self._inputs.spec.potentials else found.missed  # simulations are no draws of the model then
+        return Efficiency.of(np.array([w.ess / w.weights.size if w.reliable else 0.0 for w in found.weights]), missed)
 
-    def _weigh(self) -> tuple[list[Weights], float]:
-        """Importance weights of proposals for each data set, and how often true parameters outweigh these unnoticed.
+    def in_doubt(self, seed: np.random.SeedSequence) -> bool:
+        """Whether what was measured last leaves a doubt about corrected draws, so that these are worth making.
 
-        Where the weights themselves cannot be trusted, the correction goes on by itself: such data sets count as not
-        efficient, and are not counted twice.
+        Weighted proposals are there already, and of more data sets than could be searched for modes: what corrected
+        draws are off in, they are, too. No doubt is left where true parameters look like draws of them, and hardly any
+        weights fail.
         """
+        found, spec = self._latest, self._inputs.spec
+        if found is None:
+            return True
+        if spec.dim == 0 or spec.potentials:  # with potentials, simulations are not draws of the model
+            return False
+        some = [i for i, w in enumerate(found.weights) if w.reliable]
+        if len(some) < 0.9 * len(found.weights):
+            return True
+        rng = np.random.default_rng(seed)
+        rows = [rng.choice(PROPOSALS, PROPOSALS, p=found.weights[i].weights[0]) for i in some]
+        theta = np.stack([found.theta[r, i] for r, i in zip(rows, some, strict=True)], axis=1)
+        log_p = np.stack([found.log_p[r, i] for r, i in zip(rows, some, strict=True)], axis=1)
+        worth = np.array([found.weights[i].ess for i in some])
+        off = _ranks(spec, theta, log_p, found.theta[-1, some], found.log_p[-1, some], worth, rng)
+        return bool(_what_is_off(*off, chance=DOUBTFUL))
+
+    def _weigh(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Weights]]:
+        """What stands in :class:`_Weighed`."""
         generator = torch_generator(self._seed, self._network.device)
         proposing = Approximation(self._network, self._inputs, self._datasets, defended=True)
         theta, log_q = proposing.sample(PROPOSALS, generator)
         truth = self._truth[None, : len(self._datasets)]
         theta, log_q = np.concatenate([theta, truth]), np.concatenate([log_q, proposing.log_prob(truth)])
-        defended, found, missed = self._inputs.sketch is not None, [], 0
-        for i in range(len(self._datasets)):
-            log_p = self.compiled.log_density(
-                np.ascontiguousarray(theta[:, i]), self._datasets.one(self._inputs.spec, i)
-            )
-            ratios = np.where(np.isfinite(log_p), log_p - log_q[:, i], -np.inf)
-            found.append(smooth(ratios[None, :-1], defended=defended))
-            missed += found[-1].reliable and ratios[-1] > np.logaddexp.reduce(ratios[:-1])
-        return found, missed / len(found)
+        each = [self._datasets.one(self._inputs.spec, i) for i in range(len(self._datasets))]
+        log_p = np.stack(
+            [self.compiled.log_density(np.ascontiguousarray(theta[:, i]), one) for i, one in enumerate(each)], axis=1
+        )
+        ratios = np.where(np.isfinite(log_p), log_p - log_q, -np.inf)
+        defended = self._inputs.sketch is not None
+        return theta, log_p, ratios, [smooth(ratios[None, :-1, i], defended=defended) for i in range(len(each))]
 
 
-def report_efficiency(trained: Trained, efficiency: Efficiency | None, target: Efficiency | None) -> None:
+@dataclass(frozen=True, eq=False)
+class _Weighed:
+    """Proposals for some data sets, and last the true parameters.
+
+    Attributes
+    ----------
+    theta, log_p, log_ratios : ndarray (PROPOSALS + 1, n, ...)
+        Unconstrained parameters, their log densities, and the same relative to the density of the proposals.
+    weights : list of Weights
+        Of the proposals of each data set.
+    """
+
+    theta: np.ndarray
+    log_p: np.ndarray
+    log_ratios: np.ndarray
+    weights: list[Weights]
+
+    @property
+    def missed(self) -> float:
+        """How often true parameters outweigh the proposals unnoticed.
+
+        Where the weights themselves cannot be trusted, the correction goes on by itself: such data sets count as not
+        efficient, and are not counted twice.
+        """
+        outweighed = self.log_ratios[-1] > np.logaddexp.reduce(self.log_ratios[:-1], axis=0)
+        return float(np.mean([w.reliable and more for w, more in zip(self.weights, outweighed, strict=True)]))
+
+
+def report_efficiency(trained: Trained, measure: Measure | None, target: Efficiency | None) -> None:
     """Log how training went, and how efficient its result is where the density can tell.
 
     Parameters
     ----------
     trained : Trained
-    efficiency : Efficiency or None
-        On simulated data sets; None without a density.
+    measure : Measure or None
+        Of its efficiency on simulated data sets; None without a density.
     target : Efficiency or None
         What was wanted, if anything.
     """
-    if efficiency is None:
+    if measure is None:
         report(trained)
         return
+    efficiency = trained.measured[-1] if trained.as_it_began else measure()
     remark = f"On simulated data sets the importance efficiency is {efficiency}"
     if len(trained.measured) > 1:
         grown = trained.measured[-1].typical - trained.measured[-2].typical
@@ -221,13 +271,9 @@ def warn_if_corrected_off(
     rng = np.random.default_rng(seed)
     truth = known.unconstrained[some]
     theta = np.stack([draws[i].theta.reshape(-1, spec.dim) for i in some], axis=1)
-    direction = rng.normal(size=spec.dim) / theta.std(axis=0).mean(axis=0)
-    drawn = [*np.moveaxis(theta, 2, 0), np.stack([draws[i].log_p.ravel() for i in some], axis=1), theta @ direction]
-    true = [*truth.T, log_joint[some], truth @ direction]
-    worth = np.array([w.ess if (w := draws[i].weights) is not None else np.nan for i in some]).clip(1, len(theta))
-    values = [pit(sample, value, rng, worth) for sample, value in zip(drawn, true, strict=True)]
-    names = [*spec.element_names, "the log density", "a random direction"]
-    if lines := _what_is_off(np.column_stack(values), names):
+    log_p = np.stack([draws[i].log_p.ravel() for i in some], axis=1)
+    worth = np.array([w.ess if (w := draws[i].weights) is not None else np.nan for i in some])
+    if lines := _what_is_off(*_ranks(spec, theta, log_p, truth, log_joint[some], worth, rng)):
         logger.warning(
             "On %d simulated data sets corrected draws are not calibrated:\n  %s\nA mode may be missed, or the model's "
             "density may not be that of its simulations. check_calibration(posterior, correction='auto') tells more.",
@@ -237,11 +283,41 @@ def warn_if_corrected_off(
     return tuple(lines)
 
 
-def _what_is_off(values: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Say which columns of PIT values (n, quantities) are not uniform, and how."""
+def _ranks(
+    spec: ModelSpec,
+    theta: np.ndarray,
+    log_p: np.ndarray,
+    truth: np.ndarray,
+    log_joint: np.ndarray,
+    worth: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[str]]:
+    """PIT values (n, quantities) of parameters, the log density and a random direction, and what these are.
+
+    Parameters
+    ----------
+    theta, log_p : ndarray (draws, n, dim), ndarray (draws, n)
+    truth, log_joint : ndarray (n, dim), ndarray (n,)
+        The same of the true parameters.
+    worth : ndarray (n,)
+        Independent draws that those of each data set are worth.
+    """
+    direction = rng.normal(size=spec.dim) / theta.std(axis=0).mean(axis=0)
+    drawn, true = [*np.moveaxis(theta, 2, 0), log_p, theta @ direction], [*truth.T, log_joint, truth @ direction]
+    values = [pit(sample, value, rng, worth.clip(1, len(theta))) for sample, value in zip(drawn, true, strict=True)]
+    return np.column_stack(values), [*spec.element_names, "the log density", "a random direction"]
+
+
+def _what_is_off(values: np.ndarray, names: Sequence[str], chance: float = 0.001) -> list[str]:
+    """Say which columns of PIT values (n, quantities) are not uniform, and how.
+
+    Parameters
+    ----------
+    chance : float
+        Of a warning about draws without fault; by default, one about draws with a small fault is far below 1 %.
+    """
     results = [uniformity(column) for column in values.T]
     adjusted = holm(r.p_value for r in results)
-    # the probability of a warning about draws without fault; one with a small fault stays far below 1 %
-    order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < 0.001]
+    order = [int(i) for i in np.argsort(adjusted) if adjusted[i] < chance]
     lines = [f"{names[i]}: {describe(results[i])} ({p_text(float(adjusted[i]))})" for i in order[:5]]
     return lines + ([f"and {len(order) - 5} more"] if len(order) > 5 else [])

@@ -1,7 +1,8 @@
 """What is chosen before training: whether posteriors are sketched by the model's density, and the networks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -23,6 +24,34 @@ MOST_ELSEWHERE = 0.02
 learn the other one badly."""
 
 
+@dataclass(frozen=True)
+class Sketched:
+    """A sketch that was chosen.
+
+    Attributes
+    ----------
+    sketch : Sketch
+    seconds : float
+        For each data set.
+    known : ndarray (n, width)
+        What it says of the first simulations of the pilot, as far as that is known already.
+    """
+
+    sketch: Sketch
+    seconds: float
+    known: np.ndarray
+
+    @classmethod
+    def by(cls, sketch: Sketch, pilot: Simulations) -> Self:
+        """Find out what a sketch takes."""
+        return cls(sketch, *seconds_for_each(sketch.of_simulations, pilot))
+
+    def of_all(self, pilot: Simulations, cores: int) -> Simulations:
+        """The pilot with what the sketch says of it."""
+        rest = self.sketch.of_simulations(pilot.take(slice(len(self.known), None)), cores)
+        return replace(pilot, extra=np.concatenate([self.known[: len(pilot)], rest]))
+
+
 def seconds_of_training(inputs: Inputs) -> float:
     """Seconds that training takes, unless the user or what is learned says otherwise."""
     spec = inputs.spec
@@ -39,7 +68,7 @@ def choose_sketch(
     wanted: bool | None,
     most: Callable[[float], float],
     learns_all: bool,
-) -> tuple[Sketch, float] | None:
+) -> Sketched | None:
     """Make a sketch, unless there is none or it takes too long.
 
     Parameters
@@ -57,10 +86,6 @@ def choose_sketch(
     learns_all : bool
         Whether the network learns what could be drawn exactly, too.
 
-    Returns
-    -------
-    tuple or None
-        The sketch, and the seconds it takes for each data set.
     """
     with setup.random_numbers():
         made = make_sketch(inputs.spec, inputs.structure, gaps, pilot.take(slice(PILOT)), setup.compile_kwargs)
@@ -92,7 +117,7 @@ def choose_sketch(
         1e3 * seconds,
         _exactly(inputs.spec, sketch),
     )
-    return sketch, seconds
+    return Sketched(sketch, seconds, numbers if sketch is made else np.empty((0, sum(sketch.widths))))
 
 
 def build_network(

@@ -28,7 +28,7 @@ from pymc_amortized.approximators.fitting.simulating import (
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.approximators.posterior.check import Measure, check_corrected, report_efficiency, warn_if_off
-from pymc_amortized.approximators.posterior.choosing import build_network, choose_sketch, seconds_of_training
+from pymc_amortized.approximators.posterior.choosing import Sketched, build_network, choose_sketch, seconds_of_training
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
@@ -43,11 +43,11 @@ from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.levels import hierarchy_levels
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.inputs.sketch import Sketch
+from pymc_amortized.inputs.sketch import halved
 from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
-from pymc_amortized.novelty.reference import learn_reference
+from pymc_amortized.novelty.reference import RANKED, enough, learn_reference
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.training import (
     Batch,
@@ -67,8 +67,6 @@ HELD_OUT = 2048
 """Simulations that judge the weights while training on fresh ones."""
 FEW_HELD_OUT = 512
 """The same where each costs a sketch, and the density judges too: losses are known to 0.01, relative to each other."""
-RANKED = 8192
-"""Simulations that novelty is a rank among, without a sketch: p-values down to 1e-4."""
 STATISTICS = 1024
 """Of the pilot, as many are sketched: means and scales of what networks are given are known to 3 %."""
 
@@ -112,6 +110,7 @@ class PosteriorFit:
         self.target = target
         self.open_ended = setup.options.open_ended
         self.seconds = 0.0  # that a fixed set took
+        self.simulating, self.sketching = plan, 0.0  # the plan without sketches; seconds of one, where that decides
         self.inputs: Inputs  # known once there are simulations to look at
 
     def run(
@@ -129,7 +128,7 @@ class PosteriorFit:
     def resume(self, posterior: TrainedPosterior) -> TrainedPosterior:
         """Train a posterior's network further."""
         pilot, self.inputs = self.pilot(), Inputs(self.spec, posterior.structure)
-        seen = pilot if posterior.sketch is None else self._sketch_by(posterior.sketch, pilot)
+        seen = pilot if posterior.sketch is None else self._sketch_by(Sketched.by(posterior.sketch, pilot), pilot)
         statistics, held_out = self.parts(seen)
         network = copy.deepcopy(posterior.network)  # the posterior's own stays as it is
         return self._train(network, posterior.gaps, statistics, held_out, pilot, posterior.state)
@@ -203,26 +202,26 @@ class PosteriorFit:
         )
         if found is None:
             return pilot
-        sketch, seconds = found
-        self.plan = plan.slower(seconds, self.setup.options)
+        self.plan = plan.slower(found.seconds, self.setup.options)
         self.setup = reuse_sketched(self.setup)
-        if plan.chosen and len(pilot) > most(seconds):
-            self.plan = replace(self.plan, number=most(seconds))
-            logger.info("Sketching takes longer than simulating: the set has %d data sets now.", most(seconds))
-        return self._sketch_by(sketch, pilot)
+        if plan.chosen and len(pilot) > most(found.seconds):
+            self.plan = replace(self.plan, number=most(found.seconds))
+            logger.info("Sketching takes longer than simulating: the set has %d data sets now.", most(found.seconds))
+        return self._sketch_by(found, pilot)
 
-    def _sketch_by(self, sketch: Sketch, pilot: Simulations) -> Simulations:
-        self.inputs = replace(self.inputs, sketch=sketch)
-        self.simulator = self.simulator.with_extra(sketch.of_simulations)
-        pilot = pilot.take(slice(self.plan.number or STATISTICS))
-        return replace(pilot, extra=sketch.of_simulations(pilot, self.plan.cores_for(len(pilot))))
+    def _sketch_by(self, found: Sketched, pilot: Simulations) -> Simulations:
+        self.inputs = replace(self.inputs, sketch=found.sketch)
+        self.sketching = found.seconds if self.open_ended else 0.0  # a number of steps repeats a training exactly
+        self.simulator = self.simulator.with_extra(found.sketch.of_simulations)
+        pilot = pilot.take(slice(self.plan.number or halved(STATISTICS, self.sketching)))
+        return found.of_all(pilot, self.plan.cores_for(len(pilot)))
 
     @working("Simulating what is held out")
     def parts(self, pilot: Simulations) -> tuple[Simulations, Simulations]:
         """Simulations to learn from (fixed set) or to learn statistics from (fresh), and those held out."""
         seed = self.setup.seed(Stage.HELD_OUT)
         if self.plan.number is None:
-            number = HELD_OUT if pilot.extra is None else FEW_HELD_OUT
+            number = HELD_OUT if pilot.extra is None else halved(FEW_HELD_OUT, self.sketching)
             return pilot, self.simulator(number, seed, cores=self.plan.cores_for(number))
         order = np.random.default_rng(seed).permutation(len(pilot))
         size = min(max(round(self.setup.options.held_out * len(pilot)), 1), len(pilot) - 1, HELD_OUT)
@@ -342,11 +341,11 @@ class PosteriorFit:
         )
         if measure is not None:
             posterior.__dict__["compiled"] = measure.compiled
-        report_efficiency(trained, None if measure is None else measure(), self.target)
+        report_efficiency(trained, measure, self.target)
         warn_if_off(network, self.inputs, held_out, self.setup.seed(Stage.LOOP, 2))
         one = held_out.take(slice(1))  # compiles what results need, so that the first call of sample need not
         posterior.compiled.variables_at(one.unconstrained, of_simulations(one), ())
-        if measure is not None and measure.cheap:
+        if measure is not None and measure.cheap and measure.in_doubt(self.setup.seed(Stage.LOOP, 4)):
             off = check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
             return posterior.replaced(provenance=replace(posterior.provenance, off=off))
         return posterior
@@ -355,8 +354,9 @@ class PosteriorFit:
         """Simulations that neither the network nor a score has learned from; a sketch is no part of the score."""
         if self.plan.number is not None:
             return held_out
-        seed = self.setup.seed(Stage.NOVELTY)
-        return self.simulator.with_extra(None)(RANKED, seed, cores=self.plan.cores_for(RANKED))
+        number = enough(self.inputs, RANKED)
+        alone = self.simulator.with_extra(None)
+        return alone(number, self.setup.seed(Stage.NOVELTY), cores=self.simulating.cores_for(number))
 
 
 def continue_training(
