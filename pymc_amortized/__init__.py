@@ -1,103 +1,37 @@
 """Amortized Bayesian inference for PyMC models."""
 
+from importlib import import_module
+from multiprocessing import current_process
+from typing import TYPE_CHECKING, Any
+
 import pymc as _pm
 
-from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
-from pymc_amortized.approximators.comparison.fit import fit_comparison
-from pymc_amortized.approximators.fitting.simulate import simulate
-from pymc_amortized.approximators.joint.fit import fit_joint
-from pymc_amortized.approximators.joint.joint import AmortizedJoint
-from pymc_amortized.approximators.likelihood.fit import fit_likelihood
-from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood
-from pymc_amortized.approximators.load import load
-from pymc_amortized.approximators.posterior.fit import fit_posterior
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.diagnostics import (
-    check_calibration,
-    check_comparison,
-    check_local_calibration,
-    check_misspecification,
-    compare_draws,
-    plot_calibration,
-    plot_comparison,
-    plot_confusion,
-    plot_contraction,
-    plot_coverage,
-    plot_history,
-    plot_novelty,
-    plot_probabilities,
-    plot_recovery,
-    plot_reliability,
-    plot_weights,
-    report,
-)
 from pymc_amortized.logs import show_by_default
-from pymc_amortized.networks.choices import *  # noqa: F403
-from pymc_amortized.networks.choices import (
-    Flat,
-    Grid,
-    Grouped,
-    Sequence,
-    Set,
-    SetTransformer,
-    Spline,
-    Transformer,
-    ZukoDensity,
-)
-from pymc_amortized.networks.choices import __all__ as _networks
 from pymc_amortized.results.version import __version__ as __version__
-from pymc_amortized.row_density.column_density import RowSize
-from pymc_amortized.sampling import sample_amortized
-from pymc_amortized.training import Training
 
-__all__ = [
-    "AmortizedJoint",
-    "AmortizedComparison",
-    "AmortizedLikelihood",
-    "AmortizedPosterior",
-    "Flat",
-    "Grid",
-    "Grouped",
-    "RowSize",
-    "Sequence",
-    "Set",
-    "SetTransformer",
-    "Spline",
-    "Training",
-    "Transformer",
-    "ZukoDensity",
-    "fit_joint",
-    "fit_comparison",
-    "fit_likelihood",
-    "check_calibration",
-    "check_comparison",
-    "check_local_calibration",
-    "check_misspecification",
-    "compare_draws",
-    "fit_posterior",
-    "load",
-    "plot_calibration",
-    "plot_comparison",
-    "plot_confusion",
-    "plot_contraction",
-    "plot_coverage",
-    "plot_history",
-    "plot_novelty",
-    "plot_probabilities",
-    "plot_recovery",
-    "plot_reliability",
-    "plot_weights",
-    "report",
-    "sample_amortized",
-    "simulate",
-]
-# Type checkers read the list above. A network that is only registered is public all the same.
-__all__ += [name for name in _networks if name not in __all__]
+if TYPE_CHECKING or current_process().name == "MainProcess":
+    from pymc_amortized.names import *  # noqa: F403
+    from pymc_amortized.names import __all__ as __all__
+    from pymc_amortized.names import sample_amortized
+else:
+    # Processes that take tasks from this one are there in a third of the time: the simulator needs neither torch nor
+    # plots. What users write in them finds its names all the same.
+
+    def __getattr__(name: str) -> Any:
+        """Import what users see when they ask for it."""
+        names = import_module("pymc_amortized.names")
+        if name not in ("__all__", *names.__all__):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(names, name)
+
+    def sample_amortized(*args: Any, **kwargs: Any) -> Any:
+        """Import the front door, and go through it."""
+        return import_module("pymc_amortized.sampling").sample_amortized(*args, **kwargs)
 
 
 def __dir__() -> list[str]:
     """Show users what is theirs, without the rooms."""
-    return sorted(__all__)
+    return sorted(import_module("pymc_amortized.names").__all__)
 
 
 _pm.sample_amortized = sample_amortized

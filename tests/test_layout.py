@@ -22,6 +22,7 @@ MODULES = modules_alone(GRAPH, SOURCES)
 
 # The rooms of the house from the top down. A module imports from its own room and from those below it.
 ORDER = """
+    names
     sampling
     diagnostics
     approximators.load
@@ -107,7 +108,7 @@ def test_nobody_imports_the_face():
 
 def test_chains_are_short():
     chain = longest_chain(MODULES)
-    assert len(chain) <= 18, "\n".join(chain)
+    assert len(chain) <= 19, "\n".join(chain)
 
 
 def test_folders_and_files_are_small():

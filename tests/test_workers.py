@@ -4,13 +4,16 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from multiprocessing import current_process
 
 import numpy as np
 import pymc as pm
 import pytest
 import torch
-from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
+import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.plan import (
     SimulationCost,
     StepCost,
@@ -52,9 +55,36 @@ def workers():
     made.close()
 
 
+def test_workers_need_no_torch():
+    def loaded():
+        import sys
+
+        import pymc_amortized.graph.simulation.simulator  # noqa: F401
+
+        return "torch" in sys.modules
+
+    pool = ProcessPoolExecutor(max_workers=1)
+    assert not pool.submit(loaded).result()
+    pool.shutdown()
+
+
+def test_users_find_their_names_in_other_processes(monkeypatch):
+    monkeypatch.setattr(current_process(), "name", "LokyProcess-1")
+    monkeypatch.setattr(pm, "sample_amortized", None)
+    spec = spec_from_file_location("there", pma.__file__)
+    there = module_from_spec(spec)
+    spec.loader.exec_module(there)
+    assert "Training" not in vars(there)
+    assert there.__all__ == pma.__all__ and there.Training is pma.Training
+    with pytest.raises(TypeError, match="draws must be"):
+        pm.sample_amortized(draws="some", model=pm.Model())
+    with pytest.raises(AttributeError, match="module 'there' has no attribute 'graph'"):
+        there.graph  # noqa: B018
+
+
 def test_workers_make_what_this_process_would(workers):
-    here = simulator()(3000, 7)
-    there = workers._simulator(3000, 7, workers=workers)
+    here = simulator()(1000, 7)
+    there = workers._simulator(1000, 7, workers=workers)
     np.testing.assert_array_equal(here.unconstrained, there.unconstrained)
     np.testing.assert_array_equal(here.data["y"], there.data["y"])
 
@@ -178,8 +208,6 @@ def test_one_core_is_left_for_training():
 
 
 def test_a_posterior_is_the_same_with_workers(monkeypatch):
-    import pymc_amortized as pma
-
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("mu", 0, 1), 1, observed=np.zeros(5))
     closed = []
@@ -332,7 +360,7 @@ def test_a_pool_of_models_simulates_in_other_processes():
     try:
         while not others_._ready.done():
             time.sleep(0.1)
-        here, there = (pool(3000, np.random.SeedSequence(7), workers=w) for w in (None, others_))
+        here, there = (pool(1000, np.random.SeedSequence(7), workers=w) for w in (None, others_))
     finally:
         others_.close()
     np.testing.assert_array_equal(here.unconstrained, there.unconstrained)

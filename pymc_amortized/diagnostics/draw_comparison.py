@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import arviz as az
 import numpy as np
 import xarray as xr
 from arviz_base import make_attrs
+from arviz_stats import ess, mcse
 from scipy import stats
 
 from pymc_amortized.approximators.fitting.arguments import read_names
@@ -142,7 +142,7 @@ def _moments(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     sides = []
     for ds in (first, second):
         mean, sd = ds.mean(SAMPLE), ds.std(SAMPLE, ddof=1)
-        sides.append((mean, sd, az.mcse(ds, method="mean"), az.mcse(ds, method="sd")))
+        sides.append((mean, sd, mcse(ds, method="mean"), mcse(ds, method="sd")))
     (mean_a, sd_a, mean_error_a, sd_error_a), (mean_b, sd_b, mean_error_b, sd_error_b) = sides
     for name in map(str, first.data_vars):
         with np.errstate(divide="ignore", invalid="ignore"):  # what does not vary has neither
@@ -200,7 +200,7 @@ def _independent(posterior: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     columns = [posterior[n].transpose(*SAMPLE, ...).to_numpy().reshape(chains, draws, -1) for n in posterior.data_vars]
     values = np.concatenate(columns, axis=-1).astype(float)
     varying = values[:, :, np.ptp(values.reshape(chains * draws, -1), axis=0) > 0]
-    worth = az.ess(xr.Dataset({"x": ((*SAMPLE, "column"), varying)}))["x"]
+    worth = ess(xr.Dataset({"x": ((*SAMPLE, "column"), varying)}))["x"]
     step = max(round(chains * draws / max(float(worth.min()), 1.0)), 1)
     thinned = values[:, ::step].reshape(-1, values.shape[-1])
     _, place, counts = np.unique(thinned, axis=0, return_index=True, return_counts=True)

@@ -10,9 +10,9 @@ the balls around the reference cut through the posterior.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import arviz as az
 import numpy as np
 import xarray as xr
+from arviz_stats import ess
 
 from pymc_amortized.correction.draws import WEIGHTED
 from pymc_amortized.graph.data.datasets import DATASET_DIM
@@ -37,8 +37,8 @@ def count_effective_draws(tree: xr.DataTree, names: Sequence[str]) -> np.ndarray
         worth = stats["importance_ess"].to_numpy().copy()
     for i in np.flatnonzero(~np.isin(stats["rung"].to_numpy(), ("raw", *WEIGHTED))):  # draws of a sampler
         some = posterior.to_dataset()[list(names)].isel({DATASET_DIM: i})
-        ess = min(float(values.min()) for values in az.ess(some).data_vars.values())
-        worth[i] = ess if np.isfinite(ess) else 1.0
+        least = min(float(values.min()) for values in ess(some).data_vars.values())
+        worth[i] = least if np.isfinite(least) else 1.0
     return np.clip(np.where(np.isnan(worth), total, worth), 1.0, total)
 
 

@@ -34,7 +34,7 @@ from pymc_amortized.training.settling import (
 from pymc_amortized.training.source import Batches, moved
 from pymc_amortized.training.state import Standing, TrainingState, check_layout, group, prefixed
 from pymc_amortized.training.trained import Trained
-from pymc_amortized.training.weights import FlatWeights, scalar_loss
+from pymc_amortized.training.weights import AdamW, FlatWeights, scalar_loss
 
 RESTART_RATE = 0.3
 """A finished training that is continued starts a new schedule at this share of the last peak."""
@@ -71,20 +71,13 @@ class Run:
         self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
         self.at = Standing()
         self.average = weights.copy()
-        self._optimizer: torch.optim.AdamW | None = None
+        self.optimizer = AdamW(weights.vector, task.options.weight_decay)
         self.clock = time.perf_counter()
         self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
         if task.resume is not None:
             self.restore(task.resume)
-
-    @property
-    def optimizer(self) -> torch.optim.AdamW:
-        """Made at the first step: torch takes seconds to import what it needs for that."""
-        if self._optimizer is None:
-            self._optimizer = _adamw(self.weights.vector, self.options)
-        return self._optimizer
 
     def begin(self) -> None:
         """Judge the weights before the first step."""
@@ -171,10 +164,8 @@ class Run:
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
         finite = torch.isfinite(norm + loss.detach())
         scale = torch.where(finite, (self.options.clip_norm / norm).clamp(max=1.0), 0.0)
-        self.weights.vector.grad = gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(scale)
-        self.optimizer.param_groups[0]["lr"] = self.rate(fraction)
         with self.weights.held():
-            self.optimizer.step()
+            self.optimizer.step(gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(scale), self.rate(fraction))
         self.at.step += 1
         self.at.cycle_step += 1
         # An average over the latest share of all steps: the more steps, the longer it looks back.
@@ -200,7 +191,7 @@ class Run:
         self.earlier = self.judge.best.clone(), self.judge.best_loss
         self.weights.set(self.average)
         self.judge.keep(self.average, loss)
-        self._optimizer = None  # the moments of what stays would move it
+        self.optimizer.forget()  # the moments of what stays would move it
         self.at.fruitless, self.at.last_layers = 0, True
         self.reduce()
 
@@ -253,7 +244,7 @@ class Run:
         """Take the best weights, forget the optimizer's moments and halve the learning rate."""
         self.judge.use_best()
         self.average.copy_(self.judge.best)
-        self._optimizer = None
+        self.optimizer.forget()
         self.at.restarts += 1
 
     def ended(self, stopped: Stopped) -> Trained:
@@ -320,7 +311,6 @@ class Run:
 
     def state(self, finished: bool) -> TrainingState:
         """Return all that is needed to go on."""
-        moments = {} if self._optimizer is None else self._optimizer.state_dict()["state"].get(0, {})
         now = {
             "weights": self.weights.vector,
             "average": self.average,
@@ -329,7 +319,7 @@ class Run:
         tensors = {
             **prefixed("now", now),
             **prefixed("buffers", self.weights.buffers),
-            **prefixed("optimizer", moments),
+            **prefixed("optimizer", self.optimizer.moments),
             **prefixed("random", random_state(self.device)),
             **self.judge.tensors(),
         }
@@ -368,13 +358,7 @@ class Run:
         self.average.copy_(now["average"])
         self.losses = list(now["losses"].to(self.device))
         if moments:
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
+            self.optimizer.restore(moments)
         set_random_state(self.device, group(state.tensors, "random"))
         if self.at.last_layers and self.last_layers is not None:
             self.reduce()
-
-
-def _adamw(vector: nn.Parameter, options: Training) -> torch.optim.AdamW:
-    fused = vector.device.type in ("cpu", "cuda", "mps") and vector.is_floating_point()
-    return torch.optim.AdamW([vector], lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)

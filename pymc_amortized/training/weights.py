@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 
 def scalar_loss(network: nn.Module, batch: tuple[Tensor, Mapping[str, Tensor]]) -> Tensor:
@@ -117,3 +118,53 @@ class FlatWeights:
     def copied_buffers(self) -> dict[str, Tensor]:
         """Return copies of the buffers, such as the running statistics of a user's network."""
         return {name: value.detach().clone() for name, value in self.buffers.items()}
+
+
+class AdamW:
+    """AdamW of one vector, by torch's own function: its class imports torch's compiler, which takes 3 s.
+
+    Parameters
+    ----------
+    vector : Tensor
+        What is moved, in its place.
+    weight_decay : float
+    """
+
+    def __init__(self, vector: Tensor, weight_decay: float) -> None:
+        self._vector, self._weight_decay = vector.detach(), weight_decay
+        self._fused = vector.device.type in ("cpu", "cuda", "mps") and vector.is_floating_point()
+        steps = torch.zeros((), device=vector.device if self._fused else "cpu")
+        zeros = torch.zeros_like(self._vector)
+        self.moments: dict[str, Tensor] = {"step": steps, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on with the moments of an earlier one."""
+        for name, values in self.moments.items():
+            values.copy_(moments[name])
+
+    def forget(self) -> None:
+        """Begin anew from where the vector is."""
+        for values in self.moments.values():
+            values.zero_()
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, rate: float) -> None:
+        """Make one step, at a learning rate."""
+        step, mean, square = ([self.moments[name]] for name in ("step", "exp_avg", "exp_avg_sq"))
+        adamw(
+            [self._vector],
+            [gradient],
+            mean,
+            square,
+            [],
+            step,
+            foreach=False,
+            fused=self._fused,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=self._weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )

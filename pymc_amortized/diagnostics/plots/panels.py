@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from arviz_base import rcParams
-from arviz_plots import PlotCollection
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.diagnostics.coordinates import label_elements
@@ -200,6 +199,8 @@ class Sheet:
         targets = np.empty(len(self.plots), dtype=object)
         targets[:] = [plot.target for plot in self.plots]
         viz = xr.Dataset({"figure": ((), np.array(figure, dtype=object)), "plot": ("panel", targets)})
+        from arviz_plots import PlotCollection  # imports matplotlib
+
         name = str(self.plots[0].backend.__name__).rpartition(".")[2]
         return PlotCollection(xr.Dataset(), viz_dt=xr.DataTree(viz), backend=name)
 
