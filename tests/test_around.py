@@ -18,7 +18,7 @@ def checked(posterior, **kwargs):
 
 
 def test_corrected_draws_are_calibrated_around_a_data_set(plain_posterior):
-    check = checked(plain_posterior, correction="psis")
+    check = checked(plain_posterior, correction="psis", random_seed=2)  # what is calibrated fails one seed in twenty
     assert check["calibration"].attrs["calibrated"] == 1
     assert check["recovery"]["mu"].sizes["dataset"] == 200
     assert check["sample_stats"]["effective_draws"].median() > 150  # both data sets say as much: half of the draws

@@ -33,7 +33,7 @@ def sized():
     """Return a comparison with sizes, gaps, and a covariate that one of the models does not have."""
     models = {"flat": with_slope(False), "slope": with_slope()}
     context = {"obs": LENGTHS, "x": pm.Normal.dist(0, 1)}
-    options = pma.Training(num_steps=400, evaluations=10)
+    options = pma.Training(num_steps=250, batch_size=128, evaluations=10)
     return pma.fit_comparison(models, context=context, missing={"y": 0.2}, training=options, **COMPARED)
 
 
@@ -123,20 +123,20 @@ def test_models_without_sketched_evidence_say_why(other, reason, caplog):
     models = {"normal": normal(1.0), "other": other()}
     options = COMPARED | {"training": pma.Training(num_steps=2), "compile_kwargs": {"mode": "FAST_COMPILE"}}
     with caplog.at_level(logging.INFO):
-        comparison = pma.fit_comparison(models, num_simulations=3000, **options)
+        comparison = pma.fit_comparison(models, num_simulations=2000, **options)
     assert "The classifier is taught by labels" in caplog.text
     assert reason in caplog.text
     assert comparison.provenance.training.batch_size == 1024
     with pytest.raises(ValueError, match=f"sketch=True: the evidence of the models cannot be sketched: .*{reason}"):
-        pma.fit_comparison(models, num_simulations=3000, sketch=True, **options)
+        pma.fit_comparison(models, num_simulations=2000, sketch=True, **options)
 
 
 def test_sketches_are_wanted_or_not(sized, caplog):
     models = {"a": normal(1.0), "b": normal(2.0)}
     options = COMPARED | {"training": pma.Training(num_steps=2), "compile_kwargs": {"mode": "FAST_COMPILE"}}
     with caplog.at_level(logging.INFO):
-        comparison = pma.fit_comparison(models, num_simulations=3000, sketch=False, **options)
+        comparison = pma.fit_comparison(models, num_simulations=2000, sketch=False, **options)
     assert "is taught" not in caplog.text
-    assert (comparison.provenance.training.batch_size, sized.provenance.training.batch_size) == (1024, 256)
+    assert (comparison.provenance.training.batch_size, sized.provenance.training.batch_size) == (1024, 128)
     with pytest.raises(TypeError, match="sketch must be True, False or None, got 'no'"):
         pma.fit_comparison(models, sketch="no")

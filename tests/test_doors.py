@@ -195,7 +195,7 @@ def test_hyperparameters_for_which_the_prior_has_no_density_are_named():
     with pm.Model() as model:
         spread = pm.Data("spread", 1.0)
         pm.Normal("y", pm.Normal("b", 0, spread), 1, observed=np.zeros(6))
-    posterior = interpreted(model, context={"spread": pm.HalfNormal.dist(1)}, num_steps=10)
+    posterior = interpreted(model, context={"spread": pm.HalfNormal.dist(1)}, num_steps=10, num_simulations=300)
     with pytest.raises(ValueError, match=r"the context \{'spread': -1\.0\}: the prior of \['b'\] has no density"):
         posterior.sample({"y": np.ones(6), "spread": -1.0}, draws=50)
     with pytest.raises(ValueError, match=r"'spread': -2\.0\} of data set 1: the prior"):

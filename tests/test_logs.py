@@ -5,7 +5,11 @@ import sys
 
 import pytest
 
-SAY = "import logging, pymc_amortized; {} logging.getLogger('pymc_amortized').info('settled')"
+# not the main process, so that the names of users, which say nothing, are not imported
+SAY = (
+    "import logging, multiprocessing; multiprocessing.current_process().name = 'another'; import pymc_amortized; "
+    "{} logging.getLogger('pymc_amortized').info('settled')"
+)
 
 
 @pytest.mark.parametrize("configure", ["", "logging.basicConfig();"])

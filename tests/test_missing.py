@@ -275,7 +275,7 @@ def misruled():
     with pm.Model() as model:
         y = pm.Normal("y", pm.Normal("b", 0, 1), 1, observed=np.zeros(6))
         pm.Bernoulli("r", logit_p=3 * y, observed=np.zeros(6, int))
-    posterior = interpreted(model, num_steps=60, missing={"y": 0.3})
+    posterior = interpreted(model, num_steps=60, num_simulations=500, missing={"y": 0.3})
     assert posterior.gaps == {"y": None}
     return replace(posterior, gaps={"y": "quadratic"})
 
@@ -286,11 +286,11 @@ HALF_OF_IT = {"y": [np.where([0, 1, 0, 1, 0, 0], np.nan, COMPLETE), COMPLETE], "
 
 def test_what_fails_at_a_data_set_goes_down_the_ladder_with_its_reason(misruled, caplog):
     with caplog.at_level("WARNING"):
-        tree = misruled.sample(HALF_OF_IT, batched=True, correction="psis", random_seed=1)
+        tree = misruled.sample(HALF_OF_IT, batched=True, draws=100, correction="psis", random_seed=1)
     assert tree.sample_stats.stage.values[0] == "raw"
     assert np.isnan(tree.sample_stats.lp[0]).all() and np.isfinite(tree.sample_stats.lp[1]).all()
     assert "not quadratic in the missing values of 'y' at these data" in caplog.text
-    tree = misruled.sample(HALF_OF_IT, batched=True, max_nuts=0, random_seed=1)
+    tree = misruled.sample(HALF_OF_IT, batched=True, draws=100, max_nuts=0, random_seed=1)
     assert tree.sample_stats.stage.values[0] == "not reached"
 
 

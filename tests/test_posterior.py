@@ -459,10 +459,10 @@ def test_simulations_made_elsewhere_train_the_same_posterior(source):
     model = CLOSED_FORMS["conjugate_normal"].build()
     if source == "pymc":
         with model:
-            simulations = pm.sample_prior_predictive(6000, random_seed=5)
+            simulations = pm.sample_prior_predictive(20_000, random_seed=5)
     else:
-        simulations = pma.simulate(model, 6000, random_seed=5)
-    posterior = briefly(model, num_steps=600, simulations=simulations)
+        simulations = pma.simulate(model, 20_000, random_seed=5)
+    posterior = briefly(model, num_steps=400, simulations=simulations)
     assert posterior.provenance.user_simulations
     data = conjugate_data()
     for correction, tolerance in (("psis", CORRECTED), (None, RAW)):
@@ -474,7 +474,7 @@ def test_the_structure_of_given_simulations_is_found():
     """Permuting effects that add up to zero needs them on their own scale."""
     model = MODELS["zero_sum_effects"].build()
     simulations = pma.simulate(model, 200, random_seed=1)
-    posterior = briefly(model, num_steps=20, simulations=simulations)
+    posterior = briefly(model, num_steps=400, simulations=simulations)
     (kinds,) = MODELS["zero_sum_effects"].structure.values()
     assert kinds_of(posterior.structure, "y") == kinds
 

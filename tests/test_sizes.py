@@ -55,7 +55,7 @@ def regression(n: int = 10) -> pm.Model:
 
 @pytest.fixture(scope="module")
 def mean_posterior() -> pma.AmortizedPosterior:
-    return briefly(normal_mean(), num_steps=700, context={"obs": SIZES}, missing={"y": 0.2})
+    return briefly(normal_mean(), num_steps=300, context={"obs": SIZES}, missing={"y": 0.2})
 
 
 @pytest.fixture(scope="module")

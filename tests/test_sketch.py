@@ -253,7 +253,7 @@ def test_a_fixed_set_is_no_larger_than_can_be_held(monkeypatch):
     x = np.linspace(-1, 1, 6)
     with pm.Model() as model:
         pm.Normal("y", pm.Normal("slope", 0, 1) * x, 1.0, observed=np.zeros(6))  # networks are given x beside y
-    assert briefly(model, num_steps=5, sketch=False).provenance.num_simulations == 700
+    assert briefly(model, num_steps=10, sketch=False).provenance.num_simulations == 700
     plan = simulation_plan.SimulationPlan(number=1000, chosen=True, seconds=1e-6)
     assert [plan.holding(values).number for values in (1, 12, 10**6)] == [1000, 700, 200]
     assert replace(plan, chosen=False).holding(12).number == 1000
