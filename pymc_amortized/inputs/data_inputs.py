@@ -7,6 +7,7 @@ import numpy as np
 
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.axes import Axis, Structure
+from pymc_amortized.graph.model.indices import counted_by
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.networks import ArrayLayout, AxisLayout, DataLayout
 from pymc_amortized.networks.encoding.layout import AxisKind
@@ -29,15 +30,30 @@ class DataInputs:
     def layout(self) -> DataLayout:
         """Describes the arrays to the networks."""
         spec, axes = self.spec, _named_axes(self.spec, self.structure)
-        largest = spec.largest
-        arrays = [
-            ArrayLayout(
-                v.name, v.shape_at(largest), v.kind, _axis_names(v, axes), v.missing, given=v.role != "observed"
-            )
-            for v in (*spec.data, *_companions(spec, self.structure))
-        ]
+        largest, by_name = spec.largest, {v.name: v for v in spec.data}
+        arrays = []
+        for v in (*spec.data, *_companions(spec, self.structure)):
+            row = by_name[self._by_row[v.name][0]] if v.name in self._by_row else None
+            shape, names = v.shape_at(largest), _axis_names(v, axes)
+            if row is not None:
+                shape, names = row.shape_at(largest) + shape[1:], _axis_names(row, axes) + names[1:]
+            arrays.append(ArrayLayout(v.name, shape, v.kind, names, v.missing, given=v.role != "observed"))
         used = {name for array in arrays for name in array.axes}
         return DataLayout(tuple(arrays), tuple(_axis_layout(spec, a) for a in axes if a.name in used))
+
+    @property
+    def _by_row(self) -> dict[str, tuple[str, int]]:
+        """Covariates of groups, which networks are given row by row: the array that tells each row's group, its shift.
+
+        Of dims whose length differs, and that no observed variable has.
+        """
+        spec, found = self.spec, {}
+        rows = {dim for v in spec.observed for dim in v.sized}
+        for dim, by in counted_by(spec).items():
+            if dim not in rows:
+                own = [v.name for v in spec.context if v.dims[:1] == (dim,)]
+                found |= dict.fromkeys(own, next(iter(by.items())))
+        return found
 
     def __call__(self, datasets: DataSets) -> dict[str, Any]:
         """Return what varies between data sets, and arrays of the model that belong to rows.
@@ -48,6 +64,7 @@ class DataInputs:
             ``data``: name -> (n, *shape), NaN where a value is missing. ``sizes``: name of an axis -> (n,).
         """
         data = {v.name: _with_gaps(v, datasets) for v in self.spec.data}
+        data |= {name: _picked(data[name], datasets.values[by], shift) for name, (by, shift) in self._by_row.items()}
         for v in _companions(self.spec, self.structure):
             held = self.spec.held[v.name]
             data[v.name] = np.broadcast_to(held, (len(datasets), *held.shape))
@@ -59,6 +76,12 @@ def _with_gaps(variable: DataVariable, datasets: DataSets) -> np.ndarray:
     if not variable.missing:
         return values
     return np.where(datasets.missing[variable.name], np.nan, values.astype("float64", copy=False))
+
+
+def _picked(values: np.ndarray, index: np.ndarray, shift: int) -> np.ndarray:
+    """For each row the value (n, rows, ...) of its group, from those of groups (n, groups, ...)."""
+    places = np.clip(index + shift, 0, values.shape[1] - 1)
+    return np.take_along_axis(values, places.reshape(*places.shape, *[1] * (values.ndim - 2)), axis=1)
 
 
 def _named_axes(spec: ModelSpec, structure: Structure) -> list[Axis]:

@@ -262,6 +262,8 @@ def sketch_obstacle(spec: ModelSpec, gaps: Rules) -> str | None:
     """Why the posteriors of a model cannot be sketched; None where they can."""
     if spec.density_obstacle is not None:
         return spec.density_obstacle
+    if spec.locals:
+        return f"{', '.join(p.name for p in spec.locals)} would be integrated out for each of its points"
     if spec.dim > MOST_PARAMETERS:
         return f"{spec.dim} parameters are more than {MOST_PARAMETERS}"
     unknown = [name for name, rule in gaps.items() if rule is None]

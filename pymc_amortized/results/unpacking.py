@@ -43,18 +43,18 @@ def read_draws(spec: ModelSpec, tree: xr.DataTree) -> dict[str, np.ndarray]:
         When a free variable is not in the posterior group, or of another shape.
     """
     posterior = group_of(tree, "posterior")
-    lacking = [p.name for p in spec.parameters if p.name not in posterior.data_vars]
+    lacking = [p.name for p in spec.drawn if p.name not in posterior.data_vars]
     if lacking:
         raise KeyError(
             f"the posterior group lacks {lacking}: predictions and log densities need every free variable "
             "(leave var_names out of sample)"
         )
     draws = {}
-    for p in spec.parameters:
-        values = _with_lead(posterior[p.name], SAMPLE_DIMS)
-        if values.shape[3:] != p.shape:
+    for p in spec.drawn:
+        values, shape = _with_lead(posterior[p.name], SAMPLE_DIMS), p.open_shape
+        if len(values.shape[3:]) != len(shape) or any(k not in (n, None) for n, k in zip(values.shape[3:], shape)):
             raise ValueError(
-                f"posterior group: {p.name!r} has shape {values.shape[3:]} per draw; the model's is {p.shape}"
+                f"posterior group: {p.name!r} has shape {values.shape[3:]} per draw; the model's is {shape}"
             )
         draws[p.name] = values
     return draws
@@ -73,8 +73,9 @@ def read_result(spec: ModelSpec, tree: xr.DataTree) -> DataSets:
     number = len(next(iter(shown.values())))
     lengths = {}
     for r in spec.sizes:
-        longest = next(v.lengths(shown[v.name].shape[1:])[r.dim] for v in spec.data if r.dim in v.sized)
         given = groups.get(f"{r.dim}_length")
+        if given is None:
+            longest = next(v.lengths(shown[v.name].shape[1:])[r.dim] for v in spec.data if r.dim in v.sized)
         lengths[r.dim] = np.full(number, longest) if given is None else np.broadcast_to(_with_lead(given), number)
     missing = {v.name: _gaps(v, shown[v.name], groups, lengths) for v in spec.observed if v.missing}
     labels = groups.coords[DATASET_DIM].to_numpy() if batched and DATASET_DIM in groups.coords else np.arange(number)

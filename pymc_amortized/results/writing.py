@@ -73,7 +73,7 @@ def check_layout(spec: ModelSpec) -> None:
     values = {v.name: np.zeros((1, *v.shape_at(largest)), v.dtype) for v in spec.data}
     gaps = {v.name: np.zeros(values[v.name].shape, bool) for v in spec.observed if v.missing}
     lengths = {dim: np.array([n]) for dim, n in largest.items()}
-    variables = {p.name: np.zeros((1, 1, 1, *p.shape)) for p in spec.parameters}
+    variables = {p.name: np.zeros((1, 1, 1, *p.shape)) for p in spec.at(largest).drawn}
     for batched in (False, True):
         sets = DataSets(values, np.arange(1), batched, lengths, gaps)
         try:
@@ -85,7 +85,7 @@ def check_layout(spec: ModelSpec) -> None:
 def _refuse_names_of_results(spec: ModelSpec) -> None:
     """Refuse variables and dims named like what stands beside them in results, the few names that are not theirs."""
     model = spec.model
-    free = {p.name for p in spec.parameters}
+    free = {p.name for p in spec.drawn}
     named = {*free, *spec.deterministics, *(v.name for v in (*spec.data, *spec.fixed))}
     ranks = {name: model[name].type.ndim for name in named if not model.named_vars_to_dims.get(name)}
     reserved = {"chain", "draw", DATASET_DIM, *(f"{name}_dim_{i}" for name, n in ranks.items() for i in range(n))}

@@ -161,11 +161,11 @@ def structure_of(
     """
     joint = spec.jointly()
     lengths = spec.largest  # what begins or repeats after some rows is seen there
-    if spec.nuisance or lengths:
+    if spec.nuisance or spec.locals or lengths:
         simulator = Simulator(joint, context=ContextSampler(joint, sources), compile_kwargs=compile_kwargs)
         pilot = simulator.of_lengths(32, seed, lengths)
     fixed = (weighed_by or joint).at(lengths)
     structure = find_structure(fixed, pilot, LogDensity(fixed, INTERPRETED), seed, given)
-    if spec.nuisance:  # symmetries are those of all parameters together
+    if spec.nuisance or spec.locals:  # symmetries are those of all parameters together
         structure = replace(structure, symmetries=None, symmetric=())
     return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})

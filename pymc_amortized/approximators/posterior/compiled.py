@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from pytensor.graph.traversal import ancestors
@@ -10,6 +11,7 @@ from pymc_amortized.approximators.posterior.predictive import Predictions, stack
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -43,8 +45,10 @@ class Compiled:
         self._weighed_by = learned or spec
 
     @cached_property
-    def log_density(self) -> LogDensity:
-        """Joint log density of unconstrained parameters and data."""
+    def log_density(self) -> LogDensity | MarginalDensity:
+        """Joint log density of unconstrained parameters and data, locals integrated out."""
+        if self._weighed_by.locals:
+            return MarginalDensity(self._weighed_by, self.gaps, self.compile_kwargs)
         if any(v.missing for v in self.spec.observed):
             return LogDensityWithGaps(self._weighed_by, self.gaps, self.compile_kwargs)
         return LogDensity(self._weighed_by, self.compile_kwargs)
@@ -77,9 +81,11 @@ class Compiled:
     def obstacles(self, datasets: DataSets) -> list[str | None]:
         """Why the density of each data set cannot be evaluated; None where it can."""
         everywhere = self._weighed_by.density_obstacle
-        if everywhere or not isinstance(self.log_density, LogDensityWithGaps):
+        density = self.log_density
+        density = density.terms if isinstance(density, MarginalDensity) else density
+        if everywhere or not isinstance(density, LogDensityWithGaps):
             return [everywhere] * len(datasets)
-        return [self.log_density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
+        return [density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
     def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
         """Joint log density (n,) at one point of theta (n, dim) for each data set; NaN where there is none."""
@@ -91,7 +97,11 @@ class Compiled:
 
     def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Free variables and deterministics (n, *shape) at one point of theta (n, dim) for each data set."""
-        points = [self.constrain(theta[i : i + 1], datasets.one(self.spec, i)) for i in range(len(theta))]
+        each = [datasets.one(self.spec, i) for i in range(len(theta))]
+        rng = np.random.default_rng(0)
+        points = [
+            self.constrain(self._with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)
+        ]
         return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -99,12 +109,19 @@ class Compiled:
         chains, draws, dim = results[0].theta.shape
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, result in enumerate(results):
-            values = self.constrain(result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i))
+            theta, data = result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i)
+            values = self.constrain(self._with_locals(theta, data, np.random.default_rng(i)), data)
             unknown = self._read_from_gaps(datasets, i)
             for name in names:
                 value = values[name].reshape(chains, draws, *values[name].shape[1:])
                 parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
         return {name: stacked(values) for name, values in parts.items()}
+
+    def _with_locals(self, theta: np.ndarray, data: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        """Draws (n, dim) and, given these, those of locals."""
+        if not isinstance(self.log_density, MarginalDensity):
+            return theta
+        return np.concatenate([theta, self.log_density.drawn(theta, data, rng).drawn], axis=1)
 
     def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:
         """Deterministics that are computed from values which one data set lacks."""

@@ -132,7 +132,7 @@ class Predictions:
     ) -> xr.DataTree | xr.Dataset:
         """See :meth:`AmortizedPosterior.compute_log_likelihood`; likewise of free variables given their parents."""
         self._refuse_marginal("log densities")
-        variables = self.spec.observed if kind == "likelihood" else self.spec.parameters
+        variables = self.spec.observed if kind == "likelihood" else self.spec.drawn
         names = read_names(var_names, [v.name for v in variables])
         model = self._weighed_by.model
         refuse_without_density(model, names)

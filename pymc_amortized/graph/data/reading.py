@@ -11,9 +11,10 @@ import xarray as xr
 from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.data.frames import columns_of, dealt_out, is_frame, wanted_columns
+from pymc_amortized.graph.data.groups import count_groups, dims_of_groups, held_groups, labels_of_groups, read_groups
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
 from pymc_amortized.graph.data.support import refuse_impossible
-from pymc_amortized.graph.model.indices import refuse_indices
+from pymc_amortized.graph.model.indices import counted_by, refuse_indices, refuse_uncounted
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import ModelSpec
 
@@ -50,7 +51,7 @@ def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataS
             raise ValueError("observed is needed with batched=True: the model holds a single data set")
         if not spec.holds_data:
             raise ValueError(f"observed is needed: the model holds no data for {[v.name for v in spec.observed]}")
-        data = {v.name: spec.held[v.name] for v in spec.data}
+        data = {v.name: spec.held[v.name] for v in spec.data} | held_groups(spec)
     data, labels = dealt_out(data, _known(spec))
     if not batched:
         if isinstance(data, list | tuple):
@@ -131,7 +132,8 @@ def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:
     """Labels that one data set brings for dimensions whose length varies."""
     given = _by_variable(spec, _as_mapping(data), False)
     found = {r.dim: labels_along(v, r.dim, given[v.name]) for r in spec.sizes for v in spec.data if r.dim in v.sized}
-    return {dim: labels.to_numpy() for dim, labels in found.items() if labels is not None and not say_nothing(labels)}
+    told = {dim: labels for dim, labels in found.items() if labels is not None and not say_nothing(labels)}
+    return {dim: labels.to_numpy() for dim, labels in told.items()} | labels_of_groups(spec, given)
 
 
 def _may_have_tails(given: Mapping[str, Any]) -> bool:
@@ -142,7 +144,8 @@ def _may_have_tails(given: Mapping[str, Any]) -> bool:
 def _read(spec: ModelSpec, data: Any, batched: bool, *, tails: bool = False) -> dict[str, np.ndarray]:
     """Check each variable by itself; gaps are NaN in float64."""
     given = _by_variable(spec, _as_mapping(data), batched)
-    return {v.name: read_array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
+    arrays = {v.name: read_array(spec, v, given[v.name], batched, tails=tails and bool(spec.sizes)) for v in spec.data}
+    return arrays | read_groups(spec, given, batched)
 
 
 def _known(spec: ModelSpec) -> dict[str, int]:
@@ -193,6 +196,8 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
             first = carriers.setdefault(dim, v.name)
             if found.setdefault(dim, length) != length:
                 raise ValueError(f"dimension {dim!r} has length {found[dim]} in {first!r} and {length} in {v.name!r}")
+    found |= count_groups(spec, arrays)
+    refuse_uncounted(arrays, counted_by(spec), found, "observed")
     for r in spec.sizes:
         if not r.smallest <= found[r.dim] <= r.largest:
             raise ValueError(
@@ -204,7 +209,7 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
 
 def _without_tail(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Cut off trailing entries of a dimension that are NaN in all variables, down to the smallest length."""
-    for r in spec.sizes:
+    for r in (r for r in spec.sizes if r.dim not in dims_of_groups(spec)):
         carriers = {v.name: v.dims.index(r.dim) for v in spec.data if r.dim in v.sized}
         empty = np.ones(next(arrays[k].shape[axis] for k, axis in carriers.items()), dtype=bool)
         for name, axis in carriers.items():
@@ -237,7 +242,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     if is_frame(data):
         return columns_of(data)
     if isinstance(data, xr.Dataset):
-        return {str(name): data[name] for name in data.data_vars}
+        return {str(name): data[name] for name in [*data.data_vars, *data.dims] if name in data.variables}
     if not isinstance(data, Mapping):
         raise TypeError(
             f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"
@@ -247,7 +252,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
 
 def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     names = {v.name: v.name for v in spec.data}
-    names |= {v.container: v.name for v in spec.observed if v.container}
+    names |= {v.container: v.name for v in spec.observed if v.container} | {d: d for d in dims_of_groups(spec)}
     fixed = {v.name for v in spec.fixed}
     given: dict[str, Any] = {}
     for name, value in data.items():
@@ -256,6 +261,8 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dic
                 f"observed: data container {name!r} was fixed when the posterior was trained; to let it "
                 f"vary between data sets, train with context={{{name!r}: ...}}"
             )
+        if name not in names and isinstance(value, xr.DataArray) and value.dims == (name,):
+            continue  # labels of a dim
         if name not in names:
             raise KeyError(f"observed: the model has no data named {name!r}; it has {sorted(names)}")
         if names[name] in given:
@@ -309,7 +316,8 @@ def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np
     n = next(iter(lengths.values()))
     if n == 0:
         raise ValueError("observed holds no data set: the leading axis has length 0")
-    return {
+    groups = {dim: np.broadcast_to(arrays[dim], n) for dim in dims_of_groups(spec) if dim in arrays}
+    return groups | {
         v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *arrays[v.name].shape))
         for v in spec.data
     }

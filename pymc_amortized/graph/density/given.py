@@ -54,7 +54,7 @@ class _Given:
         return length_inputs(self.spec)
 
     def _draws(self, given: Given) -> list[np.ndarray]:
-        return [np.ascontiguousarray(given[p.name], dtype=p.dtype) for p in self.spec.parameters]
+        return [np.ascontiguousarray(given[p.name], dtype=p.dtype) for p in self.spec.drawn]
 
 
 class Predictive(_Given):

@@ -35,7 +35,7 @@ class _DrawFunctions:
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
         self._compile_kwargs = compile_kwargs
-        self._vector = pt.vector("theta", shape=(spec.dim,), dtype="float64")
+        self._vector = pt.vector("theta", shape=(None if spec.locals else spec.dim,), dtype="float64")
 
     what = "the log density"
     """What is compiled, as users are told."""
@@ -60,8 +60,9 @@ class _DrawFunctions:
     def _in_terms_of_inputs(self, graphs: list[Any], data: Mapping[str, Any]) -> list[Any]:
         """Put the flat vector in the place of the value variables, and inputs in that of the data."""
         spec, model = self.spec, self.spec.model
-        values = [model.rvs_to_values[model[p.name]] for p in spec.parameters]
-        parts = split_vector(self._vector, [(p.size, p.unconstrained_shape) for p in spec.parameters])
+        values = [model.rvs_to_values[model[p.name]] for p in spec.drawn]
+        lengths = {r.dim: data[r.dim] for r in spec.sizes}
+        parts = split_vector(self._vector, [p.unconstrained_at(lengths) for p in spec.drawn])
         replacements: dict[Any, Any] = {
             value: like(value, part.astype(value.type.dtype)) for value, part in zip(values, parts, strict=True)
         }
@@ -84,7 +85,7 @@ class _DrawFunctions:
 
     def _compile(self, graphs: list[Any]) -> Loop:
         data = self._inputs()
-        batch = batched_input("draws", "float64", (self.spec.dim,))
+        batch = batched_input("draws", "float64", self._vector.type.shape)
         return Loop(
             self._in_terms_of_inputs(graphs, data),
             sequences=[(self._vector, batch)],
@@ -174,7 +175,7 @@ class Constrain(_DrawFunctions):
     @cached_property
     def names(self) -> list[str]:
         """Names of what is returned, in PyMC's order: free variables, then deterministics."""
-        return [p.name for p in self.spec.parameters] + list(self.spec.deterministics)
+        return [p.name for p in self.spec.drawn] + list(self.spec.deterministics)
 
     def _graphs(self) -> list[Any]:
         model = self.spec.model

@@ -243,6 +243,11 @@ class LogDensityWithGaps(LogDensity):
         return self._once("slope", self._slope)(len(theta), None, [theta], inputs)[0]
 
     def _total(self) -> Any:
+        terms = self._terms()
+        return pt.add(*[term.sum() for term in terms]) if len(terms) > 1 else terms[0].sum()
+
+    def _terms(self) -> list[Any]:
+        """Graphs of which the elements add up to the log density."""
         model = self.spec.model
         normal = [v.name for v in self._gappy if self.rules[v.name] == "normal"]
         rest = [rv for rv in model.basic_RVs if rv.name not in normal] + list(model.potentials)
@@ -252,8 +257,7 @@ class LogDensityWithGaps(LogDensity):
                 mask = self._masks[variable.name]
                 mask = mask.any(axis=tuple(range(terms[i].type.ndim, mask.type.ndim))) if mask.type.ndim else mask
                 terms[i] = pt.switch(mask, 0.0, terms[i])
-        terms += [self._normal(model[name]) for name in normal]
-        return pt.add(*[term.sum() for term in terms]) if len(terms) > 1 else terms[0].sum()
+        return terms + [self._normal(model[name]) for name in normal]
 
     def _normal(self, rv: Any) -> Any:
         """Density of what is present of a multivariate normal: what is missing becomes a unit normal at its mean."""

@@ -84,11 +84,12 @@ def take_snapshot(
     def described(names: Iterable[str], role: Role) -> tuple[DataVariable, ...]:
         return tuple(_described(snapshot[n], snapshot, axes, role, containers.get(n), n in missing) for n in names)
 
-    free = [_parameter(snapshot, rv, axes.shapes) for rv in snapshot.free_RVs]
+    free = [_parameter(snapshot, rv, axes) for rv in snapshot.free_RVs]
     spec = ModelSpec(
         model=snapshot,
-        parameters=tuple(p for p in free if p.name in wanted),
+        parameters=tuple(p for p in free if p.name in wanted and not any(p.sized)),
         nuisance=tuple(p for p in free if p.name not in wanted),
+        locals=tuple(p for p in free if p.name in wanted and any(p.sized)),
         observed=described([rv.name for rv in snapshot.observed_RVs], "observed"),
         context=described(context, "context"),
         fixed=described([v.name for v in snapshot.data_vars if v.name not in context], "fixed"),
@@ -116,7 +117,8 @@ class _Axes:
 
     @classmethod
     def of(cls, model: pm.Model, containers: Mapping[str, str], varying: set[str]) -> _Axes:
-        return cls(evaluated_shapes(model, [*model.basic_RVs, *model.data_vars]), _dims_of(model, containers), varying)
+        shapes, dims = evaluated_shapes(model, [*model.basic_RVs, *model.data_vars]), _dims_of(model, containers)
+        return cls(shapes, dims | {rv.name: _own_dims(model, rv.name) for rv in model.free_RVs}, varying)
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         """Shape with None for a length that varies."""
@@ -209,8 +211,12 @@ def _value(var: Any) -> np.ndarray:
 
 def _dims_of(model: pm.Model, containers: Mapping[str, str]) -> dict[str, tuple[str | None, ...]]:
     """Dims of observed variables (their container's, where they have none of their own) and data containers."""
-    own = {v.name: tuple(model.named_vars_to_dims.get(v.name) or ()) for v in (*model.observed_RVs, *model.data_vars)}
+    own = {v.name: _own_dims(model, v.name) for v in (*model.observed_RVs, *model.data_vars)}
     return {name: dims or own.get(containers.get(name, ""), ()) for name, dims in own.items()}
+
+
+def _own_dims(model: pm.Model, name: str) -> tuple[str | None, ...]:
+    return tuple(model.named_vars_to_dims.get(name) or ())
 
 
 def _with_symbolic_observations(model: pm.Model, shapes: Mapping[str, tuple[int | None, ...]]) -> pm.Model:
@@ -235,8 +241,8 @@ def _tidy(model: pm.Model, order: Sequence[str], containers: Iterable[str]) -> N
         model.named_vars_to_dims.pop(name, None)
 
 
-def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> Parameter:
-    value = model.rvs_to_values[rv]
+def _parameter(model: pm.Model, rv: Any, axes: _Axes) -> Parameter:
+    value, shapes = model.rvs_to_values[rv], axes.shapes
     transform = model.rvs_to_transforms[rv]
     return Parameter(
         name=rv.name,
@@ -245,6 +251,7 @@ def _parameter(model: pm.Model, rv: Any, shapes: dict[str, tuple[int, ...]]) -> 
         unconstrained_shape=shapes[value.name],
         dtype=rv.type.dtype,
         transform=None if transform is None else getattr(transform, "name", type(transform).__name__),
+        sized=tuple(d if d in axes.varying else None for d in axes.dims[rv.name]),
     )
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -36,11 +37,29 @@ class Parameter:
     unconstrained_shape: tuple[int, ...]
     dtype: str
     transform: str | None
+    sized: tuple[str | None, ...] = ()
+    """For each axis, the dimension whose length differs between data sets; None, or no entry, where it does not."""
 
     @property
     def size(self) -> int:
         """Number of unconstrained values."""
         return int(np.prod(self.unconstrained_shape, dtype=int))
+
+    def unconstrained_at(self, lengths: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Shape of unconstrained values in a data set in which dimensions have the given lengths."""
+        shapes = zip_longest(self.unconstrained_shape, self.shape, self.sized)
+        return tuple(k if d is None else lengths[d] + (k - n) for k, n, d in shapes)
+
+    def at(self, lengths: Mapping[str, int]) -> Parameter:
+        """Return it as it is in data sets in which dimensions have the given lengths."""
+        own = zip_longest(self.shape, self.sized)
+        shape = tuple(n if d is None else lengths[d] for n, d in own)
+        return replace(self, shape=shape, unconstrained_shape=self.unconstrained_at(lengths), sized=())
+
+    @property
+    def open_shape(self) -> tuple[int | None, ...]:
+        """Shape, with None for a length that differs between data sets."""
+        return tuple(n if d is None else None for n, d in zip_longest(self.shape, self.sized))
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ class ModelSpec:
         The free variables whose posterior is wanted, in the model's order.
     nuisance : tuple of Parameter
         Free variables that are simulated and marginalized (``parameters=`` named a subset).
+    locals : tuple of Parameter
+        Free variables that are integrated out by the density, and drawn given the parameters.
     observed, context : tuple of DataVariable
         What is given at inference, in the model's order.
     fixed : tuple of DataVariable
@@ -125,6 +146,7 @@ class ModelSpec:
     constants: tuple[DataVariable, ...] = ()
     symbols: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, list[Any]] = field(default_factory=dict)
+    locals: tuple[Parameter, ...] = ()
     _compiled: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,15 +237,25 @@ class ModelSpec:
         def fixed(variables: tuple[DataVariable, ...]) -> tuple[DataVariable, ...]:
             return tuple(replace(v, shape=v.shape_at(lengths)) for v in variables)
 
-        return replace(self, observed=fixed(self.observed), context=fixed(self.context))
+        free = {role: tuple(p.at(lengths) for p in getattr(self, role)) for role in ("parameters", "locals")}
+        return replace(self, observed=fixed(self.observed), context=fixed(self.context), **free)
+
+    @property
+    def drawn(self) -> tuple[Parameter, ...]:
+        """Free variables of which posteriors hold draws: parameters, then what is drawn given these."""
+        return self.parameters + self.locals
+
+    def number_of_locals(self, lengths: Mapping[str, int]) -> int:
+        """How many unconstrained values are drawn given the parameters, at some lengths."""
+        return sum(math.prod(p.unconstrained_at(lengths)) for p in self.locals)
 
     def jointly(self) -> ModelSpec:
         """Return the spec with the posterior of all free variables wanted."""
-        if not self.nuisance:
+        if not self.nuisance and not self.locals:
             return self
-        free = {p.name: p for p in (*self.parameters, *self.nuisance)}
+        free = {p.name: p for p in (*self.drawn, *self.nuisance)}
         ordered = tuple(free[rv.name] for rv in self.model.free_RVs)
-        return replace(self, parameters=ordered, nuisance=())
+        return replace(self, parameters=ordered, nuisance=(), locals=())
 
     @property
     def deterministics(self) -> tuple[str, ...]:

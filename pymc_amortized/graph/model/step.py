@@ -51,8 +51,8 @@ def length_inputs(spec: ModelSpec) -> dict[Any, Any]:
 
 def given_parameters(spec: ModelSpec) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
     """What stands for one draw of each free variable, by name; and each with an input for many draws of it."""
-    one = {p.name: plain_input(p.name, p.dtype, p.shape) for p in spec.parameters}
-    return one, [(one[p.name], batched_input(f"{p.name}_draws", p.dtype, p.shape)) for p in spec.parameters]
+    one = {p.name: plain_input(p.name, p.dtype, p.open_shape) for p in spec.drawn}
+    return one, [(one[p.name], batched_input(f"{p.name}_draws", p.dtype, p.open_shape)) for p in spec.drawn]
 
 
 def flat_unconstrained(spec: ModelSpec) -> Any:
@@ -165,7 +165,7 @@ def log_orderings(spec: ModelSpec) -> float:
 
     The density of a vector of k exchangeable elements under an ordering transform integrates to 1 / k!.
     """
-    shapes = {p.name: p.shape for p in (*spec.parameters, *spec.nuisance)}
+    shapes = {p.name: p.shape for p in (*spec.drawn, *spec.nuisance)}
     total = 0.0
     for rv in sorted_variables(spec.model):
         *batch, length = shapes[rv.name]

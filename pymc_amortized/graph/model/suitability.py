@@ -14,7 +14,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 
-from pymc_amortized.graph.model.operations import core_op, op_name, walk
+from pymc_amortized.graph.model.operations import core_op, density_obstacle, op_name, walk
 
 
 def check_names(argument: str, value: Any) -> list[str]:
@@ -84,10 +84,11 @@ def refuse_unsuited_sizes(model: pm.Model, dims: Sequence[str], context: Sequenc
     for dim in dims:
         carriers = {name for name, own in model.named_vars_to_dims.items() if own and dim in own}
         free = [rv.name for rv in model.free_RVs if rv.name in carriers]
-        if free:
+        obstacle = density_obstacle(model) if free else None
+        if obstacle is not None:
             raise ValueError(
-                f"context: the free variables {free} carry the dimension {dim!r}: the number of parameters would "
-                "differ between data sets, which is not supported"
+                f"context: the free variables {free} carry the dimension {dim!r}, so that their number differs between "
+                f"data sets. They would be drawn by the model's density, which cannot be evaluated: {obstacle}"
             )
         fixed = [v.name for v in model.data_vars if v.name in carriers - holders - {*context}]
         if fixed:
@@ -95,7 +96,7 @@ def refuse_unsuited_sizes(model: pm.Model, dims: Sequence[str], context: Sequenc
                 f"context: the data containers {fixed} carry the dimension {dim!r}, whose length varies: say where "
                 f"their values come from, as in context={{{dim!r}: ..., {fixed[0]!r}: 'resample'}}"
             )
-        if not any(rv.name in carriers for rv in model.observed_RVs) and not holders & carriers:
+        if not free and not any(rv.name in carriers for rv in model.observed_RVs) and not holders & carriers:
             raise ValueError(f"context: no observed variable carries the dimension {dim!r}; give dims={dim!r} to one")
 
 

@@ -5,6 +5,7 @@ it is the model's own graph. Random generators, data and context are inputs of t
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,10 +78,11 @@ def evaluated_shapes(model: pm.Model, variables: Sequence[Any]) -> dict[str, tup
     return {name: computed.get(name, var.type.shape) for name, var in wanted.items()}
 
 
-def split_vector(vector: Any, sizes_and_shapes: Sequence[tuple[int, tuple[int, ...]]]) -> list[Any]:
-    """Cut a flat vector into arrays of the given shapes."""
+def split_vector(vector: Any, shapes: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Cut a flat vector into arrays of the given shapes, of numbers or variables."""
     parts, start = [], 0
-    for size, shape in sizes_and_shapes:
+    for shape in shapes:
+        size = math.prod(shape)
         part = vector[start] if shape == () else vector[start : start + size].reshape(shape)
         parts.append(part)
         start += size

@@ -64,20 +64,21 @@ class Attempts:
         compile_kwargs: CompileKwargs | None = None,
     ) -> None:
         self.spec = spec
-        self._variable_names = [*(p.name for p in spec.parameters), *deterministics]
+        self._variable_names = [*(p.name for p in spec.drawn), *deterministics]
         self._value_names = [*self._variable_names, *(v.name for v in spec.observed)]
         self._given = given
         self._compile_kwargs = compile_kwargs
         self._ordered = OrderedDraws(spec)
-        # without a joint density each draw is checked as it is made
-        self._checks = None if spec.density_obstacle else Checks(spec, compile_kwargs)
+        # without a joint density of parameters alone each draw is checked as it is made
+        each = spec.density_obstacle or spec.locals or any(any(p.sized) for p in spec.parameters)
+        self._checks = None if each else Checks(spec, compile_kwargs)
 
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:
         """Attempt one simulation at each of `n` values of the context; further arrays are kept beside the draws."""
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
         if self._checks is not None:
             self._checks.compile()
-        names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
+        names = [c.name for c in self.spec.context] + [p.name for p in self.spec.drawn if self._given]
         own: Arrays = {}
         out_of_order: dict[str, int] = {}
         if self._drawn_alone:

@@ -1,6 +1,7 @@
 """Where sizes, covariates and gaps of data sets come from during training."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,14 +13,16 @@ from pymc.distributions.shape_utils import change_dist_size
 from pytensor.graph.basic import Variable
 from pytensor.tensor.random.basic import DirichletRV, MultinomialRV
 
-from pymc_amortized.graph.model.indices import index_limits, refuse_indices
+from pymc_amortized.graph.model.indices import counted_by, index_limits, refuse_indices, refuse_uncounted
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.sizes import Range, is_range, read_range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import Loop, plain
 
 Source = Any
-"""A PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"``, or a callable ``rng -> array``."""
+"""A PyMC distribution (``pm.Normal.dist(0, 1)``), ``"resample"``, ``"groups"``, or a callable ``rng -> array``."""
+GROUPS = "groups"
+"""Source of an array that tells each row's group."""
 Lengths = Mapping[str, int]
 """Length of each dimension that varies, in one data set."""
 
@@ -69,8 +72,8 @@ class ContextSampler:
     sources : mapping of name to source
         For each context variable of the spec: a PyMC distribution created by ``.dist()`` (drawn independently for
         every element when it is scalar, for every row when it is a row), ``"resample"`` (rows drawn with replacement
-        from the values the model held; containers that share the dimension, or the length, are resampled together), or
-        a callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for, and returns
+        from the values the model held; containers that share the dimension, or the length, are resampled together),
+        ``"groups"`` for an array that tells each row's group, of uneven sizes, or a callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for, and returns
         the values for one data set.
     missing : mapping of name to rate or callable
         For each observed variable with gaps: their mean share (each data set has its own, uniform from 0 to twice
@@ -84,7 +87,7 @@ class ContextSampler:
         self._spec, self._variables = spec, spec.context
         self._sources, self._missing = dict(sources), dict(missing or {})
         self._held = spec.held
-        self._limits = index_limits(spec)
+        self._limits, self._counted = index_limits(spec), counted_by(spec)
         self._loops: dict[str, Loop] = {}
         for variable in spec.context:
             self._check(variable, sources[variable.name])
@@ -108,13 +111,16 @@ class ContextSampler:
         values: dict[str, np.ndarray] = {}
         for variable, child in zip(self._variables, seeds, strict=True):
             source = self._sources[variable.name]
-            if isinstance(source, str):
+            if source == GROUPS:
+                values[variable.name] = self._group(variable, n, child, lengths)
+            elif isinstance(source, str):
                 values[variable.name] = self._resample(variable, n, rows_seed, lengths)
             elif isinstance(source, Variable):
                 values[variable.name] = self._draw(variable, n, child, lengths)
             else:
                 values[variable.name] = self._call(variable, source, n, child, lengths)
         refuse_indices(values, self._limits, "context")
+        refuse_uncounted(values, self._counted, lengths, "context")
         return values
 
     def gaps(self, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> dict[str, np.ndarray]:
@@ -137,9 +143,16 @@ class ContextSampler:
 
     def _check(self, variable: DataVariable, source: Source) -> None:
         name = variable.name
-        if isinstance(source, str):
+        if source == GROUPS:
+            if name not in self._limits or np.dtype(variable.dtype).kind not in "iu":
+                raise ValueError(
+                    f"context[{name!r}]: 'groups' is for whole numbers that pick elements, as in effect[{name}]"
+                )
+        elif isinstance(source, str):
             if source != "resample":
-                raise ValueError(f"context[{name!r}]: {source!r} is not understood; did you mean 'resample'?")
+                raise ValueError(
+                    f"context[{name!r}]: {source!r} is not understood; there are 'resample', and 'groups' for indices"
+                )
             if len(variable.sized) > 1:
                 raise ValueError(
                     f"context[{name!r}]: 'resample' draws rows along one dim whose length varies, and it has "
@@ -169,6 +182,18 @@ class ContextSampler:
         rng = np.random.default_rng([held.shape[axis], *seed.generate_state(4)])
         chosen = rng.integers(held.shape[axis], size=(n, rows))
         return np.moveaxis(held.take(chosen, axis=axis), axis, 0)
+
+    def _group(self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> np.ndarray:
+        """Groups of rows: sizes from nearly even to such that a few groups have most rows, and some none."""
+        low, high = self._limits[variable.name]
+        dims = [dim for dim, by in self._counted.items() if variable.name in by]
+        high = min([high, *(lengths[dim] - 1 + low for dim in dims)])
+        rng, shape = np.random.default_rng(seed), variable.shape_at(lengths)
+        evenness = np.exp(rng.uniform(np.log(0.5), np.log(50.0), size=(n, 1)))
+        edges = np.cumsum(rng.gamma(evenness, size=(n, high - low + 1)), axis=1)
+        at = rng.uniform(size=(n, math.prod(shape))) * edges[:, -1:]
+        picked = [np.searchsorted(own, where) for own, where in zip(edges, at, strict=True)]
+        return (low + np.stack(picked)).reshape(n, *shape).astype(variable.dtype)
 
     def _draw(self, variable: DataVariable, n: int, seed: np.random.SeedSequence, lengths: Lengths) -> np.ndarray:
         (values,) = self._loops[variable.name](n, seed, inputs=[lengths[d] for d in variable.sized])

@@ -14,7 +14,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.extra_ops import CumOp
 from pytensor.tensor.random.op import RandomVariable
 
-from pymc_amortized.graph.model.indices import indexing_nodes, picked_axes, shifted_index
+from pymc_amortized.graph.model.indices import counted_by, indexing_nodes, picked_axes, shifted_index
 from pymc_amortized.graph.model.operations import core_op, is_time_series, op_name, walk
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.structure.carriers import Array, Pair, is_grid, is_monotone
@@ -122,13 +122,19 @@ def group_index(
     """
     free = set(spec.model.free_RVs)
     nodes = indexing_nodes([spec.model[name] for name in observed])
-    picks = [pick for node in nodes if not free.isdisjoint(ancestors([node.inputs[0]])) for pick in picked_axes(node)]
+    picks = [
+        (index, node.inputs[0].type.shape[axis])
+        for node in nodes
+        if not free.isdisjoint(ancestors([node.inputs[0]]))
+        for index, axis in picked_axes(node)
+    ]
     found: dict[str, int] = {}
     for name, _ in pairs:
         array = arrays[name]
         if len(array.shape) != 1 or array.role in ("observed", "free") or np.dtype(array.dtype).kind not in "iu":
             continue
         largest, smallest = int(spec.held[name].max()), int(spec.held[name].min())
+        largest = max([largest, *(spec.largest[d] - 1 for d, by in counted_by(spec).items() if name in by)])
         symbol = spec.variable(name)
         for index, length in picks:
             if smallest < 0 or symbol not in set(ancestors([index])):

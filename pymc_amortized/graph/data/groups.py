@@ -1,0 +1,66 @@
+"""How many groups a data set has, where no array of the data is as long as their number.
+
+Index arrays count them: the largest index tells how many there are at least. A user may say it, by the name of the dim:
+a number, or the labels of all groups, also of those without rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from pymc_amortized.graph.model.indices import counted_by
+from pymc_amortized.graph.model.spec import ModelSpec
+
+
+def dims_of_groups(spec: ModelSpec) -> list[str]:
+    """Dims whose length differs, and that no array of the data has."""
+    carried = {dim for v in spec.data for dim in v.sized}
+    return [r.dim for r in spec.sizes if r.dim not in carried]
+
+
+def held_groups(spec: ModelSpec) -> dict[str, Any]:
+    """Labels of the groups that the model held, or their number."""
+    model = spec.model
+    held = {dim: model.coords.get(dim) for dim in dims_of_groups(spec)}
+    return {dim: model.dim_lengths[dim].get_value() if labels is None else labels for dim, labels in held.items()}
+
+
+def read_groups(spec: ModelSpec, given: Mapping[str, Any], batched: bool) -> dict[str, np.ndarray]:
+    """Numbers of groups that a user gives: dim -> () or (data sets,)."""
+    return {dim: _number(dim, given[dim], batched) for dim in dims_of_groups(spec) if dim in given}
+
+
+def labels_of_groups(spec: ModelSpec, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Labels of the groups of one data set, where they are given."""
+    return {dim: np.asarray(given[dim]) for dim in dims_of_groups(spec) if np.ndim(given.get(dim, 0)) == 1}
+
+
+def count_groups(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Number of groups of one data set along each dim that none of its arrays has.
+
+    Raises
+    ------
+    ValueError
+        Nothing tells the number.
+    """
+    counted, found = counted_by(spec), {}
+    for dim in dims_of_groups(spec):
+        by = counted.get(dim, {})
+        if dim not in arrays and not by:
+            raise ValueError(f"observed: say how many there are along {dim!r}, as in {{{dim!r}: 12}}, or give labels")
+        numbers = [int(arrays[name].max(initial=-shift - 1)) + shift + 1 for name, shift in by.items()]
+        found[dim] = int(arrays[dim]) if dim in arrays else max(numbers)
+    return found
+
+
+def _number(dim: str, value: Any, batched: bool) -> np.ndarray:
+    labels = value.to_numpy() if isinstance(value, xr.DataArray) else np.asarray(value)
+    if labels.ndim == 1 and not batched:
+        if len(set(labels.tolist())) < len(labels):
+            raise ValueError(f"observed[{dim!r}]: the labels of groups must differ, got {labels.tolist()[:5]}")
+        return np.asarray(len(labels))
+    if labels.dtype.kind not in "iu" or labels.ndim > batched:
+        raise TypeError(f"observed[{dim!r}] must be the number of groups, or their labels; got {value!r}")
+    return labels

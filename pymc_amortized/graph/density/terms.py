@@ -1,0 +1,78 @@
+"""The terms of a model's log density, added up in blocks that parameters of their own belong to."""
+
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+
+from pymc_amortized.graph.density.log_density import Data
+from pymc_amortized.graph.density.missing import LogDensityWithGaps
+from pymc_amortized.graph.model.tensors import call_in_halves, interpret, plain_input
+
+PLACE, NUMBER = "block of each term", "number of blocks"
+"""Further inputs: for each term the number of its block, and how many blocks there are."""
+
+
+class Terms(LogDensityWithGaps):
+    """Elements of which the joint log density is the sum: priors, likelihoods, Jacobians and potentials.
+
+    Draws are whole vectors: parameters, then locals (:attr:`ModelSpec.locals`).
+    """
+
+    what = "the log density in blocks"
+
+    def each(self, theta: np.ndarray, data: Data) -> np.ndarray:
+        """All terms (draws, terms) at theta (draws, dim + locals)."""
+        number = self.number(data)
+        return self.in_blocks(theta, data, np.arange(number), number)
+
+    def in_blocks(self, theta: np.ndarray, data: Data, place: np.ndarray, number: int) -> np.ndarray:
+        """Sums (draws, number) of the terms of each block, given the block of each term."""
+        return self._called(self._once("blocks", self._sums), theta, data, place, number)[0]
+
+    def with_slopes(self, theta: np.ndarray, data: Data, place: np.ndarray, number: int) -> list[np.ndarray]:
+        """The same, and the gradient (draws, locals) of the sum of all."""
+        return self._called(self._once("slopes", self._slopes), theta, data, place, number)
+
+    def number(self, data: Data) -> int:
+        """How many terms there are at the lengths of a data set."""
+        inputs = [self.filled(data)[name] for name in super()._input_names]
+        theta = np.zeros(self.spec.dim + self.spec.number_of_locals(data))
+        return int(self.spec.once((*self._kind, "number"), None, self._counted)(theta, *inputs))
+
+    def _called(self, loop: Any, theta: np.ndarray, data: Data, place: np.ndarray, number: int) -> list[np.ndarray]:
+        data = {**self.filled(data), PLACE: place, NUMBER: number}
+        inputs = [data[name] for name in self._input_names]
+        widths = (number, theta.shape[1] - self.spec.dim)
+        return call_in_halves(loop, [theta], inputs, lambda: [np.full((1, width), np.nan) for width in widths])
+
+    def _flat(self) -> Any:
+        return pt.concatenate([term.flatten() for term in self._terms()])
+
+    def _sums(self) -> list[Any]:
+        place, number = self._block_inputs.values()
+        return [pt.inc_subtensor(pt.zeros(number)[place], self._flat())]
+
+    def _slopes(self) -> list[Any]:
+        model = self.spec.model
+        values: Any = [model.rvs_to_values[model[p.name]] for p in self.spec.locals]
+        slopes: Any = pt.grad(self._total(), values)
+        return [*self._sums(), pt.concatenate([slope.flatten() for slope in slopes])]
+
+    def _counted(self) -> Any:
+        inputs = super()._inputs()
+        (flat,) = self._in_terms_of_inputs([self._flat()], inputs)
+        return interpret([self._vector, *inputs.values()], flat.shape[0])
+
+    @property
+    def _block_inputs(self) -> dict[str, Any]:
+        return self.__dict__.setdefault(
+            "_blocks_", {PLACE: plain_input("place", "int64", (None,)), NUMBER: plain_input("number", "int64", ())}
+        )
+
+    def _inputs(self) -> dict[str, Any]:
+        return super()._inputs() | self._block_inputs
+
+    @property
+    def _input_names(self) -> list[str]:
+        return [*super()._input_names, PLACE, NUMBER]

@@ -1,0 +1,372 @@
+"""Integrals over many unknowns that fall into independent blocks, by normal approximations and importance sampling.
+
+In a block, the log density is approximated by a quadratic function at its mode (Laplace). Where it is quadratic, that
+is its integral. Elsewhere the approximation proposes values, and the integral is estimated without bias by importance
+sampling; in blocks of a few unknowns from evenly spread points (randomly shifted, Cranley & Patterson 1976, SIAM
+Journal on Numerical Analysis 13), with heavy tails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.special import logsumexp
+from scipy.stats import qmc
+
+from pymc_amortized.numerics.blocks import blocks
+from pymc_amortized.numerics.coloring import star_coloring
+from pymc_amortized.numerics.integrals import LOG_2PI
+
+Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of the blocks (n, blocks)."""
+Slopes = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""The same, and the gradient (n, q) of the sum of all blocks."""
+
+FEW = 8
+"""Unknowns of a block, up to which evenly spread points are better than random ones."""
+STEP = 1e-5
+"""Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
+CLOSE = 0.01
+"""Nats by which a mode may be missed: it is where proposals are made."""
+AT_ONCE = 2**22
+"""Numbers in one call of a density."""
+TIGHT = 1e-6
+"""Nats that rounding explains where a density is quadratic, and a share of its change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Unknowns that are independent of each other, but for those of one block.
+
+    Attributes
+    ----------
+    block_of : int ndarray (q,)
+        Number of each unknown's block.
+    place : int ndarray (terms,)
+        Number of the block that each term of the log density belongs to; the number of blocks for those of none.
+    pairs : int ndarray (p, 2)
+        Unknowns that share a term.
+    """
+
+    block_of: np.ndarray
+    place: np.ndarray
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, reads: np.ndarray) -> Blocks:
+        """Find them from which unknowns each term reads: bool (terms, q)."""
+        sparse = csr_matrix(reads, dtype=float)
+        near = (sparse.T @ sparse).tocoo()
+        number, block_of = connected_components(near)
+        first, some = reads.argmax(axis=1), reads.any(axis=1)
+        upper = near.row < near.col
+        return cls(
+            block_of, np.where(some, block_of[first], number), np.column_stack([near.row[upper], near.col[upper]])
+        )
+
+    @cached_property
+    def number(self) -> int:
+        """How many blocks there are."""
+        return int(self.block_of.max(initial=-1)) + 1
+
+    @cached_property
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Blocks of one size each: their numbers (m,), and their unknowns (m, size)."""
+        sizes = np.bincount(self.block_of, minlength=self.number)
+        order = np.argsort(self.block_of, kind="stable")
+        starts = np.cumsum(sizes) - sizes
+        found = []
+        for size in np.unique(sizes):
+            (some,) = np.nonzero(sizes == size)
+            found.append((some, order[starts[some][:, None] + np.arange(size)]))
+        return found
+
+    @cached_property
+    def turns(self) -> np.ndarray:
+        """Unknowns (turns, q) that are moved at once, so that gradients tell all second derivatives."""
+        colors = np.zeros(len(self.block_of), dtype=int)
+        for _, members in self.parts:
+            size = members.shape[1]
+            if size <= FEW:
+                colors[members] = np.arange(size)
+            else:
+                for own in members:
+                    place = np.full(len(colors), -1)
+                    place[own] = np.arange(size)
+                    colors[own] = _coloring(place[self.pairs[np.isin(self.pairs[:, 0], own)]], size)
+        return (colors == np.arange(colors.max(initial=0) + 1)[:, None]).astype(float)
+
+    @cached_property
+    def entries(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """For each part: block, row and column of what a second derivative is, the turn that tells it, and where."""
+        color = self.turns.argmax(axis=0)
+        return [self._entries_of(members, color) for _, members in self.parts]
+
+    def _entries_of(self, members: np.ndarray, color: np.ndarray) -> tuple[np.ndarray, ...]:
+        number, size = members.shape
+        if size <= FEW:
+            of, i, j = (a.ravel() for a in np.indices((number, size, size)))
+            return of, i, j, color[members[of, j]], members[of, i]
+        found = []
+        for of, own in enumerate(members):
+            place = np.full(len(color), -1)
+            place[own] = np.arange(size)
+            near = np.eye(size, dtype=bool)
+            first, second = place[self.pairs[np.isin(self.pairs[:, 0], own)]].T
+            near[first, second] = near[second, first] = True
+            same = color[own][:, None] == color[own]
+            known = (near.astype(int) @ same.astype(int)) == 1  # (row, column): whether the column's turn tells it
+            i, j = np.nonzero(near)
+            column = np.where(known[i, j], j, i)
+            row = np.where(known[i, j], i, j)
+            found.append((np.full(len(i), of), i, j, color[own][column], own[row]))
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def _coloring(pairs: np.ndarray, size: int) -> np.ndarray:
+    """Colors of the unknowns of a large block: by their places along a chain, else by search."""
+    band = int(np.abs(pairs[:, 0] - pairs[:, 1]).max(initial=0))
+    if 2 * band + 1 < size // 2:
+        return np.arange(size) % (2 * band + 1)
+    return star_coloring(pairs, size) if size <= 64 else np.arange(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Normals:
+    """Normal approximations of all blocks, for n integrals.
+
+    Attributes
+    ----------
+    mode : ndarray (n, q)
+    height : ndarray (n, blocks + 1)
+        Log densities there; the last one is that of what reads no unknown.
+    roots : list of ndarray (n, m, size, size)
+        Lower Cholesky factors of precisions, for each part.
+    """
+
+    blocks: Blocks
+    mode: np.ndarray
+    height: np.ndarray
+    roots: list[np.ndarray]
+
+    @property
+    def log_integrals(self) -> np.ndarray:
+        """Of the approximations: (n, blocks)."""
+        found = self.height[:, :-1].copy()
+        for (some, members), root in zip(self.blocks.parts, self.roots, strict=True):
+            found[:, some] += 0.5 * members.shape[1] * LOG_2PI - _log_det(root)
+        return found
+
+    def at(self, noise: np.ndarray) -> np.ndarray:
+        """Where standard noise (..., n, q) leads."""
+        found = np.empty_like(noise)
+        for (_, members), root in zip(self.blocks.parts, self.roots, strict=True):
+            found[..., members] = _solve_transposed(root, noise[..., members])
+        return found + self.mode
+
+    def take(self, rows: np.ndarray) -> Normals:
+        """Return those of some integrals."""
+        return replace(self, mode=self.mode[rows], height=self.height[rows], roots=[r[rows] for r in self.roots])
+
+
+def joined(parts: list[Normals]) -> Normals:
+    """Put approximations of the same blocks together."""
+    roots = [np.concatenate(each) for each in zip(*(part.roots for part in parts), strict=True)]
+    mode, height = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mode", "height"))
+    return Normals(parts[0].blocks, mode, height, roots)
+
+
+def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 40) -> Normals:
+    """Find modes by Newton's method from a start (n, q), each block with its own length of steps."""
+    n, number = len(start), blocks_.number
+    x = np.array(start, dtype=float)
+    height, slope = slopes(x, np.arange(n))
+    roots = _roots(slopes, blocks_, x, slope, np.arange(n))
+    step, length, active = _newton(blocks_, roots, slope), np.ones((n, number)), np.arange(n)
+    for _ in range(most):
+        decrement = _by_block(blocks_, slope[active] * step[active])
+        active = active[(decrement > CLOSE).any(axis=1)]
+        if not len(active):
+            break
+        taken = length[active][:, blocks_.block_of] * step[active]
+        tried = x[active] + taken
+        found, slope_there = slopes(tried, active)
+        change = found[:, :-1] - height[active, :-1]
+        with np.errstate(invalid="ignore"):
+            better = change >= -1e-9 * (1 + np.abs(height[active, :-1]))
+        expected = _by_block(blocks_, slope[active] * taken) * (1 - length[active] / 2)
+        quadratic = (np.abs(change - expected) <= TIGHT * (1 + np.abs(expected))).all(axis=1) & better.all(axis=1)
+        own = better[:, blocks_.block_of]
+        x[active] = np.where(own, tried, x[active])
+        slope[active] = np.where(own, slope_there, slope[active])
+        height[active, :-1] = np.where(better, found[:, :-1], height[active, :-1])
+        length[active] = np.where(better, np.minimum(4 * length[active], 1.0), length[active] / 4)
+        bent = active[~quadratic & better.any(axis=1)]
+        if len(bent):
+            for root, new in zip(roots, _roots(slopes, blocks_, x[bent], slope[bent], bent), strict=True):
+                root[bent] = new
+        step[active] = _newton(blocks_, [root[active] for root in roots], slope[active])
+    return Normals(blocks_, x, height, roots)
+
+
+def _by_block(blocks_: Blocks, values: np.ndarray) -> np.ndarray:
+    """Add up values (n, q) within blocks: (n, blocks)."""
+    found = np.empty((len(values), blocks_.number))
+    for some, members in blocks_.parts:
+        found[:, some] = values[:, members].sum(axis=-1)
+    return found
+
+
+def _newton(blocks_: Blocks, roots: list[np.ndarray], slope: np.ndarray) -> np.ndarray:
+    step = np.empty_like(slope)
+    for (_, members), root in zip(blocks_.parts, roots, strict=True):
+        step[:, members] = _solve_transposed(root, _solve(root, slope[:, members]))
+    return step
+
+
+def _roots(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Cholesky factors of minus second derivatives, made positive definite."""
+    turns = blocks_.turns
+    moved = (x + STEP * turns[:, None]).reshape(-1, x.shape[1])
+    there = slopes(moved, np.tile(rows, len(turns)))[1].reshape(len(turns), *x.shape)
+    curvature = (slope - there) / STEP
+    roots = []
+    for (_, members), (of, i, j, turn, at) in zip(blocks_.parts, blocks_.entries, strict=True):
+        number, size = members.shape
+        precision = np.zeros((len(x), number, size, size))
+        precision[:, of, i, j] = curvature[turn, :, at].T
+        roots.append(_cholesky((precision + precision.swapaxes(-1, -2)) / 2))
+    return roots
+
+
+def _cholesky(precision: np.ndarray) -> np.ndarray:
+    """Cholesky factors, of eigenvalues' sizes where some are not positive."""
+    if precision.shape[-1] == 1:
+        size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
+        return np.sqrt(np.maximum(size, 1e-8))
+    try:
+        return np.linalg.cholesky(precision)
+    except np.linalg.LinAlgError:
+        flat = np.nan_to_num(precision.reshape(-1, *precision.shape[-2:]), nan=0.0, posinf=0.0, neginf=0.0)
+        values, vectors = np.linalg.eigh(flat)
+        size = np.abs(values)
+        size = np.maximum(size, 1e-6 * size.max(axis=-1, keepdims=True) + 1e-8)
+        mended = (vectors * size[:, None]) @ vectors.swapaxes(-1, -2)
+        return np.linalg.cholesky(mended).reshape(precision.shape)
+
+
+def _solve(root: np.ndarray, x: np.ndarray) -> np.ndarray:
+    if root.shape[-1] == 1:
+        return x / root[..., 0]
+    return np.linalg.solve(root, x[..., None])[..., 0]
+
+
+def _solve_transposed(root: np.ndarray, x: np.ndarray) -> np.ndarray:
+    if root.shape[-1] == 1:
+        return x / root[..., 0]
+    return np.linalg.solve(root.swapaxes(-1, -2), x[..., None])[..., 0]
+
+
+def _log_det(root: np.ndarray) -> np.ndarray:
+    return np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Integrated:
+    """Log integrals over the unknowns, and values of these.
+
+    Attributes
+    ----------
+    log_integral : ndarray (n,)
+    drawn : ndarray (n, q)
+        One draw of the unknowns for each integral; NaN where none was asked for.
+    noise : ndarray (n,)
+        Estimates of the variances of the logs of the integrals, each of them rough.
+    log_weights : ndarray (n, blocks, weights)
+        Of proposals, relative to their mean; 0 where densities are quadratic.
+    """
+
+    log_integral: np.ndarray
+    drawn: np.ndarray
+    noise: np.ndarray
+    log_weights: np.ndarray
+
+
+def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: int, *, draw: bool = False) -> Integrated:
+    """Integrate over the unknowns of all blocks, by `number` proposals for each block that is not quadratic."""
+    n, q = normals.mode.shape
+    rows, total = np.arange(n), normals.log_integrals.sum(axis=1) + normals.height[:, -1]
+    noise = rng.standard_normal((n, q))
+    tried = normals.at(noise)
+    change = 0.5 * _by_block(normals.blocks, np.square(noise))
+    size = np.abs(normals.height[:, :-1])
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(sums(tried, rows)[:, :-1] - normals.height[:, :-1] + change)
+        (bent,) = np.nonzero(~(apart <= TIGHT * (1 + change) + 1e-11 * size).all(axis=1) & np.isfinite(total))
+    found = Integrated(
+        total,
+        tried if draw else np.full((n, q), np.nan),
+        np.zeros(n),
+        np.zeros((n, normals.blocks.number, number if len(bent) else 1)),
+    )
+    for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number)), 1)):
+        at = bent[some]
+        halves, log_w, drawn = _weighed(sums, normals.take(at), at, number, rng, draw)
+        mean = np.logaddexp(*halves) - math.log(2)
+        with np.errstate(invalid="ignore"):
+            found.noise[at] = np.square(np.tanh((halves[0] - halves[1]) / 2)).sum(axis=1)
+            found.log_weights[at] = np.moveaxis(log_w - mean, 0, -1)
+        found.log_integral[at] = mean.sum(axis=1) + normals.height[at, -1]
+        if draw:
+            found.drawn[at] = drawn
+    return found
+
+
+def _weighed(
+    sums: Sums, normals: Normals, index: np.ndarray, number: int, rng: np.random.Generator, draw: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates (2, n, blocks) by two halves of proposals, log weights (number, n, blocks), and draws (n, q)."""
+    n, q = normals.mode.shape
+    noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
+    for (some, members), root in zip(normals.blocks.parts, normals.roots, strict=True):
+        of_part, density = _proposed(number, n, *members.shape, rng)
+        noise[..., members] = of_part
+        log_q[..., some] = density + _log_det(root)
+    at = normals.at(noise)
+    found = sums(at.reshape(number * n, q), np.tile(index, number)).reshape(number, n, -1)
+    log_w = np.nan_to_num(found[..., :-1] - log_q, nan=-np.inf, posinf=-np.inf)
+    halves = logsumexp(log_w.reshape(2, number // 2, *log_w.shape[1:]), axis=1) - math.log(number // 2)
+    if not draw:
+        return halves, log_w, np.empty((0, q))
+    gumbel = rng.gumbel(size=log_w.shape)
+    chosen = (log_w + gumbel).argmax(axis=0)[:, normals.blocks.block_of]
+    return halves, log_w, np.take_along_axis(at, chosen[None], axis=0)[0]
+
+
+def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (number, n, m, size) in two independent halves, and its log density (number, n, m)."""
+    if size > FEW:
+        half = rng.standard_normal((2, number // 4, n, m, size))
+        noise = np.concatenate([half, -half], axis=1).reshape(number, n, m, size)
+        return noise, -0.5 * np.square(noise).sum(axis=-1) - 0.5 * size * LOG_2PI
+    points = qmc.Sobol(size, scramble=False).random(number // 2)
+    u = (points[None, :, None, None] + rng.random((2, 1, n, m, size))) % 1.0
+    u = np.clip(u, 1e-12, 1 - 1e-12).reshape(number, n, m, size)
+    noise = _t4_quantile(u)
+    return noise, _log_t4(noise).sum(axis=-1)
+
+
+def _t4_quantile(u: np.ndarray) -> np.ndarray:
+    """Quantiles of Student's t with four degrees of freedom (Shaw 2006, Journal of Computational Finance 9(4))."""
+    root = np.sqrt(4 * u * (1 - u))
+    return np.sign(u - 0.5) * 2 * np.sqrt(np.maximum(np.cos(np.arccos(np.minimum(root, 1.0)) / 3) / root - 1, 0.0))
+
+
+def _log_t4(x: np.ndarray) -> np.ndarray:
+    return math.log(0.375) - 2.5 * np.log1p(np.square(x) / 4)
