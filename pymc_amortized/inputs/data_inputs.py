@@ -115,7 +115,14 @@ def _axis_layout(spec: ModelSpec, axis: Axis) -> AxisLayout:
         kind = "set"
     length = ranges[axis.name].largest if sized else axis.length
     return AxisLayout(
-        axis.name, length, kind, sized=sized, index=axis.index, groups=axis.groups, coupled=axis.independent is False
+        axis.name,
+        length,
+        kind,
+        sized=sized,
+        index=axis.index,
+        groups=axis.groups,
+        coupled=axis.independent is False,
+        alike=bool(spec.locals),
     )
 
 

@@ -124,6 +124,16 @@ def read_anew(
     return spec, sources, gaps
 
 
+def refuse_groups(spec: ModelSpec, where: str) -> None:
+    """Refuse free variables whose number differs between data sets, which only posteriors know."""
+    if spec.locals:
+        names, dims = [p.name for p in spec.locals], sorted({d for p in spec.locals for d in p.sized if d})
+        raise ValueError(
+            f"context: {where} needs a fixed number of parameters, but {names} carry {dims}: leave the dimension out "
+            "of context=, or use fit_posterior"
+        )
+
+
 def sources_again(
     spec: ModelSpec, context: Mapping[str, Any] | None, missing: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:

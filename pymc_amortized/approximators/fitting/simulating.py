@@ -22,9 +22,10 @@ from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.plates import choose_locals, find_factors, may_have_locals
 from pymc_amortized.graph.structure.structure import find_structure
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.training import Batch, FixedSimulations, FreshSimulations
@@ -146,6 +147,19 @@ def fresh_source(
     return source
 
 
+def separate_locals(spec: ModelSpec, sources: Mapping[str, Any], setup: Setup) -> ModelSpec:
+    """Return the spec with variables of groups as locals, where that makes posteriors easier."""
+    if not may_have_locals(spec):
+        return spec
+
+    def choose() -> ModelSpec:
+        simulator = Simulator(spec, context=ContextSampler(spec, sources), compile_kwargs=INTERPRETED)
+        return choose_locals(spec, simulator.of_lengths(3, setup.seed(Stage.STRUCTURE, 2), spec.largest))
+
+    with working("Finding groups"):
+        return spec.once(separate_locals, None, choose)
+
+
 def structure_of(
     spec: ModelSpec,
     sources: Mapping[str, Any],
@@ -168,4 +182,6 @@ def structure_of(
     structure = find_structure(fixed, pilot, LogDensity(fixed, INTERPRETED), seed, given)
     if spec.nuisance or spec.locals:  # symmetries are those of all parameters together
         structure = replace(structure, symmetries=None, symmetric=())
+    if spec.locals:
+        structure = replace(structure, factors=find_factors(spec, pilot))
     return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})

@@ -21,7 +21,7 @@ import torch
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
@@ -131,6 +131,7 @@ def fit_joint(
     sketch = read_sketch_option(sketch, summary)
     model = model_of(model)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
+    refuse_groups(spec, "fit_joint")
     refuse_impossible_held([spec])
     alone = take_snapshot(model, observed=observed, context=sources)
     rows = find_rows(alone, read_variable(alone, variable, without_density=True), structure)

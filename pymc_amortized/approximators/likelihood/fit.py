@@ -9,7 +9,7 @@ import torch
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model
+from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind, extent_of
 from pymc_amortized.approximators.likelihood.training import (
     LikelihoodFit,
@@ -138,6 +138,7 @@ def fit_likelihood(
     context, structure = read_mapping("context", context), read_mapping("structure", structure)
     model = model_of(model)
     spec, sources, _ = read_model(model, observed, None, context, None)
+    refuse_groups(spec, "fit_likelihood")
     rows = find_rows(spec, read_variable(spec, variable), structure)
     simulated, _, _ = read_anew(widen(model, region), observed, None, context, None)  # row parameters are added
     read_from = find_rows(simulated, rows.variable.name, structure)

@@ -55,7 +55,8 @@ class Sketched:
 def seconds_of_training(inputs: Inputs) -> float:
     """Seconds that training takes, unless the user or what is learned says otherwise."""
     spec = inputs.spec
-    corrected = spec.density_obstacle is None and spec.dim > MOST_PARAMETERS  # by NUTS, whatever the network
+    # by NUTS, or by mixtures of few parameters, whatever the network
+    corrected = spec.density_obstacle is None and (spec.dim > MOST_PARAMETERS or bool(spec.locals))
     return DEFAULT_SECONDS if inputs.sketch is None and not corrected else SHORT_SECONDS
 
 

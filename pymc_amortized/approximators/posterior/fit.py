@@ -22,14 +22,14 @@ from pymc_amortized.approximators.fitting.simulate import (
     read_simulations,
     training_simulator,
 )
-from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator
+from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator, separate_locals
 from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import TARGET, PosteriorFit
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.axes import read_kinds
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices
+from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices, density_options
 from pymc_amortized.training import Training
 
 
@@ -162,6 +162,9 @@ def fit_posterior(
     wanted = read_target(target_efficiency, setup.options)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
     refuse_impossible_held([spec])
+    # a sketch, or a density of the user's, is one of all parameters
+    if sketch is not True and simulations is None and density_options(density, spec.dim) is not None:
+        spec = separate_locals(spec, sources, setup)
     target = target_of(spec, wanted, TARGET)
     read_kinds({v.name: v.shape for v in spec.observed}, structure, {v.name: v.dims for v in spec.observed})
     simulator = training_simulator(spec, sources, gaps, compile_kwargs)

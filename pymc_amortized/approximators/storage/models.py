@@ -40,6 +40,7 @@ class Arguments:
     parameters: tuple[str, ...] | None = None
     context: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    locals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class SavedModel:
             variables=describe_variables(spec),
             arguments=Arguments(
                 observed=tuple(v.name for v in spec.observed),
-                parameters=tuple(p.name for p in spec.parameters),
+                parameters=tuple(p.name for p in spec.drawn),
+                locals=tuple(p.name for p in spec.locals),
                 context=tuple(c.name for c in spec.context),
                 missing=tuple(v.name for v in spec.observed if v.missing),
             ),
@@ -129,7 +131,7 @@ def check_rates(spec: ModelSpec, rates: Mapping[str, float]) -> dict[str, Any]:
 
 def check_structure(spec: ModelSpec, structure: Structure) -> Structure:
     """Refuse axes of arrays that a model does not have."""
-    ranks = {v.name: len(v.shape) for v in spec.inputs} | {p.name: len(p.shape) for p in spec.jointly().parameters}
+    ranks = {v.name: len(v.shape) for v in spec.inputs} | {p.name: len(p.shape) for p in (*spec.drawn, *spec.nuisance)}
     for name, i in (pair for axis in structure.axes for pair in axis.carriers):
         if not 0 <= i < ranks[name]:
             raise KeyError(f"axis {i} of {name!r}")
@@ -149,7 +151,7 @@ def _read_spec(saved: SavedModel, model: pm.Model) -> ModelSpec:
             context=arguments.context,
             sizes=saved.sizes,
             missing=arguments.missing,
-        )
+        ).with_locals(arguments.locals)
     except KeyError as error:
         raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None
 
@@ -159,6 +161,8 @@ def describe_variables(spec: ModelSpec) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for p in spec.parameters:
         described[f"free variable {p.name!r}"] = asdict(p)
+    for p in spec.locals:
+        described[f"free variable {p.name!r}"] = {**asdict(p), "local": True}
     for p in spec.nuisance:
         described[f"free variable {p.name!r}"] = {**asdict(p), "marginalized": True}
     for v in spec.data:
@@ -239,7 +243,8 @@ def _densities(spec: ModelSpec, points: Mapping[str, np.ndarray]) -> dict[str, l
         lengths = {r.dim: int(points[f"length.{r.dim}"][i]) for r in spec.sizes}
         data: dict[str, Any] = {**fixed, **lengths}
         data |= {v.name: cut(points[f"data.{v.name}"][i], v.shape_at(lengths)) for v in spec.data}
-        parts = log_density(theta[i : i + 1], data)
+        own = spec.at(lengths).dim
+        parts = log_density(theta[i : i + 1, :own], data)
         for name, part in parts.items():
             values.setdefault(name, []).append(float(np.nan_to_num(part.sum())))
     return values
@@ -256,7 +261,8 @@ def _refuse_other_density(saved: Mapping[str, Sequence[float]], given: Mapping[s
 
 
 def _stored_points(stored: Part, spec: ModelSpec) -> dict[str, np.ndarray]:
-    shapes: dict[str, tuple[int, ...]] = {"theta": (spec.jointly().dim,)}
+    stored_width = stored.form("theta")[0][-1]  # that of the largest data set among them
+    shapes: dict[str, tuple[int, ...]] = {"theta": (min(stored_width, spec.jointly().at(spec.largest).dim),)}
     shapes |= {f"data.{v.name}": v.shape_at(spec.largest) for v in spec.data}
     shapes |= {f"length.{r.dim}": () for r in spec.sizes}
     points = {}

@@ -21,7 +21,8 @@ class Simulations:
     Attributes
     ----------
     unconstrained : ndarray (n, dim)
-        Parameters on the scale of the model's value variables, flattened in the model's order.
+        Parameters on the scale of the model's value variables, flattened in the model's order; NaN behind those that
+        a data set has, where their number differs.
     variables : dict of name to ndarray (n, *shape)
         Free variables on their own scale, and deterministics.
     data : dict of name to ndarray (n, *shape)
@@ -79,9 +80,14 @@ def concatenate(parts: list[Simulations]) -> Simulations:
         dicts = [getattr(part, field) for part in parts]
         return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
 
+    widest = max(p.unconstrained.shape[1] for p in parts)
+
+    def wide(theta: np.ndarray) -> np.ndarray:
+        return np.pad(theta, ((0, 0), (0, widest - theta.shape[1])), constant_values=np.nan)
+
     extras = [part.extra for part in parts if part.extra is not None]
     return Simulations(
-        np.concatenate([p.unconstrained for p in parts]),
+        np.concatenate([wide(p.unconstrained) for p in parts]),
         joined("variables"),
         joined("data"),
         sum(p.attempted for p in parts),

@@ -10,7 +10,7 @@ import numpy as np
 
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.missing import Rules
-from pymc_amortized.graph.density.terms import Terms
+from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.blocks import blocks
@@ -83,18 +83,7 @@ class MarginalDensity:
         return self._blocks[name]
 
     def _found_blocks(self, theta: np.ndarray, data: Data) -> Blocks:
-        """Move each local by itself, at two points, and see which terms change."""
-        number, rng = self.spec.number_of_locals(data), np.random.default_rng(0)
-        reads = np.zeros((self.terms.number(data), number), dtype=bool)
-        for one in theta[[0, -1]]:
-            point = rng.normal(size=number)
-            before = self.terms.each(np.concatenate([one, point])[None], data)
-            for some in blocks(number, max(AT_ONCE // len(reads), 1)):
-                moved = np.tile(np.concatenate([one, point]), (some.stop - some.start, 1))
-                moved[np.arange(len(moved)), self.spec.dim + np.arange(some.start, some.stop)] += rng.normal()
-                with np.errstate(invalid="ignore"):
-                    reads[:, some] |= (self.terms.each(moved, data) != before).T
-        return Blocks.of(reads)
+        return Blocks.of(reads_of(self.terms, theta[0], data) | reads_of(self.terms, theta[-1], data))
 
 
 @dataclass(frozen=True, eq=False)

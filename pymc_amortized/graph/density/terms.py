@@ -8,7 +8,10 @@ import pytensor.tensor as pt
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.missing import LogDensityWithGaps
 from pymc_amortized.graph.model.tensors import call_in_halves, interpret, plain_input
+from pymc_amortized.numerics.blocks import blocks
 
+AT_ONCE = 2**21
+"""Terms that are computed at once."""
 PLACE, NUMBER = "block of each term", "number of blocks"
 """Further inputs: for each term the number of its block, and how many blocks there are."""
 
@@ -76,3 +79,18 @@ class Terms(LogDensityWithGaps):
     @property
     def _input_names(self) -> list[str]:
         return [*super()._input_names, PLACE, NUMBER]
+
+
+def reads_of(terms: Terms, theta: np.ndarray, data: Data) -> np.ndarray:
+    """Find which locals each term reads, bool (terms, locals): each is moved by itself, at parameters (dim,)."""
+    number, rng = terms.spec.number_of_locals(data), np.random.default_rng(0)
+    point = np.concatenate([theta, rng.normal(size=number)])
+    before = terms.each(point[None], data)
+    reads = np.zeros((before.shape[1], number), dtype=bool)
+    for some in blocks(number, max(AT_ONCE // len(reads), 1)):
+        index = np.arange(some.start, some.stop)
+        moved = np.tile(point, (len(index), 1))
+        moved[np.arange(len(index)), len(theta) + index] += rng.normal(size=len(index))
+        # what is not a number tells nothing
+        reads[:, some] = ((terms.each(moved, data) != before) & ~np.isnan(before)).T
+    return reads

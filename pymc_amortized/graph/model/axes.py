@@ -75,12 +75,15 @@ class Structure:
         Maps of the unconstrained parameters that leave every posterior as it is.
     symmetric : tuple of str
         What these swap and mirror.
+    factors : tuple of str
+        Which free variables fall into groups that are independent of each other, given the parameters.
     """
 
     axes: tuple[Axis, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     symmetries: Symmetries | None = None
     symmetric: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
 
     def axes_of(self, name: str) -> tuple[Axis | None, ...]:
         """Return what each axis of an array is; None for plain features.
@@ -109,10 +112,10 @@ class Structure:
         return replace(self, axes=axes)
 
     def __str__(self) -> str:
-        """Return a line for each axis, and one for each symmetry of the posterior."""
+        """Return a line for each axis, each symmetry of the posterior, and each kind of groups."""
         axes = list(map(str, self.axes)) or ["the data have no axis with more than one entry"]
         same = [f"the posterior is symmetric, the log density stays as it is: {moves}" for moves in self.symmetric]
-        return "\n".join(axes + same)
+        return "\n".join([*axes, *same, *self.factors])
 
     def _repr_html_(self) -> str:
         return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()) + "</ul>"

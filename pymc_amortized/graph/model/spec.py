@@ -9,7 +9,7 @@ compiled from that copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -248,6 +248,18 @@ class ModelSpec:
     def number_of_locals(self, lengths: Mapping[str, int]) -> int:
         """How many unconstrained values are drawn given the parameters, at some lengths."""
         return sum(math.prod(p.unconstrained_at(lengths)) for p in self.locals)
+
+    def with_locals(self, names: Collection[str]) -> ModelSpec:
+        """Return the spec with some more of its parameters as locals."""
+        free = {True: self.locals, False: ()}
+        for p in self.parameters:
+            free[p.name in names] += (p,)
+        return replace(self, parameters=free[False], locals=free[True])
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the number of free values differs between data sets."""
+        return any(any(p.sized) for p in self.drawn)
 
     def jointly(self) -> ModelSpec:
         """Return the spec with the posterior of all free variables wanted."""

@@ -70,7 +70,7 @@ class Attempts:
         self._compile_kwargs = compile_kwargs
         self._ordered = OrderedDraws(spec)
         # without a joint density of parameters alone each draw is checked as it is made
-        each = spec.density_obstacle or spec.locals or any(any(p.sized) for p in spec.parameters)
+        each = spec.density_obstacle or spec.locals or spec.open_ended
         self._checks = None if each else Checks(spec, compile_kwargs)
 
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:

@@ -35,6 +35,8 @@ class AxisLayout:
         Number of groups that ``index`` tells apart.
     coupled : bool
         True if entries depend on each other, given the parameters.
+    alike : bool
+        True for groups of which none has parameters of its own that a network learns.
     """
 
     name: str
@@ -44,6 +46,7 @@ class AxisLayout:
     index: str | None = None
     groups: int = 0
     coupled: bool = False
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AxisKind):

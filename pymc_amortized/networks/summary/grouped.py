@@ -88,12 +88,13 @@ class GroupedBranch(Branch):
         self.pooled_statistics = 2 * channels + 2 + 2 * join.present + self.inner * 2 * channels
         self.pooled_statistics += self.pairs * (1 + self.inner) * pairs + (self.inner and self.pairs) * 2 * channels
         # In order of use: as many kinds of numbers per group as there is room for.
-        self.kept, room = 0, 1_024 // max(groups, 1)
+        alike = join.axes[0].alike
+        self.kept, room = 0, 0 if alike else 1_024 // max(groups, 1)
         for size in self._sizes(channels):
             if self.kept + size > room:
                 break
             self.kept += size
-        self.learned = max(min(512 // max(groups, 1), 8), 0)
+        self.learned = 0 if alike else max(min(512 // max(groups, 1), 8), 0)
         self.pooled_features = 2 * width
         pooled = self.pooled_features + self.learned * groups
         values = Values.if_few(join, 64, dim) if index is None else None
@@ -173,9 +174,13 @@ class GroupedBranch(Branch):
 
     def _learn(self, rows: Rows, table: _Table, found: _Groups) -> Tensor:
         normal = found.centered / found.pooled_scale.reshape(-1, *[1] * (rows.values.ndim - 2), rows.values.shape[-1])
-        h = self.row.hidden(rows.everything(normal.clamp(-GUARD.limit, GUARD.limit)))
-        if rows.mask is not None:
-            h = h * rows.mask[..., None]
+        each = rows.everything(normal.clamp(-GUARD.limit, GUARD.limit))
+        if rows.mask is None:
+            h = self.row.hidden(each)
+        else:  # of what exists alone: most of a batch is padding, where sizes differ
+            there = rows.mask > 0
+            h = each.new_zeros(*there.shape, self.row.leave.in_features)
+            h[there] = self.row.hidden(each[there])
         h = self.row.leave(table.total(h) / found.rows.clamp_min(1.0))
         exist = found.exist[..., 0]
         everything = torch.cat([masked_mean(h, exist), rows.whole], -1)[:, None].expand(-1, h.shape[1], -1)

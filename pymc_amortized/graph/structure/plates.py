@@ -1,0 +1,134 @@
+"""Which free variables fall into groups that are independent of each other, given all others.
+
+A variable of a group is read by the terms of its own group alone. So the joint density factorizes, and the variables of
+all groups can be integrated out, group by group (:mod:`pymc_amortized.graph.density.marginal`). What remains are a few
+parameters, whose posterior has no neck where groups are alike. Jointly normal variables, given the others, are one
+block however they depend on each other.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.log_density import Unconstrain
+from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.density.terms import Terms, reads_of
+from pymc_amortized.graph.model.spec import ModelSpec, Parameter
+from pymc_amortized.graph.model.tensors import INTERPRETED
+from pymc_amortized.graph.structure.levels import may_be_funnel
+from pymc_amortized.numerics.sampling.laplace import FEW, Blocks
+
+MOST_TOGETHER = 24
+"""Parameters that networks, sketches and mixtures handle together."""
+FEWEST = 3
+"""Groups, or values of one variable, that are worth it."""
+FLAT = 1e-6
+"""Third differences, relative to the change of a term, that rounding explains."""
+
+
+def may_have_locals(spec: ModelSpec) -> bool:
+    """Whether it is worth looking for locals: posteriors have many parameters, or may have a neck."""
+    if spec.locals or spec.density_obstacle is not None or not any(p.size >= FEWEST for p in spec.parameters):
+        return False
+    return spec.dim > MOST_TOGETHER or may_be_funnel(spec)
+
+
+def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
+    """Return the spec with those variables as locals whose integrals take the necks out of posteriors, or parameters.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    simulations : Simulations
+        A few of the same size.
+    """
+    large, candidates = spec.dim > MOST_TOGETHER, [p for p in spec.parameters if p.size >= FEWEST]
+    tried = spec.with_locals([p.name for p in candidates])
+    places = np.cumsum([0, *(p.size for p in candidates)])
+    columns = {p.name: np.arange(a, b) for p, a, b in zip(candidates, places, places[1:], strict=False)}
+    points, data = _points(tried, simulations)
+    terms = Terms(tried, element_rules(tried), INTERPRETED)
+    reads = np.any([reads_of(terms, one[: tried.dim], given) for one, given in zip(points, data, strict=True)], axis=0)
+    chosen: list[Parameter] = []
+    normal = False
+    for p in sorted(candidates, key=lambda p: -p.size):
+        some = np.concatenate([columns[q.name] for q in [*chosen, p]])
+        sizes = np.bincount(Blocks.of(reads[:, some]).block_of)
+        flat = all(_is_quadratic(terms, one, tried.dim + some, given) for one, given in zip(points, data, strict=True))
+        if flat or (len(sizes) >= FEWEST and sizes.max() <= FEW):
+            chosen, normal = [*chosen, p], flat
+    if not chosen or len(chosen) == len(spec.parameters) or (normal and not large):
+        return spec  # normal ones that are few are drawn exactly as they are
+    return spec.with_locals([p.name for p in chosen])
+
+
+def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+    """Parameters and locals of simulations, one vector each, and their data."""
+    names = [p.name for p in spec.drawn]
+    ordered = replace(spec, parameters=spec.drawn, locals=())
+    unconstrain, datasets = Unconstrain(ordered, INTERPRETED), of_simulations(simulations)
+    points = []
+    for i in range(len(simulations)):
+        variables = {name: simulations.variables[name][i] for name in names}
+        variables |= {c.name: simulations.data[c.name][i] for c in spec.context}
+        points.append(unconstrain.one(variables))
+    return points, [datasets.one(spec, i) for i in range(len(simulations))]
+
+
+def _is_quadratic(terms: Terms, point: np.ndarray, places: np.ndarray, data: dict[str, np.ndarray]) -> bool:
+    """Whether every term is a quadratic function of the values at some places, along random directions."""
+    rng, steps = np.random.default_rng(0), np.array([-1.5, -0.5, 0.5, 1.5])
+    for _ in range(2):
+        moved = np.tile(point, (len(steps), 1))
+        moved[:, places] += steps[:, None] * rng.normal(size=len(places))
+        values = terms.each(moved, data)
+        if not np.isfinite(values).all():
+            return False
+        third = np.abs(np.array([-1.0, 3.0, -3.0, 1.0]) @ values)
+        if (third > FLAT * np.ptp(values, axis=0) + 1e-11 * np.abs(values).max(axis=0)).any():
+            return False
+    return True
+
+
+def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[str, ...]:
+    """Say how the locals of simulations of one size fall into blocks, a line for each kind of block.
+
+    Simulations are of all free variables.
+    """
+    lengths = {r.dim: int(simulations.data[r.dim][0]) for r in spec.sizes}
+    (point, *_), (data, *_) = _points(spec.at(lengths), simulations.take(slice(1)))
+    terms = Terms(spec, element_rules(spec), INTERPRETED)
+    return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], data | lengths)))
+
+
+def element_rules(spec: ModelSpec) -> dict[str, Rule | None]:
+    """Rules for gaps where none is left."""
+    return dict.fromkeys([v.name for v in spec.observed if v.missing], "element")
+
+
+def _described(spec: ModelSpec, lengths: Mapping[str, int], blocks: Blocks) -> tuple[str, ...]:
+    owner = np.concatenate([np.full(p.at(lengths).size, i) for i, p in enumerate(spec.locals)])
+    kinds: Counter[tuple[tuple[int, int], ...]] = Counter()
+    for number in range(blocks.number):
+        count = np.bincount(owner[blocks.block_of == number], minlength=len(spec.locals))
+        kinds[tuple((i, int(n)) for i, n in enumerate(count) if n)] += 1
+    given = ", ".join(p.name for p in spec.parameters)
+    merged: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for kind, times in kinds.items():
+        merged.setdefault(tuple(i for i, _ in kind), []).append((sum(n for _, n in kind), times))
+    return tuple(_line([spec.locals[i].name for i in names], found, given) for names, found in merged.items())
+
+
+def _line(names: list[str], found: list[tuple[int, int]], given: str) -> str:
+    number = sum(times for _, times in found)
+    sizes = [size for size, _ in found]
+    what = " and ".join(names)
+    if number == 1:
+        return f"{what}: {sizes[0]} values that depend on each other, given {given}"
+    each = f"{sizes[0]}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    values = "one value" if each == "1" else f"{each} values"
+    return f"{what}: {number} groups of {values}, independent of each other given {given}"
