@@ -116,6 +116,8 @@ class Draws:
         Some of all proposals (n, dim) and their raw log weights (n,), where a sampler may have to be held against them.
     per_draw : mapping of str to ndarray
         What a sampler says of each draw (chains, draws).
+    locals : ndarray (chains, draws, number) or None
+        Where a sampler drew them too; else they are drawn given theta.
     """
 
     theta: np.ndarray
@@ -132,6 +134,7 @@ class Draws:
     by_parameter: tuple[np.ndarray, np.ndarray] | None = None
     proposed: tuple[np.ndarray, np.ndarray] | None = None
     per_draw: Mapping[str, np.ndarray] = field(default_factory=dict)
+    locals: np.ndarray | None = None
 
     @classmethod
     def of(

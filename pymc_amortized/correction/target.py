@@ -10,6 +10,7 @@ import torch
 from pymc_amortized.correction.proposals import Component, Proposals
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.log_density import LogDensity
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -110,7 +111,7 @@ class PosteriorTarget:
     spec: ModelSpec
     datasets: DataSets
     approximate: Callable[[DataSets, bool], Approximate]
-    log_density: LogDensity
+    log_density: LogDensity | MarginalDensity
     obstacles: list[str | None]
     samplers: Samplers
     device: torch.device
@@ -129,6 +130,12 @@ class PosteriorTarget:
     def log_p(self, theta: np.ndarray, index: int) -> np.ndarray:
         """The model's log density (n,) at theta (n, dim)."""
         return self.log_density(theta, self.given(index))
+
+    def with_locals(self, theta: np.ndarray, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Parameters (n, dim) of a data set and, drawn given these, locals."""
+        if not isinstance(self.log_density, MarginalDensity):
+            return theta
+        return np.concatenate([theta, self.log_density.drawn(theta, self.given(index), rng).drawn], axis=1)
 
     def disprove(self, index: int, theta: np.ndarray) -> bool:
         """Try the rules for what is missing of a data set at draws (..., dim); where one fails, note it as an obstacle.

@@ -110,7 +110,11 @@ class Compiled:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for i, result in enumerate(results):
             theta, data = result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i)
-            values = self.constrain(self._with_locals(theta, data, np.random.default_rng(i)), data)
+            if result.locals is None:
+                full = self._with_locals(theta, data, np.random.default_rng(i))
+            else:
+                full = np.concatenate([theta, result.locals.reshape(chains * draws, -1)], axis=1)
+            values = self.constrain(full, data)
             unknown = self._read_from_gaps(datasets, i)
             for name in names:
                 value = values[name].reshape(chains, draws, *values[name].shape[1:])

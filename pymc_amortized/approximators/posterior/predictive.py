@@ -15,6 +15,7 @@ from pymc.distributions.simulator import SimulatorRV
 
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
+from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.reading import read_context
 from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
 from pymc_amortized.graph.density.missing import Rule
@@ -79,7 +80,7 @@ class Predictions:
         def predict(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return function(given, datasets.one(self.spec, index), seeds[index])
 
-        arrays = _of_all(predict, draws, len(datasets))
+        arrays = _of_all(predict, draws, self.spec, datasets)
         groups = {"predictions" if predictions else "posterior_predictive": sample_group(self.spec, arrays, datasets)}
         if predictions:
             constants = constant_data(self.spec, datasets)
@@ -121,7 +122,7 @@ class Predictions:
             except ValueError as error:
                 raise ValueError(f"data set {datasets.labels[index]}: {error}") from None
 
-        group = sample_group(self.spec, _of_all(complete, draws, len(datasets)), datasets)
+        group = sample_group(self.spec, _of_all(complete, draws, self.spec, datasets), datasets)
         if not extend_inferencedata:
             return group
         tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().assign(group.data_vars))
@@ -144,7 +145,7 @@ class Predictions:
         def evaluate(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return gaps.terms(function, index, given)
 
-        arrays = _of_all(evaluate, draws, len(datasets))
+        arrays = _of_all(evaluate, draws, self.spec, datasets)
         if kind == "likelihood":
             gaps.tell()
         group = sample_group(self.spec, arrays, datasets)
@@ -169,13 +170,18 @@ class Predictions:
 def _of_all(
     function: Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]],
     draws: Mapping[str, np.ndarray],
-    number: int,
+    spec: ModelSpec,
+    datasets: DataSets,
 ) -> dict[str, np.ndarray]:
     """Call a function of draws (n, *shape) for every data set; returns name -> (datasets, chains, draws, ...)."""
     parts: dict[str, list[Any]] = {}
     lead = next(iter(draws.values())).shape[1:3]
-    for index in range(number):
-        flat = {name: v[index].reshape(lead[0] * lead[1], *v.shape[3:]) for name, v in draws.items()}
+    for index in range(len(datasets)):
+        own = spec.at({dim: int(n[index]) for dim, n in datasets.lengths.items()})
+        flat = {
+            p.name: draws[p.name][index].reshape(lead[0] * lead[1], *draws[p.name].shape[3:])[:, *map(slice, p.shape)]
+            for p in own.drawn
+        }
         for name, values in function(index, flat).items():
             parts.setdefault(name, []).append(values.reshape(*lead, *values.shape[1:]))
     return {name: stacked(parts.pop(name)) for name in list(parts)}

@@ -21,6 +21,8 @@ from pymc_amortized.numerics.sampling.whitening import Whitening
 from pymc_amortized.numerics.threads import TURN
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
+FOR_LOCALS = 1000
+"""Draws by which locals are standardized."""
 POINTS = 64
 """Of those that lie far from all chains, from which others start."""
 
@@ -122,6 +124,7 @@ class _Runs:
         if start is None:  # without weights, draws count alike
             unknown = np.full(before.log_q.shape, np.nan)
             start = Start.of(before.theta, unknown, np.random.default_rng(seed.spawn(1)[0]))
+        start = self._with_locals(index, before, start, seed)
         best: tuple[Chains, Convergence] | None = None
         reason = ""
         for attempt, child in enumerate(seed.spawn(len(self._nuts.target_accept))):
@@ -136,7 +139,7 @@ class _Runs:
                 reason = str(error).strip().splitlines()[0]
                 continue
             chains = replace(chains, z=self._target.gathered(index, chains.z))
-            found = Convergence.of(chains.z, chains.divergences, self._target.spec.circular)
+            found = self._convergence(chains.z, chains.divergences)
             best = chains, found  # the second one is longer: what it finds counts
             if found.converged and chains.divergences == 0:
                 break
@@ -148,6 +151,20 @@ class _Runs:
             judged = self._visited(index, judged, best[0], start, far, seed.spawn(1)[0])
         rng = np.random.default_rng(seed.spawn(1)[0])
         return replace(judged, theta=self._target.scattered(index, judged.theta, rng))
+
+    def _convergence(self, z: np.ndarray, divergences: int) -> Convergence:
+        circular = self._target.spec.circular
+        return Convergence.of(z, divergences, np.pad(circular, (0, z.shape[-1] - len(circular))))
+
+    def _with_locals(self, index: int, before: Draws, start: Start, seed: np.random.SeedSequence) -> Start:
+        """Begin with locals too, drawn given some draws of the parameters."""
+        if not self._target.spec.locals:
+            return start
+        rng = np.random.default_rng(seed.spawn(1)[0])
+        some = rng.choice(before.theta.reshape(-1, before.theta.shape[-1]), FOR_LOCALS)
+        full = self._target.with_locals(some, index, rng)
+        full = full[np.isfinite(full).all(axis=1)]
+        return Start(Whitening.of(full, np.full(len(full), 1 / len(full))), full[: len(start.points)])
 
     def _judged(self, result: Draws) -> Draws:
         """Mark draws of chains that did not converge."""
@@ -164,13 +181,14 @@ class _Runs:
 
         In many dimensions, weights alone cannot tell a mode from a tail.
         """
+        points = self._target.with_locals(far.points, index, np.random.default_rng(index))
         try:
-            more = self._sample(index, replace(start, points=far.points), self._settings(result.log_q.shape, 0), seed)
+            more = self._sample(index, replace(start, points=points), self._settings(result.log_q.shape, 0), seed)
         except (OutOfTimeError, RuntimeError):
             return replace(result, failure=Failure("NUTS found one mode of several", str(far)))
         z = [chains.z, self._target.gathered(index, more.z)]
         both = np.concatenate([part[:, -min(len(part[0]) for part in z) :] for part in z])
-        if Convergence.of(both, 0, self._target.spec.circular).r_hat < THRESHOLDS.r_hat:
+        if self._convergence(both, 0).r_hat < THRESHOLDS.r_hat:
             return result
         return replace(result, failure=Failure("NUTS found one mode of several", str(far)))
 
@@ -224,17 +242,18 @@ class _Runs:
         spec, samplers, data = self._target.spec, self._target.samplers, self._target.given(index)
         with self._budget.paused():
             with TURN:
-                compiled = samplers.compiled_for(samplers.needs(data))
+                compiled = samplers.compiled_for(samplers.needs(data), spec.number_of_locals(data))
         if self._budget.left <= 0:
             raise OutOfTimeError
         run_seed, slot_seed = seed.spawn(2)
-        slots = np.random.default_rng(slot_seed).normal(size=(len(start.points), compiled.whitened.size - spec.dim))
+        slots = np.random.default_rng(slot_seed).normal(size=(len(start.points), compiled.whitened.size - compiled.whitened.dim))
         starts = np.concatenate([start.whitening.z(start.points), slots], axis=1)
         values = compiled.whitened.values(data, start.whitening)
         chains = compiled.sampler(values, starts, settings, run_seed, self._budget.deadline)
-        theta = start.whitening.theta(chains.z[..., : spec.dim])
+        theta = start.whitening.theta(chains.z[..., : compiled.whitened.dim])
         # PyMC's density of an angle is periodic, and chains may have gone round
-        theta[..., spec.circular] = (theta[..., spec.circular] + np.pi) % (2 * np.pi) - np.pi
+        (angles,) = np.nonzero(spec.circular)
+        theta[..., angles] = (theta[..., angles] + np.pi) % (2 * np.pi) - np.pi
         return replace(chains, z=theta)
 
     def _result(self, index: int, before: Draws, chains: Chains, convergence: Convergence) -> Draws:
@@ -242,12 +261,14 @@ class _Runs:
         shape = before.log_q.shape
         own = next(n for n in range(min(len(chains.z), shape[0]), 0, -1) if shape[0] % n == 0)
         some = np.linspace(0, chains.z.shape[1] - 1, shape[0] * shape[1] // own).round().astype(int)
-        flat = chains.z[:own, some].reshape(shape[0] * shape[1], -1)
+        flat, dim = chains.z[:own, some].reshape(shape[0] * shape[1], -1), self._target.spec.dim
+        flat, local = flat[:, :dim], flat[:, dim:]
         known = self._target.obstacles[index] is None
         log_p = self._target.log_p(flat, index) if known else np.full(len(flat), np.nan)
         log_q = self._target.log_q(flat[:, None], np.array([index]))[:, 0]
         return replace(
-            before.sampled(convergence),
+            before.sampled(replace(convergence, mcse=convergence.mcse[:dim])),
+            locals=local.reshape(*shape, -1) if local.size else None,
             theta=flat.reshape(*shape, -1),
             log_q=log_q.reshape(shape),
             log_p=log_p.reshape(shape),

@@ -55,22 +55,23 @@ class Samplers:
         names = self._density.not_left_out(data) if self._density else []
         return {name: int(data[gaps_of(name)].sum()) for name in names}
 
-    def compiled_for(self, needs: Mapping[str, int]) -> Compiled:
-        """Compile a sampler with enough slots, or find one.
+    def compiled_for(self, needs: Mapping[str, int], number_of_locals: int = 0) -> Compiled:
+        """Compile a sampler with enough slots, for so many locals, or find one.
 
         Raises
         ------
         NoGradientError
             When the model has no gradient.
         """
-        for compiled in self._compiled:
+        dim = self._spec.dim + number_of_locals
+        for compiled in (c for c in self._compiled if c.whitened.dim == dim):
             # up to four times as many slots as are needed are better left empty than compiled for anew
             if compiled.slots.keys() == needs.keys() and all(
                 n <= compiled.slots[name] <= 4 * n for name, n in needs.items()
             ):
                 return compiled
         slots = {name: 2 ** int(np.ceil(np.log2(n))) for name, n in needs.items()}
-        whitened = WhitenedModel(self._spec, self._rules, slots)
+        whitened = WhitenedModel(self._spec, self._rules, slots, number_of_locals)
         try:
             sampler = nuts_sampler(whitened.model, whitened.shared, self._compile_kwargs)
         except (NotImplementedError, NullTypeGradError, DisconnectedInputError) as error:

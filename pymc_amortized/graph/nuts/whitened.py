@@ -37,6 +37,8 @@ class WhitenedModel:
         How missing values are left out of the density, for variables that may have gaps.
     slots : mapping of name to int
         For variables whose missing values are parameters instead, how many there can be.
+    number_of_locals : int
+        Values that are drawn given the parameters, in data sets of this size.
 
     Attributes
     ----------
@@ -46,8 +48,8 @@ class WhitenedModel:
         What differs between data sets.
     """
 
-    def __init__(self, spec: ModelSpec, rules: Rules, slots: Mapping[str, int]) -> None:
-        self.spec = spec
+    def __init__(self, spec: ModelSpec, rules: Rules, slots: Mapping[str, int], number_of_locals: int = 0) -> None:
+        self.spec, self.dim = spec, spec.dim + number_of_locals
         self._slots = [Slots(spec, v, slots[v.name]) for v in spec.observed if v.name in slots]
         # rows with an imputed value count: only rules of the other variables leave something out
         rules = {name: None if name in slots else rule for name, rule in rules.items()}
@@ -60,8 +62,8 @@ class WhitenedModel:
 
     @property
     def size(self) -> int:
-        """Number of parameters, slots included."""
-        return self.spec.dim + sum(s.number for s in self._slots)
+        """Number of parameters, locals and slots included."""
+        return self.dim + sum(s.number for s in self._slots)
 
     def values(self, data: Data, whitening: Whitening) -> dict[str, np.ndarray]:
         """Return what :attr:`shared` holds for one data set.
@@ -80,7 +82,7 @@ class WhitenedModel:
 
     def _shared_variables(self) -> dict[str, Any]:
         """Shared variables, holding the data the model held."""
-        spec, dim = self.spec, self.spec.dim
+        spec, dim = self.spec, self.dim
         shared: dict[str, Any] = {}
         for v in spec.data:
             held = np.asarray(spec.held[v.name], dtype=v.dtype)
@@ -89,8 +91,7 @@ class WhitenedModel:
                 name = gaps_of(v.name)
                 shared[name] = pytensor.shared(np.zeros(held.shape, dtype=bool), name=name, shape=v.shape)
         for r in spec.sizes:
-            carrier = next(v for v in spec.data if r.dim in v.sized)
-            length = carrier.lengths(np.shape(spec.held[carrier.name]))[r.dim]
+            length = spec.model.dim_lengths[r.dim].get_value()
             shared[r.dim] = pytensor.shared(np.asarray(length, dtype="int64"), name=r.dim)
         for s in self._slots:
             shared |= s.shared
@@ -100,9 +101,9 @@ class WhitenedModel:
 
     def _log_density(self, z: Any) -> Any:
         spec = self.spec
-        theta = self.shared["mean of theta"] + self.shared["factor of theta"] @ z[: spec.dim]
+        theta = self.shared["mean of theta"] + self.shared["factor of theta"] @ z[: self.dim]
         data = {v.name: pt.constant(spec.held[v.name], name=v.name) for v in spec.unchanging} | self.shared
-        terms, start = [], spec.dim
+        terms, start = [], self.dim
         for s in self._slots:
             name = s.variable.name
             data[name], term = s.graph(z[start : start + s.number], self.shared[name])

@@ -105,7 +105,7 @@ class GroupedBranch(Branch):
         self.group = Residual(
             2 * width + 2 * channels + 1 + join.whole.width, width, row_depth(options.row_depth, groups), width
         )
-        self.each = nn.Linear(width, self.learned)
+        self.each = nn.Linear(width, self.learned) if self.learned else None
 
     def _sizes(self, channels: int) -> list[int]:
         """Numbers per group of each kind, as :meth:`_ordered` gives them."""
@@ -196,7 +196,7 @@ class GroupedBranch(Branch):
         spread = masked_mean((g - mean[:, None]).square(), exist)
         # The last layer keeps what is in order and what is pooled to one scale.
         pooled = torch.cat([self.group.leave(mean), torch.sqrt(spread + 1e-4)], -1)
-        return torch.cat([pooled, self._in_order(self.each(g), found.exist)], -1)
+        return pooled if self.each is None else torch.cat([pooled, self._in_order(self.each(g), found.exist)], -1)
 
 
 class _Table:
