@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,14 +14,14 @@ from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.sampling.laplace import Blocks, Integrated, Normals, approximate, integrate, joined
+from pymc_amortized.numerics.sampling.laplace import FEW, Blocks, Integrated, approximate, integrate
 
 KEPT = 256
 """Data sets whose blocks are remembered."""
 AT_ONCE = 2**21
 """Numbers of gradients that are computed at once."""
-FIRST, MOST = 16, 1024
-"""Proposals for each block of locals, at first and at most."""
+FIRST, MOST = 16, 2**14
+"""Proposals for each block of locals at first, and numbers in all of its proposals at most."""
 NOISE = 0.05
 """Variance of the log of an estimated density that is small beside that of good importance weights."""
 FAR = 30.0
@@ -83,7 +83,21 @@ class MarginalDensity:
         return self._blocks[name]
 
     def _found_blocks(self, theta: np.ndarray, data: Data) -> Blocks:
-        return Blocks.of(reads_of(self.terms, theta[0], data) | reads_of(self.terms, theta[-1], data))
+        found = Blocks.of(reads_of(self.terms, theta[0], data) | reads_of(self.terms, theta[-1], data))
+        if max(part.size for part in found.parts) <= FEW:
+            return found
+        # a term may be the sum of a whole series: the neighbours in it are those that second derivatives tell
+        return found.refined(self._interacting(theta[0], data, found) | self._interacting(theta[-1], data, found))
+
+    def _interacting(self, theta: np.ndarray, data: Data, found: Blocks) -> np.ndarray:
+        """Which locals (locals, locals) change each other's slopes."""
+        at = _At(self.terms, np.tile(theta, (1 + len(found.block_of), 1)), data, found)
+        rng = np.random.default_rng(1)
+        point = rng.normal(size=len(found.block_of))
+        moved = np.concatenate([point[None], point + np.diag(rng.normal(size=len(point)))])
+        slopes = np.concatenate([at.slopes(moved[s], np.arange(len(moved))[s])[1] for s in blocks(len(moved), 256)])
+        with np.errstate(invalid="ignore"):
+            return ~(np.abs(slopes[1:] - slopes[0]) <= 1e-12 * np.abs(slopes[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,24 +125,27 @@ class _At:
         """
         number = len(self.blocks.block_of)
         first = approximate(self.slopes, self.blocks, np.zeros((1, number)))
-        normals = self._approximated(np.repeat(first.mode, len(self.theta), axis=0))
-        found = integrate(self.sums, normals, rng, FIRST, draw=draw)
+        each = len(self.blocks.turns) * (number + self.blocks.number) + sum(
+            len(part.blocks) * part.width for part in self.blocks.parts
+        )
+        found = [self._some(some, first.mode, rng, draw) for some in blocks(len(self.theta), max(AT_ONCE // each, 1))]
+        total, drawn, noise = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return total, drawn, noise
+
+    def _some(
+        self, some: slice, start: np.ndarray, rng: np.random.Generator, draw: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Integrate at some parameters."""
+        at = replace(self, theta=self.theta[some])
+        normals = approximate(at.slopes, self.blocks, np.repeat(start, len(at.theta), axis=0))
+        found = integrate(at.sums, normals, rng, FIRST, draw=draw)
         total, drawn, noise, proposals = found.log_integral, found.drawn, found.noise, FIRST
         # what lies far below the best counts for nothing, however well it is known
         (near,) = np.nonzero(total > np.nanmax(total, initial=-np.inf) - FAR)
-        while len(near) and noise[near].mean() > NOISE and proposals < MOST:
+        part, normals = replace(self, theta=at.theta[near]), normals.take(near)
+        largest = max(part.size for part in self.blocks.parts)
+        while len(near) and noise[near].mean() > NOISE and 2 * proposals <= max(MOST // largest, FIRST):
             proposals *= 2
-            part = _At(self.terms, self.theta[near], self.data, self.blocks)
-            again = integrate(part.sums, normals.take(near), rng, proposals, draw=draw)
+            again = integrate(part.sums, normals, rng, proposals, draw=draw)
             total[near], drawn[near], noise[near] = again.log_integral, again.drawn, again.noise
         return total, drawn, noise
-
-    def _approximated(self, start: np.ndarray) -> Normals:
-        """Approximate some at a time."""
-        widest = sum(m * size * size for m, size in (members.shape for _, members in self.blocks.parts))
-        each = len(self.blocks.turns) * (start.shape[1] + self.blocks.number) + widest
-        parts = []
-        for some in blocks(len(start), max(AT_ONCE // each, 1)):
-            part = _At(self.terms, self.theta[some], self.data, self.blocks)
-            parts.append(approximate(part.slopes, self.blocks, start[some]))
-        return joined(parts)

@@ -15,6 +15,7 @@ import numpy as np
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
@@ -26,6 +27,8 @@ MOST_TOGETHER = 24
 """Parameters that networks, sketches and mixtures handle together."""
 FEWEST = 3
 """Groups, or values of one variable, that are worth it."""
+MOST_NOISE = 1.0
+"""Variance of the log of an estimated density that weights can bear: they are worth exp(-1) as many draws."""
 FLAT = 1e-6
 """Third differences, relative to the change of a term, that rounding explains."""
 
@@ -54,6 +57,7 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
     terms = Terms(tried, element_rules(tried), INTERPRETED)
     reads = np.any([reads_of(terms, one[: tried.dim], given) for one, given in zip(points, data, strict=True)], axis=0)
     chosen: list[Parameter] = []
+    others: list[Parameter] = []
     normal = False
     for p in sorted(candidates, key=lambda p: -p.size):
         some = np.concatenate([columns[q.name] for q in [*chosen, p]])
@@ -61,9 +65,15 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
         flat = all(_is_quadratic(terms, one, tried.dim + some, given) for one, given in zip(points, data, strict=True))
         if flat or (len(sizes) >= FEWEST and sizes.max() <= FEW):
             chosen, normal = [*chosen, p], flat
-    if not chosen or len(chosen) == len(spec.parameters) or (normal and not large):
+        else:
+            others.append(p)
+    if (normal and not large) or len(chosen) == len(spec.parameters):
         return spec  # normal ones that are few are drawn exactly as they are
-    return spec.with_locals([p.name for p in chosen])
+    for p in others if large else []:
+        with_p = spec.with_locals([q.name for q in (*chosen, p)])
+        if p.size > MOST_TOGETHER and _nearly_normal(with_p, simulations):
+            return with_p
+    return spec.with_locals([p.name for p in chosen]) if chosen else spec
 
 
 def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
@@ -77,6 +87,15 @@ def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray]
         variables |= {c.name: simulations.data[c.name][i] for c in spec.context}
         points.append(unconstrain.one(variables))
     return points, [datasets.one(spec, i) for i in range(len(simulations))]
+
+
+def _nearly_normal(spec: ModelSpec, simulations: Simulations) -> bool:
+    """Whether normal approximations propose locals well, at the parameters of simulations."""
+    density = MarginalDensity(spec, element_rules(spec))
+    points, data = _points(spec, simulations)
+    found = [density.integrated(np.tile(p[: spec.dim], (8, 1)), d) for p, d in zip(points, data, strict=True)]
+    noise = np.array([one.noise.mean() for one in found])
+    return bool(np.median(noise) <= MOST_NOISE)
 
 
 def _is_quadratic(terms: Terms, point: np.ndarray, places: np.ndarray, data: dict[str, np.ndarray]) -> bool:

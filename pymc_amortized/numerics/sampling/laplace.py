@@ -15,13 +15,13 @@ from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 from scipy.special import logsumexp
 from scipy.stats import qmc
 
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.coloring import star_coloring
 from pymc_amortized.numerics.integrals import LOG_2PI
+from pymc_amortized.numerics.sampling.precision import Banded, Full, Root
 
 Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of the blocks (n, blocks)."""
@@ -70,71 +70,102 @@ class Blocks:
             block_of, np.where(some, block_of[first], number), np.column_stack([near.row[upper], near.col[upper]])
         )
 
+    def refined(self, near: np.ndarray) -> Blocks:
+        """Return the same, with those pairs alone of which it is true (q, q) that they interact."""
+        first, second = self.pairs.T
+        return replace(self, pairs=self.pairs[near[first, second] | near[second, first]])
+
     @cached_property
     def number(self) -> int:
         """How many blocks there are."""
         return int(self.block_of.max(initial=-1)) + 1
 
     @cached_property
-    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Blocks of one size each: their numbers (m,), and their unknowns (m, size)."""
+    def parts(self) -> list[Part]:
+        """Blocks of one size each; of the large ones, each by itself."""
         sizes = np.bincount(self.block_of, minlength=self.number)
         order = np.argsort(self.block_of, kind="stable")
         starts = np.cumsum(sizes) - sizes
         found = []
         for size in np.unique(sizes):
             (some,) = np.nonzero(sizes == size)
-            found.append((some, order[starts[some][:, None] + np.arange(size)]))
+            members = order[starts[some][:, None] + np.arange(size)]
+            if size <= FEW:
+                found.append(Part(some, members, size - 1))
+            else:
+                found += [self._large(np.array([of]), own) for of, own in zip(some, members, strict=True)]
         return found
+
+    def _large(self, of: np.ndarray, own: np.ndarray) -> Part:
+        """A block of many unknowns, in an order in which those that share terms are close."""
+        place = np.full(len(self.block_of), -1)
+        place[own] = np.arange(len(own))
+        first, second = place[self.pairs[np.isin(self.pairs[:, 0], own)]].T
+        near = csr_matrix((np.ones(2 * len(first)), (np.r_[first, second], np.r_[second, first])), (len(own),) * 2)
+        order = reverse_cuthill_mckee(near, symmetric_mode=True)
+        rank = np.argsort(order)
+        band = int(np.abs(rank[first] - rank[second]).max(initial=0))
+        return Part(of, own[order][None], band if 4 * band < len(own) else len(own) - 1)
 
     @cached_property
     def turns(self) -> np.ndarray:
         """Unknowns (turns, q) that are moved at once, so that gradients tell all second derivatives."""
         colors = np.zeros(len(self.block_of), dtype=int)
-        for _, members in self.parts:
-            size = members.shape[1]
-            if size <= FEW:
-                colors[members] = np.arange(size)
-            else:
-                for own in members:
-                    place = np.full(len(colors), -1)
-                    place[own] = np.arange(size)
-                    colors[own] = _coloring(place[self.pairs[np.isin(self.pairs[:, 0], own)]], size)
+        for part in self.parts:
+            colors[part.members] = part.colors
         return (colors == np.arange(colors.max(initial=0) + 1)[:, None]).astype(float)
 
-    @cached_property
-    def entries(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """For each part: block, row and column of what a second derivative is, the turn that tells it, and where."""
-        color = self.turns.argmax(axis=0)
-        return [self._entries_of(members, color) for _, members in self.parts]
 
-    def _entries_of(self, members: np.ndarray, color: np.ndarray) -> tuple[np.ndarray, ...]:
-        number, size = members.shape
-        if size <= FEW:
-            of, i, j = (a.ravel() for a in np.indices((number, size, size)))
-            return of, i, j, color[members[of, j]], members[of, i]
-        found = []
-        for of, own in enumerate(members):
-            place = np.full(len(color), -1)
-            place[own] = np.arange(size)
-            near = np.eye(size, dtype=bool)
-            first, second = place[self.pairs[np.isin(self.pairs[:, 0], own)]].T
-            near[first, second] = near[second, first] = True
-            same = color[own][:, None] == color[own]
-            known = (near.astype(int) @ same.astype(int)) == 1  # (row, column): whether the column's turn tells it
-            i, j = np.nonzero(near)
-            column = np.where(known[i, j], j, i)
-            row = np.where(known[i, j], i, j)
-            found.append((np.full(len(i), of), i, j, color[own][column], own[row]))
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Blocks of one size.
 
+    Attributes
+    ----------
+    blocks : int ndarray (m,)
+        Their numbers.
+    members : int ndarray (m, size)
+        Their unknowns.
+    band : int
+        How far apart those are that share a term; less than the size by one where any do.
+    """
 
-def _coloring(pairs: np.ndarray, size: int) -> np.ndarray:
-    """Colors of the unknowns of a large block: by their places along a chain, else by search."""
-    band = int(np.abs(pairs[:, 0] - pairs[:, 1]).max(initial=0))
-    if 2 * band + 1 < size // 2:
-        return np.arange(size) % (2 * band + 1)
-    return star_coloring(pairs, size) if size <= 64 else np.arange(size)
+    blocks: np.ndarray
+    members: np.ndarray
+    band: int
+
+    @property
+    def size(self) -> int:
+        """Unknowns of each block."""
+        return self.members.shape[1]
+
+    @property
+    def full(self) -> bool:
+        """Whether any unknowns may share a term."""
+        return self.band == self.size - 1
+
+    @property
+    def colors(self) -> np.ndarray:
+        """Which unknowns (size,) of a block may be moved at once."""
+        return np.arange(self.size) % min(2 * self.band + 1, self.size)
+
+    @property
+    def width(self) -> int:
+        """Numbers that the precision of a block takes."""
+        return self.size * (self.band + 1)
+
+    def root(self, curvature: np.ndarray) -> Root:
+        """Cholesky factors from minus second derivatives (turns, n, q), of all unknowns in the direction of turns."""
+        own = np.moveaxis(curvature[:, :, self.members], (0, 3), (0, 1))  # (turns, size, n, m)
+        if self.full:
+            precision = np.moveaxis(own[self.colors], (0, 1), (3, 2))
+            return Full.of((precision + precision.swapaxes(-1, -2)) / 2)
+        places, colors = np.arange(self.size), self.colors
+        precision = np.zeros((self.size, self.band + 1, *own.shape[2:]))
+        for j in range(self.band + 1):
+            i = places[j:]
+            precision[j:, j] = (own[colors[i - j], i] + own[colors[i], i - j]) / 2
+        return Banded.of(precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,40 +177,34 @@ class Normals:
     mode : ndarray (n, q)
     height : ndarray (n, blocks + 1)
         Log densities there; the last one is that of what reads no unknown.
-    roots : list of ndarray (n, m, size, size)
-        Lower Cholesky factors of precisions, for each part.
+    roots : list of Root
+        Cholesky factors of precisions, for each part.
     """
 
     blocks: Blocks
     mode: np.ndarray
     height: np.ndarray
-    roots: list[np.ndarray]
+    roots: list[Root]
 
     @property
     def log_integrals(self) -> np.ndarray:
         """Of the approximations: (n, blocks)."""
         found = self.height[:, :-1].copy()
-        for (some, members), root in zip(self.blocks.parts, self.roots, strict=True):
-            found[:, some] += 0.5 * members.shape[1] * LOG_2PI - _log_det(root)
+        for part, root in zip(self.blocks.parts, self.roots, strict=True):
+            found[:, part.blocks] += 0.5 * part.size * LOG_2PI - root.log_det
         return found
 
     def at(self, noise: np.ndarray) -> np.ndarray:
         """Where standard noise (..., n, q) leads."""
         found = np.empty_like(noise)
-        for (_, members), root in zip(self.blocks.parts, self.roots, strict=True):
-            found[..., members] = _solve_transposed(root, noise[..., members])
+        for part, root in zip(self.blocks.parts, self.roots, strict=True):
+            found[..., part.members] = root.solve_transposed(noise[..., part.members])
         return found + self.mode
 
     def take(self, rows: np.ndarray) -> Normals:
         """Return those of some integrals."""
-        return replace(self, mode=self.mode[rows], height=self.height[rows], roots=[r[rows] for r in self.roots])
-
-
-def joined(parts: list[Normals]) -> Normals:
-    """Put approximations of the same blocks together."""
-    roots = [np.concatenate(each) for each in zip(*(part.roots for part in parts), strict=True)]
-    mode, height = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mode", "height"))
-    return Normals(parts[0].blocks, mode, height, roots)
+        roots = [root.take(rows) for root in self.roots]
+        return replace(self, mode=self.mode[rows], height=self.height[rows], roots=roots)
 
 
 def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 40) -> Normals:
@@ -210,71 +235,34 @@ def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 
         bent = active[~quadratic & better.any(axis=1)]
         if len(bent):
             for root, new in zip(roots, _roots(slopes, blocks_, x[bent], slope[bent], bent), strict=True):
-                root[bent] = new
-        step[active] = _newton(blocks_, [root[active] for root in roots], slope[active])
-    return Normals(blocks_, x, height, roots)
+                root.put(bent, new)
+        step[active] = _newton(blocks_, [root.take(active) for root in roots], slope[active])
+    # the last steps, exact where densities are quadratic
+    height[:, :-1] += _by_block(blocks_, slope * step) / 2
+    return Normals(blocks_, x + step, height, roots)
 
 
 def _by_block(blocks_: Blocks, values: np.ndarray) -> np.ndarray:
     """Add up values (n, q) within blocks: (n, blocks)."""
     found = np.empty((len(values), blocks_.number))
-    for some, members in blocks_.parts:
-        found[:, some] = values[:, members].sum(axis=-1)
+    for part in blocks_.parts:
+        found[:, part.blocks] = values[:, part.members].sum(axis=-1)
     return found
 
 
-def _newton(blocks_: Blocks, roots: list[np.ndarray], slope: np.ndarray) -> np.ndarray:
+def _newton(blocks_: Blocks, roots: list[Root], slope: np.ndarray) -> np.ndarray:
     step = np.empty_like(slope)
-    for (_, members), root in zip(blocks_.parts, roots, strict=True):
-        step[:, members] = _solve_transposed(root, _solve(root, slope[:, members]))
+    for part, root in zip(blocks_.parts, roots, strict=True):
+        step[:, part.members] = root.solve_transposed(root.solve(slope[:, part.members]))
     return step
 
 
-def _roots(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+def _roots(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarray, rows: np.ndarray) -> list[Root]:
     """Cholesky factors of minus second derivatives, made positive definite."""
     turns = blocks_.turns
     moved = (x + STEP * turns[:, None]).reshape(-1, x.shape[1])
     there = slopes(moved, np.tile(rows, len(turns)))[1].reshape(len(turns), *x.shape)
-    curvature = (slope - there) / STEP
-    roots = []
-    for (_, members), (of, i, j, turn, at) in zip(blocks_.parts, blocks_.entries, strict=True):
-        number, size = members.shape
-        precision = np.zeros((len(x), number, size, size))
-        precision[:, of, i, j] = curvature[turn, :, at].T
-        roots.append(_cholesky((precision + precision.swapaxes(-1, -2)) / 2))
-    return roots
-
-
-def _cholesky(precision: np.ndarray) -> np.ndarray:
-    """Cholesky factors, of eigenvalues' sizes where some are not positive."""
-    if precision.shape[-1] == 1:
-        size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
-        return np.sqrt(np.maximum(size, 1e-8))
-    try:
-        return np.linalg.cholesky(precision)
-    except np.linalg.LinAlgError:
-        flat = np.nan_to_num(precision.reshape(-1, *precision.shape[-2:]), nan=0.0, posinf=0.0, neginf=0.0)
-        values, vectors = np.linalg.eigh(flat)
-        size = np.abs(values)
-        size = np.maximum(size, 1e-6 * size.max(axis=-1, keepdims=True) + 1e-8)
-        mended = (vectors * size[:, None]) @ vectors.swapaxes(-1, -2)
-        return np.linalg.cholesky(mended).reshape(precision.shape)
-
-
-def _solve(root: np.ndarray, x: np.ndarray) -> np.ndarray:
-    if root.shape[-1] == 1:
-        return x / root[..., 0]
-    return np.linalg.solve(root, x[..., None])[..., 0]
-
-
-def _solve_transposed(root: np.ndarray, x: np.ndarray) -> np.ndarray:
-    if root.shape[-1] == 1:
-        return x / root[..., 0]
-    return np.linalg.solve(root.swapaxes(-1, -2), x[..., None])[..., 0]
-
-
-def _log_det(root: np.ndarray) -> np.ndarray:
-    return np.log(np.diagonal(root, axis1=-2, axis2=-1)).sum(axis=-1)
+    return [part.root((slope - there) / STEP) for part in blocks_.parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,10 +322,10 @@ def _weighed(
     """Estimates (2, n, blocks) by two halves of proposals, log weights (number, n, blocks), and draws (n, q)."""
     n, q = normals.mode.shape
     noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
-    for (some, members), root in zip(normals.blocks.parts, normals.roots, strict=True):
-        of_part, density = _proposed(number, n, *members.shape, rng)
-        noise[..., members] = of_part
-        log_q[..., some] = density + _log_det(root)
+    for part, root in zip(normals.blocks.parts, normals.roots, strict=True):
+        of_part, density = _proposed(number, n, *part.members.shape, rng)
+        noise[..., part.members] = of_part
+        log_q[..., part.blocks] = density + root.log_det
     at = normals.at(noise)
     found = sums(at.reshape(number * n, q), np.tile(index, number)).reshape(number, n, -1)
     log_w = np.nan_to_num(found[..., :-1] - log_q, nan=-np.inf, posinf=-np.inf)

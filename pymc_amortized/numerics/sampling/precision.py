@@ -1,0 +1,151 @@
+"""Cholesky factors of many precision matrices of one pattern: full ones, and such with a band."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+
+SMALLEST = 1e-8
+"""Of a precision that is not positive."""
+
+
+class Root(Protocol):
+    """Lower Cholesky factors L of precisions, for n integrals and m blocks of one size."""
+
+    def solve(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-1 x for x (..., n, m, size)."""
+        ...
+
+    def solve_transposed(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-T x for x (..., n, m, size)."""
+        ...
+
+    @property
+    def log_det(self) -> np.ndarray:
+        """Log determinants (n, m) of L."""
+        ...
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return those of some integrals."""
+        ...
+
+    def put(self, rows: np.ndarray, other: Self) -> None:
+        """Replace those of some integrals."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Full:
+    """Full factors.
+
+    Attributes
+    ----------
+    values : ndarray (n, m, size, size)
+    """
+
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, precision: np.ndarray) -> Full:
+        """Factorize (n, m, size, size); what is not positive definite is made so, by the sizes of eigenvalues."""
+        if precision.shape[-1] == 1:
+            size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
+            return cls(np.sqrt(np.maximum(size, SMALLEST)))
+        try:
+            return cls(np.linalg.cholesky(precision))
+        except np.linalg.LinAlgError:
+            flat = np.nan_to_num(precision.reshape(-1, *precision.shape[-2:]), nan=0.0, posinf=0.0, neginf=0.0)
+            values, vectors = np.linalg.eigh(flat)
+            size = np.abs(values)
+            size = np.maximum(size, 1e-6 * size.max(axis=-1, keepdims=True) + SMALLEST)
+            mended = (vectors * size[:, None]) @ vectors.swapaxes(-1, -2)
+            return cls(np.linalg.cholesky(mended).reshape(precision.shape))
+
+    def solve(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-1 x."""
+        if self.values.shape[-1] == 1:
+            return x / self.values[..., 0]
+        return np.linalg.solve(self.values, x[..., None])[..., 0]
+
+    def solve_transposed(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-T x."""
+        if self.values.shape[-1] == 1:
+            return x / self.values[..., 0]
+        return np.linalg.solve(self.values.swapaxes(-1, -2), x[..., None])[..., 0]
+
+    @property
+    def log_det(self) -> np.ndarray:
+        """Log determinants of L."""
+        return np.log(np.diagonal(self.values, axis1=-2, axis2=-1)).sum(axis=-1)
+
+    def take(self, rows: np.ndarray) -> Full:
+        """Return those of some integrals."""
+        return Full(self.values[rows])
+
+    def put(self, rows: np.ndarray, other: Full) -> None:
+        """Replace those of some integrals."""
+        self.values[rows] = other.values
+
+
+@dataclass(frozen=True, eq=False)
+class Banded:
+    """Factors of matrices with a band: the loop is over rows, for all integrals at once.
+
+    Attributes
+    ----------
+    values : ndarray (size, band + 1, n, m)
+        ``values[i, j]`` is L[i, i - j].
+    """
+
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, precision: np.ndarray) -> Banded:
+        """Factorize ``precision[i, j]``, which is the entry (i, i - j); pivots that are not positive become large."""
+        size, width = precision.shape[:2]
+        root = np.zeros_like(precision)
+        for i in range(size):
+            for j in range(min(width - 1, i), -1, -1):
+                value = precision[i, j].copy()
+                for k in range(j + 1, min(width - 1, i) + 1):
+                    value -= root[i, k] * root[i - j, k - j]
+                if j:
+                    root[i, j] = value / root[i - j, 0]
+                else:
+                    usable = value > SMALLEST * np.abs(precision[i, 0])
+                    root[i, 0] = np.sqrt(np.where(usable, value, np.abs(precision[i, 0]) + SMALLEST))
+        return cls(root)
+
+    def solve(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-1 x."""
+        found = np.moveaxis(x, -1, 0).copy()
+        for i in range(len(found)):
+            for j in range(1, min(self.values.shape[1] - 1, i) + 1):
+                found[i] -= self.values[i, j] * found[i - j]
+            found[i] /= self.values[i, 0]
+        return np.moveaxis(found, 0, -1)
+
+    def solve_transposed(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-T x."""
+        found = np.moveaxis(x, -1, 0).copy()
+        size = len(found)
+        for i in range(size - 1, -1, -1):
+            for j in range(1, min(self.values.shape[1] - 1, size - 1 - i) + 1):
+                found[i] -= self.values[i + j, j] * found[i + j]
+            found[i] /= self.values[i, 0]
+        return np.moveaxis(found, 0, -1)
+
+    @property
+    def log_det(self) -> np.ndarray:
+        """Log determinants of L."""
+        return np.log(self.values[:, 0]).sum(axis=0)
+
+    def take(self, rows: np.ndarray) -> Banded:
+        """Return those of some integrals."""
+        return Banded(self.values[:, :, rows])
+
+    def put(self, rows: np.ndarray, other: Banded) -> None:
+        """Replace those of some integrals."""
+        self.values[:, :, rows] = other.values
