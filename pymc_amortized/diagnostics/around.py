@@ -77,7 +77,7 @@ class Around:
                 stage,
             )
         draws = tree["posterior"].to_dataset()
-        flat = {p.name: _flattened(draws[p.name])[:number] for p in spec.parameters}
+        flat = {p.name: _flattened(draws[p.name])[:number] for p in spec.parameters}  # groups are new ones
         return SimulatorGiven(spec, self.datasets, self.posterior.compile_kwargs)(flat, simulate_seed)
 
     def reweighed(self, tree: xr.DataTree, rng: np.random.Generator) -> tuple[xr.DataTree, np.ndarray]:

@@ -159,9 +159,8 @@ def check_calibration(
     num_datasets = check_integer("num_datasets", num_datasets, smallest=FEWEST_JUDGED)
     draws = check_integer("draws", draws, smallest=FEWEST_DRAWS)
     check_correction(posterior.weighed_by, correction)
-    free = [p.name for p in spec.parameters]
+    free = [p.name for p in spec.drawn]
     names = free if var_names is None else read_names(var_names, free + list(spec.deterministics))
-    refuse_varying(posterior, names)
     asked = _read_quantities(quantities, names, {"chain", "draw", DATASET_DIM, *spec.model.dim_lengths})
     simulate_seed, sample_seed, own_seed = seed_sequence(random_seed).spawn(3)
     around = None
@@ -193,16 +192,6 @@ def check_calibration(
         check.advice(),
     )
     return tree
-
-
-def refuse_varying(posterior: AmortizedPosterior, names: Sequence[str]) -> None:
-    """Refuse variables whose shape differs between data sets."""
-    spec = posterior.spec
-    varying = [name for name in names if set(spec.model.named_vars_to_dims.get(name) or ()) & set(spec.largest)]
-    if varying:
-        raise ValueError(
-            f"var_names: the lengths of {varying} differ between data sets, so that they cannot be compared"
-        )
 
 
 def _read_quantities(quantities: Any, names: Sequence[str], dims: set[str]) -> dict[str, Quantity]:
@@ -249,7 +238,7 @@ class Check:
     def _drawn(self) -> list[str]:
         """Variables to draw; a user's quantity may read any."""
         spec = self.posterior.spec
-        every = [p.name for p in spec.parameters]
+        every = [p.name for p in spec.drawn]
         if self.quantities:
             return every + list(spec.deterministics)
         return self.names if self.around is None else list(dict.fromkeys([*every, *self.names]))
@@ -280,6 +269,8 @@ class Check:
             effective = np.maximum(effective * share, 1.0)
         posterior, stats = (tree[group].to_dataset() for group in ("posterior", "sample_stats"))
         drawn = {name: flatten_draws(posterior[name]) for name in self.names}
+        every = truth
+        drawn, truth = self._of_one_group(drawn, truth, datasets)
         pits = {name: rank_truth(values, truth[name], self.rng, effective) for name, values in drawn.items()}
         if "lp" in stats:
             log_joint = self.posterior.compiled.log_joint(known.unconstrained, datasets)
@@ -288,22 +279,42 @@ class Check:
         pits[DISTANCE] = rank_distance(near, near_truth, self.rng, effective)
         self.pairs.append((near_truth, near[self.rng.integers(len(near), size=len(known)), np.arange(len(known))]))
         for name, quantity in self.quantities.items():
-            pits[name] = rank_truth(*evaluate_quantity(name, quantity, tree, truth), self.rng, effective)
+            pits[name] = rank_truth(*evaluate_quantity(name, quantity, tree, every), self.rng, effective)
         self.pits.append(pits)
         recovered = {name: {"true": truth[name]} | summarize_draws(values) for name, values in drawn.items()}
         self.recovered.append({name: np.stack([*r.values()]) for name, r in recovered.items()})
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
         self.stats.append({"effective_draws": effective, "pareto_k": k, "stage": stats["stage"].to_numpy()})
         if self.template is None:
-            self.template = posterior[self.names].isel({DATASET_DIM: 0, "chain": 0, "draw": 0}, drop=True)
+            first = {DATASET_DIM: 0, "chain": 0, "draw": 0} | dict.fromkeys(self._varying.intersection(posterior.dims), 0)
+            self.template = posterior[self.names].isel(first, drop=True)
+
+    @property
+    def _varying(self) -> set[str]:
+        return set(self.posterior.spec.largest)
+
+    def _of_one_group(
+        self, drawn: dict[str, np.ndarray], truth: dict[str, np.ndarray], datasets: DataSets
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Along dims whose length differs, take one entry of each data set at random: their ranks are pooled."""
+        chosen = {dim: self.rng.integers(n) for dim, n in datasets.lengths.items()}
+        drawn, truth, sets = dict(drawn), dict(truth), np.arange(len(datasets))
+        for name in self.names:
+            dims = self.posterior.spec.model.named_vars_to_dims.get(name) or ()
+            for axis in reversed([i for i, dim in enumerate(dims) if dim in chosen]):
+                own = chosen[dims[axis]]
+                drawn[name] = np.moveaxis(drawn[name], 2 + axis, 2)[:, sets, own]
+                truth[name] = np.moveaxis(truth[name], 1 + axis, 1)[sets, own]
+        return drawn, truth
 
     def _truth(self, known: Simulations) -> dict[str, np.ndarray]:
         derived = [name for name in self._drawn if name not in known.variables]
         if not derived:
             return known.variables
-        return known.variables | self.posterior.compiled.variables_at(
-            known.unconstrained, of_simulations(known), derived
-        )
+        compiled, datasets = self.posterior.compiled, of_simulations(known)
+        if self.posterior.spec.locals:
+            return known.variables | compiled.derived(known.variables, datasets, derived)
+        return known.variables | compiled.variables_at(known.unconstrained, datasets, derived)
 
     def tree(self) -> tuple[xr.DataTree, list[Finding]]:
         """Lay out everything, with what was found."""

@@ -21,7 +21,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import Correction, check_correction, check_integer, read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check, refuse_varying
+from pymc_amortized.diagnostics.calibration import FEWEST_DRAWS, Check
 from pymc_amortized.diagnostics.simulated import sample_known, simulate_known
 from pymc_amortized.diagnostics.statistics import flatten_draws, standardize
 from pymc_amortized.diagnostics.two_sample import Features
@@ -104,7 +104,6 @@ def check_local_calibration(
     check_correction(posterior.weighed_by, correction)
     names = read_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
     names = [p.name for p in spec.parameters] if var_names is None else names
-    refuse_varying(posterior, names)
     here = read_given(spec, index_limits(spec), observed)
     simulate_seed, sample_seed, here_seed, own_seed = seed_sequence(random_seed).spawn(4)
     known = simulate_known(

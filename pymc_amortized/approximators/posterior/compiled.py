@@ -10,6 +10,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.approximators.posterior.predictive import Predictions, stacked
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.density.given import Derived
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule
@@ -95,8 +96,22 @@ class Compiled:
                 values[i] = self.log_density(theta[i : i + 1], datasets.one(self.spec, i))[0]
         return values
 
+    def derived(
+        self, variables: Mapping[str, np.ndarray], datasets: DataSets, names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Deterministics (n, *shape) that follow from free variables (n, *shape), for one point of each data set."""
+        function, parts = Derived(self.spec, names, self.compile_kwargs), []
+        for i in range(len(datasets)):
+            own = self.spec.at({dim: int(n[i]) for dim, n in datasets.lengths.items()})
+            given = {p.name: variables[p.name][i][tuple(map(slice, p.shape))][None] for p in own.drawn}
+            parts.append(function(given, datasets.one(self.spec, i), np.random.SeedSequence(i)))
+        return {name: stacked([part[name][0] for part in parts]) for name in names}
+
     def variables_at(self, theta: np.ndarray, datasets: DataSets, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Free variables and deterministics (n, *shape) at one point of theta (n, dim) for each data set."""
+        """Free variables and deterministics (n, *shape) at one point of theta (n, dim) for each data set.
+
+        Locals are drawn.
+        """
         each = [datasets.one(self.spec, i) for i in range(len(theta))]
         rng = np.random.default_rng(0)
         points = [

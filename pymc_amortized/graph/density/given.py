@@ -89,6 +89,14 @@ class Predictive(_Given):
         return graph_replace([plain(self.spec.model[name]) for name in self.names], replaced, strict=False)
 
 
+class Derived(Predictive):
+    """Deterministics, from free variables and data."""
+
+    @property
+    def _known(self) -> tuple[DataVariable, ...]:
+        return self.spec.data
+
+
 class PredictiveGivenOthers(Predictive):
     """Observed variables drawn anew, each given the values of all the others."""
 

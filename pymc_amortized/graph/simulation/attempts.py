@@ -50,7 +50,7 @@ class Attempts:
     deterministics : sequence of str
         Names of the deterministics that are computed too.
     given : bool
-        Whether free variables are given like the context, by their names, instead of drawn.
+        Whether parameters are given like the context, by their names, instead of drawn; locals are drawn anew.
     compile_kwargs : mapping, optional
         Passed to :func:`pymc.compile`.
     """
@@ -78,7 +78,7 @@ class Attempts:
         loop = self._loop  # a graph that cannot be compiled is no failed simulation
         if self._checks is not None:
             self._checks.compile()
-        names = [c.name for c in self.spec.context] + [p.name for p in self.spec.drawn if self._given]
+        names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
         own: Arrays = {}
         out_of_order: dict[str, int] = {}
         if self._drawn_alone:
@@ -215,7 +215,8 @@ class Attempts:
         """The compiled loop: the flat parameters, every named value, and checks if they are made here."""
         spec, model = self.spec, self.spec.model
         slices, drawn = given_parameters(spec)
-        kept = [i for i, name in enumerate(slices) if self._given or name in self._drawn_alone]
+        wanted = [p.name for p in spec.parameters] if self._given else self._drawn_alone
+        kept = [i for i, name in enumerate(slices) if name in wanted]
         slices, drawn = {name: slices[name] for i, name in enumerate(slices) if i in kept}, [drawn[i] for i in kept]
         outputs = simulation_graph(
             spec,
