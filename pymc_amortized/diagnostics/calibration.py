@@ -44,7 +44,7 @@ from pymc_amortized.diagnostics.verdict import (
     log_verdict,
     select_wrong,
 )
-from pymc_amortized.graph.data.datasets import DATASET_DIM, DISTANCE, LOG_JOINT, of_simulations
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DISTANCE, LOG_JOINT, DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.tensors import evaluated_shapes
 from pymc_amortized.logs import logger

@@ -104,6 +104,11 @@ def check_local_calibration(
     check_correction(posterior.weighed_by, correction)
     names = read_names(var_names, [p.name for p in spec.parameters] + list(spec.deterministics))
     names = [p.name for p in spec.parameters] if var_names is None else names
+    varying = [name for name in names if set(spec.model.named_vars_to_dims.get(name) or ()) & set(spec.largest)]
+    if varying:
+        raise ValueError(
+            f"var_names: the lengths of {varying} differ between data sets, so that they cannot be compared"
+        )
     here = read_given(spec, index_limits(spec), observed)
     simulate_seed, sample_seed, here_seed, own_seed = seed_sequence(random_seed).spawn(4)
     known = simulate_known(

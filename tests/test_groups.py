@@ -1,0 +1,350 @@
+"""Variables of groups: found by the density, integrated out, drawn given the parameters; any number of groups."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import pytest
+from scipy import stats
+from scipy.special import gammaln, logsumexp
+
+import pymc_amortized as pma
+from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.simulating import separate_locals
+from pymc_amortized.graph.density.marginal import MarginalDensity
+from pymc_amortized.graph.model.sizes import Range
+from pymc_amortized.graph.model.snapshot import take_snapshot
+from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.tensors import INTERPRETED
+from pymc_amortized.numerics.sampling.laplace import Blocks, approximate, integrate
+from pymc_amortized.numerics.sampling.precision import Banded, Full
+
+SIZES = {"county": (3, 40), "house": (20, 200)}
+CONTEXT = {**SIZES, "county_index": "groups", "basement": pm.Bernoulli.dist(0.3)}
+
+
+def radon(*, centered: bool = True, groups: int = 12, houses: int = 60, counts: bool = False) -> pm.Model:
+    """Houses in counties."""
+    rng = np.random.default_rng(1)
+    index, x = rng.integers(0, groups, houses), rng.integers(0, 2, houses)
+    with pm.Model(coords={"county": [f"c{i}" for i in range(groups)]}) as model:
+        basement = pm.Data("basement", x, dims="house")
+        county = pm.Data("county_index", index, dims="house")
+        mu, tau, slope = pm.Normal("mu", 0, 2), pm.HalfNormal("tau", 1), pm.Normal("slope", 0, 1)
+        if centered:
+            effect = pm.Normal("effect", mu, tau, dims="county")
+        else:
+            effect = pm.Deterministic("effect", mu + tau * pm.Normal("z", 0, 1, dims="county"), dims="county")
+        mean = effect[county] + slope * basement
+        if counts:
+            pm.Poisson("y", pt.exp(mean), observed=rng.poisson(1.0, houses), dims="house")
+        else:
+            sigma = pm.HalfNormal("sigma", 1)
+            pm.Normal("y", mean, sigma, observed=rng.normal(size=houses), dims="house")
+    return model
+
+
+def snapshot(model: pm.Model) -> ModelSpec:
+    return take_snapshot(
+        model, context=["basement", "county_index"], sizes=[Range("county", 3, 400), Range("house", 20, 2000)]
+    )
+
+
+def held(model: pm.Model) -> dict[str, np.ndarray]:
+    """The data set that a model holds, as densities take it."""
+    spec = snapshot(model)
+    data = {v.name: spec.held[v.name] for v in spec.data}
+    return data | {"county": len(model.coords["county"]), "house": len(data["y"])}
+
+
+def log_prior(theta: np.ndarray) -> np.ndarray:
+    """Of the parameters of `radon`, on their unconstrained scale."""
+    mu, log_tau, slope = theta.T[:3]
+    scales = stats.halfnorm(0, 1).logpdf(np.exp(theta[:, [1, 3][: theta.shape[1] - 2]])).sum(1)
+    jacobian = log_tau + (theta[:, 3] if theta.shape[1] > 3 else 0)
+    return stats.norm(0, 2).logpdf(mu) + stats.norm.logpdf(slope) + scales + jacobian
+
+
+class TestBlocks:
+    def test_what_shares_a_term_is_one_block(self) -> None:
+        reads = np.zeros((6, 5), dtype=bool)
+        reads[[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]] = True
+        reads[0, 3] = True
+        blocks = Blocks.of(reads)
+        assert blocks.number == 4
+        assert blocks.block_of[0] == blocks.block_of[3]
+        np.testing.assert_array_equal(blocks.place, [*blocks.block_of, 4])
+
+    @pytest.mark.parametrize("band", [1, 3])
+    def test_banded_factors_are_those_of_full_matrices(self, band: int) -> None:
+        rng = np.random.default_rng(0)
+        size, n = 20, 3
+        lower = np.tril(rng.normal(size=(n, size, size)), -1)
+        lower = np.triu(lower, -band) + 3 * np.eye(size)
+        precision = lower @ lower.swapaxes(1, 2)
+        entries = np.zeros((size, band + 1, n, 1))
+        for j in range(band + 1):
+            for i in range(j, size):
+                entries[i, j, :, 0] = precision[:, i, i - j]
+        banded, full = Banded.of(entries), Full.of(precision[:, None])
+        x = rng.normal(size=(n, 1, size))
+        np.testing.assert_allclose(banded.solve(x), full.solve(x))
+        np.testing.assert_allclose(banded.solve_transposed(x), full.solve_transposed(x))
+        np.testing.assert_allclose(banded.log_det, full.log_det)
+
+    def test_integrals_of_a_chain_of_counts_are_unbiased(self) -> None:
+        """Three Poisson counts with a random walk of log rates, beside a sum over a grid."""
+        counts = np.array([2.0, 0.0, 3.0])
+        reads = np.eye(3, dtype=bool)
+        reads = np.concatenate([reads, [[True, True, False], [False, True, True]]])
+        blocks = Blocks.of(reads)
+
+        def sums(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            steps = stats.norm.logpdf(np.diff(x, axis=1)).sum(1) + stats.norm.logpdf(x[:, 0])
+            each = (x * counts - np.exp(x) - gammaln(counts + 1)).sum(1)
+            return np.column_stack([steps + each, np.zeros(len(x))])
+
+        def slopes(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            by = np.zeros_like(x)
+            by[:, 1:] -= np.diff(x, axis=1)
+            by[:, :-1] += np.diff(x, axis=1)
+            by[:, 0] -= x[:, 0]
+            return sums(x, rows), by + counts - np.exp(x)
+
+        grid = np.linspace(-7, 6, 90)
+        every = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
+        exact = logsumexp(sums(every, np.arange(len(every)))[:, 0]) + 3 * np.log(grid[1] - grid[0])
+        normals = approximate(slopes, blocks, np.zeros((200, 3)))
+        found = integrate(sums, normals, np.random.default_rng(0), 32, draw=True)
+        errors = found.log_integral - exact
+        assert abs(np.exp(errors).mean() - 1) < 4 * errors.std() / np.sqrt(200) + 1e-3
+        assert 0.5 < found.noise.mean() / errors.var() < 2
+        p = np.exp(sums(every, np.arange(len(every)))[:, 0] - exact) * (grid[1] - grid[0]) ** 3
+        mean, variance = p @ every, p @ every**2 - (p @ every) ** 2
+        assert (np.abs(found.drawn.mean(0) - mean) < 4 * np.sqrt(variance / 200)).all()
+
+
+class TestDensity:
+    @pytest.mark.parametrize("centered", [True, False])
+    def test_normal_groups_are_integrated_exactly(self, centered: bool) -> None:
+        model = radon(centered=centered, groups=200, houses=500)
+        density = MarginalDensity(snapshot(model), {}, INTERPRETED)
+        data, rng = held(model), np.random.default_rng(0)
+        theta = 0.5 * rng.normal(size=(3, 4))
+        found = density(theta, data)
+        member = np.eye(200)[data["county_index"]]
+        for one, value in zip(theta, found, strict=True):
+            mu, log_tau, slope, log_sigma = one
+            covariance = np.exp(2 * log_sigma) * np.eye(500) + np.exp(2 * log_tau) * member @ member.T
+            exact = stats.multivariate_normal(mu + slope * data["basement"], covariance).logpdf(data["y"])
+            assert value == pytest.approx(exact + log_prior(one[None])[0], abs=1e-6)
+
+    def test_draws_given_the_parameters_are_those_of_each_group(self) -> None:
+        model = radon(groups=4, houses=30)
+        density, data = MarginalDensity(snapshot(model), {}, INTERPRETED), held(model)
+        theta = np.tile([0.3, -0.5, 0.2, -0.2], (4000, 1))
+        drawn = density.drawn(theta, data, np.random.default_rng(0)).drawn
+        tau, sigma = np.exp(-0.5), np.exp(-0.2)
+        for group in range(4):
+            rest = (data["y"] - 0.2 * data["basement"])[data["county_index"] == group]
+            precision = 1 / tau**2 + len(rest) / sigma**2
+            mean = (0.3 / tau**2 + rest.sum() / sigma**2) / precision
+            assert drawn[:, group].mean() == pytest.approx(mean, abs=4 / np.sqrt(4000 * precision))
+            assert drawn[:, group].std() == pytest.approx(precision**-0.5, rel=0.06)
+
+    def test_groups_of_counts_are_integrated_without_bias(self) -> None:
+        model = radon(counts=True, groups=6, houses=20)
+        density, data = MarginalDensity(snapshot(model), {}, INTERPRETED), held(model)
+        theta = np.tile([[0.2, -0.3, 0.1]], (60, 1))
+        found = density.integrated(theta, data)
+        grid = np.linspace(-9, 9, 2001)
+        total = log_prior(theta[:1])[0]
+        for group in range(6):
+            own = data["county_index"] == group
+            log_rate = (0.2 + np.exp(-0.3) * grid) + 0.1 * data["basement"][own, None]
+            y = data["y"][own, None]
+            log_p = (y * log_rate - np.exp(log_rate) - gammaln(y + 1)).sum(0) + stats.norm.logpdf(grid)
+            total += logsumexp(log_p) + np.log(grid[1] - grid[0])
+        errors = found.log_integral - total
+        assert np.abs(errors).max() < 0.2
+        assert abs(errors.mean()) < 5 * errors.std() / np.sqrt(60) + 1e-4
+
+    def test_a_term_that_reads_two_groups_joins_them(self) -> None:
+        model = radon(groups=5, houses=30)
+        with model:
+            pm.Potential("tie", -0.5 * (model["effect"][0] - model["effect"][1]) ** 2)
+        density, data = MarginalDensity(snapshot(model), {}, INTERPRETED), held(model)
+        blocks = density.blocks(np.zeros((2, 4)), data)
+        assert blocks.number == 4
+        assert blocks.block_of[0] == blocks.block_of[1]
+
+
+# Which variables are integrated out
+
+
+def binomial_groups() -> pm.Model:
+    trials = np.array([5, 12, 30, 8, 20, 25])
+    with pm.Model(coords={"hospital": range(6)}) as model:
+        mu, log_sigma = pm.Normal("mu", -1, 1), pm.Normal("log_sigma", -0.5, 1)
+        logit = pm.Normal("logit", mu, pt.exp(log_sigma), dims="hospital")
+        pm.Binomial("y", trials, logit_p=logit, observed=np.array([1, 2, 9, 0, 3, 8]), dims="hospital")
+    return model
+
+
+def schools() -> pm.Model:
+    with pm.Model() as model:
+        mu, tau = pm.Normal("mu", 0, 10), pm.HalfNormal("tau", 10)
+        theta = pm.Normal("theta", mu, tau, shape=8)
+        pm.Normal("y", theta, np.linspace(9, 18, 8), observed=np.zeros(8))
+    return model
+
+
+def crossed() -> pm.Model:
+    subject, item = (v.ravel() for v in np.meshgrid(range(20), range(10), indexing="ij"))
+    with pm.Model() as model:
+        scales = pm.HalfNormal("scales", 1, shape=2)
+        a, b = pm.Normal("a", 0, scales[0], shape=20), pm.Normal("b", 0, scales[1], shape=10)
+        pm.Normal("y", a[subject] + b[item], 1, observed=np.zeros(200))
+    return model
+
+
+def nested() -> pm.Model:
+    school = np.arange(24) % 6
+    with pm.Model() as model:
+        scales = pm.HalfNormal("scales", 1, shape=2)
+        a = pm.Normal("a", 0, scales[0], shape=6)
+        c = pm.Normal("c", a[school], scales[1], shape=24)
+        pm.Poisson("y", pt.exp(c), observed=np.ones(24, dtype=int))
+    return model
+
+
+def regression() -> pm.Model:
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    with pm.Model() as model:
+        beta, sigma = pm.Normal("beta", 0, 1, shape=5), pm.HalfNormal("sigma", 1)
+        pm.Normal("y", x @ beta, sigma, observed=np.zeros(40))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [(binomial_groups, ["logit"]), (schools, []), (crossed, ["a", "b"]), (nested, ["a", "c"]), (regression, [])],
+)
+def test_variables_of_groups_are_found_where_that_helps(build: Callable[[], pm.Model], names: list[str]) -> None:
+    setup = read_setup(None, None, 1, None, False, None)
+    spec = separate_locals(take_snapshot(build()), {}, setup)
+    assert [p.name for p in spec.locals] == names
+
+
+# What users see
+
+
+@pytest.fixture(scope="module")
+def posterior() -> pma.AmortizedPosterior:
+    brief = pma.Training(num_steps=30, batch_size=64, evaluations=2)
+    return pma.fit_posterior(radon(), context=CONTEXT, training=brief, random_seed=1, progressbar=False)
+
+
+def some_data(groups: int = 7, houses: int = 50, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    index, x = rng.integers(0, groups, houses), rng.integers(0, 2, houses)
+    index[:groups] = np.arange(groups)
+    effect = rng.normal(1.0, 0.7, groups)
+    return {"y": effect[index] - 0.5 * x + rng.normal(0, 0.8, houses), "basement": x, "county_index": index}
+
+
+class TestAnyNumberOfGroups:
+    def test_the_factorization_is_said(self, posterior: pma.AmortizedPosterior) -> None:
+        said = "effect: 40 groups of one value, independent of each other given mu, tau, slope, sigma"
+        assert said in str(posterior.structure)
+
+    def test_labels_of_groups_are_those_of_the_data(self, posterior: pma.AmortizedPosterior) -> None:
+        labels = ["a", "b", "c", "d", "e", "f", "g", "no rows"]
+        tree = posterior.sample({**some_data(), "county": labels}, draws=50, random_seed=1)
+        assert tree.posterior["effect"].coords["county"].to_numpy().tolist() == labels
+        assert tree.posterior["effect"].dims == ("chain", "draw", "county")
+        own = posterior.sample(draws=50, random_seed=1)
+        assert own.posterior["effect"].coords["county"].to_numpy().tolist() == [f"c{i}" for i in range(12)]
+
+    def test_a_group_without_rows_has_its_prior(self, posterior: pma.AmortizedPosterior) -> None:
+        draws = posterior.sample({**some_data(), "county": 8}, random_seed=1).posterior.to_dataset()
+        z = ((draws["effect"].isel(county=7) - draws["mu"]) / draws["tau"]).to_numpy().ravel()
+        assert stats.kstest(z[::8], "norm").pvalue > 0.001
+
+    def test_several_sizes_in_one_batch(self, posterior: pma.AmortizedPosterior) -> None:
+        sets = [some_data(3, 30), some_data(20, 150), some_data(9, 80)]
+        tree = posterior.sample(sets, batched=True, draws=100, random_seed=1)
+        known = np.isfinite(tree.posterior["effect"].to_numpy()).all((1, 2)).sum(1)
+        assert known.tolist() == [3, 20, 9]
+        assert (tree.sample_stats["stage"] == "psis").all()
+        predicted = posterior.sample_posterior_predictive(tree, random_seed=1).posterior_predictive["y"]
+        assert np.isfinite(predicted.to_numpy()).all((1, 2)).sum(1).tolist() == [30, 150, 80]
+        assert dict(posterior.one_dataset(tree, 2).posterior.sizes)["county"] == 9
+        log_likelihood = posterior.compute_log_likelihood(tree, extend_inferencedata=False)["y"]
+        assert np.isfinite(log_likelihood.to_numpy()).all((1, 2)).sum(1).tolist() == [30, 150, 80]
+
+    def test_files(self, posterior: pma.AmortizedPosterior, tmp_path: object) -> None:
+        path = f"{tmp_path}/radon.pma"
+        posterior.save(path)
+        again, data = pma.load(path, model=radon()), some_data()
+        one, two = (p.sample(data, draws=20, random_seed=3).posterior["effect"] for p in (posterior, again))
+        np.testing.assert_array_equal(one, two)
+
+    def test_moments_are_those_of_a_grid(self, posterior: pma.AmortizedPosterior) -> None:
+        """Of tau and a group's effect, by the exact marginal density on a grid around the draws."""
+        data = some_data(12, 100)
+        tree = posterior.sample(data, random_seed=1)
+        full = posterior.compiled.log_density
+        given = posterior.read(data).one(posterior.spec, 0)
+        names = ["mu", "tau", "slope", "sigma"]
+        draws = np.stack([tree.posterior[name].to_numpy().ravel() for name in names], 1)
+        draws[:, [1, 3]] = np.log(draws[:, [1, 3]])
+        # importance sampling from a wide t around the draws: another way to the same density
+        rng = np.random.default_rng(0)
+        proposal = stats.multivariate_t(draws.mean(0), 1.5 * np.cov(draws.T), df=5, seed=rng)
+        theta = proposal.rvs(8000)
+        log_w = full(theta, given) - proposal.logpdf(theta)
+        w = np.exp(log_w - logsumexp(log_w))
+        mean = w @ theta
+        sd = np.sqrt(w @ (theta - mean) ** 2)
+        assert (np.abs(draws.mean(0) - mean) / sd < 0.15).all()
+        np.testing.assert_allclose(draws.std(0) / sd, 1, atol=0.12)
+
+    def test_calibration_takes_one_group_of_each_data_set(self, posterior: pma.AmortizedPosterior) -> None:
+        check = pma.check_calibration(posterior, num_datasets=40, draws=100, random_seed=1, progressbar=False)
+        assert check["recovery"]["effect"].sizes == {"estimate": 4, "dataset": 40}
+        assert check["calibration"].attrs["calibrated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"county": ["a", "b"]}, "'county_index' holds 6, but the dimension 'county' has 2 elements"),
+        ({"county": ["a"] * 7}, "labels of groups must differ"),
+        ({"county": 50}, "dimension 'county' has length 50; the posterior was trained for 3 to 40"),
+        ({"county": 7.5}, "must be the number of groups, or their labels"),
+    ],
+)
+def test_wrong_numbers_of_groups(posterior: pma.AmortizedPosterior, change: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        posterior.sample({**some_data(), **change})
+
+
+def test_sources_of_indices() -> None:
+    other = {**CONTEXT, "basement": "groups"}
+    with pytest.raises(ValueError, match="'groups' is for whole numbers that pick elements"):
+        pma.fit_posterior(radon(), context=other)
+    with pytest.raises(ValueError, match="'county_index' holds .*, but the dimension 'county' has 3 elements"):
+        pma.simulate(radon(), 10, context={**CONTEXT, "county_index": "resample"})
+    with pytest.raises(ValueError, match="fit_likelihood needs a fixed number of parameters"):
+        pma.fit_likelihood(radon(), context=CONTEXT)
+
+
+def test_a_number_of_values_that_differs_needs_a_density() -> None:
+    with pm.Model(coords={"group": range(5)}) as model:
+        effect = pm.Normal("effect", 0, 1, dims="group")
+        total = pm.math.sin(pm.Normal.dist(effect, 1.0, shape=5)) + pm.Gamma.dist(2.0, 1.0)
+        pm.CustomDist("y", total, dist=lambda t, size: pm.math.exp(t) % 1.0, observed=np.zeros(5), dims="group")
+    with pytest.raises(ValueError, match="'effect'.* carry the dimension 'group'.*cannot be evaluated"):
+        pma.fit_posterior(model, context={"group": (3, 8)})
