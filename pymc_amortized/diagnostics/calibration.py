@@ -286,7 +286,9 @@ class Check:
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
         self.stats.append({"effective_draws": effective, "pareto_k": k, "stage": stats["stage"].to_numpy()})
         if self.template is None:
-            first = {DATASET_DIM: 0, "chain": 0, "draw": 0} | dict.fromkeys(self._varying.intersection(posterior.dims), 0)
+            first = {DATASET_DIM: 0, "chain": 0, "draw": 0} | dict.fromkeys(
+                self._varying.intersection(posterior.dims), 0
+            )
             self.template = posterior[self.names].isel(first, drop=True)
 
     @property

@@ -52,7 +52,8 @@ def read_draws(spec: ModelSpec, tree: xr.DataTree) -> dict[str, np.ndarray]:
     draws = {}
     for p in spec.drawn:
         values, shape = _with_lead(posterior[p.name], SAMPLE_DIMS), p.open_shape
-        if len(values.shape[3:]) != len(shape) or any(k not in (n, None) for n, k in zip(values.shape[3:], shape)):
+        own = values.shape[3:]
+        if len(own) != len(shape) or any(k not in (n, None) for n, k in zip(own, shape, strict=True)):
             raise ValueError(
                 f"posterior group: {p.name!r} has shape {values.shape[3:]} per draw; the model's is {shape}"
             )

@@ -114,9 +114,7 @@ class Compiled:
         """
         each = [datasets.one(self.spec, i) for i in range(len(theta))]
         rng = np.random.default_rng(0)
-        points = [
-            self.constrain(self._with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)
-        ]
+        points = [self.constrain(self._with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)]
         return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -246,7 +246,9 @@ class _Runs:
         if self._budget.left <= 0:
             raise OutOfTimeError
         run_seed, slot_seed = seed.spawn(2)
-        slots = np.random.default_rng(slot_seed).normal(size=(len(start.points), compiled.whitened.size - compiled.whitened.dim))
+        slots = np.random.default_rng(slot_seed).normal(
+            size=(len(start.points), compiled.whitened.size - compiled.whitened.dim)
+        )
         starts = np.concatenate([start.whitening.z(start.points), slots], axis=1)
         values = compiled.whitened.values(data, start.whitening)
         chains = compiled.sampler(values, starts, settings, run_seed, self._budget.deadline)

@@ -35,7 +35,9 @@ class _DrawFunctions:
     def __init__(self, spec: ModelSpec, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec = spec
         self._compile_kwargs = compile_kwargs
-        self._vector = pt.vector("theta", shape=(None if spec.locals or spec.open_ended else spec.dim,), dtype="float64")
+        self._vector = pt.vector(
+            "theta", shape=(None if spec.locals or spec.open_ended else spec.dim,), dtype="float64"
+        )
 
     what = "the log density"
     """What is compiled, as users are told."""

@@ -24,6 +24,8 @@ FIRST, MOST = 16, 2**14
 """Proposals for each block of locals at first, and numbers in all of its proposals at most."""
 NOISE = 0.05
 """Variance of the log of an estimated density that is small beside that of good importance weights."""
+APART = 1e-3
+"""Nats by which the density of draws may be off, of blocks that were drawn by themselves: rounding."""
 FAR = 30.0
 """Nats below the best of some draws, where a density need not be known well."""
 
@@ -52,22 +54,40 @@ class MarginalDensity:
         return self.integrated(theta, data).log_integral
 
     def drawn(self, theta: np.ndarray, data: Data, rng: np.random.Generator) -> Integrated:
-        """Draw locals given each of `theta` (draws, dim)."""
-        return self.integrated(theta, data, rng, draw=True)
+        """Draw locals given each of `theta` (draws, dim).
+
+        Raises
+        ------
+        ValueError
+            Where the density of draws is not the sum of those of single groups after all.
+        """
+        found = self.integrated(theta, data, rng, draw=True)
+        if np.nanmax(found.apart, initial=0.0) > APART:
+            names = ", ".join(p.name for p in self.spec.locals)
+            raise ValueError(
+                f"values of {names} that seemed independent of each other, given the parameters, are not so at the "
+                f"draws (the log density differs by {np.nanmax(found.apart):.2g}): the model has a term that reads "
+                "several groups at some values only; run pm.sample on posterior.to_model(...)"
+            )
+        return found
 
     def integrated(
         self, theta: np.ndarray, data: Data, rng: np.random.Generator | None = None, *, draw: bool = False
     ) -> Integrated:
-        """Integrate at `theta` (draws, dim) for one data set; NaN where these are not finite."""
+        """Integrate at `theta` (draws, dim) for one data set; NaN where these are not finite.
+
+        Weights are those of the first draws.
+        """
         rng = np.random.default_rng(0) if rng is None else rng
         fine, number = np.isfinite(theta).all(axis=1), self.spec.number_of_locals(data)
-        found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), (0, 0))))
+        found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), (0, 0), ())))
         if not fine.any():
             return found
         at = _At(self.terms, theta[fine], data, self.blocks(theta[fine], data))
-        for name, values in zip(("log_integral", "drawn", "noise"), at.integrated(rng, draw), strict=False):
-            getattr(found, name)[fine] = values
-        return found
+        parts = at.integrated(rng, draw)
+        for name in ("log_integral", "drawn", "noise", "apart"):
+            getattr(found, name)[fine] = np.concatenate([getattr(part, name) for part in parts])
+        return replace(found, log_weights=parts[0].log_weights)
 
     def blocks(self, theta: np.ndarray, data: Data) -> Blocks:
         """Which locals of a data set are independent of each other, given the parameters."""
@@ -118,8 +138,8 @@ class _At:
         found = self.terms.with_slopes(full, self.data, self.blocks.place, self.blocks.number + 1)
         return found[0], np.nan_to_num(found[1])
 
-    def integrated(self, rng: np.random.Generator, draw: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log integrals (n,), draws of locals (n, q) and noise (n,): with more proposals until these are good.
+    def integrated(self, rng: np.random.Generator, draw: bool) -> list[Integrated]:
+        """Integrate, with more proposals until these are good; at some parameters at a time.
 
         Modes of all begin at that of the first.
         """
@@ -128,24 +148,22 @@ class _At:
         each = len(self.blocks.turns) * (number + self.blocks.number) + sum(
             len(part.blocks) * part.width for part in self.blocks.parts
         )
-        found = [self._some(some, first.mode, rng, draw) for some in blocks(len(self.theta), max(AT_ONCE // each, 1))]
-        total, drawn, noise = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return total, drawn, noise
+        most = max(AT_ONCE // each, 1)
+        return [self._some(some, first.mode, rng, draw) for some in blocks(len(self.theta), most)]
 
-    def _some(
-        self, some: slice, start: np.ndarray, rng: np.random.Generator, draw: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _some(self, some: slice, start: np.ndarray, rng: np.random.Generator, draw: bool) -> Integrated:
         """Integrate at some parameters."""
         at = replace(self, theta=self.theta[some])
         normals = approximate(at.slopes, self.blocks, np.repeat(start, len(at.theta), axis=0))
-        found = integrate(at.sums, normals, rng, FIRST, draw=draw)
-        total, drawn, noise, proposals = found.log_integral, found.drawn, found.noise, FIRST
+        found, proposals = integrate(at.sums, normals, rng, FIRST, draw=draw), FIRST
         # what lies far below the best counts for nothing, however well it is known
-        (near,) = np.nonzero(total > np.nanmax(total, initial=-np.inf) - FAR)
+        (near,) = np.nonzero(found.log_integral > np.nanmax(found.log_integral, initial=-np.inf) - FAR)
         part, normals = replace(self, theta=at.theta[near]), normals.take(near)
         largest = max(part.size for part in self.blocks.parts)
-        while len(near) and noise[near].mean() > NOISE and 2 * proposals <= max(MOST // largest, FIRST):
+        while len(near) and found.noise[near].mean() > NOISE and 2 * proposals <= max(MOST // largest, FIRST):
             proposals *= 2
             again = integrate(part.sums, normals, rng, proposals, draw=draw)
-            total[near], drawn[near], noise[near] = again.log_integral, again.drawn, again.noise
-        return total, drawn, noise
+            for name in ("log_integral", "drawn", "noise", "apart"):
+                getattr(found, name)[near] = getattr(again, name)
+            found = replace(found, log_weights=again.log_weights)
+        return found

@@ -73,8 +73,9 @@ class ContextSampler:
         For each context variable of the spec: a PyMC distribution created by ``.dist()`` (drawn independently for
         every element when it is scalar, for every row when it is a row), ``"resample"`` (rows drawn with replacement
         from the values the model held; containers that share the dimension, or the length, are resampled together),
-        ``"groups"`` for an array that tells each row's group, of uneven sizes, or a callable that takes a :class:`numpy.random.Generator`, and by keyword the lengths it asks for, and returns
-        the values for one data set.
+        ``"groups"`` for an array that tells each row's group, of uneven sizes, or a callable that takes a
+        :class:`numpy.random.Generator`, and by keyword the lengths it asks for, and returns the values for one data
+        set.
     missing : mapping of name to rate or callable
         For each observed variable with gaps: their mean share (each data set has its own, uniform from 0 to twice
         that; whole rows of compositions and the like), or a callable that takes a generator and a shape and returns

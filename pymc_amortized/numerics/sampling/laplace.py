@@ -17,7 +17,6 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 from scipy.special import logsumexp
-from scipy.stats import qmc
 
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import LOG_2PI
@@ -278,12 +277,15 @@ class Integrated:
         Estimates of the variances of the logs of the integrals, each of them rough.
     log_weights : ndarray (n, blocks, weights)
         Of proposals, relative to their mean; 0 where densities are quadratic.
+    apart : ndarray (n,)
+        By how much log densities at draws are not the sums of those of their blocks; 0 where nothing was combined.
     """
 
     log_integral: np.ndarray
     drawn: np.ndarray
     noise: np.ndarray
     log_weights: np.ndarray
+    apart: np.ndarray
 
 
 def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: int, *, draw: bool = False) -> Integrated:
@@ -302,10 +304,11 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
         tried if draw else np.full((n, q), np.nan),
         np.zeros(n),
         np.zeros((n, normals.blocks.number, number if len(bent) else 1)),
+        np.zeros(n),
     )
     for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number)), 1)):
         at = bent[some]
-        halves, log_w, drawn = _weighed(sums, normals.take(at), at, number, rng, draw)
+        halves, log_w, drawn, expected = _weighed(sums, normals.take(at), at, number, rng, draw)
         mean = np.logaddexp(*halves) - math.log(2)
         with np.errstate(invalid="ignore"):
             found.noise[at] = np.square(np.tanh((halves[0] - halves[1]) / 2)).sum(axis=1)
@@ -313,13 +316,18 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
         found.log_integral[at] = mean.sum(axis=1) + normals.height[at, -1]
         if draw:
             found.drawn[at] = drawn
+            together = sums(drawn, at)[:, :-1]
+            found.apart[at] = np.abs(together - expected).max(axis=1, initial=0.0)
     return found
 
 
 def _weighed(
     sums: Sums, normals: Normals, index: np.ndarray, number: int, rng: np.random.Generator, draw: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Estimates (2, n, blocks) by two halves of proposals, log weights (number, n, blocks), and draws (n, q)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates (2, n, blocks) by two halves of proposals, log weights (number, n, blocks), draws, and their densities.
+
+    Draws are (n, q), densities those of each block by itself (n, blocks).
+    """
     n, q = normals.mode.shape
     noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
     for part, root in zip(normals.blocks.parts, normals.roots, strict=True):
@@ -331,10 +339,11 @@ def _weighed(
     log_w = np.nan_to_num(found[..., :-1] - log_q, nan=-np.inf, posinf=-np.inf)
     halves = logsumexp(log_w.reshape(2, number // 2, *log_w.shape[1:]), axis=1) - math.log(number // 2)
     if not draw:
-        return halves, log_w, np.empty((0, q))
-    gumbel = rng.gumbel(size=log_w.shape)
-    chosen = (log_w + gumbel).argmax(axis=0)[:, normals.blocks.block_of]
-    return halves, log_w, np.take_along_axis(at, chosen[None], axis=0)[0]
+        return halves, log_w, np.empty((0, q)), np.empty((0, 0))
+    chosen = (log_w + rng.gumbel(size=log_w.shape)).argmax(axis=0)
+    expected = np.take_along_axis(found[..., :-1], chosen[None], axis=0)[0]
+    drawn = np.take_along_axis(at, chosen[None, :, normals.blocks.block_of], axis=0)[0]
+    return halves, log_w, drawn, expected
 
 
 def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -343,11 +352,24 @@ def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) 
         half = rng.standard_normal((2, number // 4, n, m, size))
         noise = np.concatenate([half, -half], axis=1).reshape(number, n, m, size)
         return noise, -0.5 * np.square(noise).sum(axis=-1) - 0.5 * size * LOG_2PI
-    points = qmc.Sobol(size, scramble=False).random(number // 2)
+    points = _evenly_spread(number // 2, size)
     u = (points[None, :, None, None] + rng.random((2, 1, n, m, size))) % 1.0
     u = np.clip(u, 1e-12, 1 - 1e-12).reshape(number, n, m, size)
     noise = _t4_quantile(u)
     return noise, _log_t4(noise).sum(axis=-1)
+
+
+def _evenly_spread(number: int, size: int) -> np.ndarray:
+    """Points (number, size) of the unit cube: a grid along the first axis, multiples of irrational numbers along others.
+
+    Those are powers of the root of x^size = x + 1, of two dimensions the golden ratio (Niederreiter 1992, Random Number
+    Generation and Quasi-Monte Carlo Methods, chapter 3, on such sequences).
+    """
+    root = 1.5
+    for _ in range(60):
+        root = (1 + root) ** (1 / size)
+    k = np.arange(number)[:, None]
+    return np.concatenate([k / number, (k * root ** -np.arange(1.0, size)) % 1.0], axis=1)
 
 
 def _t4_quantile(u: np.ndarray) -> np.ndarray:
