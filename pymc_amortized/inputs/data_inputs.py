@@ -47,7 +47,8 @@ class DataInputs:
 
         Of dims whose length differs, and that no observed variable has.
         """
-        spec, found = self.spec, {}
+        spec = self.spec
+        found: dict[str, tuple[str, int]] = {}
         rows = {dim for v in spec.observed for dim in v.sized}
         for dim, by in counted_by(spec).items():
             if dim not in rows:

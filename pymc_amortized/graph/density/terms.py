@@ -44,8 +44,8 @@ class Terms(LogDensityWithGaps):
         return int(self.spec.once((*self._kind, "number"), None, self._counted)(theta, *inputs))
 
     def _called(self, loop: Any, theta: np.ndarray, data: Data, place: np.ndarray, number: int) -> list[np.ndarray]:
-        data = {**self.filled(data), PLACE: place, NUMBER: number}
-        inputs = [data[name] for name in self._input_names]
+        values: dict[str, Any] = {**self.filled(data), PLACE: place, NUMBER: number}
+        inputs = [values[name] for name in self._input_names]
         widths = (number, theta.shape[1] - self.spec.dim)
         return call_in_halves(loop, [theta], inputs, lambda: [np.full((1, width), np.nan) for width in widths])
 

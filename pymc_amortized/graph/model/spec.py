@@ -237,15 +237,20 @@ class ModelSpec:
         def fixed(variables: tuple[DataVariable, ...]) -> tuple[DataVariable, ...]:
             return tuple(replace(v, shape=v.shape_at(lengths)) for v in variables)
 
-        free = {role: tuple(p.at(lengths) for p in getattr(self, role)) for role in ("parameters", "locals")}
-        return replace(self, observed=fixed(self.observed), context=fixed(self.context), **free)
+        return replace(
+            self,
+            observed=fixed(self.observed),
+            context=fixed(self.context),
+            parameters=tuple(p.at(lengths) for p in self.parameters),
+            locals=tuple(p.at(lengths) for p in self.locals),
+        )
 
     @property
     def drawn(self) -> tuple[Parameter, ...]:
         """Free variables of which posteriors hold draws: parameters, then what is drawn given these."""
         return self.parameters + self.locals
 
-    def number_of_locals(self, lengths: Mapping[str, int]) -> int:
+    def number_of_locals(self, lengths: Mapping[str, Any]) -> int:
         """How many unconstrained values are drawn given the parameters, at some lengths."""
         return sum(math.prod(p.unconstrained_at(lengths)) for p in self.locals)
 

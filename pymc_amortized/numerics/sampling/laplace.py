@@ -206,8 +206,11 @@ class Normals:
         return replace(self, mode=self.mode[rows], height=self.height[rows], roots=roots)
 
 
-def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 40) -> Normals:
-    """Find modes by Newton's method from a start (n, q), each block with its own length of steps."""
+def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 20) -> Normals:
+    """Find modes by Newton's method from a start (n, q), each block with its own length of steps.
+
+    Of what takes more than `most` steps the approximation is poor, and so are estimates by it.
+    """
     n, number = len(start), blocks_.number
     x = np.array(start, dtype=float)
     height, slope = slopes(x, np.arange(n))
@@ -324,14 +327,14 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
 def _weighed(
     sums: Sums, normals: Normals, index: np.ndarray, number: int, rng: np.random.Generator, draw: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Estimates (2, n, blocks) by two halves of proposals, log weights (number, n, blocks), draws, and their densities.
+    """Estimates (2, n, blocks) by halves of proposals, log weights (number, n, blocks), draws, and their densities.
 
     Draws are (n, q), densities those of each block by itself (n, blocks).
     """
     n, q = normals.mode.shape
     noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
     for part, root in zip(normals.blocks.parts, normals.roots, strict=True):
-        of_part, density = _proposed(number, n, *part.members.shape, rng)
+        of_part, density = _proposed(number, n, len(part.members), part.size, rng)
         noise[..., part.members] = of_part
         log_q[..., part.blocks] = density + root.log_det
     at = normals.at(noise)
