@@ -9,6 +9,7 @@ block however they depend on each other.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
     return spec.with_locals([p.name for p in chosen]) if chosen else spec
 
 
-def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
     """Parameters and locals of simulations, one vector each, and their data."""
     names = [p.name for p in spec.drawn]
     ordered = replace(spec, parameters=spec.drawn, locals=())
@@ -121,7 +122,7 @@ def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[str, ...]:
     lengths = {r.dim: int(simulations.data[r.dim][0]) for r in spec.sizes}
     (point, *_), (data, *_) = _points(spec.at(lengths), simulations.take(slice(1)))
     terms = Terms(spec, element_rules(spec), INTERPRETED)
-    return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], data | lengths)))
+    return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], {**data, **lengths})))
 
 
 def element_rules(spec: ModelSpec) -> dict[str, Rule | None]:

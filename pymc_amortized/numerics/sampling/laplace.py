@@ -363,7 +363,7 @@ def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) 
 
 
 def _evenly_spread(number: int, size: int) -> np.ndarray:
-    """Points (number, size) of the unit cube: a grid along the first axis, multiples of irrational numbers along others.
+    """Points (number, size) of the unit cube: a grid along the first axis, multiples of irrational numbers on others.
 
     Those are powers of the root of x^size = x + 1, of two dimensions the golden ratio (Niederreiter 1992, Random Number
     Generation and Quasi-Monte Carlo Methods, chapter 3, on such sequences).
