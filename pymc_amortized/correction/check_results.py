@@ -271,7 +271,8 @@ def check_possible(target: PosteriorTarget, results: Sequence[Draws]) -> list[Do
             continue
         theta = result.theta.reshape(-1, spec.dim)
         given = target.given(index)
-        parts = LogDensityByVariable(spec, INTERPRETED)(theta, given)
+        full = np.nan_to_num(target.with_locals(theta, index, np.random.default_rng(index)))
+        parts = LogDensityByVariable(spec, INTERPRETED)(full, given)
         where = f" of data set {datasets.labels[index]}" if datasets.batched else ""
         for variable in spec.observed:
             _refuse_impossible_value(variable.name, parts[variable.name], given[variable.name], where)

@@ -4,10 +4,10 @@ import numpy as np
 from pymc.distributions.multivariate import MvNormalRV
 from pytensor.graph.traversal import ancestors
 
-from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Data, LogDensityByVariable
 from pymc_amortized.graph.density.missing import Rule
+from pymc_amortized.graph.density.terms import points_of
 from pymc_amortized.graph.model.operations import core_op
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import INTERPRETED
@@ -75,9 +75,8 @@ class _Trials:
     ) -> None:
         self._rng = rng
         self._terms = LogDensityByVariable(spec, INTERPRETED)
-        datasets = of_simulations(simulations)
-        self._sets = [datasets.one(spec, i) for i in range(min(8, len(simulations)))]
-        self._theta = simulations.unconstrained
+        points, self._sets = points_of(spec, simulations.take(slice(8)))
+        self._theta = [point[None] for point in points]
         # of finite values: beyond a data set's length stands NaN
         self._spread = {
             v.name: float(np.nanstd(np.clip(simulations.data[v.name].astype(float), -1e100, 1e100)))
@@ -86,7 +85,7 @@ class _Trials:
 
     def term_ndim(self, variable: DataVariable) -> int:
         """Number of axes of a variable's own term."""
-        return self._terms(self._theta[:1], self._sets[0])[variable.name].ndim - 1
+        return self._terms(self._theta[0], self._sets[0])[variable.name].ndim - 1
 
     def factorizes(self, variable: DataVariable) -> bool:
         """Whether changing half of the values, or rows, leaves the terms of the others as they are."""
@@ -98,7 +97,7 @@ class _Trials:
             part = self._rng.random(value.shape[:lead]) < 0.5
             other = KINDS[variable.kind].changed(value, self._spread[variable.name])
             changed = np.where(part.reshape(*part.shape, *[1] * (value.ndim - lead)), other, value)
-            theta = self._theta[i : i + 1]
+            theta = self._theta[i]
             before = self._terms(theta, data)[variable.name][0]
             if before.shape != part.shape:  # not one term for each value, or row
                 return False
@@ -133,5 +132,5 @@ class _Trials:
             value = data[v.name]
             line[v.name] = self._rng.normal(size=value.shape) * max(self._spread[v.name], 1e-3)
         moved = [{name: data[name] + t * direction for name, direction in line.items()} for t in range(-3, 4)]
-        terms = [self._terms(self._theta[i : i + 1], {**data, **m}) for m in moved]
+        terms = [self._terms(self._theta[i], {**data, **m}) for m in moved]
         return np.array([np.concatenate([term.ravel() for term in some.values()]) for some in terms])

@@ -1,13 +1,19 @@
 """The terms of a model's log density, added up in blocks that parameters of their own belong to."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
 
-from pymc_amortized.graph.density.log_density import Data
+from pymc_amortized.graph.data.datasets import gaps_of, of_simulations
+from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.log_density import Data, Unconstrain
 from pymc_amortized.graph.density.missing import LogDensityWithGaps
-from pymc_amortized.graph.model.tensors import call_in_halves, interpret, plain_input
+from pymc_amortized.graph.model.sizes import cut
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
+from pymc_amortized.graph.model.tensors import INTERPRETED, call_in_halves, interpret, plain_input
 from pymc_amortized.numerics.blocks import blocks
 
 AT_ONCE = 2**21
@@ -23,6 +29,12 @@ class Terms(LogDensityWithGaps):
     """
 
     what = "the log density in blocks"
+
+    def _obstacle(self, variable: DataVariable, data: Data) -> str | None:
+        if self.rules[variable.name] == "quadratic" and data[gaps_of(variable.name)].any():
+            names = ", ".join(p.name for p in self.spec.locals)
+            return f"missing values of {variable.name!r} cannot be integrated out together with {names}"
+        return super()._obstacle(variable, data)
 
     def each(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """All terms (draws, terms) at theta (draws, dim + locals)."""
@@ -79,6 +91,27 @@ class Terms(LogDensityWithGaps):
     @property
     def _input_names(self) -> list[str]:
         return [*super()._input_names, PLACE, NUMBER]
+
+
+def points_of(
+    spec: ModelSpec, simulations: Simulations, lengths: Mapping[str, int] | None = None
+) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Parameters and locals of simulations, unconstrained, one vector each; and their data, as densities take them.
+
+    Lengths are those of all simulations, where these do not say it.
+    """
+    datasets = of_simulations(simulations)
+    if lengths:
+        datasets = replace(datasets, lengths={d: np.full(len(simulations), n) for d, n in lengths.items()})
+    points, sets = list(simulations.unconstrained), [datasets.one(spec, i) for i in range(len(simulations))]
+    if not spec.locals:
+        return points, sets
+    points, unconstrain = [], Unconstrain(replace(spec, parameters=spec.drawn, locals=()), INTERPRETED)
+    for i, data in enumerate(sets):
+        own = spec.at({r.dim: data[r.dim] for r in spec.sizes})
+        variables = {p.name: cut(simulations.variables[p.name][i], p.shape) for p in own.drawn}
+        points.append(unconstrain.one(variables | {c.name: data[c.name] for c in spec.context}))
+    return points, sets
 
 
 def reads_of(terms: Terms, theta: np.ndarray, data: Data) -> np.ndarray:

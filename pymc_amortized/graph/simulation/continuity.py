@@ -20,6 +20,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.given import LogDensityGiven
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.model.operations import core_op, has_density
+from pymc_amortized.graph.model.sizes import cut
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs, unconstrained
 from pymc_amortized.graph.model.tensors import interpret, like, plain, plain_input
@@ -112,8 +113,12 @@ def _draws(spec: ModelSpec, simulations: Simulations) -> list[tuple[list[np.ndar
     spread = np.where(high > low, (high - low) / 2, 1.0)
     # a step of some units in the last place, at least
     steps = np.maximum(NEAR * spread, 8 * np.spacing(np.abs(theta)))
-    drawn = [simulations.variables[p.name] for p in spec.parameters]
-    return [([v[i] for v in drawn], theta[i], datasets.one(spec, i), steps[i]) for i in range(len(theta))]
+    found = []
+    for i in range(len(theta)):
+        data = datasets.one(spec, i)
+        own = spec.at({r.dim: data[r.dim] for r in spec.sizes}).drawn
+        found.append(([cut(simulations.variables[p.name][i], p.shape) for p in own], theta[i], data, steps[i]))
+    return found
 
 
 class _Jumps:
@@ -167,6 +172,7 @@ def _constrain(spec: ModelSpec) -> Any:
         start += p.size
         back = part if transform is None else transform.backward(like(free, part), *rv.owner.inputs)
         outputs.append(plain(back).astype(p.dtype))
+    outputs += [plain(model[p.name]) for p in spec.locals]  # stay where they are
     replaced = {model[name]: like(model[name], symbol) for name, symbol in (one | context).items()}
     outputs = graph_replace(outputs, replaced | held_constants(spec) | lengths, strict=False)
     inputs = [theta, *one.values(), *context.values(), *lengths.values()]

@@ -8,17 +8,13 @@ block however they depend on each other.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.log_density import Unconstrain
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import Rule
-from pymc_amortized.graph.density.terms import Terms, reads_of
+from pymc_amortized.graph.density.terms import Terms, points_of, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
 from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.structure.levels import may_be_funnel
@@ -54,7 +50,7 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
     tried = spec.with_locals([p.name for p in candidates])
     places = np.cumsum([0, *(p.size for p in candidates)])
     columns = {p.name: np.arange(a, b) for p, a, b in zip(candidates, places, places[1:], strict=False)}
-    points, data = _points(tried, simulations)
+    points, data = points_of(tried, simulations)
     terms = Terms(tried, element_rules(tried), INTERPRETED)
     reads = np.any([reads_of(terms, one[: tried.dim], given) for one, given in zip(points, data, strict=True)], axis=0)
     chosen: list[Parameter] = []
@@ -77,23 +73,10 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
     return spec.with_locals([p.name for p in chosen]) if chosen else spec
 
 
-def _points(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
-    """Parameters and locals of simulations, one vector each, and their data."""
-    names = [p.name for p in spec.drawn]
-    ordered = replace(spec, parameters=spec.drawn, locals=())
-    unconstrain, datasets = Unconstrain(ordered, INTERPRETED), of_simulations(simulations)
-    points = []
-    for i in range(len(simulations)):
-        variables = {name: simulations.variables[name][i] for name in names}
-        variables |= {c.name: simulations.data[c.name][i] for c in spec.context}
-        points.append(unconstrain.one(variables))
-    return points, [datasets.one(spec, i) for i in range(len(simulations))]
-
-
 def _nearly_normal(spec: ModelSpec, simulations: Simulations) -> bool:
     """Whether normal approximations propose locals well, at the parameters of simulations."""
     density = MarginalDensity(spec, element_rules(spec))
-    points, data = _points(spec, simulations)
+    points, data = points_of(spec, simulations)
     found = [density.integrated(np.tile(p[: spec.dim], (8, 1)), d) for p, d in zip(points, data, strict=True)]
     noise = np.array([one.noise.mean() for one in found])
     return bool(np.median(noise) <= MOST_NOISE)
@@ -120,9 +103,9 @@ def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[str, ...]:
     Simulations are of all free variables.
     """
     lengths = {r.dim: int(simulations.data[r.dim][0]) for r in spec.sizes}
-    (point, *_), (data, *_) = _points(spec.at(lengths), simulations.take(slice(1)))
+    (point,), (data,) = points_of(spec, simulations.take(slice(1)), lengths)
     terms = Terms(spec, element_rules(spec), INTERPRETED)
-    return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], {**data, **lengths})))
+    return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], data)))
 
 
 def element_rules(spec: ModelSpec) -> dict[str, Rule | None]:
