@@ -113,7 +113,7 @@ def _draws(spec: ModelSpec, simulations: Simulations) -> list[tuple[list[np.ndar
     spread = np.where(high > low, (high - low) / 2, 1.0)
     # a step of some units in the last place, at least
     steps = np.maximum(NEAR * spread, 8 * np.spacing(np.abs(theta)))
-    found = []
+    found: list[tuple[list[np.ndarray], np.ndarray, Data, np.ndarray]] = []
     for i in range(len(theta)):
         data = datasets.one(spec, i)
         own = spec.at({r.dim: data[r.dim] for r in spec.sizes}).drawn

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.marginal import MarginalDensity
@@ -66,11 +67,17 @@ def choose_locals(spec: ModelSpec, simulations: Simulations) -> ModelSpec:
             others.append(p)
     if (normal and not large) or len(chosen) == len(spec.parameters):
         return spec  # normal ones that are few are drawn exactly as they are
-    for p in others if large else []:
+    for p in others:
         with_p = spec.with_locals([q.name for q in (*chosen, p)])
-        if p.size > MOST_TOGETHER and _nearly_normal(with_p, simulations):
+        if p.size > FEW and _is_drawn_given_others(spec, p) and _nearly_normal(with_p, simulations):
             return with_p
     return spec.with_locals([p.name for p in chosen]) if chosen else spec
+
+
+def _is_drawn_given_others(spec: ModelSpec, parameter: Parameter) -> bool:
+    """Whether the prior of a variable depends on other ones."""
+    free = set(spec.model.free_RVs)
+    return not free.isdisjoint(ancestors(spec.model[parameter.name].owner.inputs))
 
 
 def _nearly_normal(spec: ModelSpec, simulations: Simulations) -> bool:
