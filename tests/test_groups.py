@@ -180,6 +180,42 @@ class TestDensity:
         assert blocks.block_of[0] == blocks.block_of[1]
 
 
+    def test_a_second_mode_of_groups_is_seen(self) -> None:
+        """Groups of two kinds, far apart, of which a few vague rows do not tell the kind."""
+        with pm.Model(coords={"group": range(4)}) as model:
+            share, spread = pm.Beta("share", 2, 2), pm.HalfNormal("spread", 1)
+            kinds = pm.Normal.dist(pt.constant([-2.0, 2.0]), 0.2)
+            effect = pm.Mixture("effect", pt.stack([share, 1 - share]), kinds, dims="group")
+            pm.Normal("y", effect, 3.0 + spread, observed=np.array([0.1, -0.3, 0.5, 0.0]), dims="group")
+        spec = take_snapshot(model).with_locals(["effect"])
+        density, data = MarginalDensity(spec, {}, INTERPRETED), {"y": spec.held["y"]}
+        found = density.several_modes(np.zeros((2, 2)), data)
+        assert found == "4 of 4 blocks of effect have a second mode given the parameters"
+
+    def test_one_mode_is_one(self) -> None:
+        model = radon(counts=True, groups=6, houses=20)
+        density, data = MarginalDensity(snapshot(model), {}, INTERPRETED), held(model)
+        theta = np.random.default_rng(0).normal(size=(3, 3))
+        assert density.several_modes(theta, data) is None
+
+    def test_a_term_that_reads_groups_at_some_values_only(self) -> None:
+        """Two groups repel each other, but only where both are above 1: where they were looked for, they were not."""
+        model = radon(groups=5, houses=30)
+        with model:
+            one, two = model["effect"][0], model["effect"][1]
+            pm.Potential("tie", pt.switch((one > 1.0) & (two > 1.0), -8.0 * (one - two) ** 2, 0.0))
+        density, data = MarginalDensity(snapshot(model), {}, INTERPRETED), held(model)
+        theta = np.tile([1.5, -0.5, 0.0, 0.5], (50, 1))
+        try:
+            drawn = density.drawn(theta, data, np.random.default_rng(0)).drawn
+        except ValueError as error:
+            assert "not so at the draws" in str(error)
+        else:
+            blocks = density.blocks(theta, data, 16)
+            assert blocks.block_of[0] == blocks.block_of[1]
+            assert np.isfinite(drawn).all()
+
+
 # Which variables are integrated out
 
 

@@ -28,6 +28,7 @@ from pymc_amortized.correction.rungs.nuts import Nuts
 from pymc_amortized.correction.rungs.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
 from pymc_amortized.correction.rungs.tempered import Tempered
 from pymc_amortized.correction.target import PosteriorTarget, Source
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.logs import working
 
 
@@ -95,6 +96,8 @@ LADDERS: dict[str | None, Ladder] = {
 """By the name of the correction."""
 FIRST = Ladder((Network(),))
 """What the first proposals and a search give."""
+TRIED = 4
+"""Draws at which locals are searched for second modes."""
 WEIGHED = Ladder((Network(),), resampled=False)
 """For the weights of proposals alone."""
 
@@ -148,7 +151,18 @@ def draw_proposals(
         results |= dict(zip(indices.tolist(), drawn, strict=True))
         if weighted:  # what is disproved at the draws is drawn again, without weights
             free[[i for i in indices.tolist() if target.disprove(i, results[i].theta)]] = False
+            results |= {i: _checked(target, i, results[i]) for i in indices.tolist() if ladder.resampled}
     return [results[i] for i in range(len(free))]
+
+
+def _checked(target: PosteriorTarget, index: int, draws: Draws) -> Draws:
+    """Mark settled draws of a data set whose locals have several modes: weights know one of these."""
+    density = target.log_density
+    if not draws.settled or not isinstance(density, MarginalDensity):
+        return draws
+    theta = draws.theta.reshape(-1, draws.theta.shape[-1])
+    found = density.several_modes(theta[np.linspace(0, len(theta) - 1, TRIED).astype(int)], target.given(index))
+    return replace(draws, failure=Failure("values of groups have several modes", found)) if found else draws
 
 
 def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:

@@ -225,7 +225,8 @@ class Unconstrain:
         inputs = []
         for v in self._wanted:
             var = self.spec.model[v.name]
-            inputs.append(plain_input(v.name, v.dtype, v.shape))
+            shape = v.open_shape if isinstance(v, Parameter) else v.shape
+            inputs.append(plain_input(v.name, v.dtype, shape))
             replacements[var] = like(var, inputs[-1])
         (flat,) = graph_replace([flat_unconstrained(self.spec)], replacements, strict=False)
         return interpret(inputs, flat)

@@ -8,13 +8,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.missing import Rules
 from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.sampling.laplace import FEW, Blocks, Integrated, approximate, integrate
+from pymc_amortized.numerics.sampling.laplace import (
+    FEW,
+    Blocks,
+    Integrated,
+    approximate,
+    distances,
+    integrate,
+    lies_at_mode,
+)
 
 KEPT = 256
 """Data sets whose blocks are remembered."""
@@ -26,6 +35,10 @@ NOISE = 0.05
 """Variance of the log of an estimated density that is small beside that of good importance weights."""
 APART = 1e-3
 """Nats by which the density of draws may be off, of blocks that were drawn by themselves: rounding."""
+STARTS, WIDE = 8, 4.0
+"""Of searches for second modes of locals, and how far away they begin: in standard deviations, or units of these."""
+APART_SDS, LEAST_MASS = 3.0, 0.01
+"""Standard deviations between two modes, and share of the mass of the first, above which a second one matters."""
 FAR = 30.0
 """Nats below the best of some draws, where a density need not be known well."""
 
@@ -54,22 +67,8 @@ class MarginalDensity:
         return self.integrated(theta, data).log_integral
 
     def drawn(self, theta: np.ndarray, data: Data, rng: np.random.Generator) -> Integrated:
-        """Draw locals given each of `theta` (draws, dim).
-
-        Raises
-        ------
-        ValueError
-            Where the density of draws is not the sum of those of single groups after all.
-        """
-        found = self.integrated(theta, data, rng, draw=True)
-        if np.nanmax(found.apart, initial=0.0) > APART:
-            names = ", ".join(p.name for p in self.spec.locals)
-            raise ValueError(
-                f"values of {names} that seemed independent of each other, given the parameters, are not so at the "
-                f"draws (the log density differs by {np.nanmax(found.apart):.2g}): the model has a term that reads "
-                "several groups at some values only; run pm.sample on posterior.to_model(...)"
-            )
-        return found
+        """Draw locals given each of `theta` (draws, dim)."""
+        return self.integrated(theta, data, rng, draw=True)
 
     def integrated(
         self, theta: np.ndarray, data: Data, rng: np.random.Generator | None = None, *, draw: bool = False
@@ -77,33 +76,74 @@ class MarginalDensity:
         """Integrate at `theta` (draws, dim) for one data set; NaN where these are not finite.
 
         Weights are those of the first draws.
+
+        Raises
+        ------
+        ValueError
+            Where densities of single groups do not add up to that of all after all.
         """
         rng = np.random.default_rng(0) if rng is None else rng
         fine, number = np.isfinite(theta).all(axis=1), self.spec.number_of_locals(data)
         found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), (0, 0), ())))
         if not fine.any():
             return found
-        at = _At(self.terms, theta[fine], data, self.blocks(theta[fine], data))
-        parts = at.integrated(rng, draw)
+        for points in (2, 16):  # what a term reads may not show where few look for it
+            at = _At(self.terms, theta[fine], data, self.blocks(theta[fine], data, points))
+            parts = at.integrated(rng, draw)
+            apart = max(float(np.nanmax(part.apart, initial=0.0)) for part in parts)
+            if apart <= APART:
+                break
+        else:
+            names = ", ".join(p.name for p in self.spec.locals)
+            raise ValueError(
+                f"values of {names} that seemed independent of each other, given the parameters, are not so at the "
+                f"draws (the log density differs by {apart:.2g}): the model has a term that reads several groups at "
+                "some values only; run pm.sample on posterior.to_model(...)"
+            )
         for name in ("log_integral", "drawn", "noise", "apart"):
             getattr(found, name)[fine] = np.concatenate([getattr(part, name) for part in parts])
         return replace(found, log_weights=parts[0].log_weights)
 
-    def blocks(self, theta: np.ndarray, data: Data) -> Blocks:
-        """Which locals of a data set are independent of each other, given the parameters."""
-        key = hashlib.blake2b(digest_size=16)
-        for v in self.spec.context:
+    def several_modes(self, theta: np.ndarray, data: Data) -> str | None:
+        """Say where given some parameters (n, dim) a block of locals has several modes: proposals are made at one.
+
+        Newton's method begins at other places, near the mode and farther away.
+        """
+        rng = np.random.default_rng(0)
+        at = _At(self.terms, theta, data, self.blocks(theta, data))
+        first = approximate(at.slopes, at.blocks, np.zeros((1, len(at.blocks.block_of))))
+        main = approximate(at.slopes, at.blocks, np.repeat(first.mode, len(theta), axis=0))
+        noise = rng.standard_normal((STARTS, *main.mode.shape))
+        near, far = main.at(WIDE * noise[::2]), main.mode + WIDE * noise[1::2]
+        for start in (*near, *far):
+            other = approximate(at.slopes, at.blocks, start)
+            apart = (distances(main, other.mode) > APART_SDS) & (distances(other, main.mode) > APART_SDS)
+            with np.errstate(invalid="ignore"):
+                heavy = other.log_integrals - main.log_integrals > np.log(LEAST_MASS)
+            some = (apart & heavy & lies_at_mode(at.slopes, other)).any(axis=0)
+            if some.any():
+                names = ", ".join(p.name for p in self.spec.locals)
+                return f"{some.sum()} of {len(some)} blocks of {names} have a second mode given the parameters"
+        return None
+
+    def blocks(self, theta: np.ndarray, data: Data, points: int = 2) -> Blocks:
+        """Which locals of a data set are independent of each other, given the parameters, by so many of these."""
+        key = hashlib.blake2b(repr([points, *(data[r.dim] for r in self.spec.sizes)]).encode(), digest_size=16)
+        for v in self.spec.data:
             key.update(np.ascontiguousarray(data[v.name]).tobytes())
-        key.update(repr([data[r.dim] for r in self.spec.sizes]).encode())
+            key.update(np.ascontiguousarray(data.get(gaps_of(v.name), ())).tobytes())
         name = key.digest()
         if name not in self._blocks:
-            self._blocks[name] = self._found_blocks(theta, data)
+            some = theta[np.linspace(0, len(theta) - 1, min(points, len(theta))).astype(int)]
+            self._blocks[name] = self._found_blocks(some, data)
             while len(self._blocks) > KEPT:
                 self._blocks.popitem(last=False)
         return self._blocks[name]
 
     def _found_blocks(self, theta: np.ndarray, data: Data) -> Blocks:
-        found = Blocks.of(reads_of(self.terms, theta[0], data) | reads_of(self.terms, theta[-1], data))
+        """Move each local by itself, at some points, and see which terms change."""
+        reads = [reads_of(self.terms, one, data, seed) for seed, one in enumerate(theta)]
+        found = Blocks.of(np.any(reads, axis=0))
         if max(part.size for part in found.parts) <= FEW:
             return found
         # a term may be the sum of a whole series: the neighbours in it are those that second derivatives tell

@@ -114,9 +114,9 @@ def points_of(
     return points, sets
 
 
-def reads_of(terms: Terms, theta: np.ndarray, data: Data) -> np.ndarray:
+def reads_of(terms: Terms, theta: np.ndarray, data: Data, seed: int = 0) -> np.ndarray:
     """Find which locals each term reads, bool (terms, locals): each is moved by itself, at parameters (dim,)."""
-    number, rng = terms.spec.number_of_locals(data), np.random.default_rng(0)
+    number, rng = terms.spec.number_of_locals(data), np.random.default_rng(seed)
     point = np.concatenate([theta, rng.normal(size=number)])
     before = terms.each(point[None], data)
     reads = np.zeros((before.shape[1], number), dtype=bool)

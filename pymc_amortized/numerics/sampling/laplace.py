@@ -35,6 +35,8 @@ CLOSE = 0.01
 """Nats by which a mode may be missed: it is where proposals are made."""
 AT_ONCE = 2**22
 """Numbers in one call of a density."""
+WIDE = 4.0
+"""Standard deviations, about, as far as a density has to be quadratic."""
 TIGHT = 1e-6
 """Nats that rounding explains where a density is quadratic, and a share of its change."""
 
@@ -244,6 +246,21 @@ def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 
     return Normals(blocks_, x + step, height, roots)
 
 
+def lies_at_mode(slopes: Slopes, normals: Normals) -> np.ndarray:
+    """Whether approximations (n, blocks) are those at modes, to a tenth of a nat."""
+    slope = slopes(normals.mode, np.arange(len(normals.mode)))[1]
+    return _by_block(normals.blocks, slope * _newton(normals.blocks, normals.roots, slope)) < 10 * CLOSE
+
+
+def distances(normals: Normals, x: np.ndarray) -> np.ndarray:
+    """Distances (n, blocks) of x (n, q) from modes, in standard deviations."""
+    away = np.empty((len(x), normals.blocks.number))
+    for part, root in zip(normals.blocks.parts, normals.roots, strict=True):
+        own = (x - normals.mode)[:, part.members]
+        away[:, part.blocks] = np.sqrt(np.square(root.transposed_times(own)).sum(axis=-1))
+    return away
+
+
 def _by_block(blocks_: Blocks, values: np.ndarray) -> np.ndarray:
     """Add up values (n, q) within blocks: (n, blocks)."""
     found = np.empty((len(values), blocks_.number))
@@ -296,12 +313,14 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
     n, q = normals.mode.shape
     rows, total = np.arange(n), normals.log_integrals.sum(axis=1) + normals.height[:, -1]
     noise = rng.standard_normal((n, q))
-    tried = normals.at(noise)
-    change = 0.5 * _by_block(normals.blocks, np.square(noise))
-    size = np.abs(normals.height[:, :-1])
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(sums(tried, rows)[:, :-1] - normals.height[:, :-1] + change)
-        (bent,) = np.nonzero(~(apart <= TIGHT * (1 + change) + 1e-11 * size).all(axis=1) & np.isfinite(total))
+    tried, flat = normals.at(noise), np.isfinite(total)
+    size = 1e-11 * np.abs(normals.height)
+    for there, at in ((tried, noise), (normals.at(WIDE * noise), WIDE * noise)):
+        change = np.pad(0.5 * _by_block(normals.blocks, np.square(at)), ((0, 0), (0, 1)))
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(sums(there, rows) - normals.height + change)
+            flat &= (apart <= TIGHT * (1 + change) + size).all(axis=1)
+    (bent,) = np.nonzero(~flat & np.isfinite(total))
     found = Integrated(
         total,
         tried if draw else np.full((n, q), np.nan),
@@ -311,7 +330,7 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
     )
     for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number)), 1)):
         at = bent[some]
-        halves, log_w, drawn, expected = _weighed(sums, normals.take(at), at, number, rng, draw)
+        halves, log_w, drawn, expected, loose = _weighed(sums, normals.take(at), at, number, rng, draw)
         mean = np.logaddexp(*halves) - math.log(2)
         with np.errstate(invalid="ignore"):
             found.noise[at] = np.square(np.tanh((halves[0] - halves[1]) / 2)).sum(axis=1)
@@ -319,17 +338,18 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
         found.log_integral[at] = mean.sum(axis=1) + normals.height[at, -1]
         if draw:
             found.drawn[at] = drawn
-            together = sums(drawn, at)[:, :-1]
-            found.apart[at] = np.abs(together - expected).max(axis=1, initial=0.0)
+            loose = np.maximum(loose, np.abs(sums(drawn, at)[:, :-1] - expected).max(axis=1, initial=0.0))
+        found.apart[at] = loose
     return found
 
 
 def _weighed(
     sums: Sums, normals: Normals, index: np.ndarray, number: int, rng: np.random.Generator, draw: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Estimates (2, n, blocks) by halves of proposals, log weights (number, n, blocks), draws, and their densities.
 
-    Draws are (n, q), densities those of each block by itself (n, blocks).
+    Draws are (n, q), densities those of each block by itself (n, blocks). Last, by how much the density changes that
+    should read no unknown (n,).
     """
     n, q = normals.mode.shape
     noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
@@ -340,13 +360,15 @@ def _weighed(
     at = normals.at(noise)
     found = sums(at.reshape(number * n, q), np.tile(index, number)).reshape(number, n, -1)
     log_w = np.nan_to_num(found[..., :-1] - log_q, nan=-np.inf, posinf=-np.inf)
+    with np.errstate(invalid="ignore"):
+        loose = np.abs(found[..., -1] - normals.height[:, -1]).max(axis=0)
     halves = logsumexp(log_w.reshape(2, number // 2, *log_w.shape[1:]), axis=1) - math.log(number // 2)
     if not draw:
-        return halves, log_w, np.empty((0, q)), np.empty((0, 0))
+        return halves, log_w, np.empty((0, q)), np.empty((0, 0)), loose
     chosen = (log_w + rng.gumbel(size=log_w.shape)).argmax(axis=0)
     expected = np.take_along_axis(found[..., :-1], chosen[None], axis=0)[0]
     drawn = np.take_along_axis(at, chosen[None, :, normals.blocks.block_of], axis=0)[0]
-    return halves, log_w, drawn, expected
+    return halves, log_w, drawn, expected, loose
 
 
 def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

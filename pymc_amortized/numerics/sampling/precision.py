@@ -22,6 +22,10 @@ class Root(Protocol):
         """Return L^-T x for x (..., n, m, size)."""
         ...
 
+    def transposed_times(self, x: np.ndarray) -> np.ndarray:
+        """Return L^T x for x (n, m, size)."""
+        ...
+
     @property
     def log_det(self) -> np.ndarray:
         """Log determinants (n, m) of L."""
@@ -74,6 +78,10 @@ class Full:
         if self.values.shape[-1] == 1:
             return x / self.values[..., 0]
         return np.linalg.solve(self.values.swapaxes(-1, -2), x[..., None])[..., 0]
+
+    def transposed_times(self, x: np.ndarray) -> np.ndarray:
+        """Return L^T x."""
+        return (self.values.swapaxes(-1, -2) @ x[..., None])[..., 0]
 
     @property
     def log_det(self) -> np.ndarray:
@@ -135,6 +143,14 @@ class Banded:
             for j in range(1, min(self.values.shape[1] - 1, size - 1 - i) + 1):
                 found[i] -= self.values[i + j, j] * found[i + j]
             found[i] /= self.values[i, 0]
+        return np.moveaxis(found, 0, -1)
+
+    def transposed_times(self, x: np.ndarray) -> np.ndarray:
+        """Return L^T x."""
+        moved = np.moveaxis(x, -1, 0)
+        found = self.values[:, 0] * moved
+        for j in range(1, self.values.shape[1]):
+            found[:-j] += self.values[j:, j] * moved[j:]
         return np.moveaxis(found, 0, -1)
 
     @property
