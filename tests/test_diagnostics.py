@@ -346,9 +346,10 @@ def test_wrong_lengths_are_refused(sized, lengths, error, message):
         quick(sized, lengths=lengths)
 
 
-def test_what_differs_between_data_sets_is_no_parameter(sized):
-    with pytest.raises(ValueError, match="lengths of .*shifted.* differ"):
-        quick(sized, var_names=["shifted"])
+def test_of_what_differs_between_data_sets_one_entry_is_taken(sized):
+    check = quick(sized, num_datasets=12, draws=20, var_names=["shifted"])
+    assert check["recovery"]["shifted"].sizes == {"estimate": 4, "dataset": 12}
+    assert np.isfinite(check["prior_sbc"]["shifted"]).all()
     check = quick(sized, num_datasets=12, draws=20, quantities={"first": lambda d, y: d["shifted"].isel(obs=0)})
     assert np.isfinite(check["prior_sbc"]["first"]).all()
 

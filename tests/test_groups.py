@@ -348,7 +348,9 @@ class TestAnyNumberOfGroups:
         np.testing.assert_allclose(draws.std(0) / sd, 1, atol=0.12)
 
     def test_calibration_takes_one_group_of_each_data_set(self, posterior: pma.AmortizedPosterior) -> None:
-        check = pma.check_calibration(posterior, num_datasets=40, draws=100, random_seed=1, progressbar=False)
+        check = pma.check_calibration(
+            posterior, num_datasets=40, draws=100, correction="auto", random_seed=1, progressbar=False
+        )
         assert check["recovery"]["effect"].sizes == {"estimate": 4, "dataset": 40}
         assert check["calibration"].attrs["calibrated"] == 1
 
