@@ -555,7 +555,8 @@ def test_chains_from_where_mass_seems_to_be_tell_a_tail_from_a_mode(end, settled
 
     monkeypatch.setattr(_Runs, "_sample", sample)
     spec = SimpleNamespace(circular=np.array([False, False]))
-    runs = _Runs(Nuts(), SimpleNamespace(spec=spec, gathered=lambda index, z: z), Budget())
+    target = SimpleNamespace(spec=spec, gathered=lambda index, z: z, with_locals=lambda theta, index, rng: theta)
+    runs = _Runs(Nuts(), target, Budget())
     draws = Draws(z, *3 * [np.zeros((4, 500))], None, 0, rung="nuts")
     far, start = Far(0.13, 0.11, np.full((8, 2), 30.0)), Start(Whitening(np.zeros(2), np.eye(2)), np.zeros((8, 2)))
     found = runs._visited(0, draws, Chains(z, 0), start, far, np.random.SeedSequence(1))

@@ -17,7 +17,8 @@ from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import INTERPRETED
-from pymc_amortized.numerics.sampling.laplace import Blocks, approximate, integrate
+from pymc_amortized.numerics.sampling.independent import Blocks
+from pymc_amortized.numerics.sampling.laplace import approximate, integrate
 from pymc_amortized.numerics.sampling.precision import Banded, Full
 
 SIZES = {"county": (3, 40), "house": (20, 200)}
@@ -178,7 +179,6 @@ class TestDensity:
         blocks = density.blocks(np.zeros((2, 4)), data)
         assert blocks.number == 4
         assert blocks.block_of[0] == blocks.block_of[1]
-
 
     def test_a_second_mode_of_groups_is_seen(self) -> None:
         """Groups of two kinds, far apart, of which a few vague rows do not tell the kind."""

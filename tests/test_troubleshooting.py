@@ -20,6 +20,7 @@ GAP = "\N{HORIZONTAL ELLIPSIS}"
 FIELD = re.compile(r"%[-+.\d]*[a-z%]")
 # Met by who changes the package, or reads a file that somebody tampered with; never by a user's mistake at the door.
 INSIDE = (
+    "__init__.py",
     "approximators/storage/",
     "approximators/comparison/file.py",
     "approximators/posterior/file.py",

@@ -286,14 +286,8 @@ class Check:
         k = stats["pareto_k"].to_numpy() if "pareto_k" in stats else np.full(len(known), np.nan)
         self.stats.append({"effective_draws": effective, "pareto_k": k, "stage": stats["stage"].to_numpy()})
         if self.template is None:
-            first = {DATASET_DIM: 0, "chain": 0, "draw": 0} | dict.fromkeys(
-                self._varying.intersection(posterior.dims), 0
-            )
-            self.template = posterior[self.names].isel(first, drop=True)
-
-    @property
-    def _varying(self) -> set[str]:
-        return set(self.posterior.spec.largest)
+            first = dict.fromkeys([DATASET_DIM, "chain", "draw", *self.posterior.spec.largest], 0)
+            self.template = posterior[self.names].isel(first, drop=True, missing_dims="ignore")
 
     def _of_one_group(
         self, drawn: dict[str, np.ndarray], truth: dict[str, np.ndarray], datasets: DataSets

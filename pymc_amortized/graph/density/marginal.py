@@ -15,15 +15,8 @@ from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.sampling.laplace import (
-    FEW,
-    Blocks,
-    Integrated,
-    approximate,
-    distances,
-    integrate,
-    lies_at_mode,
-)
+from pymc_amortized.numerics.sampling.independent import FEW, Blocks
+from pymc_amortized.numerics.sampling.laplace import Integrated, approximate, distances, integrate, lies_at_mode
 
 KEPT = 256
 """Data sets whose blocks are remembered."""

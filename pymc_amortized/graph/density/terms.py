@@ -1,6 +1,5 @@
 """The terms of a model's log density, added up in blocks that parameters of their own belong to."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -93,16 +92,13 @@ class Terms(LogDensityWithGaps):
         return [*super()._input_names, PLACE, NUMBER]
 
 
-def points_of(
-    spec: ModelSpec, simulations: Simulations, lengths: Mapping[str, int] | None = None
-) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
-    """Parameters and locals of simulations, unconstrained, one vector each; and their data, as densities take them.
-
-    Lengths are those of all simulations, where these do not say it.
-    """
+def points_of(spec: ModelSpec, simulations: Simulations) -> tuple[list[np.ndarray], list[dict[str, Any]]]:
+    """Parameters and locals of simulations, unconstrained, one vector each; and their data, as densities take them."""
     datasets = of_simulations(simulations)
-    if lengths:
-        datasets = replace(datasets, lengths={d: np.full(len(simulations), n) for d, n in lengths.items()})
+    if not datasets.lengths:  # those of one size have lengths among their data
+        datasets = replace(datasets, lengths={r.dim: simulations.data[r.dim] for r in spec.sizes})
+    none = {v.name: np.zeros(simulations.data[v.name].shape, dtype=bool) for v in spec.observed if v.missing}
+    datasets = replace(datasets, missing=none | datasets.missing)
     points, sets = list(simulations.unconstrained), [datasets.one(spec, i) for i in range(len(simulations))]
     if not spec.locals:
         return points, sets

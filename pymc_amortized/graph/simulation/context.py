@@ -112,7 +112,7 @@ class ContextSampler:
         values: dict[str, np.ndarray] = {}
         for variable, child in zip(self._variables, seeds, strict=True):
             source = self._sources[variable.name]
-            if source == GROUPS:
+            if isinstance(source, str) and source == GROUPS:
                 values[variable.name] = self._group(variable, n, child, lengths)
             elif isinstance(source, str):
                 values[variable.name] = self._resample(variable, n, rows_seed, lengths)
@@ -144,7 +144,7 @@ class ContextSampler:
 
     def _check(self, variable: DataVariable, source: Source) -> None:
         name = variable.name
-        if source == GROUPS:
+        if isinstance(source, str) and source == GROUPS:
             if name not in self._limits or np.dtype(variable.dtype).kind not in "iu":
                 raise ValueError(
                     f"context[{name!r}]: 'groups' is for whole numbers that pick elements, as in effect[{name}]"

@@ -19,7 +19,7 @@ from pymc_amortized.graph.density.terms import Terms, points_of, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
 from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.structure.levels import may_be_funnel
-from pymc_amortized.numerics.sampling.laplace import FEW, Blocks
+from pymc_amortized.numerics.sampling.independent import FEW, Blocks
 
 MOST_TOGETHER = 24
 """Parameters that networks, sketches and mixtures handle together."""
@@ -110,7 +110,7 @@ def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[str, ...]:
     Simulations are of all free variables.
     """
     lengths = {r.dim: int(simulations.data[r.dim][0]) for r in spec.sizes}
-    (point,), (data,) = points_of(spec, simulations.take(slice(1)), lengths)
+    (point,), (data,) = points_of(spec, simulations.take(slice(1)))
     terms = Terms(spec, element_rules(spec), INTERPRETED)
     return _described(spec, lengths, Blocks.of(reads_of(terms, point[: spec.dim], data)))
 

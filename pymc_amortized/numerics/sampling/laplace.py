@@ -11,24 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 from scipy.special import logsumexp
 
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import LOG_2PI
-from pymc_amortized.numerics.sampling.precision import Banded, Full, Root
+from pymc_amortized.numerics.sampling.independent import FEW, Blocks
+from pymc_amortized.numerics.sampling.precision import Root
 
 Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of the blocks (n, blocks)."""
 Slopes = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """The same, and the gradient (n, q) of the sum of all blocks."""
 
-FEW = 8
-"""Unknowns of a block, up to which evenly spread points are better than random ones."""
 STEP = 1e-5
 """Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
 CLOSE = 0.01
@@ -39,134 +35,6 @@ WIDE = 4.0
 """Standard deviations, about, as far as a density has to be quadratic."""
 TIGHT = 1e-6
 """Nats that rounding explains where a density is quadratic, and a share of its change."""
-
-
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """Unknowns that are independent of each other, but for those of one block.
-
-    Attributes
-    ----------
-    block_of : int ndarray (q,)
-        Number of each unknown's block.
-    place : int ndarray (terms,)
-        Number of the block that each term of the log density belongs to; the number of blocks for those of none.
-    pairs : int ndarray (p, 2)
-        Unknowns that share a term.
-    """
-
-    block_of: np.ndarray
-    place: np.ndarray
-    pairs: np.ndarray
-
-    @classmethod
-    def of(cls, reads: np.ndarray) -> Blocks:
-        """Find them from which unknowns each term reads: bool (terms, q)."""
-        sparse = csr_matrix(reads, dtype=float)
-        near = (sparse.T @ sparse).tocoo()
-        number, block_of = connected_components(near)
-        first, some = reads.argmax(axis=1), reads.any(axis=1)
-        upper = near.row < near.col
-        return cls(
-            block_of, np.where(some, block_of[first], number), np.column_stack([near.row[upper], near.col[upper]])
-        )
-
-    def refined(self, near: np.ndarray) -> Blocks:
-        """Return the same, with those pairs alone of which it is true (q, q) that they interact."""
-        first, second = self.pairs.T
-        return replace(self, pairs=self.pairs[near[first, second] | near[second, first]])
-
-    @cached_property
-    def number(self) -> int:
-        """How many blocks there are."""
-        return int(self.block_of.max(initial=-1)) + 1
-
-    @cached_property
-    def parts(self) -> list[Part]:
-        """Blocks of one size each; of the large ones, each by itself."""
-        sizes = np.bincount(self.block_of, minlength=self.number)
-        order = np.argsort(self.block_of, kind="stable")
-        starts = np.cumsum(sizes) - sizes
-        found = []
-        for size in np.unique(sizes):
-            (some,) = np.nonzero(sizes == size)
-            members = order[starts[some][:, None] + np.arange(size)]
-            if size <= FEW:
-                found.append(Part(some, members, size - 1))
-            else:
-                found += [self._large(np.array([of]), own) for of, own in zip(some, members, strict=True)]
-        return found
-
-    def _large(self, of: np.ndarray, own: np.ndarray) -> Part:
-        """A block of many unknowns, in an order in which those that share terms are close."""
-        place = np.full(len(self.block_of), -1)
-        place[own] = np.arange(len(own))
-        first, second = place[self.pairs[np.isin(self.pairs[:, 0], own)]].T
-        near = csr_matrix((np.ones(2 * len(first)), (np.r_[first, second], np.r_[second, first])), (len(own),) * 2)
-        order = reverse_cuthill_mckee(near, symmetric_mode=True)
-        rank = np.argsort(order)
-        band = int(np.abs(rank[first] - rank[second]).max(initial=0))
-        return Part(of, own[order][None], band if 4 * band < len(own) else len(own) - 1)
-
-    @cached_property
-    def turns(self) -> np.ndarray:
-        """Unknowns (turns, q) that are moved at once, so that gradients tell all second derivatives."""
-        colors = np.zeros(len(self.block_of), dtype=int)
-        for part in self.parts:
-            colors[part.members] = part.colors
-        return (colors == np.arange(colors.max(initial=0) + 1)[:, None]).astype(float)
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Blocks of one size.
-
-    Attributes
-    ----------
-    blocks : int ndarray (m,)
-        Their numbers.
-    members : int ndarray (m, size)
-        Their unknowns.
-    band : int
-        How far apart those are that share a term; less than the size by one where any do.
-    """
-
-    blocks: np.ndarray
-    members: np.ndarray
-    band: int
-
-    @property
-    def size(self) -> int:
-        """Unknowns of each block."""
-        return self.members.shape[1]
-
-    @property
-    def full(self) -> bool:
-        """Whether any unknowns may share a term."""
-        return self.band == self.size - 1
-
-    @property
-    def colors(self) -> np.ndarray:
-        """Which unknowns (size,) of a block may be moved at once."""
-        return np.arange(self.size) % min(2 * self.band + 1, self.size)
-
-    @property
-    def width(self) -> int:
-        """Numbers that the precision of a block takes."""
-        return self.size * (self.band + 1)
-
-    def root(self, curvature: np.ndarray) -> Root:
-        """Cholesky factors from minus second derivatives (turns, n, q), of all unknowns in the direction of turns."""
-        own = np.moveaxis(curvature[:, :, self.members], (0, 3), (0, 1))  # (turns, size, n, m)
-        if self.full:
-            precision = np.moveaxis(own[self.colors], (0, 1), (3, 2))
-            return Full.of((precision + precision.swapaxes(-1, -2)) / 2)
-        places, colors = np.arange(self.size), self.colors
-        precision = np.zeros((self.size, self.band + 1, *own.shape[2:]))
-        for j in range(self.band + 1):
-            i = places[j:]
-            precision[j:, j] = (own[colors[i - j], i] + own[colors[i], i - j]) / 2
-        return Banded.of(precision)
 
 
 @dataclass(frozen=True, eq=False)
