@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pymc as pm
 from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Add, Cast, Sub
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
@@ -48,6 +49,25 @@ def _picks(spec: ModelSpec) -> Iterator[tuple[str, int | None, str | None, int]]
             if symbol in symbols:
                 indexed = node.inputs[0]
                 yield symbols[symbol], indexed.type.shape[axis], _dim_of(spec.model, indexed, axis), shift
+
+
+def refuse_fixed_indices(spec: ModelSpec) -> None:
+    """Refuse index arrays that stay the same, but pick from a dim whose length differs between data sets.
+
+    Raises
+    ------
+    ValueError
+    """
+    given = {spec.variable(v.name) for v in spec.context}
+    for node in indexing_nodes([*spec.model.basic_RVs, *spec.model.potentials, *spec.model.deterministics]):
+        for index, axis in picked_axes(node):
+            dim = _dim_of(spec.model, node.inputs[0], axis)
+            if dim in spec.largest and given.isdisjoint(ancestors([index])):
+                raise ValueError(
+                    f"context: an array of indices that is the same for all data sets picks from the dimension {dim!r}, "
+                    "whose length differs: make it pm.Data, and say where its values come from, as in "
+                    f"context={{{dim!r}: ..., 'index': 'groups'}}"
+                )
 
 
 def _dim_of(model: pm.Model, var: Any, axis: int) -> str | None:

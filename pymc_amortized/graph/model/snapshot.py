@@ -15,6 +15,7 @@ from pytensor.graph.traversal import ancestors
 from pymc_amortized.graph.model.constants import open_constants
 from pymc_amortized.graph.model.copying import without_gp_warning
 from pymc_amortized.graph.model.freezing import freeze
+from pymc_amortized.graph.model.indices import refuse_fixed_indices
 from pymc_amortized.graph.model.operations import op_name, with_checked_shapes
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.sizes import Range
@@ -104,6 +105,7 @@ def take_snapshot(
     )
     _refuse_empty(spec)
     _refuse_misfits(spec)
+    refuse_fixed_indices(spec)
     return spec
 
 
