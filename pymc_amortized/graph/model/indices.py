@@ -64,8 +64,8 @@ def refuse_fixed_indices(spec: ModelSpec) -> None:
             dim = _dim_of(spec.model, node.inputs[0], axis)
             if dim in spec.largest and given.isdisjoint(ancestors([index])):
                 raise ValueError(
-                    f"context: an array of indices that is the same for all data sets picks from the dimension {dim!r}, "
-                    "whose length differs: make it pm.Data, and say where its values come from, as in "
+                    "context: an array of indices that is the same for all data sets picks from the dimension "
+                    f"{dim!r}, whose length differs: make it pm.Data, and say where its values come from, as in "
                     f"context={{{dim!r}: ..., 'index': 'groups'}}"
                 )
 
