@@ -114,7 +114,7 @@ class Compiled:
         """
         each = [datasets.one(self.spec, i) for i in range(len(theta))]
         rng = np.random.default_rng(0)
-        points = [self.constrain(self._with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)]
+        points = [self.constrain(self.with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)]
         return {name: stacked([point[name][0] for point in points]) for name in names}
 
     def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ class Compiled:
         for i, result in enumerate(results):
             theta, data = result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i)
             if result.locals is None:
-                full = self._with_locals(theta, data, np.random.default_rng(i))
+                full = self.with_locals(theta, data, np.random.default_rng(i))
             else:
                 full = np.concatenate([theta, result.locals.reshape(chains * draws, -1)], axis=1)
             values = self.constrain(full, data)
@@ -134,7 +134,7 @@ class Compiled:
                 parts[name].append(np.full(value.shape, np.nan) if name in unknown else value)
         return {name: stacked(values) for name, values in parts.items()}
 
-    def _with_locals(self, theta: np.ndarray, data: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+    def with_locals(self, theta: np.ndarray, data: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         """Draws (n, dim) and, given these, those of locals."""
         if not isinstance(self.log_density, MarginalDensity):
             return theta

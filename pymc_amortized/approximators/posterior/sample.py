@@ -106,7 +106,9 @@ def _shown_by_default(
     """Variables that the result of a batch holds where the user has not chosen, by one draw for the longest of all."""
     longest = int(np.argmax(sum(datasets.lengths.values(), np.zeros(len(datasets)))))
     data = datasets.one(posterior.spec, longest)
-    one = posterior.compiled.constrain(results[longest].theta[0, :1], data)
+    compiled = posterior.compiled
+    full = compiled.with_locals(results[longest].theta[0, :1], data, np.random.default_rng(0))
+    one = compiled.constrain(full, data)
     return _without_large(posterior.spec, names, one, data, len(results) * results[0].log_q.size)
 
 
