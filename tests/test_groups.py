@@ -355,6 +355,17 @@ class TestAnyNumberOfGroups:
         assert check["calibration"].attrs["calibrated"] == 1
 
 
+def test_batches_of_a_fixed_number_of_groups() -> None:
+    brief = pma.Training(num_steps=5, batch_size=64, evaluations=2)
+    posterior = pma.fit_posterior(binomial_groups(), training=brief, random_seed=1, progressbar=False)
+    y = [[1, 2, 9, 0, 3, 8], [0, 5, 20, 1, 9, 4]]
+    tree = posterior.sample({"y": y}, batched=True, draws=50, random_seed=1)
+    assert np.isfinite(tree.posterior["logit"].to_numpy()).all()
+    assert dict(tree.posterior["logit"].sizes) == {"dataset": 2, "chain": 4, "draw": 50, "hospital": 6}
+    with pytest.raises(ValueError, match="refine: values of groups .*logit.* are integrated out"):
+        posterior.refine()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -58,6 +58,12 @@ def refine[P: TrainedPosterior](
     """Train on around one data set; :meth:`AmortizedPosterior.refine` says how."""
     if max_time is not None and not (isinstance(max_time, int | float) and 0 < max_time < math.inf):
         raise ValueError(f"max_time must be a number of seconds > 0, got {max_time!r}")
+    if posterior.spec.locals:
+        names = [p.name for p in posterior.spec.locals]
+        raise ValueError(
+            f"refine: values of groups ({names}) are integrated out, and the few parameters that are left are corrected "
+            "by weights: continue_training() makes the network better"
+        )
     number = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     number = number or min(posterior.provenance.num_simulations or 2**14, 2**14)
     rounds = check_integer("rounds", rounds)
