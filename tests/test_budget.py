@@ -35,7 +35,7 @@ def test_a_good_first_attempt_outlives_the_deadline_of_a_second(monkeypatch, div
     found = Convergence(r_hat, 2000.0, 2000.0, divergences, 4, 500, np.full(1, 0.02))
     monkeypatch.setattr(Convergence, "of", classmethod(lambda cls, *args: found))
     target = SimpleNamespace(
-        spec=SimpleNamespace(circular=np.zeros(1, dtype=bool)),
+        spec=SimpleNamespace(circular=np.zeros(1, dtype=bool), locals=(), dim=1),
         obstacles=[None],
         symmetries=None,
         gathered=lambda index, theta: theta,

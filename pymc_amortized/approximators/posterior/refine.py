@@ -61,8 +61,8 @@ def refine[P: TrainedPosterior](
     if posterior.spec.locals:
         names = [p.name for p in posterior.spec.locals]
         raise ValueError(
-            f"refine: values of groups ({names}) are integrated out, and the few parameters that are left are corrected "
-            "by weights: continue_training() makes the network better"
+            f"refine: values of groups ({names}) are integrated out, and the few parameters that are left are "
+            "corrected by weights: continue_training() makes the network better"
         )
     number = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
     number = number or min(posterior.provenance.num_simulations or 2**14, 2**14)
