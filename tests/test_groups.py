@@ -355,9 +355,48 @@ class TestAnyNumberOfGroups:
         assert check["calibration"].attrs["calibrated"] == 1
 
 
-def test_batches_of_a_fixed_number_of_groups() -> None:
+@pytest.fixture(scope="module")
+def hospitals() -> pma.AmortizedPosterior:
     brief = pma.Training(num_steps=5, batch_size=64, evaluations=2)
-    posterior = pma.fit_posterior(binomial_groups(), training=brief, random_seed=1, progressbar=False)
+    return pma.fit_posterior(binomial_groups(), training=brief, random_seed=1, progressbar=False)
+
+
+def exact_hospitals() -> tuple[float, np.ndarray, np.ndarray]:
+    """Log evidence, means and sds of the parameters of `binomial_groups`, on a grid."""
+    trials, y = np.array([5, 12, 30, 8, 20, 25]), np.array([1, 2, 9, 0, 3, 8])
+    mu, log_sigma = (v.ravel() for v in np.meshgrid(np.linspace(-5, 3, 161), np.linspace(-5, 3, 161), indexing="ij"))
+    z = np.linspace(-8, 8, 401)
+    logit = mu[:, None] + np.exp(log_sigma)[:, None] * z
+    total = stats.norm(-1, 1).logpdf(mu) + stats.norm(-0.5, 1).logpdf(log_sigma)
+    for n, k in zip(trials, y, strict=True):
+        choose = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+        log_p = choose + k * logit - n * np.logaddexp(0, logit) + stats.norm.logpdf(z)
+        total += logsumexp(log_p, axis=1) + np.log(z[1] - z[0])
+    evidence = logsumexp(total) + 2 * np.log(0.05)
+    p, grid = np.exp(total - logsumexp(total)), np.column_stack([mu, log_sigma])
+    return evidence, p @ grid, np.sqrt(p @ grid**2 - (p @ grid) ** 2)
+
+
+def test_a_hierarchy_of_counts_has_the_moments_and_evidence_of_a_grid(hospitals: pma.AmortizedPosterior) -> None:
+    evidence, mean, sd = exact_hospitals()
+    tree = hospitals.sample(draws=2000, random_seed=1)
+    draws = np.stack([tree.posterior[name].to_numpy().ravel() for name in ("mu", "log_sigma")], 1)
+    assert tree.sample_stats["stage"] == "psis"
+    assert (np.abs(draws.mean(0) - mean) < 0.1 * sd).all()
+    np.testing.assert_allclose(draws.std(0), sd, rtol=0.07)
+    found = hospitals.log_marginal_likelihood(random_seed=1)
+    assert float(found["log_marginal_likelihood"]) == pytest.approx(evidence, abs=0.1)
+
+
+def test_values_of_groups_differ_between_seeds(hospitals: pma.AmortizedPosterior) -> None:
+    """Given the parameters, too: else two runs would seem to agree on what they both have by chance."""
+    runs = [hospitals.sample(draws=500, random_seed=seed).posterior.to_dataset() for seed in (1, 2)]
+    rest = [(run["logit"] - run["logit"].mean(("chain", "draw"))).to_numpy().ravel() for run in runs]
+    assert abs(np.corrcoef(*rest)[0, 1]) < 0.05
+
+
+def test_batches_of_a_fixed_number_of_groups(hospitals: pma.AmortizedPosterior) -> None:
+    posterior = hospitals
     y = [[1, 2, 9, 0, 3, 8], [0, 5, 20, 1, 9, 4]]
     tree = posterior.sample({"y": y}, batched=True, draws=50, random_seed=1)
     assert np.isfinite(tree.posterior["logit"].to_numpy()).all()

@@ -117,14 +117,16 @@ class Compiled:
         points = [self.constrain(self.with_locals(theta[i : i + 1], data, rng), data) for i, data in enumerate(each)]
         return {name: stacked([point[name][0] for point in points]) for name in names}
 
-    def variables(self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str]) -> dict[str, np.ndarray]:
+    def variables(
+        self, datasets: DataSets, results: Sequence[Draws], names: Sequence[str], seed: np.random.SeedSequence
+    ) -> dict[str, np.ndarray]:
         """Variables (datasets, chains, draws, *shape) of draws, NaN beyond a data set's length."""
         chains, draws, dim = results[0].theta.shape
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for i, result in enumerate(results):
+        for i, (result, child) in enumerate(zip(results, seed.spawn(len(results)), strict=True)):
             theta, data = result.theta.reshape(chains * draws, dim), datasets.one(self.spec, i)
             if result.locals is None:
-                full = self.with_locals(theta, data, np.random.default_rng(i))
+                full = self.with_locals(theta, data, np.random.default_rng(child))
             else:
                 full = np.concatenate([theta, result.locals.reshape(chains * draws, -1)], axis=1)
             values = self.constrain(full, data)

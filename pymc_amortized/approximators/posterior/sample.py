@@ -71,12 +71,8 @@ def sample(
     ood = posterior.ood_pvalues(datasets)
     told = check_unlike(_check_data(posterior, datasets), ood, datasets.labels)
     tell(told, posterior.spec)  # before NUTS works for an hour on data in other units
-    results, doubts = draw_corrected(
-        posterior.target(datasets),
-        LADDERS[correction if correct else None],
-        request,
-        seed_sequence(random_seed),
-    )
+    ladder, seed = LADDERS[correction if correct else None], seed_sequence(random_seed)
+    results, doubts = draw_corrected(posterior.target(datasets), ladder, request, seed)
     if correct:
         doubts += check_calibrated(posterior.provenance.off)
     if correction == "auto" and not correct:
@@ -86,7 +82,7 @@ def sample(
         names = _shown_by_default(posterior, names, datasets, results)
     computed = [p.name for p in posterior.spec.parameters] if options.groups else []
     with working("Laying out the result"):
-        variables = compiled.variables(datasets, results, list(dict.fromkeys([*names, *computed])))
+        variables = compiled.variables(datasets, results, list(dict.fromkeys([*names, *computed])), seed.spawn(1)[0])
     kept = not datasets.batched if options.proposal_log_weight is None else options.proposal_log_weight
     attrs = {"sampling_time": time.perf_counter() - started, "correction": correction if correct else "none"}
     attrs |= (posterior.marks if correct else {}) | tell(doubts, posterior.spec, told)

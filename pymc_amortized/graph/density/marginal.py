@@ -68,8 +68,6 @@ class MarginalDensity:
     ) -> Integrated:
         """Integrate at `theta` (draws, dim) for one data set; NaN where these are not finite.
 
-        Weights are those of the first draws.
-
         Raises
         ------
         ValueError
@@ -77,7 +75,7 @@ class MarginalDensity:
         """
         rng = np.random.default_rng(0) if rng is None else rng
         fine, number = np.isfinite(theta).all(axis=1), self.spec.number_of_locals(data)
-        found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), (0, 0), ())))
+        found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), ())))
         if not fine.any():
             return found
         for points in (2, 16):  # what a term reads may not show where few look for it
@@ -95,7 +93,7 @@ class MarginalDensity:
             )
         for name in ("log_integral", "drawn", "noise", "apart"):
             getattr(found, name)[fine] = np.concatenate([getattr(part, name) for part in parts])
-        return replace(found, log_weights=parts[0].log_weights)
+        return found
 
     def several_modes(self, theta: np.ndarray, data: Data) -> str | None:
         """Say where given some parameters (n, dim) a block of locals has several modes: proposals are made at one.
@@ -198,5 +196,4 @@ class _At:
             again = integrate(part.sums, normals, rng, proposals, draw=draw)
             for name in ("log_integral", "drawn", "noise", "apart"):
                 getattr(found, name)[near] = getattr(again, name)
-            found = replace(found, log_weights=again.log_weights)
         return found

@@ -1,6 +1,7 @@
 """The terms of a model's log density, added up in blocks that parameters of their own belong to."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,9 @@ class Terms(LogDensityWithGaps):
         (flat,) = self._in_terms_of_inputs([self._flat()], inputs)
         return interpret([self._vector, *inputs.values()], flat.shape[0])
 
-    @property
+    @cached_property
     def _block_inputs(self) -> dict[str, Any]:
-        return self.__dict__.setdefault(
-            "_blocks_", {PLACE: plain_input("place", "int64", (None,)), NUMBER: plain_input("number", "int64", ())}
-        )
+        return {PLACE: plain_input("place", "int64", (None,)), NUMBER: plain_input("number", "int64", ())}
 
     def _inputs(self) -> dict[str, Any]:
         return super()._inputs() | self._block_inputs

@@ -19,6 +19,7 @@ from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.integrals import LOG_2PI
 from pymc_amortized.numerics.sampling.independent import FEW, Blocks
 from pymc_amortized.numerics.sampling.precision import Root
+from pymc_amortized.numerics.sampling.student_t import log_student_t
 
 Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of the blocks (n, blocks)."""
@@ -109,9 +110,11 @@ def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 
             for root, new in zip(roots, _roots(slopes, blocks_, x[bent], slope[bent], bent), strict=True):
                 root.put(bent, new)
         step[active] = _newton(blocks_, [root.take(active) for root in roots], slope[active])
-    # the last steps, exact where densities are quadratic
-    height[:, :-1] += _by_block(blocks_, slope * step) / 2
-    return Normals(blocks_, x + step, height, roots)
+    # the last steps, exact where densities are quadratic; not from where it is far to the mode
+    decrement = _by_block(blocks_, slope * step)
+    near = decrement <= CLOSE
+    height[:, :-1] += np.where(near, decrement / 2, 0.0)
+    return Normals(blocks_, x + np.where(near[:, blocks_.block_of], step, 0.0), height, roots)
 
 
 def lies_at_mode(slopes: Slopes, normals: Normals) -> np.ndarray:
@@ -163,8 +166,6 @@ class Integrated:
         One draw of the unknowns for each integral; NaN where none was asked for.
     noise : ndarray (n,)
         Estimates of the variances of the logs of the integrals, each of them rough.
-    log_weights : ndarray (n, blocks, weights)
-        Of proposals, relative to their mean; 0 where densities are quadratic.
     apart : ndarray (n,)
         By how much log densities at draws are not the sums of those of their blocks; 0 where nothing was combined.
     """
@@ -172,7 +173,6 @@ class Integrated:
     log_integral: np.ndarray
     drawn: np.ndarray
     noise: np.ndarray
-    log_weights: np.ndarray
     apart: np.ndarray
 
 
@@ -193,16 +193,14 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
         total,
         tried if draw else np.full((n, q), np.nan),
         np.zeros(n),
-        np.zeros((n, normals.blocks.number, number if len(bent) else 1)),
         np.zeros(n),
     )
     for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number)), 1)):
         at = bent[some]
-        halves, log_w, drawn, expected, loose = _weighed(sums, normals.take(at), at, number, rng, draw)
+        halves, drawn, expected, loose = _weighed(sums, normals.take(at), at, number, rng, draw)
         mean = np.logaddexp(*halves) - math.log(2)
         with np.errstate(invalid="ignore"):
             found.noise[at] = np.square(np.tanh((halves[0] - halves[1]) / 2)).sum(axis=1)
-            found.log_weights[at] = np.moveaxis(log_w - mean, 0, -1)
         found.log_integral[at] = mean.sum(axis=1) + normals.height[at, -1]
         if draw:
             found.drawn[at] = drawn
@@ -213,8 +211,8 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
 
 def _weighed(
     sums: Sums, normals: Normals, index: np.ndarray, number: int, rng: np.random.Generator, draw: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Estimates (2, n, blocks) by halves of proposals, log weights (number, n, blocks), draws, and their densities.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates (2, n, blocks) by halves of proposals, draws, and their densities.
 
     Draws are (n, q), densities those of each block by itself (n, blocks). Last, by how much the density changes that
     should read no unknown (n,).
@@ -232,11 +230,11 @@ def _weighed(
         loose = np.abs(found[..., -1] - normals.height[:, -1]).max(axis=0)
     halves = logsumexp(log_w.reshape(2, number // 2, *log_w.shape[1:]), axis=1) - math.log(number // 2)
     if not draw:
-        return halves, log_w, np.empty((0, q)), np.empty((0, 0)), loose
+        return halves, np.empty((0, q)), np.empty((0, 0)), loose
     chosen = (log_w + rng.gumbel(size=log_w.shape)).argmax(axis=0)
     expected = np.take_along_axis(found[..., :-1], chosen[None], axis=0)[0]
     drawn = np.take_along_axis(at, chosen[None, :, normals.blocks.block_of], axis=0)[0]
-    return halves, log_w, drawn, expected, loose
+    return halves, drawn, expected, loose
 
 
 def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +247,7 @@ def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) 
     u = (points[None, :, None, None] + rng.random((2, 1, n, m, size))) % 1.0
     u = np.clip(u, 1e-12, 1 - 1e-12).reshape(number, n, m, size)
     noise = _t4_quantile(u)
-    return noise, _log_t4(noise).sum(axis=-1)
+    return noise, log_student_t(np.square(noise), 1, 4.0).sum(axis=-1)
 
 
 def _evenly_spread(number: int, size: int) -> np.ndarray:
@@ -269,7 +267,3 @@ def _t4_quantile(u: np.ndarray) -> np.ndarray:
     """Quantiles of Student's t with four degrees of freedom (Shaw 2006, Journal of Computational Finance 9(4))."""
     root = np.sqrt(4 * u * (1 - u))
     return np.sign(u - 0.5) * 2 * np.sqrt(np.maximum(np.cos(np.arccos(np.minimum(root, 1.0)) / 3) / root - 1, 0.0))
-
-
-def _log_t4(x: np.ndarray) -> np.ndarray:
-    return math.log(0.375) - 2.5 * np.log1p(np.square(x) / 4)
