@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -102,7 +101,6 @@ class Workers:
     def __init__(self, simulator: Maker, processes: int) -> None:
         self._simulator = simulator
         self._pool = ProcessPoolExecutor(max_workers=processes, env=dict.fromkeys(THREADS, "1"))
-        self._at_once = 2 * processes  # no more than the executor hands on at once: closing it fails for what waits
         self._closed = False
         self._ready: Future[Any] | None = self._pool.submit(
             _work, *_sent(simulator), "chunks", [(1, np.random.SeedSequence(0))]
@@ -121,18 +119,16 @@ class Workers:
         return [self._simulator.chunks(some) for some in tasks]
 
     def _by_workers(self, tasks: list[list[Task]]) -> list[Simulations]:
-        made: list[Simulations] = []
-        waiting: deque[Future[Simulations]] = deque()
-        for some in tasks:
-            if len(waiting) == self._at_once:
-                made.append(waiting.popleft().result())
-            waiting.append(self._pool.submit(_work, *_sent(self._simulator), "chunks", some))
-        return made + [future.result() for future in waiting]
+        futures = [self._pool.submit(_work, *_sent(self._simulator), "chunks", some) for some in tasks]
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         """End them; what they are working at is lost."""
         self._closed = True
-        self._pool.shutdown(wait=False, kill_workers=True)
+        # `shutdown(kill_workers=True)` fails with a KeyError in the pool's own thread where something waits to be sent
+        for process in list(self._pool._processes.values()):
+            process.terminate()
+        self._pool.shutdown(wait=False)
 
 
 def _sent(worker: Any) -> tuple[str, bytes]:
