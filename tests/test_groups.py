@@ -6,12 +6,14 @@ import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
 import pytest
+import xarray as xr
 from scipy import stats
 from scipy.special import gammaln, logsumexp
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulating import separate_locals
+from pymc_amortized.graph.density.given import PredictiveOfNewGroups
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.snapshot import take_snapshot
@@ -356,6 +358,92 @@ class TestAnyNumberOfGroups:
 
 
 @pytest.fixture(scope="module")
+def tree(posterior: pma.AmortizedPosterior) -> xr.DataTree:
+    return posterior.sample({**some_data(), "county": list("abcdefg")}, random_seed=1)
+
+
+class TestFurtherGroups:
+    def test_values_given_the_parameters_are_the_exact_ones(
+        self, posterior: pma.AmortizedPosterior, tree: xr.DataTree
+    ) -> None:
+        y, x = np.array([2.0, 1.0, 2.5, -1.0]), np.array([0, 1, 0, 0])
+        more = {"y": y, "basement": x, "county_index": [0, 0, 0, 1], "county": ["new", "newer"]}
+        found = posterior.sample_groups(tree, more, random_seed=2)
+        draws = found.posterior.to_dataset()
+        xr.testing.assert_equal(draws["tau"], tree.posterior["tau"])
+        assert draws["effect"].coords["county"].to_numpy().tolist() == ["new", "newer"]
+        mu, tau, slope, sigma = (draws[name].to_numpy().ravel() for name in ("mu", "tau", "slope", "sigma"))
+        for county, rows in enumerate((slice(3), slice(3, 4))):
+            rest = (y[rows] - slope[:, None] * x[rows]).sum(1)
+            precision = 1 / tau**2 + len(x[rows]) / sigma**2
+            mean = (mu / tau**2 + rest / sigma**2) / precision
+            z = (draws["effect"].isel(county=county).to_numpy().ravel() - mean) * np.sqrt(precision)
+            assert stats.kstest(z, "norm").pvalue > 0.001
+        assert found.sample_stats["pareto_k_of_groups"] == -np.inf
+        again = posterior.sample_posterior_predictive(found, random_seed=1)
+        assert dict(again.posterior_predictive["y"].sizes)["house"] == 4
+
+    def test_groups_without_any_row_have_their_prior(
+        self, posterior: pma.AmortizedPosterior, tree: xr.DataTree
+    ) -> None:
+        nothing = {"y": [], "basement": np.zeros(0, int), "county_index": np.zeros(0, int), "county": 2}
+        draws = posterior.sample_groups(tree, nothing, random_seed=2).posterior.to_dataset()
+        z = ((draws["effect"] - draws["mu"]) / draws["tau"]).to_numpy().ravel()
+        assert stats.kstest(z, "norm").pvalue > 0.001
+
+    def test_predictions_find_groups_by_label(self, posterior: pma.AmortizedPosterior, tree: xr.DataTree) -> None:
+        index = {"basement": [0, 0, 0], "county_index": [0, 1, 2], "county": ["g", "new", "a"]}
+        found = posterior.sample_posterior_predictive(tree, context=index, predictions=True, random_seed=1)
+        draws, y = tree.posterior.to_dataset(), found.predictions["y"]
+        for house, (mean, variance) in enumerate(
+            [
+                (draws["effect"].sel(county="g"), 0.0),
+                (draws["mu"], draws["tau"] ** 2),
+                (draws["effect"].sel(county="a"), 0.0),
+            ]
+        ):
+            z = (y.isel(house=house) - mean) / np.sqrt(draws["sigma"] ** 2 + variance)
+            assert stats.kstest(z.to_numpy().ravel(), "norm").pvalue > 0.001
+
+    def test_predictions_by_index_keep_the_groups_of_the_result(
+        self, posterior: pma.AmortizedPosterior, tree: xr.DataTree
+    ) -> None:
+        index = {"basement": [0, 0], "county_index": [6, 7]}  # the eighth is new
+        found = posterior.sample_posterior_predictive(tree, context=index, predictions=True, random_seed=1)
+        draws, y = tree.posterior.to_dataset(), found.predictions["y"]
+        z = (y.isel(house=0) - draws["effect"].isel(county=6)) / draws["sigma"]
+        assert stats.kstest(z.to_numpy().ravel(), "norm").pvalue > 0.001
+        assert float(y.isel(house=1).std()) > 1.1 * float(y.isel(house=0).std())
+
+    def test_labels_on_one_side_alone_say_nothing(self, posterior: pma.AmortizedPosterior) -> None:
+        tree = posterior.sample(some_data(), draws=20, random_seed=1)
+        context = {"basement": [0], "county_index": [0], "county": ["a"]}
+        with pytest.raises(ValueError, match="'county' has labels, but the result has none"):
+            posterior.sample_posterior_predictive(tree, context=context, predictions=True)
+
+    def test_a_posterior_of_all_variables_together_has_no_groups(
+        self, hospitals: pma.AmortizedPosterior, posterior: pma.AmortizedPosterior, tree: xr.DataTree
+    ) -> None:
+        with pytest.raises(ValueError, match="pass posterior.one_dataset"):
+            many = posterior.sample([some_data(), some_data(5)], batched=True, draws=20, random_seed=1)
+            posterior.sample_groups(many, some_data())
+        lacking = tree.copy()
+        lacking["posterior"] = xr.DataTree(tree.posterior.to_dataset().drop_vars("tau"))
+        with pytest.raises(KeyError, match="lacks .'tau'."):
+            posterior.sample_groups(lacking, some_data())
+
+    def test_new_values_of_a_series_are_no_groups(self) -> None:
+        with pm.Model(coords={"day": range(10)}) as model:
+            step = pm.HalfNormal("step", 1)
+            level = pm.GaussianRandomWalk("level", sigma=step, init_dist=pm.Normal.dist(), dims="day")
+            x = pm.Data("x", np.zeros(10), dims="day")
+            pm.Normal("y", level + x, 1.0, observed=np.zeros(10), dims="day")
+        spec = take_snapshot(model, context=["x"], sizes=[Range("day", 5, 20)]).with_locals(["level"])
+        with pytest.raises(ValueError, match="'level' depend on each other .*along .'day'. they are one draw"):
+            PredictiveOfNewGroups(spec, ["y"], INTERPRETED)._compiled()
+
+
+@pytest.fixture(scope="module")
 def hospitals() -> pma.AmortizedPosterior:
     brief = pma.Training(num_steps=5, batch_size=64, evaluations=2)
     return pma.fit_posterior(binomial_groups(), training=brief, random_seed=1, progressbar=False)
@@ -390,6 +478,7 @@ def test_a_hierarchy_of_counts_has_the_moments_and_evidence_of_a_grid(hospitals:
 
 def test_values_of_groups_differ_between_seeds(hospitals: pma.AmortizedPosterior) -> None:
     """Given the parameters, too: else two runs would seem to agree on what they both have by chance."""
+    assert -np.inf < float(hospitals.sample(draws=500, random_seed=1).sample_stats["pareto_k_of_groups"]) < 0.5
     runs = [hospitals.sample(draws=500, random_seed=seed).posterior.to_dataset() for seed in (1, 2)]
     rest = [(run["logit"] - run["logit"].mean(("chain", "draw"))).to_numpy().ravel() for run in runs]
     assert abs(np.corrcoef(*rest)[0, 1]) < 0.05

@@ -117,7 +117,9 @@ class Draws:
     per_draw : mapping of str to ndarray
         What a sampler says of each draw (chains, draws).
     locals : ndarray (chains, draws, number) or None
-        Where a sampler drew them too; else they are drawn given theta.
+        Where they were drawn already; else they will be, given theta.
+    pareto_k_of_groups : float
+        Worst of the weights that the locals of a block were chosen by, given theta.
     """
 
     theta: np.ndarray
@@ -135,6 +137,7 @@ class Draws:
     proposed: tuple[np.ndarray, np.ndarray] | None = None
     per_draw: Mapping[str, np.ndarray] = field(default_factory=dict)
     locals: np.ndarray | None = None
+    pareto_k_of_groups: float = np.nan
 
     @classmethod
     def of(
@@ -218,6 +221,8 @@ def sample_stats(results: Sequence[Draws], *, weights: bool) -> dict[str, tuple[
     stats["num_proposals"] = ([], np.array([r.log_weights.size for r in results]))
     stats["pareto_k"] = ([], np.array([r.weights.pareto_k if r.weights else np.nan for r in results]))
     stats["importance_ess"] = ([], np.array([r.weights.ess if r.weights else np.nan for r in results]))
+    if any(r.locals is not None for r in results):
+        stats["pareto_k_of_groups"] = ([], np.array([r.pareto_k_of_groups for r in results]))
     nothing = np.full((2, results[0].theta.shape[-1]), np.nan)
     k, mcse = np.stack([nothing if r.by_parameter is None else r.by_parameter for r in results], axis=1)
     stats |= {"pareto_k_of_mean": ([PARAMETER_DIM], k), "mcse_of_mean": ([PARAMETER_DIM], mcse)}

@@ -7,7 +7,7 @@ the draws of data sets that weights do not settle: tempered particles where seve
 its own and a place in :data:`LADDERS`. What counts as good stands in :mod:`pymc_amortized.numerics.thresholds` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from pymc_amortized.correction.check_results import (
 )
 from pymc_amortized.correction.doubt import Doubt
 from pymc_amortized.correction.draws import Draws, Failure, Request
+from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.nuts import Nuts
 from pymc_amortized.correction.rungs.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
@@ -96,8 +97,6 @@ LADDERS: dict[str | None, Ladder] = {
 """By the name of the correction."""
 FIRST = Ladder((Network(),))
 """What the first proposals and a search give."""
-TRIED = 4
-"""Draws at which locals are searched for second modes."""
 WEIGHED = Ladder((Network(),), resampled=False)
 """For the weights of proposals alone."""
 
@@ -130,6 +129,8 @@ def draw_corrected(
         ]
         if rest and request.budget.left > 0:  # what is compiled would be compiled for nothing
             draws = rung.settle(draws, rest, target, request, seed.spawn(1)[0])
+            settled = _with_locals(target, {i: draws[i] for i in rest}, seed)
+            draws = [settled.get(i, d) for i, d in enumerate(draws)]
         elif rest:
             late = Failure(request.budget.over, reached=False)
             draws = [replace(d, failure=late) if i in rest else d for i, d in enumerate(draws)]
@@ -151,18 +152,24 @@ def draw_proposals(
         results |= dict(zip(indices.tolist(), drawn, strict=True))
         if weighted:  # what is disproved at the draws is drawn again, without weights
             free[[i for i in indices.tolist() if target.disprove(i, results[i].theta)]] = False
-            results |= {i: _checked(target, i, results[i]) for i in indices.tolist() if ladder.resampled}
+            if ladder.resampled:
+                results |= _with_locals(target, results, seed)
     return [results[i] for i in range(len(free))]
 
 
-def _checked(target: PosteriorTarget, index: int, draws: Draws) -> Draws:
-    """Mark settled draws of a data set whose locals have several modes: weights know one of these."""
+def _with_locals(target: PosteriorTarget, draws: Mapping[int, Draws], seed: np.random.SeedSequence) -> dict[int, Draws]:
+    """Add locals to settled draws of some data sets that have none, and mark where that is not possible."""
     density = target.log_density
-    if not draws.settled or not isinstance(density, MarginalDensity):
-        return draws
-    theta = draws.theta.reshape(-1, draws.theta.shape[-1])
-    found = density.several_modes(theta[np.linspace(0, len(theta) - 1, TRIED).astype(int)], target.given(index))
-    return replace(draws, failure=Failure("values of groups have several modes", found)) if found else draws
+    if not isinstance(density, MarginalDensity):
+        return dict(draws)
+    without = [i for i, d in draws.items() if d.settled and d.locals is None]
+    seeds = dict(zip(without, seed.spawn(len(without)), strict=True))
+    found = {i: draw_groups(density, target.given(i), draws[i].theta, seeds[i]) for i in without}
+    with_locals = {
+        i: replace(draws[i], locals=groups.values, pareto_k_of_groups=groups.pareto_k, failure=groups.failure)
+        for i, groups in found.items()
+    }
+    return dict(draws) | with_locals
 
 
 def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:

@@ -80,8 +80,9 @@ def read_result(spec: ModelSpec, tree: xr.DataTree) -> DataSets:
         lengths[r.dim] = np.full(number, longest) if given is None else np.broadcast_to(_with_lead(given), number)
     missing = {v.name: _gaps(v, shown[v.name], groups, lengths) for v in spec.observed if v.missing}
     labels = groups.coords[DATASET_DIM].to_numpy() if batched and DATASET_DIM in groups.coords else np.arange(number)
-    own = [] if batched else [dim for dim in lengths if dim in groups.coords]
-    coords = {dim: groups.coords[dim].to_numpy()[: lengths[dim][0]] for dim in own}
+    shown_labels = dict(group_of(tree, "posterior").coords) | dict(groups.coords)
+    own = [] if batched else [dim for dim in lengths if dim in shown_labels]
+    coords = {dim: shown_labels[dim].to_numpy()[: lengths[dim][0]] for dim in own}
     values = {v.name: cast_with_gaps(v, shown[v.name]) for v in spec.data}
     return DataSets(values, labels, batched, lengths, missing, coords)
 

@@ -1,6 +1,7 @@
 """What a posterior has compiled from its model, each when it is first needed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,7 @@ from pymc_amortized.approximators.posterior.predictive import Predictions, stack
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.given import Derived
-from pymc_amortized.graph.density.log_density import Constrain, LogDensity
+from pymc_amortized.graph.density.log_density import Constrain, LogDensity, Unconstrain
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import LogDensityWithGaps, Rule
 from pymc_amortized.graph.model.indices import index_limits
@@ -58,6 +59,11 @@ class Compiled:
     def constrain(self) -> Constrain:
         """From unconstrained parameters to free variables and deterministics."""
         return Constrain(self.spec, self.compile_kwargs)
+
+    @cached_property
+    def unconstrain(self) -> Unconstrain:
+        """From parameters on their own scale to unconstrained ones."""
+        return Unconstrain(replace(self.spec, locals=()), self.compile_kwargs)
 
     @cached_property
     def predictions(self) -> Predictions:

@@ -16,8 +16,10 @@ from pymc.distributions.simulator import SimulatorRV
 from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.groups import known_groups
 from pymc_amortized.graph.data.reading import read_context
-from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, read_from_observed
+from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, PredictiveOfNewGroups, read_from_observed
+from pymc_amortized.graph.density.given import known as known_entries
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.missing_given import MissingGiven
 from pymc_amortized.graph.model.operations import core_op, has_density
@@ -70,17 +72,22 @@ class Predictions:
         default = observed + read_from_observed(self.spec)
         names = read_names(var_names, list(dict.fromkeys([*default, *self.spec.deterministics])))
         names = default if var_names is None else names
-        datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        known, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        datasets = known
         if predictions and context is not None:
-            datasets = read_context(self.spec, context, datasets)
+            datasets = read_context(self.spec, context, known)
         elif context is not None:
             raise ValueError("context: values at other covariates are predictions, so add predictions=True")
-        function, seeds = self._function(Predictive, names), seed.spawn(len(datasets))
+        places = [known_groups(self.spec, known, datasets, i) for i in range(len(datasets))]
+        new = any((place < 0).any() for of_one in places for place in of_one.values())
+        function = self._function(PredictiveOfNewGroups if new else Predictive, names)
+        seeds = seed.spawn(len(datasets))
 
         def predict(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return function(given, datasets.one(self.spec, index), seeds[index])
+            masks = {known_entries(dim): place >= 0 for dim, place in places[index].items()}
+            return function(given, datasets.one(self.spec, index) | masks, seeds[index])
 
-        arrays = _of_all(predict, draws, self.spec, datasets)
+        arrays = _of_all(predict, draws, self.spec, datasets, places)
         groups = {"predictions" if predictions else "posterior_predictive": sample_group(self.spec, arrays, datasets)}
         if predictions:
             constants = constant_data(self.spec, datasets)
@@ -172,16 +179,24 @@ def _of_all(
     draws: Mapping[str, np.ndarray],
     spec: ModelSpec,
     datasets: DataSets,
+    places: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Call a function of draws (n, *shape) for every data set; returns name -> (datasets, chains, draws, ...)."""
+    """Call a function of draws (n, *shape) for every data set; returns name -> (datasets, chains, draws, ...).
+
+    Along some dims, draws may be taken from other places of those of a data set.
+    """
     parts: dict[str, list[Any]] = {}
     lead = next(iter(draws.values())).shape[1:3]
     for index in range(len(datasets)):
         own = spec.at({dim: int(n[index]) for dim, n in datasets.lengths.items()})
-        flat = {
-            p.name: draws[p.name][index].reshape(lead[0] * lead[1], *draws[p.name].shape[3:])[:, *map(slice, p.shape)]
-            for p in own.drawn
-        }
+        flat = {}
+        for p, at_length in zip(spec.drawn, own.drawn, strict=True):
+            values = draws[p.name][index].reshape(lead[0] * lead[1], *draws[p.name].shape[3:])
+            own_places = places[index] if places else {}
+            for axis, dim in enumerate(p.sized, start=1):
+                if dim and dim in own_places:
+                    values = values.take(np.maximum(own_places[dim], 0), axis=axis)
+            flat[p.name] = values[:, *map(slice, at_length.shape)]
         for name, values in function(index, flat).items():
             parts.setdefault(name, []).append(values.reshape(*lead, *values.shape[1:]))
     return {name: stacked(parts.pop(name)) for name in list(parts)}

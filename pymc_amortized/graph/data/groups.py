@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.indices import counted_by
 from pymc_amortized.graph.model.spec import ModelSpec
 
@@ -53,6 +55,40 @@ def count_groups(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str,
         numbers = [int(arrays[name].max(initial=-shift - 1)) + shift + 1 for name, shift in by.items()]
         found[dim] = int(arrays[dim]) if dim in arrays else max(numbers)
     return found
+
+
+def known_groups(spec: ModelSpec, known: DataSets, wanted: DataSets, index: int) -> dict[str, np.ndarray]:
+    """Find the place that each wanted entry along a dim has among those known of a data set; -1 where it is new.
+
+    Where both have labels, these tell. Otherwise an index means the same group, and as many entries are the same ones.
+
+    Raises
+    ------
+    ValueError
+        Only those that are wanted have labels.
+    """
+    places = {}
+    counted, dims = counted_by(spec), {dim for p in spec.locals for dim in p.sized if dim}
+    for dim in sorted(dims):
+        before, number = (int(sets.lengths[dim][index]) for sets in (known, wanted))
+        labels, others = (pd.Index(sets.coords[dim]) if dim in sets.coords else None for sets in (known, wanted))
+        if others is not None and (labels is None or _are_numbers(labels)) and not _are_numbers(others):
+            raise ValueError(
+                f"context: {dim!r} has labels, but the result has none: which of its entries are the same ones? Give "
+                f"labels to both (posterior.sample({{..., {dim!r}: labels}}))"
+            )
+        if labels is not None and others is not None:
+            places[dim] = np.asarray(labels.get_indexer(others))
+        elif dim in counted or before == number:
+            places[dim] = np.where(np.arange(number) < before, np.arange(number), -1)
+        else:
+            places[dim] = np.full(number, -1)
+    return places
+
+
+def _are_numbers(labels: pd.Index) -> bool:
+    """Whether labels are those that say nothing: 0, 1, 2, ..."""
+    return np.array_equal(labels, np.arange(len(labels)))
 
 
 def _number(dim: str, value: Any, batched: bool) -> np.ndarray:

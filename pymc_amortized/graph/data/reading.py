@@ -18,9 +18,6 @@ from pymc_amortized.graph.model.indices import counted_by, refuse_indices, refus
 from pymc_amortized.graph.model.sizes import padded
 from pymc_amortized.graph.model.spec import ModelSpec
 
-MOST_ROWS = 2**31
-"""Predictions may be of any length."""
-
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
     """Check data against the model.
@@ -104,6 +101,8 @@ def read_given(
 def read_context(spec: ModelSpec, context: Any, like: DataSets) -> DataSets:
     """Read other covariates for the data sets of a result, of any length: one set for all of them, or one for each.
 
+    Numbers of groups that are not given are those of the data sets, or more where an index says so.
+
     Raises
     ------
     KeyError, ValueError, TypeError
@@ -111,8 +110,9 @@ def read_context(spec: ModelSpec, context: Any, like: DataSets) -> DataSets:
     """
     if not spec.context:
         raise ValueError("context: the posterior was trained with no covariates that vary, so there are no others")
-    of = replace(spec, observed=(), sizes=tuple(replace(r, smallest=1, largest=MOST_ROWS) for r in spec.sizes))
-    carried = {dim for c in spec.context for dim in c.sized}
+    of = replace(spec.of_any_length(), observed=())
+    counted = [dim for dim in dims_of_groups(spec) if dim in counted_by(spec)]
+    carried = {dim for c in spec.context for dim in c.sized} | set(counted)
     if lost := [r.dim for r in spec.sizes if r.dim not in carried]:
         raise ValueError(f"context: no covariate has the dims {lost}, so the length of what to predict is not known")
     for_all = not like.batched or (
@@ -125,7 +125,11 @@ def read_context(spec: ModelSpec, context: Any, like: DataSets) -> DataSets:
         read = replace(read.take(np.zeros(len(like), dtype=int)), coords=coords, batched=like.batched)
     if len(read) != len(like):
         raise ValueError(f"context: covariates of {len(read)} data sets for a result of {len(like)}")
-    return replace(read, labels=like.labels)
+    own = [dim for dim in counted if not (isinstance(context, Mapping | xr.Dataset) and dim in context)]
+    lengths = {dim: np.maximum(read.lengths[dim], like.lengths[dim]) for dim in own}
+    same = [dim for dim in own if dim in like.coords and np.array_equal(lengths[dim], like.lengths[dim])]
+    coords = {dim: like.coords[dim] for dim in same} | read.coords
+    return replace(read, labels=like.labels, lengths=read.lengths | lengths, coords=coords)
 
 
 def _coords(spec: ModelSpec, data: Any) -> dict[str, Any]:

@@ -5,10 +5,12 @@ a support stay what they are.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
+import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
@@ -62,7 +64,7 @@ class Predictive(_Given):
 
     def __call__(self, given: Given, data: Data, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
         """Draw name -> (n, *shape) for `n` draws of the free variables and the context of one data set."""
-        names = [v.name for v in self._known] + [r.dim for r in self.spec.sizes]
+        names = [v.name for v in self._known] + [r.dim for r in self.spec.sizes] + list(self._further)
         draws = self._draws(given)
         values = self._loop(len(draws[0]), seed, draws, [data[name] for name in names])
         return dict(zip(self.names, values, strict=True))
@@ -70,6 +72,10 @@ class Predictive(_Given):
     @property
     def _known(self) -> tuple[DataVariable, ...]:
         return self.spec.context
+
+    @cached_property
+    def _further(self) -> dict[str, Any]:
+        return {}
 
     @property
     def _loop(self) -> Loop:
@@ -82,11 +88,58 @@ class Predictive(_Given):
         outputs = clone_replace(
             self._outputs(replaced), held_constants(self.spec) | self._lengths, rebuild_strict=False
         )
-        inputs = [*known.values(), *self._lengths.values()]
+        inputs = [*known.values(), *self._lengths.values(), *self._further.values()]
         return Loop(outputs, sequences=self._sequences, inputs=inputs, compile_kwargs=self._compile_kwargs)
 
     def _outputs(self, replaced: dict[Any, Any]) -> Any:
         return graph_replace([plain(self.spec.model[name]) for name in self.names], replaced, strict=False)
+
+
+class PredictiveOfNewGroups(Predictive):
+    """The same where some groups have no draws: they are drawn from their prior, given all other free variables.
+
+    Data say by :func:`known` of each dim which of its entries have draws.
+
+    Raises
+    ------
+    ValueError
+        Where the prior of a group depends on other groups.
+    """
+
+    @cached_property
+    def _further(self) -> dict[str, Any]:
+        dims = dict.fromkeys(dim for p in self.spec.locals for dim in p.sized if dim)
+        return {known(dim): plain_input(known(dim), "bool", (None,)) for dim in dims}
+
+    def _outputs(self, replaced: dict[Any, Any]) -> Any:
+        model, given = self.spec.model, dict(replaced)
+        partly = {model[p.name]: p for p in self.spec.locals if any(p.sized)}
+        for rv in (rv for rv in model.free_RVs if rv in partly):
+            self._refuse_dependent(rv, partly[rv].sized)
+            others = {old: new for old, new in given.items() if old is not rv}
+            (fresh,) = graph_replace([plain(rv)], others, strict=False)
+            behind = fresh.type.ndim - 1
+            along = [(axis, self._further[known(dim)]) for axis, dim in enumerate(partly[rv].sized) if dim]
+            drawn = reduce(and_, [pt.shape_padright(mask, behind - axis) for axis, mask in along])
+            given[rv] = like(rv, pt.where(drawn, plain(given[rv]), fresh))
+        return super()._outputs(given)
+
+    def _refuse_dependent(self, rv: Any, sized: Sequence[str | None]) -> None:
+        """Refuse variables of which one entry says something of others, given all other variables."""
+        within = getattr(rv.owner.op, "ndim_supp", 0)
+        together = [dim for dim in sized[max(len(sized) - within, 0) :] if dim] if within else []
+        potentials = [p.name for p in self.spec.model.potentials if rv in ancestors([p])]
+        if together or potentials:
+            why = f"the potentials {potentials} read them" if potentials else f"along {together} they are one draw"
+            raise ValueError(
+                f"context: values of {rv.name!r} depend on each other ({why}), so those of new groups cannot be drawn "
+                "alone: ask for groups that the result has"
+            )
+
+
+def known(dim: str) -> str:
+    """Name under which data say which entries along a dim have draws."""
+    return f"known {dim}"
 
 
 class Derived(Predictive):

@@ -9,6 +9,7 @@ import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob import transformed_conditional_logp
 from pytensor.graph.replace import graph_replace
+from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter
@@ -209,7 +210,7 @@ class Unconstrain:
         model = self.spec.model
         one, drawn = given_parameters(self.spec)
         replacements: dict[Any, Any] = {model[name]: like(model[name], symbol) for name, symbol in one.items()}
-        sequences = [*drawn, *((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in self.spec.context)]
+        sequences = [*drawn, *((model[c.name], batched_input(c.name, c.dtype, c.shape)) for c in self._context)]
         flat = flat_unconstrained(self.spec)
         replacements |= held_constants(self.spec)
         return Loop(
@@ -237,12 +238,18 @@ class Unconstrain:
 
     @property
     def _wanted(self) -> list[Parameter | DataVariable]:
-        return [*self.spec.parameters, *self.spec.context]
+        return [*self.spec.parameters, *self._context]
+
+    @cached_property
+    def _context(self) -> list[DataVariable]:
+        """Context that a transform reads, such as a bound."""
+        free = [self.spec.model[p.name] for p in self.spec.parameters]
+        read = set(ancestors([flat_unconstrained(self.spec)], blockers=free))
+        return [c for c in self.spec.context if self.spec.model[c.name] in read]
 
     def __call__(self, variables: Mapping[str, np.ndarray]) -> np.ndarray:
         """Map free and context variables, name -> (n, *shape), to (n, dim)."""
-        names = [p.name for p in self.spec.parameters] + [c.name for c in self.spec.context]
-        values = [variables[name] for name in names]
+        values = [variables[v.name] for v in self._wanted]
         return self._function(len(values[0]), None, values)[0]
 
 

@@ -23,7 +23,7 @@ KEPT = 256
 AT_ONCE = 2**21
 """Numbers of gradients that are computed at once."""
 FIRST, MOST = 16, 2**14
-"""Proposals for each block of locals at first, and numbers in all of its proposals at most."""
+"""Proposals for each block of locals at first, half as many for single values, and numbers in all of them at most."""
 NOISE = 0.05
 """Variance of the log of an estimated density that is small beside that of good importance weights."""
 APART = 1e-3
@@ -32,6 +32,7 @@ STARTS, WIDE = 8, 4.0
 """Of searches for second modes of locals, and how far away they begin: in standard deviations, or units of these."""
 APART_SDS, LEAST_MASS = 3.0, 0.01
 """Standard deviations between two modes, and share of the mass of the first, above which a second one matters."""
+PER_INTEGRAL = ("log_integral", "drawn", "noise", "apart")
 FAR = 30.0
 """Nats below the best of some draws, where a density need not be known well."""
 
@@ -75,7 +76,8 @@ class MarginalDensity:
         """
         rng = np.random.default_rng(0) if rng is None else rng
         fine, number = np.isfinite(theta).all(axis=1), self.spec.number_of_locals(data)
-        found = Integrated(*(np.full((len(theta), *more), np.nan) for more in ((), (number,), (), ())))
+        log_integral, noise, apart_ = np.full((3, len(theta)), np.nan)
+        found = Integrated(log_integral, np.full((len(theta), number), np.nan), noise, apart_, np.full(1, np.inf))
         if not fine.any():
             return found
         for points in (2, 16):  # what a term reads may not show where few look for it
@@ -91,7 +93,8 @@ class MarginalDensity:
                 f"draws (the log density differs by {apart:.2g}): the model has a term that reads several groups at "
                 "some values only; run pm.sample on posterior.to_model(...)"
             )
-        for name in ("log_integral", "drawn", "noise", "apart"):
+        found = replace(found, pareto_k=np.max([part.pareto_k for part in parts], axis=0))
+        for name in PER_INTEGRAL:
             getattr(found, name)[fine] = np.concatenate([getattr(part, name) for part in parts])
         return found
 
@@ -186,14 +189,16 @@ class _At:
         """Integrate at some parameters."""
         at = replace(self, theta=self.theta[some])
         normals = approximate(at.slopes, self.blocks, np.repeat(start, len(at.theta), axis=0))
-        found, proposals = integrate(at.sums, normals, rng, FIRST, draw=draw), FIRST
+        largest = max(part.size for part in self.blocks.parts)
+        proposals = FIRST // 2 if largest == 1 else FIRST
+        found = integrate(at.sums, normals, rng, proposals, draw=draw)
         # what lies far below the best counts for nothing, however well it is known
         (near,) = np.nonzero(found.log_integral > np.nanmax(found.log_integral, initial=-np.inf) - FAR)
         part, normals = replace(self, theta=at.theta[near]), normals.take(near)
-        largest = max(part.size for part in self.blocks.parts)
         while len(near) and found.noise[near].mean() > NOISE and 2 * proposals <= max(MOST // largest, FIRST):
             proposals *= 2
             again = integrate(part.sums, normals, rng, proposals, draw=draw)
-            for name in ("log_integral", "drawn", "noise", "apart"):
+            for name in PER_INTEGRAL:
                 getattr(found, name)[near] = getattr(again, name)
+            found = replace(found, pareto_k=again.pareto_k)
         return found

@@ -23,6 +23,8 @@ from pymc_amortized.graph.model.operations import density_obstacle
 from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.numerics.threads import TURN
 
+MOST = 2**31
+"""Length of a dim where any will do."""
 T = TypeVar("T")
 Role = Literal["observed", "context", "fixed", "constant"]
 
@@ -253,6 +255,10 @@ class ModelSpec:
     def number_of_locals(self, lengths: Mapping[str, Any]) -> int:
         """How many unconstrained values are drawn given the parameters, at some lengths."""
         return sum(math.prod(p.unconstrained_at(lengths)) for p in self.locals)
+
+    def of_any_length(self) -> ModelSpec:
+        """Return the spec for data sets of any sizes, also those beyond what was trained for."""
+        return replace(self, sizes=tuple(replace(r, smallest=0, largest=MOST) for r in self.sizes))
 
     def with_locals(self, names: Collection[str]) -> ModelSpec:
         """Return the spec with some more of its parameters as locals."""

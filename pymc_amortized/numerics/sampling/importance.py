@@ -259,9 +259,13 @@ def influence(theta: np.ndarray, log_weights: np.ndarray) -> float:
 
 def _tail_of(log_values: np.ndarray) -> float:
     """Pareto k of positive values; infinite where there are few."""
-    if len(log_values) < THRESHOLDS.fewest_for_tail:
-        return np.inf
-    return float(_smooth_tails(np.maximum(log_values - log_values.max(), -1e4)[None])[1][0])
+    return np.inf if len(log_values) < THRESHOLDS.fewest_for_tail else float(tail_shapes(log_values[None])[0])
+
+
+def tail_shapes(log_values: np.ndarray) -> np.ndarray:
+    """Pareto k (n,) of the largest of values (n, m); -inf where all are equal, infinite where no tail can be fitted."""
+    with np.errstate(invalid="ignore"):
+        return _smooth_tails(np.maximum(log_values - log_values.max(axis=1, keepdims=True), -1e4))[1]
 
 
 def tempered(log_weights: np.ndarray, dim: int) -> np.ndarray:

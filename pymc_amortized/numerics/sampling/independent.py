@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,11 +27,14 @@ class Blocks:
         Number of the block that each term of the log density belongs to; the number of blocks for those of none.
     pairs : int ndarray (p, 2)
         Unknowns that share a term.
+    matrices : list of ndarray (k, turns, q)
+        Of which second derivatives are sums, once that is known.
     """
 
     block_of: np.ndarray
     place: np.ndarray
     pairs: np.ndarray
+    matrices: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
     def of(cls, reads: np.ndarray) -> Blocks:
@@ -48,7 +51,7 @@ class Blocks:
     def refined(self, near: np.ndarray) -> Blocks:
         """Return the same, with those pairs alone of which it is true (q, q) that they interact."""
         first, second = self.pairs.T
-        return replace(self, pairs=self.pairs[near[first, second] | near[second, first]])
+        return replace(self, pairs=self.pairs[near[first, second] | near[second, first]], matrices=[])
 
     @cached_property
     def number(self) -> int:

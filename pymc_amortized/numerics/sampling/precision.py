@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
 
+FEW = 8
+"""Size of matrices that are handled all at once."""
 SMALLEST = 1e-8
 """Of a precision that is not positive."""
 
@@ -46,42 +49,45 @@ class Full:
 
     Attributes
     ----------
-    values : ndarray (n, m, size, size)
+    values, inverse : ndarray (n, m, size, size)
+        Factors and their inverses, which are needed several times.
     """
 
     values: np.ndarray
+    inverse: np.ndarray
 
     @classmethod
     def of(cls, precision: np.ndarray) -> Full:
         """Factorize (n, m, size, size); what is not positive definite is made so, by the sizes of eigenvalues."""
+        lower = cls._factors(precision)
+        return cls(lower, _inverse(lower))
+
+    @staticmethod
+    def _factors(precision: np.ndarray) -> np.ndarray:
         if precision.shape[-1] == 1:
             size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
-            return cls(np.sqrt(np.maximum(size, SMALLEST)))
+            return np.sqrt(np.maximum(size, SMALLEST))
         try:
-            return cls(np.linalg.cholesky(precision))
+            return np.linalg.cholesky(precision)
         except np.linalg.LinAlgError:
             flat = np.nan_to_num(precision.reshape(-1, *precision.shape[-2:]), nan=0.0, posinf=0.0, neginf=0.0)
             values, vectors = np.linalg.eigh(flat)
             size = np.abs(values)
             size = np.maximum(size, 1e-6 * size.max(axis=-1, keepdims=True) + SMALLEST)
             mended = (vectors * size[:, None]) @ vectors.swapaxes(-1, -2)
-            return cls(np.linalg.cholesky(mended).reshape(precision.shape))
+            return np.linalg.cholesky(mended).reshape(precision.shape)
 
     def solve(self, x: np.ndarray) -> np.ndarray:
         """Return L^-1 x."""
-        if self.values.shape[-1] == 1:
-            return x / self.values[..., 0]
-        return np.linalg.solve(self.values, x[..., None])[..., 0]
+        return _times(self.inverse, x)
 
     def solve_transposed(self, x: np.ndarray) -> np.ndarray:
         """Return L^-T x."""
-        if self.values.shape[-1] == 1:
-            return x / self.values[..., 0]
-        return np.linalg.solve(self.values.swapaxes(-1, -2), x[..., None])[..., 0]
+        return _times(self.inverse.swapaxes(-1, -2), x)
 
     def transposed_times(self, x: np.ndarray) -> np.ndarray:
         """Return L^T x."""
-        return (self.values.swapaxes(-1, -2) @ x[..., None])[..., 0]
+        return _times(self.values.swapaxes(-1, -2), x)
 
     @property
     def log_det(self) -> np.ndarray:
@@ -90,11 +96,38 @@ class Full:
 
     def take(self, rows: np.ndarray) -> Full:
         """Return those of some integrals."""
-        return Full(self.values[rows])
+        return Full(self.values[rows], self.inverse[rows])
 
     def put(self, rows: np.ndarray, other: Full) -> None:
         """Replace those of some integrals."""
-        self.values[rows] = other.values
+        self.values[rows], self.inverse[rows] = other.values, other.inverse
+
+
+def _times(matrices: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Multiply matrices (n, m, size, size) by vectors (..., n, m, size)."""
+    size = x.shape[-1]
+    if size == 1:
+        return matrices[..., 0] * x
+    if size <= FEW:  # the many calls for tiny matrices would take most of the time
+        return sum(matrices[..., j] * x[..., j, None] for j in range(size))
+    return (matrices @ x[..., None])[..., 0]
+
+
+def _inverse(lower: np.ndarray) -> np.ndarray:
+    """Invert lower triangular matrices (n, m, size, size)."""
+    size = lower.shape[-1]
+    if size > FEW:
+        found = np.empty_like(lower)
+        for one, inverse in zip(lower.reshape(-1, size, size), found.reshape(-1, size, size), strict=True):
+            inverse[:] = dtrtri(one, lower=1)[0]
+        return found
+    found = np.zeros_like(lower)
+    for i in range(size):
+        found[..., i, i] = 1 / lower[..., i, i]
+        for j in range(i):
+            inner = (lower[..., i, j:i] * found[..., j:i, j]).sum(axis=-1)
+            found[..., i, j] = -found[..., i, i] * inner
+    return found
 
 
 @dataclass(frozen=True, eq=False)
