@@ -11,11 +11,13 @@ from pymc_amortized.diagnostics.plots import (
     plot_confusion,
     plot_contraction,
     plot_coverage,
+    plot_factors,
     plot_history,
     plot_novelty,
     plot_probabilities,
     plot_recovery,
     plot_reliability,
+    plot_shrinkage,
     plot_weights,
 )
 from pymc_amortized.diagnostics.report import report
@@ -31,11 +33,13 @@ __all__ = [
     "plot_confusion",
     "plot_contraction",
     "plot_coverage",
+    "plot_factors",
     "plot_history",
     "plot_novelty",
     "plot_probabilities",
     "plot_recovery",
     "plot_reliability",
+    "plot_shrinkage",
     "plot_weights",
     "report",
 ]

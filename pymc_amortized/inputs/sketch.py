@@ -16,6 +16,7 @@ import torch
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.each import DensitiesOf, EachLogDensity, find_band
+from pymc_amortized.graph.density.marginal import MarginalDensitiesOf, MarginalDensity
 from pymc_amortized.graph.density.missing import Rules
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -48,8 +49,9 @@ MOST_AT_ONCE = 2**20
 """Evaluations of densities at once."""
 ALIKE = 0.4 * POINTS
 """Effective points of the last stage on which a marginal likelihood rests at least."""
-SLOWEST = 0.02
-"""Seconds for one data set that are too many, unless the user says otherwise."""
+SLOWEST, SLOWEST_WITH_LOCALS = 0.02, 0.15
+"""Seconds for one data set that are too many, unless the user says otherwise: where locals are integrated out, networks
+learn much slower without, and often need no training with it."""
 TIMED = 256
 """Data sets that tell how long one takes."""
 FEWEST_SKETCHED, SKETCHING = 256, 3.0
@@ -70,7 +72,7 @@ class Sketch:
         What the regression sees of them.
     start : PosteriorNetwork
         As it is built, before any training: a regression.
-    density : EachLogDensity
+    density : EachLogDensity or MarginalDensity
     quadratic : Quadratic
         Which parameters are integrated out.
     number_drawn : int
@@ -79,7 +81,7 @@ class Sketch:
 
     inputs: DataInputs
     start: PosteriorNetwork
-    density: EachLogDensity
+    density: EachLogDensity | MarginalDensity
     quadratic: Quadratic
     number_drawn: int
 
@@ -262,8 +264,6 @@ def sketch_obstacle(spec: ModelSpec, gaps: Rules) -> str | None:
     """Why the posteriors of a model cannot be sketched; None where they can."""
     if spec.density_obstacle is not None:
         return spec.density_obstacle
-    if spec.locals:
-        return f"{', '.join(p.name for p in spec.locals)} would be integrated out for each of its points"
     if spec.dim > MOST_PARAMETERS:
         return f"{spec.dim} parameters are more than {MOST_PARAMETERS}"
     unknown = [name for name, rule in gaps.items() if rule is None]
@@ -292,8 +292,8 @@ def make_sketch(
     if obstacle is not None:
         return obstacle
     inputs, datasets = DataInputs(spec, structure), of_simulations(pilot)
-    density = EachLogDensity(spec, gaps, compile_kwargs=compile_kwargs)
-    if density.integrated:
+    density = densities(spec, gaps, compile_kwargs)
+    if isinstance(density, EachLogDensity) and density.integrated:
         density.band = find_band(density, datasets, pilot.unconstrained)
         if density.band is None:
             return "missing values interact over long distances"
@@ -316,21 +316,37 @@ def make_sketch(
     return Sketch(inputs, start.eval(), density, quadratic, _number_drawn(quadratic))
 
 
+def densities(
+    spec: ModelSpec, gaps: Rules, compile_kwargs: CompileKwargs | None, band: int | None = None
+) -> EachLogDensity | MarginalDensity:
+    """Densities of many data sets by which posteriors are sketched."""
+    if spec.locals:
+        return MarginalDensity(spec, gaps, compile_kwargs)
+    return EachLogDensity(spec, gaps, band, compile_kwargs)
+
+
 def _quadratic(
-    density: EachLogDensity, datasets: DataSets, theta: np.ndarray, standardizer: ParameterStandardizer
+    density: EachLogDensity | MarginalDensity,
+    datasets: DataSets,
+    theta: np.ndarray,
+    standardizer: ParameterStandardizer,
 ) -> Quadratic:
     """Find it by 512 simulations, in units in which no tails are bent."""
     some = np.linspace(0, len(datasets) - 1, 512).astype(int)
-    densities, linear = density.of(datasets.take(some)), standardizer.linear(range(standardizer.dim))
-    log_density = Standardized(densities, linear)
+    of_some, linear = density.of(datasets.take(some)), standardizer.linear(range(standardizer.dim))
+    log_density = Standardized(of_some, linear)
     z = linear.exact(torch.as_tensor(theta[some]))[0].numpy()
     quadratic = find_quadratic(log_density, z)
     other = quadratic.with_gradients()
-    return other if other.by_gradients and _same(quadratic, other, log_density, z, densities) else quadratic
+    return other if other.by_gradients and _same(quadratic, other, log_density, z, of_some) else quadratic
 
 
 def _same(
-    quadratic: Quadratic, other: Quadratic, log_density: Standardized, z: np.ndarray, densities: DensitiesOf
+    quadratic: Quadratic,
+    other: Quadratic,
+    log_density: Standardized,
+    z: np.ndarray,
+    densities: DensitiesOf | MarginalDensitiesOf,
 ) -> bool:
     """Whether gradients are there, and integrals by them the same: not all that has a density has a gradient."""
     if not densities.differentiable:

@@ -14,7 +14,14 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.inputs.sketch import SLOWEST, Sketch, make_sketch, seconds_for_each, share_out_of_reach
+from pymc_amortized.inputs.sketch import (
+    SLOWEST,
+    SLOWEST_WITH_LOCALS,
+    Sketch,
+    make_sketch,
+    seconds_for_each,
+    share_out_of_reach,
+)
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.training.options import DEFAULT_SECONDS, SHORT_SECONDS
@@ -104,7 +111,8 @@ def choose_sketch(
             100 * elsewhere,
         )
         return None
-    if wanted is None and (seconds > SLOWEST or len(pilot) > most(seconds)):
+    slowest = SLOWEST_WITH_LOCALS if inputs.spec.locals else SLOWEST
+    if wanted is None and (seconds > slowest or len(pilot) > most(seconds)):
         logger.info(
             "Posteriors are not sketched by the density, which would take %.2g ms for each of %d data sets before "
             "training (sketch=True does it all the same).",

@@ -10,13 +10,13 @@ from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.models import SavedModel, check_rates, check_structure, plain_rates
 from pymc_amortized.approximators.storage.networks import SavedNetwork, check_layout, read_state
 from pymc_amortized.approximators.storage.save import contents
-from pymc_amortized.graph.density.each import WIDEST, EachLogDensity
+from pymc_amortized.graph.density.each import WIDEST
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.inputs.inputs import Inputs
-from pymc_amortized.inputs.sketch import Sketch
+from pymc_amortized.inputs.sketch import Sketch, densities
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
@@ -132,7 +132,7 @@ def _read_sketch(saved: SavedPosterior, inputs: Inputs, compile_kwargs: CompileK
     if not 0 <= number <= len(quadratic.places):
         raise ValueError(f"{number!r} of {len(quadratic.places)} parameters are drawn exactly")
     gaps = _check_gaps(inputs.spec, saved.gaps)
-    return Sketch(inputs, start, EachLogDensity(inputs.spec, gaps, sketch.band, compile_kwargs), quadratic, number)
+    return Sketch(inputs, start, densities(inputs.spec, gaps, compile_kwargs, sketch.band), quadratic, number)
 
 
 def _read_network(saved: SavedNetwork, layout: DataLayout, brought: Brought | None = None) -> PosteriorNetwork:

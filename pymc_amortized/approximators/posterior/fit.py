@@ -152,6 +152,19 @@ def fit_posterior(
     >>> draws = posterior.sample({"y": [1.1, 0.2, 1.5, 0.8]}, draws=100, random_seed=1)
     >>> draws.posterior["mu"].sizes["draw"]
     100
+
+    A hierarchy with any number of groups, from 3 to 9 here:
+
+    >>> with pm.Model(coords={"site": range(4)}) as model:
+    ...     site = pm.Data("site_index", [0, 1, 2, 3, 3], dims="visit")
+    ...     mu, tau = pm.Normal("mu", 1.0, 1.0), pm.HalfNormal("tau", 1.0)
+    ...     rate = pm.Normal("rate", mu, tau, dims="site")
+    ...     y = pm.Poisson("y", pm.math.exp(rate[site]), observed=[2, 0, 5, 3, 4], dims="visit")
+    >>> sizes = {"site": (3, 9), "visit": (3, 20), "site_index": "groups"}
+    >>> groups = pma.fit_posterior(model, context=sizes, **brief)
+    >>> draws = groups.sample({"y": [4, 1, 0], "site_index": [0, 0, 2]}, draws=50, random_seed=1)
+    >>> draws.posterior["rate"].sizes["site"]
+    3
     """
     setup = read_setup(training, max_time, random_seed, device, progressbar, compile_kwargs)
     num_simulations = read_count("num_simulations", num_simulations, smallest=FEWEST_USABLE)
@@ -162,8 +175,8 @@ def fit_posterior(
     wanted = read_target(target_efficiency, setup.options)
     spec, sources, gaps = read_model(model, observed, parameters, context, missing)
     refuse_impossible_held([spec])
-    # a sketch, or a density of the user's, is one of all parameters
-    if sketch is not True and simulations is None and density_options(density, spec.dim) is not None:
+    # a density of the user's is one of all parameters
+    if simulations is None and density_options(density, spec.dim) is not None:
         spec = separate_locals(spec, sources, setup)
     target = target_of(spec, wanted, TARGET)
     read_kinds({v.name: v.shape for v in spec.observed}, structure, {v.name: v.dims for v in spec.observed})

@@ -5,7 +5,7 @@ for all data sets, with the loop over draws inside. Groups are laid out, and tre
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,13 @@ from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.groups import known_groups
 from pymc_amortized.graph.data.reading import read_context
-from pymc_amortized.graph.density.given import LogDensityGiven, Predictive, PredictiveOfNewGroups, read_from_observed
+from pymc_amortized.graph.density.given import (
+    LogDensityGiven,
+    Predictive,
+    PredictiveOfNewGroups,
+    Redrawn,
+    read_from_observed,
+)
 from pymc_amortized.graph.density.given import known as known_entries
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.missing_given import MissingGiven
@@ -104,6 +110,19 @@ class Predictions:
             )
         tree.update({name: xr.DataTree(group) for name, group in groups.items()})
         return tree
+
+    def redrawn(
+        self, tree: xr.DataTree, names: Sequence[str], anew: Collection[str], seed: np.random.SeedSequence
+    ) -> xr.Dataset:
+        """Draw variables as they are where some free ones come from their prior, given the others of a result."""
+        self._refuse_marginal("draws from the prior")
+        datasets, draws = read_result(self.spec, tree), read_draws(self.spec, tree)
+        function, seeds = Redrawn(self.spec, names, anew, self._compile_kwargs), seed.spawn(len(datasets))
+
+        def draw(index: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return function(given, datasets.one(self.spec, index), seeds[index])
+
+        return sample_group(self.spec, _of_all(draw, draws, self.spec, datasets), datasets)
 
     def missing(
         self,

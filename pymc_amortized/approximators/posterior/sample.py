@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +30,14 @@ from pymc_amortized.correction.check_results import (
 )
 from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Draws, Request, sample_stats
+from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
 from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.reading import read_given
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger, show_progress, working
+from pymc_amortized.results.unpacking import is_batched, read_draws
 from pymc_amortized.results.writing import posterior_tree
 
 MOST_BYTES = 2**28
@@ -94,6 +99,41 @@ def sample(
         attrs=attrs | posterior.provenance.attributes(),
     )
     return _with_groups(posterior, tree, options, names)
+
+
+def sample_groups(
+    posterior: TrainedPosterior,
+    tree: xr.DataTree,
+    observed: Mapping[str, Any] | xr.Dataset,
+    *,
+    var_names: Sequence[str] | None,
+    random_seed: RandomState,
+) -> xr.DataTree:
+    """Draw values of further groups given the parameters; :meth:`AmortizedPosterior.sample_groups` says how."""
+    compiled, spec = posterior.compiled, posterior.spec
+    density, names = compiled.log_density, read_names(var_names, compiled.constrain.names)
+    if not isinstance(density, MarginalDensity):
+        raise ValueError("sample_groups: this posterior integrates no values of groups out; sample draws them all")
+    if is_batched(tree):
+        raise ValueError("sample_groups: the result is of several data sets: pass posterior.one_dataset(tree, label)")
+    datasets = read_given(spec.of_any_length(), compiled.limits, observed)
+    if obstacle := compiled.obstacles(datasets)[0]:
+        raise ValueError(f"sample_groups: {obstacle}")
+    given, data = read_draws(replace(spec, locals=()), tree), datasets.one(spec, 0)
+    lead = next(iter(given.values())).shape[1:3]
+    flat = {name: values.reshape(-1, *values.shape[3:]) for name, values in given.items()}
+    flat |= {c.name: np.broadcast_to(data[c.name], (lead[0] * lead[1], *data[c.name].shape)) for c in spec.context}
+    theta = compiled.unconstrain(flat)
+    found = draw_groups(density, data, theta.reshape(*lead, -1), seed_sequence(random_seed))
+    values = compiled.constrain(np.concatenate([theta, found.values.reshape(len(theta), -1)], axis=1), data)
+    doubts = [] if found.failure is None else [Doubt("weights", f"{found.failure.reason}: {found.failure.details}")]
+    return posterior_tree(
+        spec,
+        datasets,
+        variables={name: values[name].reshape(1, *lead, *values[name].shape[1:]) for name in names},
+        sample_stats={"pareto_k_of_groups": ([], np.array([found.pareto_k]))},
+        attrs=tell(doubts, spec) | posterior.provenance.attributes(),
+    )
 
 
 def _shown_by_default(

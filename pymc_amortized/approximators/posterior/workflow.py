@@ -1,7 +1,7 @@
 """A posterior in the Bayesian workflow: evidence, the conditioned model, predictions, pointwise log likelihoods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,22 +12,18 @@ import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import Correction, check_integer, read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.posterior.sample import sample
+from pymc_amortized.approximators.posterior.sample import sample, sample_groups
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.check_results import check_calibrated
-from pymc_amortized.correction.doubt import Doubt, tell
+from pymc_amortized.correction.doubt import tell
 from pymc_amortized.correction.evidence import check_evidence, check_truncation, evidence_dataset, refuse_evidence
-from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.graph.data.datasets import DataSets
-from pymc_amortized.graph.data.reading import read_given
-from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import DataVariable
 from pymc_amortized.graph.model.step import closed_model, log_orderings
 from pymc_amortized.graph.model.tensors import like
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 from pymc_amortized.results.table import summary_table
-from pymc_amortized.results.unpacking import is_batched, one_dataset, read_draws
-from pymc_amortized.results.writing import posterior_tree
+from pymc_amortized.results.unpacking import one_dataset
 
 MOST_DRAWN = 20_000_000
 """Numbers that are drawn at once for a table: some hundred megabytes, with what they are weighed by."""
@@ -270,31 +266,7 @@ class PosteriorWorkflow(TrainedPosterior):
             new = posterior.sample_groups(dt, {"y": y_new, "basement": x_new, "county_index": np.zeros(4, int)})
             new.posterior["effect"].dims  # ("chain", "draw", "county"), of one county
         """
-        density, spec = self.compiled.log_density, self.spec
-        if not isinstance(density, MarginalDensity):
-            raise ValueError("this posterior draws all variables together: it integrates no values of groups out")
-        if is_batched(tree):
-            raise ValueError("the result is of several data sets: pass posterior.one_dataset(tree, label)")
-        names, seed = read_names(var_names, self.compiled.constrain.names), seed_sequence(random_seed)
-        datasets = read_given(spec.of_any_length(), self.compiled.limits, observed)
-        if obstacle := self.compiled.obstacles(datasets)[0]:
-            raise ValueError(obstacle)
-        given = read_draws(replace(spec, locals=()), tree)
-        lead = next(iter(given.values())).shape[1:3]
-        data = datasets.one(spec, 0)
-        flat = {name: values.reshape(-1, *values.shape[3:]) for name, values in given.items()}
-        flat |= {c.name: np.broadcast_to(data[c.name], (lead[0] * lead[1], *data[c.name].shape)) for c in spec.context}
-        theta = self.compiled.unconstrain(flat)
-        found = draw_groups(density, data, theta.reshape(*lead, -1), seed)
-        values = self.compiled.constrain(np.concatenate([theta, found.values.reshape(len(theta), -1)], axis=1), data)
-        doubts = [] if found.failure is None else [Doubt("weights", found.failure.reason, found.failure.details)]
-        return posterior_tree(
-            spec,
-            datasets,
-            variables={name: values[name].reshape(1, *lead, *values[name].shape[1:]) for name in names},
-            sample_stats={"pareto_k_of_groups": ([], np.array([found.pareto_k]))},
-            attrs=tell(doubts, spec) | self.provenance.attributes(),
-        )
+        return sample_groups(self, tree, observed, var_names=var_names, random_seed=random_seed)
 
     def sample_missing(
         self,

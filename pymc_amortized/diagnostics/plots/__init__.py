@@ -7,6 +7,7 @@ from pymc_amortized.diagnostics.plots.checks import (
     plot_recovery,
 )
 from pymc_amortized.diagnostics.plots.draw_comparison import plot_comparison, plot_history, plot_weights
+from pymc_amortized.diagnostics.plots.hierarchy import plot_factors, plot_shrinkage
 from pymc_amortized.diagnostics.plots.model_comparison import plot_confusion, plot_probabilities, plot_reliability
 from pymc_amortized.diagnostics.plots.novelty import plot_novelty
 
@@ -16,10 +17,12 @@ __all__ = [
     "plot_confusion",
     "plot_contraction",
     "plot_coverage",
+    "plot_factors",
     "plot_history",
     "plot_novelty",
     "plot_probabilities",
     "plot_recovery",
     "plot_reliability",
+    "plot_shrinkage",
     "plot_weights",
 ]

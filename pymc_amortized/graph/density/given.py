@@ -4,7 +4,7 @@ Both take the variables on their own scale, as results hold them: no transform i
 a support stay what they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, reduce
 from operator import and_
 from typing import Any
@@ -140,6 +140,32 @@ class PredictiveOfNewGroups(Predictive):
 def known(dim: str) -> str:
     """Name under which data say which entries along a dim have draws."""
     return f"known {dim}"
+
+
+class Redrawn(Predictive):
+    """Variables, where some free ones are drawn anew from their prior, given all others.
+
+    Parameters
+    ----------
+    spec, names, compile_kwargs
+        As of the others.
+    anew : collection of str
+        Free variables.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, names: Sequence[str], anew: Collection[str], compile_kwargs: CompileKwargs | None = None
+    ) -> None:
+        super().__init__(spec, names, compile_kwargs)
+        self._anew = frozenset(anew)
+
+    @property
+    def _loop(self) -> Loop:
+        return self.spec.once((type(self), self.names, self._anew), self._compile_kwargs, self._compiled)
+
+    def _outputs(self, replaced: dict[Any, Any]) -> Any:
+        anew = {self.spec.model[name] for name in self._anew}
+        return super()._outputs({old: new for old, new in replaced.items() if old not in anew})
 
 
 class Derived(Predictive):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pymc_amortized.graph.data.datasets import gaps_of
+from pymc_amortized.graph.data.datasets import DataSets, gaps_of
 from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.missing import Rules
 from pymc_amortized.graph.density.terms import Terms, reads_of
@@ -32,6 +32,8 @@ STARTS, WIDE = 8, 4.0
 """Of searches for second modes of locals, and how far away they begin: in standard deviations, or units of these."""
 APART_SDS, LEAST_MASS = 3.0, 0.01
 """Standard deviations between two modes, and share of the mass of the first, above which a second one matters."""
+FEW_POINTS = 2
+"""Parameters at which it is looked at first what each term reads."""
 PER_INTEGRAL = ("log_integral", "drawn", "noise", "apart")
 FAR = 30.0
 """Nats below the best of some draws, where a density need not be known well."""
@@ -52,6 +54,9 @@ class MarginalDensity:
         Passed to :func:`pymc.compile`.
     """
 
+    band = None
+    """How far missing values interact that are integrated over: none are."""
+
     def __init__(self, spec: ModelSpec, rules: Rules, compile_kwargs: CompileKwargs | None = None) -> None:
         self.spec, self.terms = spec, Terms(spec, rules, compile_kwargs)
         self._blocks: OrderedDict[bytes, Blocks] = OrderedDict()
@@ -59,6 +64,10 @@ class MarginalDensity:
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
         """Evaluate at `theta` (draws, dim) for one data set; returns (draws,)."""
         return self.integrated(theta, data).log_integral
+
+    def of(self, datasets: DataSets) -> MarginalDensitiesOf:
+        """Return the densities of some data sets."""
+        return MarginalDensitiesOf(self, datasets)
 
     def drawn(self, theta: np.ndarray, data: Data, rng: np.random.Generator) -> Integrated:
         """Draw locals given each of `theta` (draws, dim)."""
@@ -80,7 +89,7 @@ class MarginalDensity:
         found = Integrated(log_integral, np.full((len(theta), number), np.nan), noise, apart_, np.full(1, np.inf))
         if not fine.any():
             return found
-        for points in (2, 16):  # what a term reads may not show where few look for it
+        for points in (FEW_POINTS, 16):  # what a term reads may not show where few look for it
             at = _At(self.terms, theta[fine], data, self.blocks(theta[fine], data, points))
             parts = at.integrated(rng, draw)
             apart = max(float(np.nanmax(part.apart, initial=0.0)) for part in parts)
@@ -120,10 +129,14 @@ class MarginalDensity:
                 return f"{some.sum()} of {len(some)} blocks of {names} have a second mode given the parameters"
         return None
 
-    def blocks(self, theta: np.ndarray, data: Data, points: int = 2) -> Blocks:
-        """Which locals of a data set are independent of each other, given the parameters, by so many of these."""
+    def blocks(self, theta: np.ndarray, data: Data, points: int = FEW_POINTS) -> Blocks:
+        """Which locals of a data set are independent of each other, given the parameters, by so many of these.
+
+        Where few are looked at, data sets of the same context share them: the values observed seldom tell what reads
+        what, and where they do after all, densities do not add up.
+        """
         key = hashlib.blake2b(repr([points, *(data[r.dim] for r in self.spec.sizes)]).encode(), digest_size=16)
-        for v in self.spec.data:
+        for v in self.spec.context if points == FEW_POINTS else self.spec.data:
             key.update(np.ascontiguousarray(data[v.name]).tobytes())
             key.update(np.ascontiguousarray(data.get(gaps_of(v.name), ())).tobytes())
         name = key.digest()
@@ -152,6 +165,28 @@ class MarginalDensity:
         slopes = np.concatenate([at.slopes(moved[s], np.arange(len(moved))[s])[1] for s in blocks(len(moved), 256)])
         with np.errstate(invalid="ignore"):
             return ~(np.abs(slopes[1:] - slopes[0]) <= 1e-12 * np.abs(slopes[0]))
+
+
+class MarginalDensitiesOf:
+    """Log densities of some data sets, with locals integrated out.
+
+    Parameters
+    ----------
+    density : MarginalDensity
+    datasets : DataSets
+    """
+
+    differentiable = False
+
+    def __init__(self, density: MarginalDensity, datasets: DataSets) -> None:
+        self._density, self._datasets = density, datasets
+
+    def __call__(self, theta: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Evaluate at theta (k, m, dim), for the data sets at index (k,): (k, m)."""
+        found = np.empty(theta.shape[:2])
+        for some, i in zip(range(len(index)), index, strict=True):
+            found[some] = self._density(theta[some], self._datasets.one(self._density.spec, int(i)))
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,6 +62,40 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """Blocks of free variables that are independent of each other, given the parameters.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Variables whose values are in each block.
+    number, smallest, largest : int
+        Of blocks, and of values in one.
+    given : tuple of str
+        The parameters.
+    """
+
+    names: tuple[str, ...]
+    number: int
+    smallest: int
+    largest: int
+    given: tuple[str, ...]
+
+    @property
+    def values(self) -> str:
+        """How many values a block has, in words."""
+        if self.largest == 1:
+            return "one value"
+        return f"{self.smallest if self.smallest == self.largest else f'{self.smallest} to {self.largest}'} values"
+
+    def __str__(self) -> str:
+        what, given = " and ".join(self.names), ", ".join(self.given)
+        if self.number == 1:
+            return f"{what}: {self.values} that depend on each other, given {given}"
+        return f"{what}: {self.number} groups of {self.values}, independent of each other given {given}"
+
+
+@dataclass(frozen=True)
 class Structure:
     """What the axes of the data are.
 
@@ -75,7 +109,7 @@ class Structure:
         Maps of the unconstrained parameters that leave every posterior as it is.
     symmetric : tuple of str
         What these swap and mirror.
-    factors : tuple of str
+    factors : tuple of Factor
         Which free variables fall into groups that are independent of each other, given the parameters.
     """
 
@@ -83,7 +117,7 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     symmetries: Symmetries | None = None
     symmetric: tuple[str, ...] = ()
-    factors: tuple[str, ...] = ()
+    factors: tuple[Factor, ...] = ()
 
     def axes_of(self, name: str) -> tuple[Axis | None, ...]:
         """Return what each axis of an array is; None for plain features.
@@ -115,7 +149,7 @@ class Structure:
         """Return a line for each axis, each symmetry of the posterior, and each kind of groups."""
         axes = list(map(str, self.axes)) or ["the data have no axis with more than one entry"]
         same = [f"the posterior is symmetric, the log density stays as it is: {moves}" for moves in self.symmetric]
-        return "\n".join([*axes, *same, *self.factors])
+        return "\n".join([*axes, *same, *map(str, self.factors)])
 
     def _repr_html_(self) -> str:
         return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in str(self).splitlines()) + "</ul>"

@@ -6,7 +6,6 @@ parameters, whose posterior has no neck where groups are alike. Jointly normal v
 block however they depend on each other.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.density.terms import Terms, points_of, reads_of
+from pymc_amortized.graph.model.axes import Factor
 from pymc_amortized.graph.model.spec import ModelSpec, Parameter
 from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.structure.levels import may_be_funnel
@@ -104,8 +104,8 @@ def _is_quadratic(terms: Terms, point: np.ndarray, places: np.ndarray, data: dic
     return True
 
 
-def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[str, ...]:
-    """Say how the locals of simulations of one size fall into blocks, a line for each kind of block.
+def find_factors(spec: ModelSpec, simulations: Simulations) -> tuple[Factor, ...]:
+    """Find how the locals of simulations of one size fall into blocks, a record for each kind of block.
 
     Simulations are of all free variables.
     """
@@ -120,25 +120,14 @@ def element_rules(spec: ModelSpec) -> dict[str, Rule | None]:
     return dict.fromkeys([v.name for v in spec.observed if v.missing], "element")
 
 
-def _described(spec: ModelSpec, lengths: Mapping[str, int], blocks: Blocks) -> tuple[str, ...]:
+def _described(spec: ModelSpec, lengths: Mapping[str, int], blocks: Blocks) -> tuple[Factor, ...]:
     owner = np.concatenate([np.full(p.at(lengths).size, i) for i, p in enumerate(spec.locals)])
-    kinds: Counter[tuple[tuple[int, int], ...]] = Counter()
+    sizes: dict[tuple[int, ...], list[int]] = {}
     for number in range(blocks.number):
-        count = np.bincount(owner[blocks.block_of == number], minlength=len(spec.locals))
-        kinds[tuple((i, int(n)) for i, n in enumerate(count) if n)] += 1
-    given = ", ".join(p.name for p in spec.parameters)
-    merged: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for kind, times in kinds.items():
-        merged.setdefault(tuple(i for i, _ in kind), []).append((sum(n for _, n in kind), times))
-    return tuple(_line([spec.locals[i].name for i in names], found, given) for names, found in merged.items())
-
-
-def _line(names: list[str], found: list[tuple[int, int]], given: str) -> str:
-    number = sum(times for _, times in found)
-    sizes = [size for size, _ in found]
-    what = " and ".join(names)
-    if number == 1:
-        return f"{what}: {sizes[0]} values that depend on each other, given {given}"
-    each = f"{sizes[0]}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    values = "one value" if each == "1" else f"{each} values"
-    return f"{what}: {number} groups of {values}, independent of each other given {given}"
+        own = owner[blocks.block_of == number]
+        sizes.setdefault(tuple(np.unique(own).tolist()), []).append(len(own))
+    given = tuple(p.name for p in spec.parameters)
+    return tuple(
+        Factor(tuple(spec.locals[i].name for i in which), len(found), min(found), max(found), given)
+        for which, found in sizes.items()
+    )

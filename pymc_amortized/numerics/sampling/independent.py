@@ -27,8 +27,8 @@ class Blocks:
         Number of the block that each term of the log density belongs to; the number of blocks for those of none.
     pairs : int ndarray (p, 2)
         Unknowns that share a term.
-    matrices : list of ndarray (k, turns, q)
-        Of which second derivatives are sums, once that is known.
+    matrices : list of ndarray (turns, q)
+        Of which second derivatives seem to be sums, as far as that is known; too many where they are not.
     """
 
     block_of: np.ndarray

@@ -31,9 +31,9 @@ STEP = 1e-5
 """Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
 CLOSE = 0.01
 """Nats by which a mode may be missed: it is where proposals are made."""
-LEARNED, FEW_TURNS, SAME = 12, 8, 1e-6
-"""Full matrices of second derivatives by which it is seen whether a few make up all, from how many directions on that
-is worth it, and the share that rounding explains."""
+LEARNED, MOST_MATRICES, FEW_TURNS, SAME = 12, 6, 8, 1e-6
+"""Full matrices of second derivatives that are learned from at once, how many may make up all, from how many directions
+on that is worth it, and the share that rounding explains."""
 AT_ONCE = 2**22
 """Numbers in one call of a density."""
 WIDE = 4.0
@@ -175,26 +175,45 @@ def _curvatures(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarra
         there = slopes(moved, np.tile(rows[some], len(directions)))[1]
         return (slope[some] - there.reshape(len(directions), len(some), -1)) / STEP
 
-    every = np.arange(len(x))
-    if len(turns) <= FEW_TURNS or (not blocks_.matrices and len(x) < LEARNED):
-        return along(turns, every)
-    if not blocks_.matrices:
-        some = every[np.linspace(0, len(x) - 1, LEARNED).astype(int)]
-        full = along(turns, some).swapaxes(0, 1).reshape(len(some), -1)
-        _, sizes, axes = np.linalg.svd(full, full_matrices=False)
-        blocks_.matrices.append(axes[sizes > SAME * sizes[0]].reshape(-1, len(turns), x.shape[1]))
-    (matrices,) = blocks_.matrices
-    if len(matrices) > LEARNED // 2:
-        return along(turns, every)
-    weights = np.random.default_rng(0).normal(size=len(turns))
-    (probed,), told = along((weights @ turns)[None], every), np.einsum("t,ktq->kq", weights, matrices)
-    factors = probed @ np.linalg.pinv(told)
-    left = np.linalg.norm(probed - factors @ told, axis=1)
-    curvature = np.einsum("nk,ktq->tnq", factors, matrices, optimize=True)
-    (unlike,) = np.nonzero(~(left <= SAME * np.linalg.norm(probed, axis=1)))
-    if len(unlike):
-        curvature[:, unlike] = along(turns, unlike)
+    if len(turns) <= FEW_TURNS:
+        return along(turns, np.arange(len(x)))
+    curvature, left = np.empty((len(turns), *x.shape)), np.arange(len(x))
+    while len(left):
+        found, known = _composed(blocks_.matrices, along, turns, left)
+        curvature[:, left[known]] = found[:, known]
+        left = left[~known]
+        if len(left):
+            some = left[:LEARNED] if len(blocks_.matrices) <= MOST_MATRICES else left
+            left, full = left[len(some) :], along(turns, some)
+            curvature[:, some] = full
+            if len(blocks_.matrices) <= MOST_MATRICES:
+                blocks_.matrices[:] = _spanned([*blocks_.matrices, *full.swapaxes(0, 1)])
     return curvature
+
+
+def _composed(
+    matrices: list[np.ndarray], along: Callable[..., np.ndarray], turns: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Second derivatives (turns, rows, q) that are sums of matrices, and of which rows they are."""
+    if not 0 < len(matrices) <= MOST_MATRICES:
+        return np.empty((len(turns), len(rows), turns.shape[1])), np.zeros(len(rows), dtype=bool)
+    weights = np.random.default_rng(0).normal(size=len(turns))
+    (probed,), told = along((weights @ turns)[None], rows), weights @ np.array(matrices)
+    factors = probed @ np.linalg.pinv(told)
+    apart = np.linalg.norm(probed - factors @ told, axis=1)
+    known = apart <= SAME * np.linalg.norm(probed, axis=1)
+    return np.einsum("nk,ktq->tnq", factors, np.array(matrices), optimize=True), known
+
+
+def _spanned(matrices: list[np.ndarray]) -> list[np.ndarray]:
+    """Orthogonal matrices of which all finite ones are sums."""
+    flat = np.reshape(matrices, (len(matrices), -1))
+    flat = flat[np.isfinite(flat).all(axis=1)]
+    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)  # parameters may be far apart
+    if not len(flat):
+        return []
+    _, sizes, axes = np.linalg.svd(flat, full_matrices=False)
+    return list(axes[sizes > SAME * sizes[0]].reshape(-1, *matrices[0].shape))
 
 
 @dataclass(frozen=True, eq=False)
