@@ -55,6 +55,7 @@ def test_training_ends_shortly_after_the_target_is_reached():
     found = trained(Stopping(measuring(0.1, 0.2, 0.3, 0.6), Efficiency.wanted(0.5)))
     assert (steps(found), found.stopped) == (math.ceil(100 / (1 - DECAY)), "target")
     assert [e.typical for e in found.measured] == [0.1, 0.2, 0.3, 0.6]
+    assert found.history.restarts == 0  # checks and evaluations fall together, with no step in between
     rates = found.history.learning_rate
     assert rates[-1] < 0.1 * rates.max() == 0.1 * OPEN.learning_rate
 

@@ -225,7 +225,8 @@ class Run:
         made = losses[~np.isnan(losses)]
         self.losses.clear()
         self.at.skipped += len(losses) - len(made)
-        self.at.skipped_share = 1 - len(made) / max(len(losses), 1)
+        # two evaluations may follow each other: no step in between is none that was skipped
+        self.at.skipped_share = 1 - len(made) / len(losses) if len(losses) else 0.0
         loss = float(made.mean(dtype=np.float64)) if len(made) else math.nan
         held_out, rate = self.judge.evaluations[-1].loss, self.rate(fraction)
         self.at.rows.append([self.at.step, self.at.seconds + self.elapsed(), loss, held_out, rate])

@@ -16,7 +16,14 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.sampling.independent import FEW, Blocks
-from pymc_amortized.numerics.sampling.laplace import Integrated, approximate, distances, integrate, lies_at_mode
+from pymc_amortized.numerics.sampling.laplace import (
+    Integrated,
+    Normals,
+    approximate,
+    distances,
+    integrate,
+    lies_at_mode,
+)
 
 KEPT = 256
 """Data sets whose blocks are remembered."""
@@ -218,12 +225,13 @@ class _At:
             len(part.blocks) * part.width for part in self.blocks.parts
         )
         most = max(AT_ONCE // each, 1)
-        return [self._some(some, first.mode, rng, draw) for some in blocks(len(self.theta), most)]
+        return [self._some(some, first, rng, draw) for some in blocks(len(self.theta), most)]
 
-    def _some(self, some: slice, start: np.ndarray, rng: np.random.Generator, draw: bool) -> Integrated:
+    def _some(self, some: slice, first: Normals, rng: np.random.Generator, draw: bool) -> Integrated:
         """Integrate at some parameters."""
         at = replace(self, theta=self.theta[some])
-        normals = approximate(at.slopes, self.blocks, np.repeat(start, len(at.theta), axis=0))
+        start = np.repeat(first.mode, len(at.theta), axis=0)
+        normals = approximate(at.slopes, self.blocks, start, roots=first.roots)
         largest = max(part.size for part in self.blocks.parts)
         proposals = FIRST // 2 if largest == 1 else FIRST
         found = integrate(at.sums, normals, rng, proposals, draw=draw)

@@ -83,7 +83,10 @@ class Blocks:
         order = reverse_cuthill_mckee(near, symmetric_mode=True)
         rank = np.argsort(order)
         band = int(np.abs(rank[first] - rank[second]).max(initial=0))
-        return Part(of, own[order][None], band if 4 * band < len(own) else len(own) - 1)
+        if 4 * band < len(own):
+            return Part(of, own[order][None], band)
+        apart = _unconnected(near)
+        return Part(of, own[np.argsort(~apart, kind="stable")][None], len(own) - 1, int(apart.sum()))
 
     @cached_property
     def turns(self) -> np.ndarray:
@@ -106,11 +109,14 @@ class Part:
         Their unknowns.
     band : int
         How far apart those are that share a term; less than the size by one where any do.
+    apart : int
+        How many of the first ones share terms with others alone, where any may share one.
     """
 
     blocks: np.ndarray
     members: np.ndarray
     band: int
+    apart: int = 1
 
     @property
     def size(self) -> int:
@@ -125,7 +131,9 @@ class Part:
     @property
     def colors(self) -> np.ndarray:
         """Which unknowns (size,) of a block may be moved at once."""
-        return np.arange(self.size) % min(2 * self.band + 1, self.size)
+        if self.full:
+            return np.maximum(np.arange(self.size) - (self.apart - 1), 0)
+        return np.arange(self.size) % (2 * self.band + 1)
 
     @property
     def width(self) -> int:
@@ -137,10 +145,27 @@ class Part:
         own = np.moveaxis(curvature[:, :, self.members], (0, 3), (0, 1))  # (turns, size, n, m)
         if self.full:
             precision = np.moveaxis(own[self.colors], (0, 1), (3, 2))
-            return Full.of((precision + precision.swapaxes(-1, -2)) / 2)
+            precision = (precision + precision.swapaxes(-1, -2)) / 2
+            if (k := self.apart) > 1:  # all of these were moved at once: what they share with others, those tell
+                others, each = own[1 : self.size - k + 1, :k], np.arange(k)
+                precision[..., k:, :k] = np.moveaxis(others, (0, 1), (2, 3))
+                precision[..., :k, k:] = np.moveaxis(others, (0, 1), (3, 2))
+                precision[..., :k, :k] = 0.0
+                precision[..., each, each] = np.moveaxis(own[0, :k], 0, 2)
+            return Full.of(precision)
         places, colors = np.arange(self.size), self.colors
         precision = np.zeros((self.size, self.band + 1, *own.shape[2:]))
         for j in range(self.band + 1):
             i = places[j:]
             precision[j:, j] = (own[colors[i - j], i] + own[colors[i], i - j]) / 2
         return Banded.of(precision)
+
+
+def _unconnected(near: csr_matrix) -> np.ndarray:
+    """Mark unknowns (q,) of which no two share a term, as many as are found from those with few neighbours on."""
+    chosen, blocked = np.zeros(near.shape[0], dtype=bool), np.zeros(near.shape[0], dtype=bool)
+    for i in np.argsort(np.diff(near.indptr), kind="stable"):
+        if not blocked[i]:
+            chosen[i] = True
+            blocked[near.indices[near.indptr[i] : near.indptr[i + 1]]] = True
+    return chosen

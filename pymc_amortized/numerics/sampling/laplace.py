@@ -29,6 +29,8 @@ Slopes = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 STEP = 1e-5
 """Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
+PROMISED = 0.3
+"""Share of the change that steps promise, below which second derivatives are those of another place."""
 CLOSE = 0.01
 """Nats by which a mode may be missed: it is where proposals are made."""
 LEARNED, MOST_MATRICES, FEW_TURNS, SAME = 12, 6, 8, 1e-6
@@ -85,15 +87,32 @@ class Normals:
         return replace(self, mode=self.mode[rows], height=self.height[rows], roots=roots)
 
 
-def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 20) -> Normals:
+def approximate(
+    slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 20, *, roots: list[Root] | None = None
+) -> Normals:
     """Find modes by Newton's method from a start (n, q), each block with its own length of steps.
 
-    Of what takes more than `most` steps the approximation is poor, and so are estimates by it.
+    Of what takes more than `most` steps the approximation is poor, and so are estimates by it. Where second derivatives
+    take long, those of one place serve for several steps, as long as steps are about as good as they promise.
+
+    Parameters
+    ----------
+    slopes : callable
+    blocks_ : Blocks
+    start : ndarray (n, q)
+    most : int
+    roots : list of Root, optional
+        Those of one integral, to begin with where second derivatives take long.
     """
     n, number = len(start), blocks_.number
     x = np.array(start, dtype=float)
     height, slope = slopes(x, np.arange(n))
-    roots = _roots(slopes, blocks_, x, slope, np.arange(n))
+    slow = len(blocks_.turns) > FEW_TURNS and not 0 < len(blocks_.matrices) <= MOST_MATRICES
+    stale = np.full(n, slow and roots is not None)
+    if slow and roots is not None:
+        roots = [root.take(np.zeros(n, dtype=int)) for root in roots]
+    else:
+        roots = _roots(slopes, blocks_, x, slope, np.arange(n))
     step, length, active = _newton(blocks_, roots, slope), np.ones((n, number)), np.arange(n)
     for _ in range(most):
         decrement = _by_block(blocks_, slope[active] * step[active])
@@ -113,11 +132,19 @@ def approximate(slopes: Slopes, blocks_: Blocks, start: np.ndarray, most: int = 
         slope[active] = np.where(own, slope_there, slope[active])
         height[active, :-1] = np.where(better, found[:, :-1], height[active, :-1])
         length[active] = np.where(better, np.minimum(4 * length[active], 1.0), length[active] / 4)
-        bent = active[~quadratic & better.any(axis=1)]
+        poor = (change < PROMISED * expected).any(axis=1) if slow else True
+        stale[active[~quadratic]] = slow
+        bent = active[~quadratic & better.any(axis=1) & poor]
         if len(bent):
+            stale[bent] = False
             for root, new in zip(roots, _roots(slopes, blocks_, x[bent], slope[bent], bent), strict=True):
                 root.put(bent, new)
         step[active] = _newton(blocks_, [root.take(active) for root in roots], slope[active])
+    (old,) = np.nonzero(stale)
+    if len(old):
+        for root, new in zip(roots, _roots(slopes, blocks_, x[old], slope[old], old), strict=True):
+            root.put(old, new)
+        step = _newton(blocks_, roots, slope)
     # the last steps, exact where densities are quadratic; not from where it is far to the mode
     decrement = _by_block(blocks_, slope * step)
     near = decrement <= CLOSE
