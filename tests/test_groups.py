@@ -96,6 +96,41 @@ class TestBlocks:
         np.testing.assert_allclose(banded.solve_transposed(x), full.solve_transposed(x))
         np.testing.assert_allclose(banded.log_det, full.log_det)
 
+    @pytest.mark.parametrize("bent", [0.0, 0.3])
+    def test_crossed_values_are_told_by_few_directions(self, bent: float) -> None:
+        """12 subjects and 10 items: precisions of normal values are sums of matrices; of others they are not."""
+        rng = np.random.default_rng(0)
+        subject, item = (v.ravel() for v in np.meshgrid(range(12), range(10), indexing="ij"))
+        design = np.zeros((120, 22))
+        design[np.arange(120), subject] = design[np.arange(120), 12 + item] = 1.0
+        y, scales = rng.normal(size=120), np.exp(rng.normal(size=(40, 2)))
+        asked = []
+
+        def parts(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            noise, prior = scales[rows].T[..., None]
+            rest = y - x @ design.T
+            value = -0.5 * (rest**2 / noise).sum(1) - 0.5 * (x**2 / prior).sum(1) - bent * np.cosh(x).sum(1)
+            return value, (rest / noise) @ design - x / prior - bent * np.sinh(x), x
+
+        def slopes(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(len(x))
+            value, slope, _ = parts(x, rows)
+            return np.column_stack([value, np.zeros(len(x))]), slope
+
+        blocks = Blocks.of(np.concatenate([design != 0, np.eye(22, dtype=bool)]))
+        assert len(blocks.turns) == 11  # an item each, and all subjects at once
+        for _ in range(2):
+            asked.clear()
+            normals = approximate(slopes, blocks, np.zeros((40, 22)))
+        (part,) = blocks.parts
+        factors = normals.roots[0].values[:, 0]
+        found = (factors @ factors.swapaxes(1, 2))[:, np.argsort(part.members[0])][:, :, np.argsort(part.members[0])]
+        ends = bent * np.cosh(normals.mode)[:, None] * np.eye(22)
+        exact = design.T @ design / scales[:, :1, None] + np.eye(22) / scales[:, 1:, None] + ends
+        np.testing.assert_allclose(found, exact, rtol=2e-2 if bent else 1e-5, atol=1e-4)
+        assert max(asked) == 40 or bent  # one direction for each, no more
+        assert np.abs(slopes(normals.mode, np.arange(40))[1]).max() < (0.2 if bent else 1e-6)
+
     def test_integrals_of_a_chain_of_counts_are_unbiased(self) -> None:
         """Three Poisson counts with a random walk of log rates, beside a sum over a grid."""
         counts = np.array([2.0, 0.0, 3.0])
@@ -431,6 +466,21 @@ class TestFurtherGroups:
         lacking["posterior"] = xr.DataTree(tree.posterior.to_dataset().drop_vars("tau"))
         with pytest.raises(KeyError, match="lacks .'tau'."):
             posterior.sample_groups(lacking, some_data())
+
+    def test_plots(self, posterior: pma.AmortizedPosterior, tree: xr.DataTree) -> None:
+        figure = pma.plot_shrinkage(posterior, tree)
+        (axes,) = figure.axes
+        assert axes.get_title() == "effect"
+        assert len(axes.lines) == 7  # an interval for each group
+        assert "effect" in "".join(text.get_text() for text in pma.plot_factors(posterior).axes[0].texts)
+        assert len(pma.plot_shrinkage(posterior, tree, backend="none").viz["plot"]) == 1
+
+    def test_a_group_without_data_is_its_own_prior(self, posterior: pma.AmortizedPosterior, tree: xr.DataTree) -> None:
+        seed = np.random.SeedSequence(1)
+        anew = posterior.compiled.predictions.redrawn(tree, ["effect"], ["effect"], seed)["effect"]
+        draws = tree.posterior.to_dataset()
+        z = ((anew - draws["mu"]) / draws["tau"]).to_numpy().ravel()
+        assert stats.kstest(z[::7], "norm").pvalue > 0.001
 
     def test_new_values_of_a_series_are_no_groups(self) -> None:
         with pm.Model(coords={"day": range(10)}) as model:

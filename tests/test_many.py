@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pymc_amortized.correction.convergence import weighted_r_hat
 from pymc_amortized.correction.proposals import Proposals, add_each
-from pymc_amortized.inputs.sketch import Standardized
+from pymc_amortized.inputs.standardized import Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.curvature import Curvature, chebyshev_points, chebyshev_weights
 from pymc_amortized.numerics.quadratic import Quadratic

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from pymc_amortized.graph.data.datasets import DataSets
-from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch, Standardized
+from pymc_amortized.inputs.sketch import MOST_AT_ONCE, Sketch
+from pymc_amortized.inputs.standardized import Standardized
 from pymc_amortized.networks.frame import Context
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.blocks import blocks

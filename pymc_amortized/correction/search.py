@@ -14,7 +14,8 @@ import torch
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.axes import Axis
-from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch, Standardized
+from pymc_amortized.inputs.sketch import MOST_SAMPLED, Sketch
+from pymc_amortized.inputs.standardized import Standardized
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
 from pymc_amortized.numerics.quadratic import LogDensities, Quadratic
 from pymc_amortized.numerics.sampling.amis import SMALLEST, adapt, quasi_normal

@@ -23,6 +23,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.parallel import run_tasks
 from pymc_amortized.inputs.data_inputs import DataInputs
+from pymc_amortized.inputs.standardized import Standardized
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.density.coupling import Spline
 from pymc_amortized.networks.encoding.standardizer import ParameterStandardizer
@@ -31,7 +32,7 @@ from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.branches import Auto
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.curvature import Curvature
-from pymc_amortized.numerics.quadratic import LogDensities, Quadratic, find_quadratic
+from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
 from pymc_amortized.numerics.sampling.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.sampling.modes import reach
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
@@ -52,8 +53,10 @@ ALIKE = 0.4 * POINTS
 SLOWEST, SLOWEST_WITH_LOCALS = 0.02, 0.15
 """Seconds for one data set that are too many, unless the user says otherwise: where locals are integrated out, networks
 learn much slower without, and often need no training with it."""
-TIMED = 256
-"""Data sets that tell how long one takes."""
+FEW_TIMED, TIMED = 16, 256
+"""Data sets that tell how long one takes; the first ones, whether that is far too long."""
+LOOKED_AT, LOOKED_AT_WITH_LOCALS = 512, 128
+"""Simulations that tell in which parameters densities are quadratic. That is tried again for each data set."""
 FEWEST_SKETCHED, SKETCHING = 256, 3.0
 """Simulations that statistics and losses need at least, and seconds for more: the first are known to 6 % then."""
 NARROWEST = 1e-6
@@ -182,51 +185,6 @@ class Sketch:
         return (datasets.take(some) for some in blocks(len(datasets), size))
 
 
-class Standardized:
-    """Log densities of standardized parameters.
-
-    Parameters
-    ----------
-    densities : callable
-        Of unconstrained parameters, like :class:`DensitiesOf`; by its method gradients, these are there too.
-    standardizer : ParameterStandardizer
-    """
-
-    def __init__(self, densities: LogDensities, standardizer: ParameterStandardizer) -> None:
-        self._densities, self._standardizer = densities, standardizer
-        self._scale = standardizer.scale.numpy()
-
-    def __call__(self, z: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Evaluate at z (k, m, dim), for the data sets at index (k,): (k, m)."""
-        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
-        return self._densities(theta.numpy(), index) - log_det.numpy()
-
-    def moved(self, z: np.ndarray, places: np.ndarray, to: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Evaluate at z (k, m, dim) with parameters at some places moved: (k, m, steps).
-
-        Parameters
-        ----------
-        z : ndarray (k, m, dim)
-        places : ndarray (q,)
-            Of parameters in which the standardizer is linear.
-        to : ndarray (k, steps, q)
-            Where these are moved.
-        index : ndarray (k,)
-        """
-        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
-        own = self._standardizer.center.numpy()[places] + self._scale[places] * to
-        every = np.repeat(theta.numpy()[:, :, None], to.shape[1], axis=2)
-        every[..., places] = own[:, None]
-        values = self._densities(every.reshape(len(z), -1, z.shape[2]), index)
-        return values.reshape(every.shape[:-1]) - log_det.numpy()[..., None]
-
-    def gradients(self, z: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluate with gradients (k, m, dim), right for parameters in which the standardizer is linear."""
-        theta, log_det = self._standardizer.inverse(torch.as_tensor(z))
-        log_p, gradient = self._densities.gradients(theta.numpy(), index)  # type: ignore[attr-defined]
-        return log_p - log_det.numpy(), gradient * self._scale
-
-
 def _within_reason(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a regression says, no farther away and no wider than what is simulated: of novel data it says anything."""
     mean = np.clip(np.nan_to_num(mean), -FARTHEST, FARTHEST)
@@ -331,8 +289,9 @@ def _quadratic(
     theta: np.ndarray,
     standardizer: ParameterStandardizer,
 ) -> Quadratic:
-    """Find it by 512 simulations, in units in which no tails are bent."""
-    some = np.linspace(0, len(datasets) - 1, 512).astype(int)
+    """Find it by some simulations, in units in which no tails are bent."""
+    number = LOOKED_AT_WITH_LOCALS if density.spec.locals else LOOKED_AT
+    some = np.linspace(0, len(datasets) - 1, number).astype(int)
     of_some, linear = density.of(datasets.take(some)), standardizer.linear(range(standardizer.dim))
     log_density = Standardized(of_some, linear)
     z = linear.exact(torch.as_tensor(theta[some]))[0].numpy()
@@ -372,11 +331,15 @@ def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simul
 
     By this thread's own clock, so that what is chosen does not depend on what else the machine does.
     """
-    some = pilot.take(slice(TIMED))
-    sketched(some.take(slice(2)))  # compiles
-    before = time.thread_time()
-    numbers = sketched(some)
-    return (time.thread_time() - before) / len(some), numbers
+    sketched(pilot.take(slice(2)))  # compiles
+    seconds, numbers = 0.0, np.empty(0)
+    for number in (FEW_TIMED, TIMED):
+        if seconds <= SLOWEST_WITH_LOCALS:
+            some = pilot.take(slice(number))
+            before = time.thread_time()
+            numbers = sketched(some)
+            seconds = (time.thread_time() - before) / len(some)
+    return seconds, numbers
 
 
 def halved(number: int, seconds: float) -> int:

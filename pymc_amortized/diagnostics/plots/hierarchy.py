@@ -38,6 +38,7 @@ def plot_shrinkage(
     Parameters
     ----------
     posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
     dt : xarray.DataTree
         From ``posterior.sample``, of one data set, with every free variable.
     var_names : sequence of str, optional
@@ -126,6 +127,7 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
     Parameters
     ----------
     posterior : AmortizedPosterior
+        From :func:`fit_posterior` or :func:`load`.
     figsize : (float, float), optional
         In inches.
 
