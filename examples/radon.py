@@ -79,7 +79,7 @@ def main(output: Path) -> None:
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         with posterior.to_model(data):
-            nuts = pm.sample(chains=4, random_seed=1, progressbar=False, quiet=True)
+            nuts = pm.sample(2000, target_accept=0.95, chains=4, random_seed=1, progressbar=False, quiet=True)
         stats, number = draws.sample_stats, draws.posterior.sizes["county"]
         print(
             f"{name}: {number} counties, {seconds:.2f} s ({stats['stage'].item()}, Pareto k "

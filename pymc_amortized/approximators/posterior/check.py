@@ -25,6 +25,8 @@ MOST_SETS, PROPOSALS = 128, 256
 """Data sets, and proposals for each: a median efficiency is then known to 0.02, its tenth percentile to 0.04."""
 FEWEST_SETS, SECONDS = 32, 2.0
 """Of these where densities take longer than that; most take 0.1 s in all."""
+VERY_SLOW, FEW_SETS, FEW_PROPOSALS = 0.25, 16, 64
+"""Seconds for the proposals of one data set from which on there are even fewer: the median is known to 0.1 then."""
 DOUBTFUL = 0.05
 """Chance of making corrected draws at the end of training because of proposals without fault."""
 
@@ -54,7 +56,7 @@ class Measure:
         seed: np.random.SeedSequence,
     ) -> None:
         self.compiled, self._network, self._inputs, self._seed = compiled, network, inputs, seed
-        self._seconds = np.inf  # of the proposals of one data set
+        self._seconds, self._proposals = np.inf, PROPOSALS  # of the proposals of one data set, and their number
         self._latest: _Weighed | None = None
         datasets = of_simulations(held_out.take(slice(MOST_SETS)))
         known = [i for i, obstacle in enumerate(compiled.obstacles(datasets)) if obstacle is None]
@@ -70,6 +72,9 @@ class Measure:
         start = time.perf_counter()
         self.compiled.log_density(points, given)
         self._seconds = time.perf_counter() - start
+        if self._seconds > VERY_SLOW:
+            self._proposals = FEW_PROPOSALS
+            return FEW_SETS
         return int(np.clip(SECONDS / self._seconds, FEWEST_SETS, MOST_SETS))
 
     @property
@@ -106,7 +111,7 @@ class Measure:
         if len(some) < 0.9 * len(found.weights):
             return True
         rng = np.random.default_rng(seed)
-        rows = [rng.choice(PROPOSALS, PROPOSALS, p=found.weights[i].weights[0]) for i in some]
+        rows = [rng.choice(self._proposals, self._proposals, p=found.weights[i].weights[0]) for i in some]
         theta = np.stack([found.theta[r, i] for r, i in zip(rows, some, strict=True)], axis=1)
         log_p = np.stack([found.log_p[r, i] for r, i in zip(rows, some, strict=True)], axis=1)
         worth = np.array([found.weights[i].ess for i in some])
@@ -117,7 +122,7 @@ class Measure:
         """What stands in :class:`_Weighed`."""
         generator = torch_generator(self._seed, self._network.device)
         proposing = Approximation(self._network, self._inputs, self._datasets, defended=True)
-        theta, log_q = proposing.sample(PROPOSALS, generator)
+        theta, log_q = proposing.sample(self._proposals, generator)
         truth = self._truth[None, : len(self._datasets)]
         theta, log_q = np.concatenate([theta, truth]), np.concatenate([log_q, proposing.log_prob(truth)])
         each = [self._datasets.one(self._inputs.spec, i) for i in range(len(self._datasets))]
@@ -135,7 +140,7 @@ class _Weighed:
 
     Attributes
     ----------
-    theta, log_p, log_ratios : ndarray (PROPOSALS + 1, n, ...)
+    theta, log_p, log_ratios : ndarray (proposals + 1, n, ...)
         Unconstrained parameters, their log densities, and the same relative to the density of the proposals.
     weights : list of Weights
         Of the proposals of each data set.
