@@ -13,6 +13,9 @@ from scipy.special import gammaln, logsumexp
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulating import separate_locals
+from pymc_amortized.correction.draws import Failure
+from pymc_amortized.correction.groups import SEVERAL_MODES, Groups, draw_groups
+from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.given import PredictiveOfNewGroups
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.sizes import Range
@@ -313,9 +316,54 @@ def test_variables_of_groups_are_found_where_that_helps(build: Callable[[], pm.M
 # What users see
 
 
+def conflicting(prior: str) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Groups of which one has rows that contradict each other, or a prior with two far modes."""
+    y = np.array([-15.0, -15.2, 15.0, 15.1, 3.0, 3.2])
+    with pm.Model(coords={"g": range(2)}) as model:
+        index = pm.Data("index", [0, 0, 0, 0, 1, 1], dims="row")
+        mu = pm.Normal("mu", 0, 10)
+        if prior == "normal":
+            e = pm.Normal("e", mu, 10.0, dims="g")
+            pm.StudentT("y", nu=3, mu=e[index], sigma=0.3, observed=y, dims="row")
+        else:
+            parts = [pm.Normal.dist(0.0, 1.0), pm.Normal.dist(30.0, 1.0)]
+            e = pm.Mixture("e", w=[0.7, 0.3], comp_dists=parts, dims="g")
+            pm.Normal("y", e[index] + mu, 40.0, observed=y, dims="row")
+    spec = take_snapshot(model, context=["index"], sizes=[Range("g", 2, 9), Range("row", 3, 30)]).with_locals(["e"])
+    return spec, {v.name: spec.held[v.name] for v in spec.data} | {"g": 2, "row": 6}
+
+
+@pytest.mark.parametrize("prior", ["normal", "two modes"])
+def test_second_modes_far_away_are_found(prior: str) -> None:
+    """Sixty standard deviations from the first: only draws from the prior lead there."""
+    spec, data = conflicting(prior)
+    density = MarginalDensity(spec, {})
+    found = draw_groups(density, data, np.full((1, 50, 1), 3.0), np.random.SeedSequence(1))
+    assert found.failure is not None and found.failure.reason == SEVERAL_MODES
+
+
+def test_newton_begins_where_there_is_a_density() -> None:
+    """Delays below 30 and 40: the density is zero where all groups are at zero, of which exp is 1."""
+    with pm.Model(coords={"g": range(2)}) as model:
+        index = pm.Data("index", [0, 0, 1, 1], dims="row")
+        mu = pm.Normal("mu", 0, 10)
+        e = pm.Normal("e", mu, 0.5, dims="g")
+        delay = 50.0 - pm.math.exp(e[index])
+        pm.Exponential("y", 0.1, observed=np.zeros(4), dims="row")
+        pm.Potential("after", pm.math.switch(delay > 49.5, -np.inf, 0.2 * delay).sum())
+    spec = take_snapshot(model, context=["index"], sizes=[Range("g", 2, 9), Range("row", 3, 30)]).with_locals(["e"])
+    data = {"y": np.ones(4), "index": spec.held["index"], "g": 2, "row": 4}
+    density = MarginalDensity(spec, {})
+    values = [density.integrated(np.full((1, 1), 3.0), data, np.random.default_rng(k)).log_integral for k in range(20)]
+    grid = np.linspace(-0.69, 6, 20001)
+    each = logsumexp(stats.norm(3, 0.5).logpdf(grid) + 0.4 * (50 - np.exp(grid))) + np.log(grid[1] - grid[0])
+    exact = stats.norm(0, 10).logpdf(3.0) + 4 * stats.expon(scale=10).logpdf(1.0) + 2 * each
+    assert float(logsumexp(values) - np.log(20)) == pytest.approx(exact, abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def posterior() -> pma.AmortizedPosterior:
-    brief = pma.Training(num_steps=30, batch_size=64, evaluations=2)
+    brief = pma.Training(num_steps=4, batch_size=32, evaluations=2)
     return pma.fit_posterior(radon(), context=CONTEXT, training=brief, random_seed=1, progressbar=False)
 
 
@@ -495,7 +543,7 @@ class TestFurtherGroups:
 
 @pytest.fixture(scope="module")
 def hospitals() -> pma.AmortizedPosterior:
-    brief = pma.Training(num_steps=5, batch_size=64, evaluations=2)
+    brief = pma.Training(num_steps=2, batch_size=32, evaluations=2)
     return pma.fit_posterior(binomial_groups(), training=brief, random_seed=1, progressbar=False)
 
 
@@ -524,6 +572,15 @@ def test_a_hierarchy_of_counts_has_the_moments_and_evidence_of_a_grid(hospitals:
     np.testing.assert_allclose(draws.std(0), sd, rtol=0.07)
     found = hospitals.log_marginal_likelihood(random_seed=1)
     assert float(found["log_marginal_likelihood"]) == pytest.approx(evidence, abs=0.1)
+
+
+def test_evidence_has_the_gate_of_draws(hospitals: pma.AmortizedPosterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Groups(np.zeros((1, 1, 6)), 1.2, Failure("the weights of groups are poor", "told"))
+    monkeypatch.setattr("pymc_amortized.correction.evidence.draw_groups", lambda *_: failed)
+    found = hospitals.log_marginal_likelihood(random_seed=1)
+    assert (
+        np.isnan(found["log_marginal_likelihood"]) and "the weights of groups are poor: told" in found.attrs["doubts"]
+    )
 
 
 def test_values_of_groups_differ_between_seeds(hospitals: pma.AmortizedPosterior) -> None:
@@ -556,6 +613,22 @@ def test_batches_of_a_fixed_number_of_groups(hospitals: pma.AmortizedPosterior) 
 def test_wrong_numbers_of_groups(posterior: pma.AmortizedPosterior, change: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         posterior.sample({**some_data(), **change})
+
+
+def test_labels_stand_beside_a_covariate_of_groups() -> None:
+    with pm.Model(coords={"g": range(3)}) as model:
+        index = pm.Data("index", [0, 0, 1, 1, 2], dims="row")
+        u = pm.Data("u", np.zeros(3), dims="g")
+        e = pm.Normal("e", u, 2.0, dims="g")
+        pm.Normal("y", e[index], 1.0, observed=np.zeros(5), dims="row")
+    spec = take_snapshot(model, context=["index", "u"], sizes=[Range("g", 2, 9), Range("row", 3, 30)])
+    data = {"y": np.zeros(4), "index": [0, 1, 1, 0], "u": [0.5, 1.5]}
+    assert read_datasets(spec, {**data, "g": ["a", "b"]}).coords["g"].tolist() == ["a", "b"]
+    assert read_datasets(spec, {**data, "g": 2}).lengths["g"] == 2
+    with pytest.raises(ValueError, match="observed.'g'. says 3, and 'u' has length 2 there"):
+        read_datasets(spec, {**data, "g": ["a", "b", "c"]})
+    with pytest.raises(ValueError, match="must differ, and 'a' is there twice"):
+        read_datasets(spec, {**data, "g": ["a", "a"]})
 
 
 def test_sources_of_indices() -> None:

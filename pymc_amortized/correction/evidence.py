@@ -21,17 +21,21 @@ from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.doubt import Doubt, labels_of, say_how_many, say_where
 from pymc_amortized.correction.draws import Request
+from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.rounds import Mixture, Network, Rounds
 from pymc_amortized.correction.rungs.tempered import Tempered, populate, propose_from, unstandardized
 from pymc_amortized.correction.target import TRIED, PosteriorTarget
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import truncating
+from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.numerics.blocks import blocks
-from pymc_amortized.numerics.sampling.importance import Weights
+from pymc_amortized.numerics.sampling.importance import Weights, resample
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
+GROUPS_AT = 256
+"""Draws of the parameters at which values of groups are drawn, to see whether these can be trusted."""
 SETS = 4
 """Sets of proposals, which have to agree as chains do."""
 SECONDS = 60.0
@@ -49,6 +53,8 @@ class Evidence:
     doubt: str | None = None
     impossible: bool = False
     """Whether the density was 0 at all proposals."""
+    unsure: bool = False
+    """Whether the density itself is not known well."""
 
     @classmethod
     def of(cls, proposals: Proposals) -> Evidence:
@@ -125,7 +131,8 @@ def estimate(target: PosteriorTarget, proposals: int, seed: np.random.SeedSequen
         block_seed, tempered_seed = child.spawn(2)
         found = _by_weights(target, free[rows], pilot, final, block_seed)
         for (index, evidence), own in zip(found.items(), tempered_seed.spawn(len(found)), strict=True):
-            hopeful = evidence.doubt and not evidence.impossible and not target.obstacles[index]
+            hopeless = evidence.impossible or evidence.unsure or target.obstacles[index]
+            hopeful = evidence.doubt and not hopeless
             results[index] = (_tempered(target, index, final, own) if hopeful else None) or evidence
     return [results[i] for i in range(len(target.datasets))]
 
@@ -156,7 +163,7 @@ def _tempered(target: PosteriorTarget, index: int, request: Request, seed: np.ra
             return None
         proposals = propose_from(target, index, particles, request, second, rung.components)
     evidence = _judged(target, index, proposals)
-    if evidence.doubt is None:
+    if evidence.doubt is None or evidence.unsure:
         return evidence
     agreed = Convergence.of(unstandardized(target, particles.z), 0, target.spec.circular).converged
     if proposals.undefined or not agreed or not particles.drift <= THRESHOLDS.drift:
@@ -175,6 +182,14 @@ def _judged(target: PosteriorTarget, index: int, proposals: Proposals) -> Eviden
     heaviest = np.argsort(proposals.log_weights.ravel())[-TRIED:]
     if found.doubt is None and target.disprove(index, proposals.theta.reshape(-1, target.spec.dim)[heaviest]):
         return Evidence(np.nan, np.nan, found.pareto_k, found.importance_ess, target.obstacles[index])
+    if found.doubt is None and isinstance(target.log_density, MarginalDensity):  # as draws are
+        weights = np.exp(proposals.log_weights.ravel() - proposals.log_weights.max())
+        some = resample(weights[None] / weights.sum(), GROUPS_AT, np.random.default_rng(0))[0]
+        theta = proposals.theta.reshape(-1, target.spec.dim)[some]
+        groups = draw_groups(target.log_density, target.given(index), theta[None], np.random.SeedSequence(0))
+        if groups.failure is not None:
+            told = f"{groups.failure.reason}: {groups.failure.details}"
+            return Evidence(np.nan, np.nan, found.pareto_k, found.importance_ess, told, unsure=True)
     return found
 
 

@@ -11,6 +11,9 @@ from pymc_amortized.graph.density.log_density import Data
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.numerics.thresholds import THRESHOLDS
 
+MOST_NOISE = 0.5
+"""Variance of the log of the integrals, which weights of the parameters bear, but of which it is itself a rough one."""
+SEVERAL_MODES = "values of groups have several modes"
 TRIED = 4
 """Draws of the parameters at which second modes are searched."""
 
@@ -41,8 +44,12 @@ def draw_groups(density: MarginalDensity, data: Data, theta: np.ndarray, seed: n
     found = density.drawn(flat, data, np.random.default_rng(seed))
     values, k = found.drawn.reshape(*theta.shape[:2], -1), float(found.pareto_k.max())
     if several:
-        return Groups(values, k, Failure("values of groups have several modes", several))
-    if k <= THRESHOLDS.pareto_k:
+        return Groups(values, k, Failure(SEVERAL_MODES, several))
+    noise = float(np.nanmean(found.noise))
+    if k > THRESHOLDS.pareto_k:
+        told = f"the worst Pareto k of a group is {k:.2f} (wanted: at most {THRESHOLDS.pareto_k})"
+    elif noise > MOST_NOISE:
+        told = f"the variance of the log of their integrals is {noise:.2g} (wanted: at most {MOST_NOISE})"
+    else:
         return Groups(values, k, None)
-    told = f"the worst Pareto k of a group is {k:.2f} (wanted: at most {THRESHOLDS.pareto_k})"
     return Groups(values, k, Failure("the weights of groups are poor", told))

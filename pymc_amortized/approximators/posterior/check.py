@@ -190,7 +190,10 @@ def report_efficiency(trained: Trained, measure: Measure | None, target: Efficie
     report(trained, remark + ".", doubtful=doubtful or trained.history.restarts > 0)
 
 
-_LONGER = "train longer (posterior = posterior.continue_training(), max_time=)"
+_LONGER = (
+    "sample(correction='auto') makes up for it, at more proposals for each data set; or train longer (posterior = "
+    "posterior.continue_training(), max_time=)"
+)
 _ADVICE = {
     "gain": "sample(correction='auto') makes up for it, at more proposals for each data set; for better ones try a "
     "larger network (density=, summary=) or another parametrization of the model"

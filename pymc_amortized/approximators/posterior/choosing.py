@@ -29,6 +29,8 @@ from pymc_amortized.training.options import DEFAULT_SECONDS, SHORT_SECONDS
 MOST_ELSEWHERE = 0.02
 """Share of simulations with parameters in a mode that the sketch does not know, of 256: networks that begin at its mode
 learn the other one badly."""
+MOST_ELSEWHERE_WITH_LOCALS = 0.2
+"""The same where networks learn much worse without: of few groups, posteriors of scales have long tails."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def choose_sketch(
         return None
     seconds, numbers = seconds_for_each(made.of_simulations, pilot)
     elsewhere = share_out_of_reach(made, pilot, numbers, inputs.structure.symmetries)
-    if wanted is None and elsewhere > MOST_ELSEWHERE:
+    if wanted is None and elsewhere > (MOST_ELSEWHERE_WITH_LOCALS if inputs.spec.locals else MOST_ELSEWHERE):
         logger.info(
             "Posteriors are not sketched by the density: %.0f%% of simulated parameters lie in another mode than the "
             "one it finds.",

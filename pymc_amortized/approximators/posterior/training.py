@@ -160,8 +160,7 @@ class PosteriorFit:
         self, pilot: Simulations, given: Mapping[str, str | Sequence[str]], weighed_by: ModelSpec | None = None
     ) -> Structure:
         """Find out what the axes of the data are."""
-        seed = self.setup.seed(Stage.STRUCTURE)
-        kwargs = self.setup.compile_kwargs
+        seed, kwargs = self.setup.seed(Stage.STRUCTURE), self.setup.compile_kwargs
         structure = structure_of(self.spec, self.context, pilot, seed, given, kwargs, weighed_by)
         logger.info("Structure of the data:\n%s", structure)
         return structure
@@ -211,7 +210,8 @@ class PosteriorFit:
 
     def _sketch_by(self, found: Sketched, pilot: Simulations) -> Simulations:
         self.inputs = replace(self.inputs, sketch=found.sketch)
-        self.sketching = found.seconds if self.open_ended else 0.0  # a number of steps repeats a training exactly
+        always = math.inf if self.spec.locals else 0.0  # a number of steps repeats a training exactly
+        self.sketching = found.seconds if self.open_ended else always
         self.simulator = self.simulator.with_extra(found.sketch.of_simulations)
         pilot = pilot.take(slice(self.plan.number or halved(STATISTICS, self.sketching)))
         return found.of_all(pilot, self.plan.cores_for(len(pilot)))

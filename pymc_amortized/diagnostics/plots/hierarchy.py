@@ -13,15 +13,15 @@ from pymc_amortized.approximators.fitting.arguments import read_names
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.diagnostics.plots.panels import BLUE, DARK, GREY, SMALL, Figsize, Plot, make_sheet
-from pymc_amortized.results.unpacking import is_batched
+from pymc_amortized.results.unpacking import SAMPLE_DIMS, is_batched
 
 WITHIN = (0.05, 0.95)
 """Quantiles between which 90 % of the mass lies."""
 LEARNT = 0.9
 """Share of the variance among groups, beyond which what a group's own data say is not known well enough to be shown."""
 ARROW = {"arrowstyle": "-|>", "color": DARK, "linewidth": 0.8}
-MOST = 400
-"""Groups that can be told apart."""
+FEW, MOST = 40, 400
+"""Groups that are named, and that can be told apart."""
 
 
 def plot_shrinkage(
@@ -54,11 +54,12 @@ def plot_shrinkage(
     Returns
     -------
     matplotlib.figure.Figure or arviz_plots.PlotCollection
-        A plot for each variable. Groups are in the order of their posterior means. Blue are these and central 90 %
-        intervals, grey the interval of a group without data: its prior, given the parameters of each draw. Dark points
-        are what a group's own data say, by a normal approximation: the posterior divided by that prior. They are left
-        out where the data of a group say little. The share is the posterior variance by the variance without data
-        (median over groups): 100 % is complete pooling (Gelman and Pardoe 2006, Technometrics 48(2)).
+        A plot for each variable, or for each of its effects. Groups are in the order of their posterior means. Blue
+        are these and central 90 % intervals, grey the interval of a group without data: its prior, given the parameters
+        of each draw. Dark points are what a group's own data say, by a normal approximation: the posterior divided by
+        that prior. They are left out where the data of a group say little. The share is the posterior variance by the
+        variance without data (median over groups): 100 % is complete pooling (Gelman and Pardoe 2006, Technometrics
+        48(2)).
 
     Raises
     ------
@@ -77,11 +78,11 @@ def plot_shrinkage(
     names, groups = _read_variables(posterior, var_names)
     anew = posterior.compiled.predictions.redrawn(dt, names, groups, seed_sequence(random_seed))
     draws = dt["posterior"].to_dataset()
-    sheet = make_sheet(
-        len(names), figsize=figsize or (7.0, 0.6 + 2.6 * len(names)), backend=backend, labels=list(names)
-    )
-    for name, plot in zip(names, sheet.plots, strict=True):
-        _one_variable(plot, _flat(draws[name]), _flat(anew[name]))
+    panels = [panel for name in names for panel in _panels(draws[name], anew[name])]
+    labels = [label for label, *_ in panels]
+    sheet = make_sheet(len(panels), figsize=figsize or (7.0, 0.6 + 2.6 * len(panels)), backend=backend, labels=labels)
+    for (_, own, without, labels), plot in zip(panels, sheet.plots, strict=True):
+        _one_variable(plot, own, without, labels)
     sheet.plots[-1].xlabel("groups, by posterior mean")
     return sheet.finished(colors={"posterior, 90 %": BLUE, "without data, 90 %": GREY, "its own data alone": DARK})
 
@@ -98,13 +99,25 @@ def _read_variables(posterior: AmortizedPosterior, var_names: Sequence[str] | No
     return names, groups
 
 
-def _flat(values: xr.DataArray) -> np.ndarray:
-    """Draws (n, groups)."""
-    array = values.transpose("chain", "draw", ...).to_numpy()
-    return array.reshape(array.shape[0] * array.shape[1], -1)
+def _panels(draws: xr.DataArray, anew: xr.DataArray) -> list[tuple[str, np.ndarray, np.ndarray, list[str]]]:
+    """Label, draws (n, groups), the same without data, and names of groups, for each effect of a variable."""
+    own = [str(dim) for dim in draws.dims if dim not in SAMPLE_DIMS]
+    if not own:
+        raise ValueError(f"var_names: {draws.name!r} has no value for each group")
+    along, others = own[0], own[1:]  # PyMC's dims of groups come first
+    names = [str(label) for label in draws[along].to_numpy()] if along in draws.coords else []
+    found = []
+    for place in np.ndindex(*(draws.sizes[dim] for dim in others)):
+        at = dict(zip(others, place, strict=True))
+        one, other = (values.isel(at).transpose(*SAMPLE_DIMS, along).to_numpy() for values in (draws, anew))
+        labels = [str(draws[dim].to_numpy()[k]) if dim in draws.coords else str(k) for dim, k in at.items()]
+        label = f"{draws.name}[{', '.join(labels)}]" if labels else str(draws.name)
+        size = one.shape[-1]
+        found.append((label, one.reshape(-1, size), other.reshape(-1, size), names))
+    return found
 
 
-def _one_variable(plot: Plot, draws: np.ndarray, anew: np.ndarray) -> None:
+def _one_variable(plot: Plot, draws: np.ndarray, anew: np.ndarray, names: list[str]) -> None:
     order = np.argsort(draws.mean(axis=0))
     order = order[np.linspace(0, len(order) - 1, min(len(order), MOST)).astype(int)]
     draws, anew, place = draws[:, order], anew[:, order], np.arange(len(order))
@@ -118,6 +131,10 @@ def _one_variable(plot: Plot, draws: np.ndarray, anew: np.ndarray) -> None:
         own = (draws.mean(axis=0) - pooled * anew.mean(axis=0)) / (1 - pooled)
     told = pooled < LEARNT
     plot.points(place[told], own[told], DARK, size=6)
+    if names and len(order) <= FEW:
+        plot.xticks(place.tolist(), [names[i] for i in order])
+        if plot.in_matplotlib:
+            plot.target.tick_params(axis="x", rotation=90)
     plot.note(f"pooling {min(float(np.median(pooled)), 1.0):.0%} (median)")
 
 

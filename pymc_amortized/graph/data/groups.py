@@ -4,6 +4,7 @@ Index arrays count them: the largest index tells how many there are at least. A 
 a number, or the labels of all groups, also of those without rows.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import xarray as xr
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.model.indices import counted_by
 from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.logs import logger
 
 
 def dims_of_groups(spec: ModelSpec) -> list[str]:
@@ -30,13 +32,13 @@ def held_groups(spec: ModelSpec) -> dict[str, Any]:
 
 
 def read_groups(spec: ModelSpec, given: Mapping[str, Any], batched: bool) -> dict[str, np.ndarray]:
-    """Numbers of groups that a user gives: dim -> () or (data sets,)."""
-    return {dim: _number(dim, given[dim], batched) for dim in dims_of_groups(spec) if dim in given}
+    """Numbers of groups, or lengths of other dims, that a user gives: dim -> () or (data sets,)."""
+    return {r.dim: _number(r.dim, given[r.dim], batched) for r in spec.sizes if r.dim in given}
 
 
 def labels_of_groups(spec: ModelSpec, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Labels of the groups of one data set, where they are given."""
-    return {dim: np.asarray(given[dim]) for dim in dims_of_groups(spec) if np.ndim(given.get(dim, 0)) == 1}
+    return {r.dim: np.asarray(given[r.dim]) for r in spec.sizes if np.ndim(given.get(r.dim, 0)) == 1}
 
 
 def count_groups(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -79,6 +81,15 @@ def known_groups(spec: ModelSpec, known: DataSets, wanted: DataSets, index: int)
             )
         if labels is not None and others is not None:
             places[dim] = np.asarray(labels.get_indexer(others))
+            if new := [str(label) for label, place in zip(others, places[dim], strict=True) if place < 0]:
+                logger.info(
+                    "%r: %d of %d labels are not in the result (%s): values of these groups are drawn from their "
+                    "prior, given the parameters.",
+                    dim,
+                    len(new),
+                    len(others),
+                    ", ".join(new[:5]),
+                )
         elif dim in counted or before == number:
             places[dim] = np.where(np.arange(number) < before, np.arange(number), -1)
         else:
@@ -95,7 +106,8 @@ def _number(dim: str, value: Any, batched: bool) -> np.ndarray:
     labels = value.to_numpy() if isinstance(value, xr.DataArray) else np.asarray(value)
     if labels.ndim == 1 and not batched:
         if len(set(labels.tolist())) < len(labels):
-            raise ValueError(f"observed[{dim!r}]: the labels of groups must differ, got {labels.tolist()[:5]}")
+            twice = next(label for label, number in Counter(labels.tolist()).items() if number > 1)
+            raise ValueError(f"observed[{dim!r}]: the labels of groups must differ, and {twice!r} is there twice")
         return np.asarray(len(labels))
     if labels.dtype.kind not in "iu" or labels.ndim > batched:
         raise TypeError(f"observed[{dim!r}] must be the number of groups, or their labels; got {value!r}")

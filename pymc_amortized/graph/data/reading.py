@@ -200,6 +200,8 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
             first = carriers.setdefault(dim, v.name)
             if found.setdefault(dim, length) != length:
                 raise ValueError(f"dimension {dim!r} has length {found[dim]} in {first!r} and {length} in {v.name!r}")
+            if dim in arrays and int(arrays[dim]) != length:
+                raise ValueError(f"observed[{dim!r}] says {int(arrays[dim])}, and {v.name!r} has length {length} there")
     found |= count_groups(spec, arrays)
     refuse_uncounted(arrays, counted_by(spec), found, "observed")
     for r in spec.sizes:
@@ -256,7 +258,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
 
 def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     names = {v.name: v.name for v in spec.data}
-    names |= {v.container: v.name for v in spec.observed if v.container} | {d: d for d in dims_of_groups(spec)}
+    names |= {v.container: v.name for v in spec.observed if v.container} | {r.dim: r.dim for r in spec.sizes}
     fixed = {v.name for v in spec.fixed}
     given: dict[str, Any] = {}
     for name, value in data.items():
@@ -320,7 +322,7 @@ def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np
     n = next(iter(lengths.values()))
     if n == 0:
         raise ValueError("observed holds no data set: the leading axis has length 0")
-    groups = {dim: np.broadcast_to(arrays[dim], n) for dim in dims_of_groups(spec) if dim in arrays}
+    groups = {r.dim: np.broadcast_to(arrays[r.dim], n) for r in spec.sizes if r.dim in arrays}
     return groups | {
         v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *arrays[v.name].shape))
         for v in spec.data

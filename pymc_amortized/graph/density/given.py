@@ -5,6 +5,7 @@ a support stay what they are.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, reduce
 from operator import and_
 from typing import Any
@@ -17,8 +18,8 @@ from pytensor.graph.traversal import ancestors
 
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
-from pymc_amortized.graph.model.step import given_parameters, held_constants, length_inputs
-from pymc_amortized.graph.model.tensors import CompileKwargs, Loop, interpret, like, plain, plain_input
+from pymc_amortized.graph.model.step import flat_unconstrained, given_parameters, held_constants, length_inputs
+from pymc_amortized.graph.model.tensors import INTERPRETED, CompileKwargs, Loop, interpret, like, plain, plain_input
 
 Given = Mapping[str, np.ndarray]
 """Free variables on their own scale: name -> (n, *shape)."""
@@ -166,6 +167,19 @@ class Redrawn(Predictive):
     def _outputs(self, replaced: dict[Any, Any]) -> Any:
         anew = {self.spec.model[name] for name in self._anew}
         return super()._outputs({old: new for old, new in replaced.items() if old not in anew})
+
+
+class LocalsFromPrior(Predictive):
+    """Locals on the scale of their value variables (n, number), drawn from their prior given the parameters."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec, ["locals"], INTERPRETED)
+
+    def _outputs(self, replaced: dict[Any, Any]) -> Any:
+        anew = {self.spec.model[p.name] for p in self.spec.locals}
+        given = {old: new for old, new in replaced.items() if old not in anew}
+        flat = flat_unconstrained(replace(self.spec, parameters=self.spec.locals, locals=()))
+        return graph_replace([flat], given, strict=False)
 
 
 class Derived(Predictive):

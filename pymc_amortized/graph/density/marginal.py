@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from pymc_amortized.graph.data.datasets import DataSets, gaps_of
-from pymc_amortized.graph.density.log_density import Data
+from pymc_amortized.graph.density.given import LocalsFromPrior
+from pymc_amortized.graph.density.log_density import Constrain, Data
 from pymc_amortized.graph.density.missing import Rules
 from pymc_amortized.graph.density.terms import Terms, reads_of
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.logs import logger
 from pymc_amortized.numerics.blocks import blocks
 from pymc_amortized.numerics.sampling.independent import FEW, Blocks
 from pymc_amortized.numerics.sampling.laplace import (
@@ -29,14 +32,16 @@ KEPT = 256
 """Data sets whose blocks are remembered."""
 AT_ONCE = 2**21
 """Numbers of gradients that are computed at once."""
-FIRST, MOST = 16, 2**14
-"""Proposals for each block of locals at first, half as many for single values, and numbers in all of them at most."""
+FIRST, ENOUGH, MOST = 16, 256, 2**14
+"""Proposals for each block of locals at first, half as many for single values; where so many do not help, they miss
+what matters; and numbers in all of them at most."""
 NOISE = 0.05
 """Variance of the log of an estimated density that is small beside that of good importance weights."""
 APART = 1e-3
 """Nats by which the density of draws may be off, of blocks that were drawn by themselves: rounding."""
-STARTS, WIDE = 8, 4.0
-"""Of searches for second modes of locals, and how far away they begin: in standard deviations, or units of these."""
+STARTS, MANY_STARTS, WIDE = 8, 64, 4.0
+"""Of searches for second modes of locals, and for a place of positive density; and how far away the former begin: in
+standard deviations, or units of these."""
 APART_SDS, LEAST_MASS = 3.0, 0.01
 """Standard deviations between two modes, and share of the mass of the first, above which a second one matters."""
 FEW_POINTS = 2
@@ -65,7 +70,7 @@ class MarginalDensity:
     """How far missing values interact that are integrated over: none are."""
 
     def __init__(self, spec: ModelSpec, rules: Rules, compile_kwargs: CompileKwargs | None = None) -> None:
-        self.spec, self.terms = spec, Terms(spec, rules, compile_kwargs)
+        self.spec, self.terms, self._compile_kwargs = spec, Terms(spec, rules, compile_kwargs), compile_kwargs
         self._blocks: OrderedDict[bytes, Blocks] = OrderedDict()
 
     def __call__(self, theta: np.ndarray, data: Data) -> np.ndarray:
@@ -98,7 +103,7 @@ class MarginalDensity:
             return found
         for points in (FEW_POINTS, 16):  # what a term reads may not show where few look for it
             at = _At(self.terms, theta[fine], data, self.blocks(theta[fine], data, points))
-            parts = at.integrated(rng, draw)
+            parts = at.integrated(rng, draw, self._start(at))
             apart = max(float(np.nanmax(part.apart, initial=0.0)) for part in parts)
             if apart <= APART:
                 break
@@ -117,24 +122,53 @@ class MarginalDensity:
     def several_modes(self, theta: np.ndarray, data: Data) -> str | None:
         """Say where given some parameters (n, dim) a block of locals has several modes: proposals are made at one.
 
-        Newton's method begins at other places, near the mode and farther away.
+        Newton's method begins at other places: near the mode, farther away, and at draws from the prior.
         """
         rng = np.random.default_rng(0)
         at = _At(self.terms, theta, data, self.blocks(theta, data))
-        first = approximate(at.slopes, at.blocks, np.zeros((1, len(at.blocks.block_of))))
+        first = approximate(at.slopes, at.blocks, self._start(at))
         main = approximate(at.slopes, at.blocks, np.repeat(first.mode, len(theta), axis=0))
         noise = rng.standard_normal((STARTS, *main.mode.shape))
         near, far = main.at(WIDE * noise[::2]), main.mode + WIDE * noise[1::2]
-        for start in (*near, *far):
-            other = approximate(at.slopes, at.blocks, start)
-            apart = (distances(main, other.mode) > APART_SDS) & (distances(other, main.mode) > APART_SDS)
-            with np.errstate(invalid="ignore"):
-                heavy = other.log_integrals - main.log_integrals > np.log(LEAST_MASS)
-            some = (apart & heavy & lies_at_mode(at.slopes, other)).any(axis=0)
-            if some.any():
-                names = ", ".join(p.name for p in self.spec.locals)
-                return f"{some.sum()} of {len(some)} blocks of {names} have a second mode given the parameters"
-        return None
+        starts = np.concatenate([near, far, self._from_prior(theta, data, 2 * STARTS)])
+        rows = np.tile(np.arange(len(theta)), len(starts))
+        at, main = replace(at, theta=theta[rows]), main.take(rows)
+        other = approximate(at.slopes, at.blocks, starts.reshape(len(rows), -1))
+        apart = (distances(main, other.mode) > APART_SDS) & (distances(other, main.mode) > APART_SDS)
+        with np.errstate(invalid="ignore"):
+            heavy = other.log_integrals - main.log_integrals > np.log(LEAST_MASS)
+        some = (apart & heavy & lies_at_mode(at.slopes, other)).any(axis=0)
+        if not some.any():
+            return None
+        names = ", ".join(p.name for p in self.spec.locals)
+        return f"{some.sum()} of {len(some)} blocks of {names} have a second mode given the parameters"
+
+    def _from_prior(self, theta: np.ndarray, data: Data, number: int) -> np.ndarray:
+        """Draw locals from their prior given each of theta (n, dim): (number, n, q), or none at all."""
+        points = np.tile(theta, (number, 1))
+        zeros = np.zeros((len(points), self.spec.number_of_locals(data)))
+        try:
+            given = self._constrain(np.concatenate([points, zeros], axis=1), data)
+            drawn = LocalsFromPrior(self.spec)(given, data, np.random.SeedSequence(0))["locals"]
+        except Exception as error:  # of what has a density alone
+            logger.debug("Values of groups cannot be drawn from their prior: %s", error)
+            return np.empty((0, *zeros.shape))
+        # what is simulated at the end of a range has no place on an unbounded scale
+        return np.nan_to_num(drawn, posinf=0.0, neginf=0.0).reshape(number, len(theta), -1)
+
+    @cached_property
+    def _constrain(self) -> Constrain:
+        return Constrain(self.spec, self._compile_kwargs)
+
+    def _start(self, at: _At) -> np.ndarray:
+        """Where to begin (1, q): at zero, or where each block has the highest density of some draws from its prior."""
+        start, one = np.zeros((1, len(at.blocks.block_of))), replace(at, theta=at.theta[:1])
+        if np.isfinite(one.sums(start, np.zeros(1, dtype=int))).all():
+            return start
+        tried = np.concatenate([start, self._from_prior(one.theta, at.data, MANY_STARTS)[:, 0]])
+        heights = one.sums(tried, np.zeros(len(tried), dtype=int))[:, :-1]
+        best = np.nan_to_num(heights, nan=-np.inf, posinf=-np.inf).argmax(axis=0)
+        return tried[best[at.blocks.block_of], np.arange(tried.shape[1])][None]
 
     def blocks(self, theta: np.ndarray, data: Data, points: int = FEW_POINTS) -> Blocks:
         """Which locals of a data set are independent of each other, given the parameters, by so many of these.
@@ -214,13 +248,13 @@ class _At:
         found = self.terms.with_slopes(full, self.data, self.blocks.place, self.blocks.number + 1)
         return found[0], np.nan_to_num(found[1])
 
-    def integrated(self, rng: np.random.Generator, draw: bool) -> list[Integrated]:
+    def integrated(self, rng: np.random.Generator, draw: bool, start: np.ndarray) -> list[Integrated]:
         """Integrate, with more proposals until these are good; at some parameters at a time.
 
-        Modes of all begin at that of the first.
+        Modes of all begin at that of the first, which begins at a start (1, q).
         """
         number = len(self.blocks.block_of)
-        first = approximate(self.slopes, self.blocks, np.zeros((1, number)))
+        first = approximate(self.slopes, self.blocks, start)
         each = len(self.blocks.turns) * (number + self.blocks.number) + sum(
             len(part.blocks) * part.width for part in self.blocks.parts
         )
@@ -238,7 +272,8 @@ class _At:
         # what lies far below the best counts for nothing, however well it is known
         (near,) = np.nonzero(found.log_integral > np.nanmax(found.log_integral, initial=-np.inf) - FAR)
         part, normals = replace(self, theta=at.theta[near]), normals.take(near)
-        while len(near) and found.noise[near].mean() > NOISE and 2 * proposals <= max(MOST // largest, FIRST):
+        most = max(min(MOST // largest, ENOUGH), FIRST)
+        while len(near) and found.noise[near].mean() > NOISE and 2 * proposals <= most:
             proposals *= 2
             again = integrate(part.sums, normals, rng, proposals, draw=draw)
             for name in PER_INTEGRAL:

@@ -92,9 +92,10 @@ def refuse_unsuited_sizes(model: pm.Model, dims: Sequence[str], context: Sequenc
             )
         fixed = [v.name for v in model.data_vars if v.name in carriers - holders - {*context}]
         if fixed:
+            example = "groups" if model[fixed[0]].type.dtype.startswith("int") else "resample"
             raise ValueError(
                 f"context: the data containers {fixed} carry the dimension {dim!r}, whose length varies: say where "
-                f"their values come from, as in context={{{dim!r}: ..., {fixed[0]!r}: 'resample'}}"
+                f"their values come from, as in context={{{dim!r}: ..., {fixed[0]!r}: {example!r}}}"
             )
         if not free and not any(rv.name in carriers for rv in model.observed_RVs) and not holders & carriers:
             raise ValueError(f"context: no observed variable carries the dimension {dim!r}; give dims={dim!r} to one")
