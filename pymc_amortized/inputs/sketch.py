@@ -271,7 +271,8 @@ def make_sketch(
     )
     if not start.is_regression:
         return "there are too many statistics"
-    return Sketch(inputs, start.eval(), density, quadratic, _number_drawn(quadratic))
+    number = 0 if spec.locals else _number_drawn(quadratic)  # each draw would integrate locals many times
+    return Sketch(inputs, start.eval(), density, quadratic, number)
 
 
 def densities(
