@@ -179,11 +179,12 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
     _box(axes, wide / 2, 0.45, f"data\n{fill(data, 22 * len(factors))}", DARK)
     for i, factor in enumerate(factors):
         x = 3.0 * i + 1.5
-        times = f"{factor.number} × " if factor.number > 1 else ""
+        most = "up to " if any(any(p.sized) for p in spec.locals if p.name in factor.names) else ""
+        times = f"{most}{factor.number} × " if factor.number > 1 else ""
         for back in range(min(factor.number, 3) - 1, -1, -1):  # a stack of cards: a plate
             text = f"{' and '.join(factor.names)}\n{times}{factor.values}\nintegrated out, drawn given\nthe parameters"
             _box(axes, x + 0.06 * back, 2.0 + 0.06 * back, "" if back else text, GREY, like=text)
-        axes.annotate("", (x, 2.5), (wide / 2, 3.25), arrowprops=ARROW)
+        axes.annotate("", (x, 2.5), (wide / 2, 3.05), arrowprops=ARROW)
         axes.annotate("", (wide / 2, 0.8), (x, 1.55), arrowprops=ARROW)
     return sheet.figure
 
