@@ -1,6 +1,7 @@
 """Variables of groups: found by the density, integrated out, drawn given the parameters; any number of groups."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pymc as pm
@@ -13,8 +14,9 @@ from scipy.special import gammaln, logsumexp
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.setup import read_setup
 from pymc_amortized.approximators.fitting.simulating import separate_locals
-from pymc_amortized.correction.draws import Failure
+from pymc_amortized.correction.draws import Draws, Failure
 from pymc_amortized.correction.groups import SEVERAL_MODES, Groups, draw_groups
+from pymc_amortized.correction.ladder import _with_locals
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.given import PredictiveOfNewGroups
 from pymc_amortized.graph.density.marginal import MarginalDensity
@@ -342,6 +344,16 @@ def test_second_modes_far_away_are_found(prior: str) -> None:
     assert found.failure is not None and found.failure.reason == SEVERAL_MODES
 
 
+def test_chains_of_nuts_are_searched_for_second_modes() -> None:
+    """All of them begin at one mode, and agree."""
+    spec, data = conflicting("normal")
+    target = SimpleNamespace(log_density=MarginalDensity(spec, {}), given=lambda index: data, obstacles=[None])
+    theta, none = np.full((1, 8, 1), 3.0), np.zeros((1, 8))
+    chains = Draws(theta, none, none, none, None, 0, rung="nuts", locals=np.full((1, 8, 2), 15.0))
+    marked = _with_locals(target, {0: chains}, np.random.SeedSequence(0))[0]
+    assert marked.failure is not None and marked.failure.reason == SEVERAL_MODES and marked.stage == "failed"
+
+
 def test_newton_begins_where_there_is_a_density() -> None:
     """Delays below 30 and 40: the density is zero where all groups are at zero, of which exp is 1."""
     with pm.Model(coords={"g": range(2)}) as model:
@@ -625,6 +637,13 @@ def test_labels_stand_beside_a_covariate_of_groups() -> None:
     data = {"y": np.zeros(4), "index": [0, 1, 1, 0], "u": [0.5, 1.5]}
     assert read_datasets(spec, {**data, "g": ["a", "b"]}).coords["g"].tolist() == ["a", "b"]
     assert read_datasets(spec, {**data, "g": 2}).lengths["g"] == 2
+    two = xr.Dataset(
+        {"y": (("dataset", "row"), np.zeros((2, 4))), "index": (("dataset", "row"), np.zeros((2, 4), int))}
+        | {"u": (("dataset", "g"), np.ones((2, 3)))},
+        {"row": [7, 7, 8, 9], "g": [4, 5, 6]},  # coordinates of arrays are no lengths
+    )
+    assert read_datasets(spec, two, batched=True).lengths["g"].tolist() == [3, 3]
+    assert read_datasets(spec, two.isel(dataset=0)).coords["g"].tolist() == [4, 5, 6]
     with pytest.raises(ValueError, match="observed.'g'. says 3, and 'u' has length 2 there"):
         read_datasets(spec, {**data, "g": ["a", "b", "c"]})
     with pytest.raises(ValueError, match="must differ, and 'a' is there twice"):

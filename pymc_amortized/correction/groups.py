@@ -37,14 +37,20 @@ class Groups:
     failure: Failure | None
 
 
-def draw_groups(density: MarginalDensity, data: Data, theta: np.ndarray, seed: np.random.SeedSequence) -> Groups:
-    """Draw values of all groups of a data set given parameters (chains, draws, dim)."""
+def search_modes(density: MarginalDensity, data: Data, theta: np.ndarray) -> Failure | None:
+    """Say where values of groups have several modes, at some of the parameters (..., dim)."""
     flat = theta.reshape(-1, theta.shape[-1])
     several = density.several_modes(flat[np.linspace(0, len(flat) - 1, TRIED).astype(int)], data)
-    found = density.drawn(flat, data, np.random.default_rng(seed))
+    return None if several is None else Failure(SEVERAL_MODES, several)
+
+
+def draw_groups(density: MarginalDensity, data: Data, theta: np.ndarray, seed: np.random.SeedSequence) -> Groups:
+    """Draw values of all groups of a data set given parameters (chains, draws, dim)."""
+    several = search_modes(density, data, theta)
+    found = density.drawn(theta.reshape(-1, theta.shape[-1]), data, np.random.default_rng(seed))
     values, k = found.drawn.reshape(*theta.shape[:2], -1), float(found.pareto_k.max())
-    if several:
-        return Groups(values, k, Failure(SEVERAL_MODES, several))
+    if several is not None:
+        return Groups(values, k, several)
     noise = float(np.nanmean(found.noise))
     if k > THRESHOLDS.pareto_k:
         told = f"the worst Pareto k of a group is {k:.2f} (wanted: at most {THRESHOLDS.pareto_k})"

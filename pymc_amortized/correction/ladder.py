@@ -23,7 +23,7 @@ from pymc_amortized.correction.check_results import (
 )
 from pymc_amortized.correction.doubt import Doubt
 from pymc_amortized.correction.draws import Draws, Failure, Request
-from pymc_amortized.correction.groups import draw_groups
+from pymc_amortized.correction.groups import draw_groups, search_modes
 from pymc_amortized.correction.proposals import Proposals
 from pymc_amortized.correction.rungs.nuts import Nuts
 from pymc_amortized.correction.rungs.rounds import AT_ONCE, Mixture, Network, ProposingRung, Rounds
@@ -118,7 +118,9 @@ def draw_corrected(
     doubts += check_defined(draws, labels) + check_corrected(ladder.obstacles(target), labels)
     if not ladder.sampling:
         gaps = any(mask.any() for mask in target.datasets.missing.values())
-        return draws, doubts + check_weights(draws, labels, gaps=gaps)
+        # what is said of poor weights is said once; values of groups may fail with good ones
+        others = [d if d.weights and d.weights.settle(d.log_q.size) else replace(d, failure=None) for d in draws]
+        return draws, doubts + check_weights(draws, labels, gaps=gaps) + check_failures(others, labels)
     request.budget.escalate()
     for number, rung in enumerate(ladder.sampling):
         every = ladder.every and number == 0
@@ -158,7 +160,10 @@ def draw_proposals(
 
 
 def _with_locals(target: PosteriorTarget, draws: Mapping[int, Draws], seed: np.random.SeedSequence) -> dict[int, Draws]:
-    """Add locals to settled draws of some data sets that have none, and mark where that is not possible."""
+    """Add locals to settled draws of some data sets that have none, and mark where locals cannot be trusted.
+
+    Chains of NUTS have locals, but all of them may have begun at one of several modes.
+    """
     density = target.log_density
     if not isinstance(density, MarginalDensity):
         return dict(draws)
@@ -169,7 +174,9 @@ def _with_locals(target: PosteriorTarget, draws: Mapping[int, Draws], seed: np.r
         i: replace(draws[i], locals=groups.values, pareto_k_of_groups=groups.pareto_k, failure=groups.failure)
         for i, groups in found.items()
     }
-    return dict(draws) | with_locals
+    sampled = [i for i, d in draws.items() if d.settled and d.locals is not None and target.obstacles[i] is None]
+    marked = {i: replace(draws[i], failure=search_modes(density, target.given(i), draws[i].theta)) for i in sampled}
+    return dict(draws) | with_locals | marked
 
 
 def propose(source: Source, number: int, ladder: Ladder, request: Request, seed: np.random.SeedSequence) -> list[Draws]:

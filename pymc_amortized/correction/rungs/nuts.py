@@ -13,7 +13,6 @@ import numpy as np
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence
 from pymc_amortized.correction.draws import Draws, Failure, Request, Start
-from pymc_amortized.correction.groups import SEVERAL_MODES
 from pymc_amortized.correction.target import PosteriorTarget
 from pymc_amortized.graph.nuts.pymc_sampler import Chains, OutOfTimeError, Settings
 from pymc_amortized.graph.nuts.samplers import NoGradientError
@@ -150,9 +149,6 @@ class _Runs:
         judged = self._judged(self._result(index, before, *best))
         if judged.settled and (far := self._elsewhere(index, before, judged)):
             judged = self._visited(index, judged, best[0], start, far, seed.spawn(1)[0])
-        if judged.settled and before.failure is not None and before.failure.reason == SEVERAL_MODES:
-            # all chains begin at one of them, and agree
-            judged = replace(judged, failure=before.failure)
         rng = np.random.default_rng(seed.spawn(1)[0])
         return replace(judged, theta=self._target.scattered(index, judged.theta, rng))
 

@@ -42,8 +42,8 @@ def plot_shrinkage(
     dt : xarray.DataTree
         From ``posterior.sample``, of one data set, with every free variable.
     var_names : sequence of str, optional
-        Variables with a value for each group, free or deterministic; by default all free ones that have a dim and
-        whose prior depends on others, or those that are integrated out.
+        Variables with a value for each group, free or deterministic; by default the free ones that are integrated out,
+        or else all free ones of several values.
     random_seed : int, optional
         Of the draws of groups of which nothing is known.
     figsize : (float, float), optional

@@ -24,6 +24,12 @@ def dims_of_groups(spec: ModelSpec) -> list[str]:
     return [r.dim for r in spec.sizes if r.dim not in carried]
 
 
+def dims_given(spec: ModelSpec) -> list[str]:
+    """Dims whose length differs, of which a user may give the length or labels by name: no data have that name."""
+    names = {v.name for v in spec.data}
+    return [r.dim for r in spec.sizes if r.dim not in names]
+
+
 def held_groups(spec: ModelSpec) -> dict[str, Any]:
     """Labels of the groups that the model held, or their number."""
     model = spec.model
@@ -33,12 +39,12 @@ def held_groups(spec: ModelSpec) -> dict[str, Any]:
 
 def read_groups(spec: ModelSpec, given: Mapping[str, Any], batched: bool) -> dict[str, np.ndarray]:
     """Numbers of groups, or lengths of other dims, that a user gives: dim -> () or (data sets,)."""
-    return {r.dim: _number(r.dim, given[r.dim], batched) for r in spec.sizes if r.dim in given}
+    return {dim: _number(dim, given[dim], batched) for dim in dims_given(spec) if dim in given}
 
 
 def labels_of_groups(spec: ModelSpec, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Labels of the groups of one data set, where they are given."""
-    return {r.dim: np.asarray(given[r.dim]) for r in spec.sizes if np.ndim(given.get(r.dim, 0)) == 1}
+    return {dim: np.asarray(given[dim]) for dim in dims_given(spec) if np.ndim(given.get(dim, 0)) == 1}
 
 
 def count_groups(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -79,7 +85,7 @@ def known_groups(spec: ModelSpec, known: DataSets, wanted: DataSets, index: int)
                 f"context: {dim!r} has labels, but the result has none: which of its entries are the same ones? Give "
                 f"labels to both (posterior.sample({{..., {dim!r}: labels}}))"
             )
-        if labels is not None and others is not None:
+        if labels is not None and others is not None and labels.is_unique:
             places[dim] = np.asarray(labels.get_indexer(others))
             if new := [str(label) for label, place in zip(others, places[dim], strict=True) if place < 0]:
                 logger.info(

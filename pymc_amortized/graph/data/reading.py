@@ -11,7 +11,14 @@ import xarray as xr
 from pymc_amortized.graph.data.arrays import cast, cast_with_gaps, check_complete, read_array
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets, outside_of
 from pymc_amortized.graph.data.frames import columns_of, dealt_out, is_frame, wanted_columns
-from pymc_amortized.graph.data.groups import count_groups, dims_of_groups, held_groups, labels_of_groups, read_groups
+from pymc_amortized.graph.data.groups import (
+    count_groups,
+    dims_given,
+    dims_of_groups,
+    held_groups,
+    labels_of_groups,
+    read_groups,
+)
 from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
 from pymc_amortized.graph.data.support import refuse_impossible
 from pymc_amortized.graph.model.indices import counted_by, refuse_indices, refuse_uncounted
@@ -200,7 +207,7 @@ def _lengths(spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, int
             first = carriers.setdefault(dim, v.name)
             if found.setdefault(dim, length) != length:
                 raise ValueError(f"dimension {dim!r} has length {found[dim]} in {first!r} and {length} in {v.name!r}")
-            if dim in arrays and int(arrays[dim]) != length:
+            if dim in arrays and dim in dims_given(spec) and int(arrays[dim]) != length:
                 raise ValueError(f"observed[{dim!r}] says {int(arrays[dim])}, and {v.name!r} has length {length} there")
     found |= count_groups(spec, arrays)
     refuse_uncounted(arrays, counted_by(spec), found, "observed")
@@ -258,7 +265,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
 
 def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dict[str, Any]:
     names = {v.name: v.name for v in spec.data}
-    names |= {v.container: v.name for v in spec.observed if v.container} | {r.dim: r.dim for r in spec.sizes}
+    names |= {v.container: v.name for v in spec.observed if v.container} | {d: d for d in dims_given(spec)}
     fixed = {v.name for v in spec.fixed}
     given: dict[str, Any] = {}
     for name, value in data.items():
@@ -267,7 +274,8 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dic
                 f"observed: data container {name!r} was fixed when the posterior was trained; to let it "
                 f"vary between data sets, train with context={{{name!r}: ...}}"
             )
-        if name not in names and isinstance(value, xr.DataArray) and value.dims == (name,):
+        own = name in names and name not in dims_given(spec) or name in dims_of_groups(spec)
+        if not own and isinstance(value, xr.DataArray) and value.dims == (name,):
             continue  # labels of a dim
         if name not in names:
             raise KeyError(f"observed: the model has no data named {name!r}; it has {sorted(names)}")
@@ -322,7 +330,7 @@ def _same_number(spec: ModelSpec, arrays: dict[str, np.ndarray]) -> dict[str, np
     n = next(iter(lengths.values()))
     if n == 0:
         raise ValueError("observed holds no data set: the leading axis has length 0")
-    groups = {r.dim: np.broadcast_to(arrays[r.dim], n) for r in spec.sizes if r.dim in arrays}
+    groups = {dim: np.broadcast_to(arrays[dim], n) for dim in dims_given(spec) if dim in arrays}
     return groups | {
         v.name: arrays[v.name] if v.name in lengths else np.broadcast_to(arrays[v.name], (n, *arrays[v.name].shape))
         for v in spec.data

@@ -225,11 +225,12 @@ def _composed(
     if not 0 < len(matrices) <= MOST_MATRICES:
         return np.empty((len(turns), len(rows), turns.shape[1])), np.zeros(len(rows), dtype=bool)
     weights = np.random.default_rng(0).normal(size=len(turns))
-    (probed,), told = along((weights @ turns)[None], rows), weights @ np.array(matrices)
+    held = np.array(matrices)  # another thread may add to them
+    (probed,), told = along((weights @ turns)[None], rows), weights @ held
     factors = probed @ np.linalg.pinv(told)
     apart = np.linalg.norm(probed - factors @ told, axis=1)
     known = apart <= SAME * np.linalg.norm(probed, axis=1)
-    return np.einsum("nk,ktq->tnq", factors, np.array(matrices), optimize=True), known
+    return np.einsum("nk,ktq->tnq", factors, held, optimize=True), known
 
 
 def _spanned(matrices: list[np.ndarray]) -> list[np.ndarray]:
