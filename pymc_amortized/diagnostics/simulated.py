@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import Correction, check_integer
-from pymc_amortized.approximators.fitting.simulate import read_simulations
+from pymc_amortized.approximators.fitting.given import read_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import Simulations

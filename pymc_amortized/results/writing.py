@@ -113,10 +113,8 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     sets = of_simulations(simulations)
     predictive = {v.name: sets.shown(v)[None] for v in spec.observed}
     prior = {name: values[None] for name, values in simulations.variables.items()}
-    attrs = {"simulations_attempted": simulations.attempted}
-    attrs |= {f"dropped {reason}": count for reason, count in simulations.dropped.items()}
     groups = {
-        "prior": _dataset(spec, prior, sample, one, attrs),
+        "prior": _dataset(spec, prior, sample, one, drop_counts(simulations.attempted, simulations.dropped)),
         "prior_predictive": _dataset(spec, predictive, sample, one),
     }
     context = {c.name: sets.shown(c)[None] for c in spec.context}
@@ -126,6 +124,11 @@ def prior_tree(spec: ModelSpec, simulations: Simulations) -> xr.DataTree:
     if spec.fixed:
         groups["constant_data"] = _dataset(spec, {v.name: spec.held[v.name].copy() for v in spec.fixed}, [], one)
     return xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+
+
+def drop_counts(attempted: int, dropped: Mapping[str, int]) -> dict[str, int]:
+    """Attributes that say how many simulations were made, and why some were dropped."""
+    return {"simulations_attempted": attempted} | {f"dropped {reason}": count for reason, count in dropped.items()}
 
 
 def constant_data(spec: ModelSpec, datasets: DataSets) -> xr.Dataset | None:

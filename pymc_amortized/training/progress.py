@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.style import Style
 from rich.table import Column, Table
+from rich.text import Text
 from rich.theme import Theme
 
 
@@ -141,6 +142,14 @@ class ProgressBar(_Bar):
         )
 
 
+class _Rate(ProgressColumn):
+    """How many were done in a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, if it is known."""
+        return Text("" if task.speed is None else f"{task.speed:,.3g}/s")
+
+
 class CountBar(_Bar):
     """Counts what is done. A context manager.
 
@@ -152,11 +161,14 @@ class CountBar(_Bar):
         Whether to show anything.
     ticking : bool
         Whether clocks go on while one is being done.
+    rate : bool
+        Whether to show how many are done in a second.
     """
 
-    def __init__(self, title: str, total: int, *, shown: bool, ticking: bool = False) -> None:
+    def __init__(self, title: str, total: int, *, shown: bool, ticking: bool = False, rate: bool = False) -> None:
         name, clocks = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
-        super().__init__(Progress, name, None, MofNCompleteColumn(), *clocks, shown=shown, ticking=ticking)
+        counts = (MofNCompleteColumn(), *[_Rate()] * rate)
+        super().__init__(Progress, name, None, *counts, *clocks, shown=shown, ticking=ticking)
         self._task = self._display.add_task(title, total=total)
 
     def advance(self, number: int = 1) -> None:

@@ -54,6 +54,16 @@ def check_integer(name: str, value: Any, *, smallest: int = 1) -> int:
     return int(value)
 
 
+def check_seconds(name: str, value: Any, *, or_else: str = "") -> float:
+    """Check that an argument is a number of seconds; `or_else` says what else is allowed."""
+    allowed = f"{name} must be a number of seconds > 0{or_else}; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(allowed)
+    if not 0 < float(value) < math.inf:
+        raise ValueError(allowed)
+    return float(value)
+
+
 def read_target(value: Any, options: Training) -> float | None:
     """Check `target_efficiency` against how training is told to go."""
     if value is None:
@@ -132,12 +142,7 @@ def read_nuts_budget(max_nuts: Any, max_time: Any, correction: Correction) -> tu
     if isinstance(max_time, str) and max_time == "auto":
         max_time = ESCALATION_SECONDS if correction == "auto" else None
     elif max_time is not None:
-        allowed = f"max_time must be a number of seconds > 0, 'auto', or None for no limit; got {max_time!r}"
-        if isinstance(max_time, bool) or not isinstance(max_time, Real):
-            raise TypeError(allowed)
-        if not 0 < float(max_time) < math.inf:
-            raise ValueError(allowed)
-        max_time = float(max_time)
+        max_time = check_seconds("max_time", max_time, or_else=", 'auto', or None for no limit")
     return read_count("max_nuts", max_nuts, smallest=0), max_time
 
 

@@ -47,6 +47,12 @@ def seed_sequence(random_seed: Any) -> np.random.SeedSequence:
         raise type(error)(f"random_seed must be {allowed}; got {random_seed!r}") from None
 
 
+def entropy_of(random_seed: Any) -> tuple[int, ...]:
+    """Return the numbers that stand for a seed, and can be passed as ``random_seed`` themselves."""
+    entropy = seed_sequence(random_seed).entropy
+    return (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
+
+
 def stage_seed(entropy: Sequence[int], stage: Stage, *path: int) -> np.random.SeedSequence:
     """Seed of a stage, and of a step within it; always the same for the same entropy."""
     return np.random.SeedSequence(list(entropy), spawn_key=(int(stage), *path))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, seed_sequence, stage_integer, stage_seed
+from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, entropy_of, stage_integer, stage_seed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import show_progress, working_seconds
 from pymc_amortized.training import (
@@ -132,9 +132,7 @@ def read_setup(
     options = options if max_time is None else replace(options, max_time=max_time)
     place = choose_device(device)
     show_progress(progressbar)
-    entropy = seed_sequence(random_seed).entropy
-    numbers = (entropy,) if isinstance(entropy, int) else tuple(int(e) for e in entropy or ())
-    return Setup(options, numbers, place, progressbar, compile_kwargs, end_of_call(max_time))
+    return Setup(options, entropy_of(random_seed), place, progressbar, compile_kwargs, end_of_call(max_time))
 
 
 def end_of_call(max_time: float | None) -> float:

@@ -1,6 +1,9 @@
 """Simulations for the user, and simulations from the user."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,30 +11,31 @@ import numpy as np
 import pymc as pm
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import check_integer, read_mapping
+from pymc_amortized.approximators.fitting.arguments import check_integer, check_seconds, read_mapping
 from pymc_amortized.approximators.fitting.fingerprint import fingerprint
-from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.graph.data.arrays import arrange
-from pymc_amortized.graph.data.datasets import DATASET_DIM
-from pymc_amortized.graph.data.reading import read_datasets
-from pymc_amortized.graph.data.simulations import Simulations
-from pymc_amortized.graph.density.log_density import Unconstrain
+from pymc_amortized.approximators.fitting.seeds import RandomState, entropy_of
+from pymc_amortized.approximators.storage.models import describe_model
+from pymc_amortized.graph.data.simulations import concatenate
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import check_names, refuse_imputed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
+from pymc_amortized.graph.simulation.guarded import GuardedSimulator
+from pymc_amortized.graph.simulation.parallel import run_tasks
 from pymc_amortized.graph.simulation.simulator import Simulator
-from pymc_amortized.results.writing import check_layout, prior_tree
+from pymc_amortized.results.writing import check_layout, drop_counts, prior_tree
+from pymc_amortized.stores.filling import fill
+from pymc_amortized.stores.store import Manifest, Store
 
 _Read = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
 _read: WeakKeyDictionary[pm.Model, tuple[dict[str, str], ModelSpec, dict[str, Any], dict[str, Any]]] = (
     WeakKeyDictionary()
 )
 
-FEWEST_USABLE = 20
-"""With fewer simulations nothing can be held out."""
+CHUNK = 1000
+"""Simulations that are written to a store together: of a simulator of 20 ms, what a process makes in 20 s."""
 
 
 def simulate(
@@ -42,7 +46,12 @@ def simulate(
     context: Mapping[str, Any] | None = None,
     missing: Mapping[str, Any] | None = None,
     cores: int = 1,
+    client: Any = None,
+    store: str | PathLike[str] | None = None,
+    chunk: int = CHUNK,
+    simulation_timeout: float | None = None,
     random_seed: RandomState = None,
+    progressbar: bool = True,
     compile_kwargs: CompileKwargs | None = None,
 ) -> xr.DataTree:
     """Sample the prior predictive distribution of a model, fast.
@@ -60,8 +69,20 @@ def simulate(
         As in :func:`fit_posterior`.
     cores : int
         Processes that simulate; the result does not depend on it.
+    client : distributed.Client, optional
+        A client of Dask: its workers simulate. The result does not depend on that either.
+    store : path-like, optional
+        A folder that simulations are written to in zarr's format, chunk by chunk: they may be larger than memory. After
+        an interruption the same call goes on with the chunks that are missing; without a seed it takes the one that it
+        began with.
+    chunk : int
+        Simulations that are made, and written, together. The result depends on it.
+    simulation_timeout : float, optional
+        Seconds after which a simulation that has not come to its end is dropped, and counted. Linux and macOS only.
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
+    progressbar : bool
+        Whether to show how much of a store is written.
     compile_kwargs : mapping, optional
         Passed to ``pymc.compile``.
 
@@ -69,7 +90,13 @@ def simulate(
     -------
     xarray.DataTree
         Groups ``prior``, ``prior_predictive`` and ``constant_data``; with `context`, its values in ``prior_context``.
-        The attributes of ``prior`` count what was attempted and dropped.
+        The attributes of ``prior`` count what was attempted and dropped. Of a store, nothing is read before it is asked
+        for.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        When the model cannot be simulated, or a store holds something else; the message names it.
 
     Examples
     --------
@@ -80,12 +107,35 @@ def simulate(
     >>> dict(simulations.prior_predictive["y"].sizes)["draw"]
     50
     """
-    draws, cores = check_integer("draws", draws), check_integer("cores", cores)
+    draws, cores, chunk = check_integer("draws", draws), check_integer("cores", cores), check_integer("chunk", chunk)
     context = read_mapping("context", context)
     spec, sources, gaps = read_model(model, observed, None, context, missing)
-    sampler = ContextSampler(spec, sources, gaps)
-    simulator = Simulator(spec, context=sampler, compile_kwargs=compile_kwargs)
-    return prior_tree(spec, simulator(draws, seed_sequence(random_seed), cores=cores))
+    kind: Callable[..., Simulator] = Simulator
+    if simulation_timeout is not None:
+        kind = partial(GuardedSimulator, timeout=check_seconds("simulation_timeout", simulation_timeout))
+    simulator = kind(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=compile_kwargs)
+    manifest = Manifest("simulations", "draw", draws, chunk, entropy_of(random_seed))
+    if store is None:
+        tasks = [(at.stop - at.start, manifest.seed(k)) for k, at in enumerate(manifest.chunks)]
+        return prior_tree(spec, concatenate(run_tasks(simulator, "__call__", tasks, cores, client)))
+    manifest = replace(manifest, about=describe_model(spec, sources))
+    written = Store.at(store, manifest, any_seed=random_seed is None)
+    labels = {"draw": np.arange(draws)}
+    fill(written, _Made(simulator), labels, "Simulating", cores=cores, client=client, progressbar=progressbar)
+    written.add_attributes("prior", drop_counts(*written.totals()))
+    return written.tree()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes chunks of simulations."""
+
+    simulator: Simulator
+
+    def make(self, manifest: Manifest, k: int) -> tuple[xr.DataTree, dict[str, Any]]:
+        at = manifest.chunks[k]
+        made = self.simulator(at.stop - at.start, manifest.seed(k))
+        return prior_tree(self.simulator.spec, made), {"attempted": made.attempted, "dropped": made.dropped}
 
 
 def read_model(
@@ -176,58 +226,3 @@ def training_simulator(
     """Make what simulates for training, without deterministics."""
     sampler = ContextSampler(spec, context or {}, missing or {})
     return Simulator(spec, context=sampler, deterministics=False, compile_kwargs=compile_kwargs)
-
-
-def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
-    """Take a user's simulations.
-
-    Parameters
-    ----------
-    tree : xarray.DataTree
-        Groups ``prior`` (every free variable), ``prior_predictive`` (every observed one) and, for context
-        variables, ``prior_context``.
-
-    Raises
-    ------
-    TypeError, KeyError, ValueError
-        When a group or variable is missing, or a value does not fit the model.
-    """
-    if not isinstance(tree, xr.DataTree):
-        raise TypeError(f"simulations must be a DataTree, got {type(tree).__name__}")
-    free = _group(tree, "prior", [p.name for p in spec.parameters])
-    data = _group(tree, "prior_predictive", [v.name for v in spec.observed])
-    if spec.context:
-        data |= _group(tree, "prior_context", [v.name for v in spec.context])
-    datasets = read_datasets(spec, data, batched=True)
-    variables = {}
-    for p in spec.parameters:
-        variables[p.name] = arrange(spec, p, free[p.name])
-        if variables[p.name].shape != (len(datasets), *p.shape):
-            raise ValueError(
-                f"simulations: prior[{p.name!r}] has shape {variables[p.name].shape[1:]} for each of "
-                f"{len(variables[p.name])} draws; expected {p.shape} for each of {len(datasets)}"
-            )
-    context = {c.name: datasets.values[c.name] for c in spec.context}
-    theta = Unconstrain(spec, compile_kwargs)({**variables, **context})
-    usable = np.isfinite(theta).all(axis=1)
-    if usable.sum() < FEWEST_USABLE:
-        raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
-    dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
-    kept = datasets.take(usable)
-    free = {name: values[usable] for name, values in variables.items()}
-    return Simulations(theta[usable], free, kept.values, len(theta), dropped, kept.lengths, kept.missing)
-
-
-def _group(tree: xr.DataTree, group: str, names: list[str]) -> dict[str, Any]:
-    if group not in tree.children:
-        raise KeyError(f"simulations: there is no group {group!r}; it has {sorted(tree.children)}")
-    dataset = tree[group].to_dataset()
-    missing = [name for name in names if name not in dataset.data_vars]
-    if missing:
-        raise KeyError(f"simulations: group {group!r} lacks {missing}; it has {sorted(map(str, dataset.data_vars))}")
-    return {name: _stacked(dataset[name]) for name in names}
-
-
-def _stacked(values: xr.DataArray) -> xr.DataArray:
-    """Join chains and draws into one dim of data sets, which comes first."""
-    return values.stack({DATASET_DIM: ("chain", "draw")}, create_index=False).transpose(DATASET_DIM, ...)

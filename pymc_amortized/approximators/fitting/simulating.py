@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.stores.batches import BlockBatches
 from pymc_amortized.training import Batch, FixedSimulations, FreshSimulations
 from pymc_amortized.training.source import REFILL_BATCHES
 
@@ -73,6 +74,19 @@ def report_drops(made: Simulations, *, of: str = "", because: str = "", notable:
             )
 
 
+def simulate_pilot(simulator: Simulator, number: int, seed: np.random.SeedSequence, cores: int) -> Simulations:
+    """Simulate what statistics are learned from; say what was dropped, and what is not simulated."""
+    pilot = simulator(number, seed, cores=cores)
+    report_drops(pilot, because=", which truncates the prior")
+    if simulator.spec.potentials:
+        logger.warning(
+            "The potentials %s are not simulated; importance weights bring them in. Where they matter much, "
+            "check pareto_k.",
+            list(simulator.spec.potentials),
+        )
+    return pilot
+
+
 def reuse_sketched(setup: Setup) -> Setup:
     """Use each simulation that comes with a sketch four times, where the number of steps is given."""
     if setup.options.passes is None and setup.options.num_steps is not None:
@@ -104,6 +118,13 @@ def fixed_source(setup: Setup, batch: Batch, seconds: float, batch_size: int | N
     """Make batches of a fixed set that is prepared, and took some seconds to simulate."""
     size = batch_size or setup.options.batch_size
     return FixedSimulations(*batch, size, seed=setup.integer(Stage.TRAINING), device=setup.device, seconds=seconds)
+
+
+@working("Preparing the simulations on disk")
+def stored_source(setup: Setup, blocks: Iterable[Batch], beside: str | None) -> BlockBatches:
+    """Make batches of simulations that are larger than memory, from prepared blocks."""
+    seed, size = setup.integer(Stage.TRAINING), setup.options.batch_size
+    return BlockBatches(blocks, size, seed=seed, device=setup.device, beside=beside)
 
 
 def fresh_source(

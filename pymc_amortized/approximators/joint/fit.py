@@ -19,9 +19,10 @@ import pymc as pm
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
+from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model, refuse_groups
+from pymc_amortized.approximators.fitting.simulate import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable

@@ -7,9 +7,10 @@ import pymc as pm
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping
+from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE, read_anew, read_model, refuse_groups
+from pymc_amortized.approximators.fitting.simulate import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind, extent_of
 from pymc_amortized.approximators.likelihood.training import (
     LikelihoodFit,

@@ -1,6 +1,7 @@
 """Training an amortized posterior: the door."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import pymc as pm
@@ -14,14 +15,10 @@ from pymc_amortized.approximators.fitting.arguments import (
     read_target,
     target_of,
 )
+from pymc_amortized.approximators.fitting.given import FEWEST_USABLE, read_given
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import (
-    FEWEST_USABLE,
-    read_model,
-    read_simulations,
-    training_simulator,
-)
+from pymc_amortized.approximators.fitting.simulate import read_model, training_simulator
 from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator, separate_locals
 from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
@@ -41,7 +38,7 @@ def fit_posterior(
     context: Mapping[str, Any] | None = None,
     missing: Mapping[str, Any] | None = None,
     structure: Mapping[str, str | Sequence[str]] | None = None,
-    simulations: xr.DataTree | None = None,
+    simulations: xr.DataTree | str | PathLike[str] | None = None,
     num_simulations: int | None = None,
     summary: SummaryChoice = "auto",
     density: DensityChoice = "spline",
@@ -81,9 +78,10 @@ def fit_posterior(
     structure : mapping of name to kind, optional
         What the axes of an observed variable are, where the model's density and graph do not find it: "exchangeable",
         "sequence", "grouped" or "features" for its first axis, a sequence of these for all its axes, or "flat".
-    simulations : xarray.DataTree, optional
+    simulations : xarray.DataTree or path-like, optional
         Groups ``prior`` and ``prior_predictive``, as from :func:`simulate` or ``pm.sample_prior_predictive``, to train
-        on instead of new simulations.
+        on instead of new simulations. Or the path of a store that :func:`simulate` wrote: where that holds more than
+        1 GiB, training reads it in blocks.
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made at every step, or, where that would
         take more than a minute, as many as can be made in a minute.
@@ -185,7 +183,7 @@ def fit_posterior(
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
-        given = read_simulations(spec, simulations, compile_kwargs)
+        given = read_given(simulations, spec, sources, compile_kwargs)
         num_simulations = len(given)
 
     def timed() -> float:

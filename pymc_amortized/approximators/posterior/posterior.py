@@ -254,7 +254,7 @@ class AmortizedPosterior(PosteriorWorkflow):
         training: Training | None = None,
         context: Mapping[str, Any] | None = None,
         missing: Mapping[str, Any] | None = None,
-        simulations: xr.DataTree | None = None,
+        simulations: xr.DataTree | str | PathLike[str] | None = None,
         device: str | torch.device | None = None,
         progressbar: bool = True,
     ) -> AmortizedPosterior:
@@ -275,7 +275,7 @@ class AmortizedPosterior(PosteriorWorkflow):
             Sources of the context variables, needed after :func:`load` (files hold none).
         missing : mapping, optional
             Callables that draw which values are missing, needed after :func:`load` likewise; rates are in the file.
-        simulations : xarray.DataTree, optional
+        simulations : xarray.DataTree or path-like, optional
             The simulations it was trained on, if they were yours.
         device, progressbar
             As in :func:`fit_posterior`.

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_count
+from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.fitting.simulate import FEWEST_USABLE
 from pymc_amortized.approximators.fitting.simulating import PILOT, prepare_batch
 from pymc_amortized.approximators.posterior.choosing import build_network
 from pymc_amortized.approximators.posterior.region import Region

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,20 @@ import torch
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import read_target, target_of
+from pymc_amortized.approximators.fitting.given import StoredSimulations, read_given
 from pymc_amortized.approximators.fitting.plan import plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup, end_of_call
-from pymc_amortized.approximators.fitting.simulate import read_simulations, sources_again, training_simulator
+from pymc_amortized.approximators.fitting.simulate import sources_again, training_simulator
 from pymc_amortized.approximators.fitting.simulating import (
     PILOT,
     fixed_source,
     fresh_source,
     prepare_batch,
-    report_drops,
     reuse_sketched,
+    simulate_pilot,
+    stored_source,
     structure_of,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
@@ -80,7 +83,7 @@ class PosteriorFit:
         Of the model.
     setup, plan
         How it is trained, and on how many simulations.
-    given : Simulations, optional
+    given : Simulations or StoredSimulations, optional
         The user's, to train on.
     sketched : bool, optional
         Whether posteriors are to be sketched; None where it depends.
@@ -99,7 +102,7 @@ class PosteriorFit:
         setup: Setup,
         plan: SimulationPlan,
         *,
-        given: Simulations | None = None,
+        given: Simulations | StoredSimulations | None = None,
         sketched: bool | None = None,
         pilot: int = PILOT,
         target: Efficiency | None = None,
@@ -136,23 +139,18 @@ class PosteriorFit:
     @working("Simulating")
     def pilot(self) -> Simulations:
         """Simulate what statistics are learned from: all of a fixed set, or take the user's."""
-        pilot = self._simulated_pilot() if self.given is None else self.given
+        if isinstance(self.given, StoredSimulations):
+            pilot = self.given.pilot
+        elif self.given is not None:
+            pilot = self.given
+        else:
+            start = time.perf_counter()
+            number = self.plan.number or self.pilot_size
+            seed, cores = self.setup.seed(Stage.PILOT), self.plan.cores_for(number)
+            pilot = simulate_pilot(self.simulator, number, seed, cores)
+            self.seconds = time.perf_counter() - start
         refuse_prior_atoms(self.spec, pilot, by_user=self.given is not None)
         refuse_jumps(self.spec, pilot)
-        return pilot
-
-    def _simulated_pilot(self) -> Simulations:
-        start = time.perf_counter()
-        number = self.plan.number or self.pilot_size
-        pilot = self.simulator(number, self.setup.seed(Stage.PILOT), cores=self.plan.cores_for(number))
-        self.seconds = time.perf_counter() - start
-        report_drops(pilot, because=", which truncates the prior")
-        if self.spec.potentials:
-            logger.warning(
-                "The potentials %s are not simulated; importance weights bring them in. Where they matter much, "
-                "check pareto_k.",
-                list(self.spec.potentials),
-            )
         return pilot
 
     @working("Finding the structure of the data")
@@ -183,7 +181,8 @@ class PosteriorFit:
         self.inputs = Inputs(self.spec, structure)
         plan = self.plan = self.plan.holding(self.inputs.layout.values)
         pilot = pilot.take(slice(plan.number)) if plan.chosen else pilot
-        if self.sketched is False or isinstance(summary, torch.nn.Module):
+        stored = self.sketched is None and isinstance(self.given, StoredSimulations)  # each epoch would cost too much
+        if self.sketched is False or stored or isinstance(summary, torch.nn.Module):
             return pilot
 
         def most(seconds: float) -> int:
@@ -249,6 +248,10 @@ class PosteriorFit:
         processes : int
             That simulate beside training.
         """
+        if isinstance(self.given, StoredSimulations):
+            sketch = self.inputs.sketch
+            blocks = self.given.training(None if sketch is None else sketch.of_simulations)
+            return stored_source(self.setup, (fresh(made, 0) for made in blocks), self.given.beside)
         if self.plan.number is not None:
             return fixed_source(self.setup, fixed(), self.seconds)
 
@@ -368,7 +371,7 @@ def continue_training(
     training: Training | None,
     context: Mapping[str, Any] | None,
     missing: Mapping[str, Any] | None,
-    simulations: xr.DataTree | None,
+    simulations: xr.DataTree | str | PathLike[str] | None,
     device: str | torch.device | None,
     progressbar: bool,
 ) -> TrainedPosterior:
@@ -394,7 +397,7 @@ def continue_training(
     if provenance.user_simulations:
         if simulations is None:
             raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
-        given = read_simulations(spec, simulations, kwargs)
+        given = read_given(simulations, spec, sources, kwargs)
     plan = SimulationPlan(provenance.num_simulations if given is None else len(given), provenance.cores)
     fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, target=target)
     return replace(fit.resume(posterior), learned=posterior.learned)

@@ -181,6 +181,12 @@ def describe_variables(spec: ModelSpec) -> dict[str, Any]:
     return describe(described)[0]
 
 
+def describe_model(spec: ModelSpec, sources: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Everything by which a model is known again, by what a message would name, as JSON."""
+    densities = _densities(spec.jointly(), _points(spec, sources, (0,)))
+    return describe_variables(spec) | {f"log density of {name!r}": values for name, values in densities.items()}
+
+
 def _constants(spec: ModelSpec) -> list[str]:
     model = spec.model
     arrays = {v for v in ancestors([*model.basic_RVs, *model.potentials]) if isinstance(v, Constant)}

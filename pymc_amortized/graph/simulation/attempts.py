@@ -75,9 +75,7 @@ class Attempts:
 
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:
         """Attempt one simulation at each of `n` values of the context; further arrays are kept beside the draws."""
-        loop = self._loop  # a graph that cannot be compiled is no failed simulation
-        if self._checks is not None:
-            self._checks.compile()
+        loop = self.compile()  # a graph that cannot be compiled is no failed simulation
         names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
         own: Arrays = {}
         out_of_order: dict[str, int] = {}
@@ -91,7 +89,7 @@ class Attempts:
         except DrawnShapeError as error:
             raise SimulationError(str(error).splitlines()[0]) from None
         except Exception as error:  # a model's own function may raise anything
-            nothing = self._nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
+            nothing = self.nothing(f"{type(error).__name__}: {error}".splitlines()[0], lengths, context)
             if n == 1:
                 return nothing
             # compiled code does not say which draw raised: draw anew, in halves, until it stands alone
@@ -105,6 +103,13 @@ class Attempts:
         # counted as if all else had been simulated of them
         dropped = dict(Counter(made.dropped) + Counter(out_of_order))
         return replace(made, attempted=made.attempted + sum(out_of_order.values()), dropped=dropped)
+
+    def compile(self) -> Loop:
+        """Compile all that simulating takes, and return the loop."""
+        loop = self._loop
+        if self._checks is not None:
+            self._checks.compile()
+        return loop
 
     def of_lengths(
         self, n: int, seed: int | np.random.SeedSequence, lengths: dict[str, int], context: Contexts
@@ -189,7 +194,7 @@ class Attempts:
         dropped = Counter(rounded(names[i]) if why == ROUNDED else excluded(names[i]) for i, why in found)
         return replace(everything.take(fine), attempted=len(theta), dropped=dict(dropped))
 
-    def _nothing(self, reason: str, lengths: dict[str, int], context: Arrays) -> Simulations:
+    def nothing(self, reason: str, lengths: dict[str, int], context: Arrays) -> Simulations:
         """One attempted simulation that raised."""
         spec, model = self.spec, self.spec.model
         return Simulations(

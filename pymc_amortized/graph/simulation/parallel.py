@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.simulation.sending import pack, unpack
 from pymc_amortized.logs import logger
+from pymc_amortized.numerics.threads import TURN
 
 Task = tuple[int, np.random.SeedSequence]
 """How many simulations to make, and by which seed."""
@@ -59,15 +60,88 @@ class Maker:
         raise NotImplementedError
 
 
+MOST_DEATHS = 3
+"""Of processes in a row, without a result in between."""
+
 _pickled: WeakKeyDictionary[Any, tuple[str, bytes]] = WeakKeyDictionary()
 _received: dict[str, Any] = {}
 
 
-def run_tasks(worker: Any, method: str, tasks: Iterable[tuple[Any, ...]], cores: int) -> list[Any]:
-    """Call a method on every tuple of arguments, in order, in `cores` processes that receive the object once."""
+def run_tasks(worker: Any, method: str, tasks: Iterable[tuple[Any, ...]], cores: int, client: Any = None) -> list[Any]:
+    """Call a method on every tuple of arguments, and return the results in order; see :func:`stream_tasks`."""
+    results = dict(stream_tasks(worker, method, tasks, cores=cores, client=client))
+    return [results[number] for number in sorted(results)]
+
+
+def stream_tasks(
+    worker: Any, method: str, tasks: Iterable[tuple[Any, ...]], *, cores: int = 1, client: Any = None
+) -> Iterator[tuple[int, Any]]:
+    """Call a method on every tuple of arguments; yield the number and the result of each as soon as it is there.
+
+    A process that dies is replaced, and what it worked at is given to another.
+
+    Parameters
+    ----------
+    worker : object
+        Sent to each process once.
+    method : str
+        Its name.
+    tasks : iterable of tuple
+    cores : int
+        Processes on this machine; 1 for this one alone.
+    client : distributed.Client, optional
+        Whose workers do it instead.
+
+    Raises
+    ------
+    RuntimeError
+        When processes die again and again.
+    """
+    waiting, deaths = dict(enumerate(tasks)), 0
+    if client is None and cores == 1:
+        yield from ((number, getattr(worker, method)(*task)) for number, task in waiting.items())
+        return
+    while waiting:
+        submit, width = _submitting(worker, method, cores, client)
+        try:
+            for number, result in _in_flight(submit, dict(waiting), 2 * width):
+                del waiting[number]
+                deaths = 0
+                yield number, result
+        except (BrokenProcessPool, ShutdownExecutorError) as error:
+            deaths += 1
+            if deaths > MOST_DEATHS:
+                raise RuntimeError(
+                    f"{deaths} times in a row a process died before it had done anything: is there enough memory?"
+                ) from error
+            logger.info("A process is gone (%s): what it worked at is given to another.", type(error).__name__)
+
+
+def _submitting(worker: Any, method: str, cores: int, client: Any) -> tuple[Callable[[tuple[Any, ...]], Any], int]:
+    """Return what submits a task, and to how many at once."""
     key, payload = _sent(worker)
-    jobs = (joblib.delayed(_work)(key, payload, method, *task) for task in tasks)
-    return joblib.Parallel(n_jobs=cores, backend="loky", max_nbytes=None)(jobs)
+    if client is None:
+        executor: Any = get_reusable_executor(max_workers=cores, timeout=300, env=dict.fromkeys(THREADS, "1"))
+        return (lambda task: executor.submit(_work, key, payload, method, *task)), cores
+    executor, held = client.get_executor(), client.scatter(payload, broadcast=True)
+    return (lambda task: executor.submit(_work, key, held, method, *task)), max(sum(client.nthreads().values()), 1)
+
+
+def _in_flight(
+    submit: Callable[[tuple[Any, ...]], Any], tasks: dict[int, tuple[Any, ...]], width: int
+) -> Iterator[tuple[int, Any]]:
+    """Keep so many tasks submitted, and yield results as they come: few are ever held."""
+    flying: dict[Any, int] = {}
+    try:
+        while tasks or flying:
+            while tasks and len(flying) < width:
+                number = next(iter(tasks))
+                flying[submit(tasks.pop(number))] = number
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                yield flying.pop(future), future.result()
+    finally:
+        for future in flying:
+            future.cancel()
 
 
 def in_chunks(maker: Maker, tasks: list[Task], *, cores: int, workers: Workers | None) -> list[Simulations]:
@@ -139,7 +213,8 @@ def _sent(worker: Any) -> tuple[str, bytes]:
 
 
 def _work(key: str, payload: bytes, method: str, *task: Any) -> Any:
-    if key not in _received:
-        _received.clear()  # one at a time is enough, and compiled functions are large
-        _received[key] = unpack(payload)
-    return getattr(_received[key], method)(*task)
+    with TURN:  # a worker of Dask's has several threads
+        if key not in _received:
+            _received.clear()  # one at a time is enough, and compiled functions are large
+            _received[key] = unpack(payload)
+        return getattr(_received[key], method)(*task)

@@ -1,0 +1,339 @@
+"""A zarr store that is filled in chunks along one dim.
+
+Its groups are those of a DataTree, which ``xarray.open_datatree(path, engine="zarr")`` opens. Any process may write a
+chunk, in any order. It counts once its note is there, which is written after everything else: what a process that died
+has left half-written is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+KEY, NOTES = "pymc_amortized", "written"
+"""Of the manifest among the attributes of a store, and of the group that holds the notes."""
+FORMAT = 1
+NOTE_BYTES = 4096
+"""Of a note, at most."""
+NEEDED = ("zarr", "dask")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds, and what that depends on.
+
+    Attributes
+    ----------
+    kind : str
+        "simulations" or "posteriors".
+    dim : str
+        Along which it is filled.
+    number : int
+        Its length.
+    chunk : int
+        Length of a chunk.
+    entropy : tuple of int
+        Seed of everything random.
+    about : mapping of str to object
+        What else the content depends on, by the words that a message names it with; JSON.
+    """
+
+    kind: str
+    dim: str
+    number: int
+    chunk: int
+    entropy: tuple[int, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chunks(self) -> list[slice]:
+        """Which places belong to each chunk."""
+        return [slice(k, min(k + self.chunk, self.number)) for k in range(0, self.number, self.chunk)]
+
+    def seed(self, k: int) -> np.random.SeedSequence:
+        """Seed of a chunk, whoever makes it and when."""
+        return np.random.SeedSequence(list(self.entropy), spawn_key=(k,))
+
+
+class Store:
+    """A zarr store that is filled in chunks.
+
+    Parameters
+    ----------
+    path : path-like
+        A folder, or an address that zarr understands.
+    manifest : Manifest
+    """
+
+    def __init__(self, path: str | PathLike[str], manifest: Manifest) -> None:
+        self.path, self.manifest = str(path), manifest
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Store:
+        """Open a store that is there.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            When there is none, or it is not one of ours, or damaged.
+        """
+        refuse_without_libraries()
+        given = _root_attributes(path).get(KEY)
+        if given is None:
+            raise ValueError(f"{str(path)!r} is a zarr store, but not one that pymc_amortized wrote")
+        if not isinstance(given, dict) or given.get("format") != FORMAT:
+            found = given.get("format") if isinstance(given, dict) else None
+            raise ValueError(
+                f"{str(path)!r} has format {found!r}; this version of pymc_amortized reads format {FORMAT}"
+            )
+        return cls(path, _read_manifest(given, path))
+
+    @classmethod
+    def at(cls, path: str | PathLike[str], manifest: Manifest, *, any_seed: bool = False) -> Store:
+        """Make a store, or open one that was begun with the same manifest.
+
+        Parameters
+        ----------
+        path : path-like
+        manifest : Manifest
+        any_seed : bool
+            Whether the seed of a store that is there is taken instead of the manifest's.
+
+        Raises
+        ------
+        ValueError
+            When there is a store of something else; what differs is named.
+        """
+        import zarr
+
+        refuse_without_libraries()
+        if not _exists(path):
+            described = asdict(manifest) | {"format": FORMAT, "versions": _versions()}
+            zarr.create_group(str(path), attributes={KEY: described}, zarr_format=3)
+            return cls(path, manifest)
+        store = cls.open(path)
+        known = replace(manifest, entropy=store.manifest.entropy) if any_seed else manifest
+        if differ := differences(_words(store.manifest), _words(known)):
+            said = "; ".join(f"{name}: {_short(there)} there, {_short(now)} now" for name, there, now in differ[:3])
+            raise ValueError(f"store: {str(path)!r} was begun with something else ({said}). Take another path")
+        return store
+
+    def lay_out(self, tree: xr.DataTree, labels: Mapping[str, Any]) -> None:
+        """Make all arrays, by one chunk as an example; what is along the dim is still empty.
+
+        Parameters
+        ----------
+        tree : DataTree
+            Any chunk. What is not along the dim is written as it is.
+        labels : mapping of name to array_like
+            Coordinates along the dim, of all chunks.
+        """
+        import zarr
+
+        for name, node in tree.children.items():
+            self._lay_out_group(name, node.to_dataset(), labels)
+        zarr.open_group(self.path, mode="r+").create_array(
+            f"{NOTES}/note",
+            shape=(len(self.manifest.chunks), NOTE_BYTES),
+            chunks=(1, NOTE_BYTES),
+            dtype="uint8",
+            dimension_names=("chunk", "byte"),
+            overwrite=True,
+        )
+        self.consolidate()
+
+    def _lay_out_group(self, name: str, example: xr.Dataset, labels: Mapping[str, Any]) -> None:
+        import dask.array
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        dim, number, chunk = self.manifest.dim, self.manifest.number, min(self.manifest.chunk, self.manifest.number)
+        along = [v for v in example.variables if dim in example[v].dims]
+        whole = example.drop_vars(along)
+        encoding = {}
+        for v in along:
+            if v in example.coords:
+                continue
+            sizes = dict(example[v].sizes) | {dim: number}
+            chunks = tuple(chunk if d == dim else max(n, 1) for d, n in sizes.items())
+            empty = dask.array.zeros(tuple(sizes.values()), chunks=chunks, dtype=_widened(example[v].dtype))
+            whole[v] = (tuple(sizes), empty, example[v].attrs)
+            encoding[v] = {"chunks": chunks, "compressors": (ZstdCodec(level=1), Crc32cCodec())}
+        if along:
+            whole = whole.assign_coords({k: (dim, values) for k, values in labels.items()})
+        whole.to_zarr(
+            self.path, group=name, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
+        )
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Whether all arrays are there."""
+        import zarr
+
+        return f"{NOTES}/note" in zarr.open_group(self.path, mode="r")
+
+    def write(self, k: int, tree: xr.DataTree, note: Mapping[str, Any]) -> None:
+        """Write a chunk, and then its note: short, JSON.
+
+        Raises
+        ------
+        ValueError
+            When the chunk holds what the store has no place for.
+        """
+        import zarr
+
+        root: Any = zarr.open_group(self.path, mode="r+")
+        at = self.manifest.chunks[k]
+        for name, node in tree.children.items():
+            variables, dim = node.to_dataset(), self.manifest.dim
+            kept = [v for v in variables.data_vars if dim in variables[v].dims]
+            for v in kept:
+                if f"{name}/{v}" not in root:
+                    raise ValueError(f"store: chunk {k} holds {name}[{v!r}], and the first one did not")
+                root[f"{name}/{v}"][_place(variables[v].dims, dim, at)] = variables[v].to_numpy()
+        text = json.dumps(note).encode()
+        if len(text) > NOTE_BYTES:
+            text = json.dumps({**note, "dropped": {"many reasons": sum(note["dropped"].values())}}).encode()
+        root[f"{NOTES}/note"][k] = np.frombuffer(text.ljust(NOTE_BYTES), dtype=np.uint8)
+
+    def notes(self) -> dict[int, dict[str, Any]]:
+        """Return the notes of the chunks that are there."""
+        import zarr
+
+        if not self.is_laid_out:
+            return {}
+        rows = np.asarray(zarr.open_group(self.path, mode="r")[f"{NOTES}/note"])
+        if rows.shape != (len(self.manifest.chunks), NOTE_BYTES):
+            raise ValueError(f"{self.path!r} is damaged: it has notes of {len(rows)} chunks")
+        try:
+            return {k: json.loads(row.tobytes()) for k, row in enumerate(rows) if row.any()}
+        except ValueError as error:
+            raise ValueError(f"{self.path!r} is damaged: a note cannot be read ({error})") from None
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the chunks that are not there yet."""
+        there = self.notes()
+        return [k for k in range(len(self.manifest.chunks)) if k not in there]
+
+    def totals(self) -> tuple[int, dict[str, int]]:
+        """Return how many simulations were made for it, and why some were dropped."""
+        notes, dropped = self.notes().values(), Counter[str]()
+        for note in notes:
+            dropped.update(note["dropped"])
+        return sum(note["attempted"] for note in notes), dict(dropped)
+
+    def add_attributes(self, group: str, attributes: Mapping[str, Any]) -> None:
+        """Add to what is said of a group, once all chunks are there."""
+        import zarr
+
+        zarr.open_group(self.path, mode="r+")[group].update_attributes(dict(attributes))
+        self.consolidate()
+
+    def consolidate(self) -> None:
+        """Write what is known of all arrays to one place, so that readers need not look for it."""
+        import zarr
+
+        with warnings.catch_warnings():  # it is no part of zarr's specification, and all readers do without
+            warnings.simplefilter("ignore")
+            zarr.consolidate_metadata(self.path)
+
+    def tree(self, *, by_dask: bool = True) -> xr.DataTree:
+        """Open it: nothing is read before it is asked for."""
+        opened = xr.open_datatree(self.path, engine="zarr", chunks={} if by_dask else None)
+        return xr.DataTree.from_dict({name: node for name, node in opened.children.items() if name != NOTES})
+
+
+def refuse_without_libraries() -> None:
+    """Say what has to be installed."""
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        raise ImportError(f"store: {lacking} are needed: pip install 'pymc-amortized[cluster]'")
+
+
+def _widened(dtype: np.dtype) -> np.dtype:
+    """A type that also holds longer words, as other chunks may."""
+    return np.dtype("U16") if dtype.kind == "U" else dtype
+
+
+def _place(dims: Sequence[Any], dim: str, at: slice) -> tuple[slice, ...]:
+    return tuple(at if d == dim else slice(None) for d in dims)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("pymc-amortized", "pymc", "zarr")}
+
+
+def _exists(path: str | PathLike[str]) -> bool:
+    if "://" in str(path):
+        return bool(_root_attributes(path))
+    if Path(path).is_file():
+        raise ValueError(f"store: {str(path)!r} is a file; a store is a folder")
+    if (Path(path) / "zarr.json").is_file():
+        return True
+    if Path(path).is_dir() and any(Path(path).iterdir()):
+        raise ValueError(f"store: the folder {str(path)!r} holds something else; take a new one")
+    return False
+
+
+def _root_attributes(path: str | PathLike[str]) -> dict[str, Any]:
+    import zarr
+
+    if "://" not in str(path) and not Path(path).exists():
+        raise FileNotFoundError(f"there is no store {str(path)!r}")
+    try:
+        return dict(zarr.open_group(str(path), mode="r").attrs)
+    except FileNotFoundError:
+        raise ValueError(f"{str(path)!r} is no zarr store") from None
+    except Exception as error:  # whatever a damaged file leads to
+        raise ValueError(f"{str(path)!r} is damaged, or no zarr store: {error}") from None
+
+
+def _read_manifest(given: Mapping[str, Any], path: str | PathLike[str]) -> Manifest:
+    wanted = {"kind": str, "dim": str, "number": int, "chunk": int, "entropy": list, "about": dict}
+    wrong = [name for name, kind in wanted.items() if type(given.get(name)) is not kind]
+    if not wrong:
+        wrong = [name for name in ("number", "chunk") if given[name] < 1]
+        wrong += ["entropy"] * any(type(e) is not int or e < 0 for e in given["entropy"])
+    if wrong:
+        raise ValueError(f"{str(path)!r} is damaged: its manifest has no usable {wrong}")
+    return Manifest(**{name: given[name] for name in wanted} | {"entropy": tuple(given["entropy"])})
+
+
+def _words(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest says, by the words that users know."""
+    own = {"it holds": manifest.kind, "number": manifest.number, "chunk": manifest.chunk}
+    return own | {"random_seed": list(manifest.entropy)} | dict(manifest.about)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the names of what differs, with both values."""
+    found = []
+    for name in dict.fromkeys([*one, *other]):
+        there, now = one.get(name), other.get(name)
+        if isinstance(there, Mapping) and isinstance(now, Mapping):
+            found += differences(there, now, f"{place}{name}, ")
+        elif not _same(there, now):
+            found.append((f"{place}{name}", there, now))
+    return found
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r:.80}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether values are the same, numbers up to what another machine explains."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.isclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True))
+    return one == other
