@@ -31,6 +31,20 @@ _doing: list[object] = []
 _compiled = [0.0]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the package's logger from saying anything."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
+
+
 def show_progress(shown: bool) -> None:
     """Say what takes long from now on, or be silent about it: ``progressbar=`` of what the user called last."""
     _shown.set(shown)

@@ -2,7 +2,6 @@
 
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
 from pymc_amortized.approximators.comparison.fit import fit_comparison
-from pymc_amortized.approximators.fitting.simulate import simulate
 from pymc_amortized.approximators.joint.fit import fit_joint
 from pymc_amortized.approximators.joint.joint import AmortizedJoint
 from pymc_amortized.approximators.likelihood.fit import fit_likelihood
@@ -10,6 +9,7 @@ from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikeliho
 from pymc_amortized.approximators.load import load
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.simulations.simulate import simulate
 from pymc_amortized.diagnostics import (
     check_calibration,
     check_comparison,

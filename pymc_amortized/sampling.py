@@ -21,11 +21,11 @@ from pymc_amortized.approximators.fitting.arguments import (
     read_result_options,
 )
 from pymc_amortized.approximators.fitting.fingerprint import changes, fingerprint, value_of
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
-from pymc_amortized.approximators.posterior.predictive import refuse_without_density
+from pymc_amortized.approximators.posterior.predictions.predictive import refuse_without_density
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.model.indices import index_limits
 from pymc_amortized.graph.model.owners import model_of

@@ -12,7 +12,7 @@ from small_models import line
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting import plan
-from pymc_amortized.approximators.fitting.simulate import read_anew, read_model
+from pymc_amortized.approximators.fitting.models import read_anew, read_model
 from pymc_amortized.graph.data.simulations import excluded, rounded
 from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.tensors import INTERPRETED, Loop

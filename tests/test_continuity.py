@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from conftest import interpreted
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.simulation.atoms import PriorAtomError
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.continuity import refuse_jumps

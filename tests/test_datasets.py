@@ -405,7 +405,7 @@ def test_a_batch_leaves_out_the_weights_of_proposals(mixed_posterior):
     few = {"draws": 3, "chains": 2, "random_seed": 1}
     one = mixed_posterior.sample(held_data(), **few)
     assert one.sample_stats["proposal_log_weight"].size == one.sample_stats["num_proposals"]
-    small = mixed_posterior.sample(many, batched=True, **few, idata_kwargs={"dtype": "float32"})
+    small = mixed_posterior.sample(many, batched=True, **few, dtype="float32")
     assert "proposal_log_weight" not in small.sample_stats
     assert small.posterior["mu"].dtype == "float32"
     kept = mixed_posterior.sample(many, batched=True, **few, idata_kwargs={"proposal_log_weight": True})

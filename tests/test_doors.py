@@ -11,7 +11,7 @@ from scipy import stats
 from small_models import line
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.log_density import LogDensity

@@ -14,7 +14,7 @@ from conftest import interpreted
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.correction import ladder
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.convergence import Convergence

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.reading import read_datasets
 
 DAYS = pd.date_range("2026-01-01", periods=6, name="day")

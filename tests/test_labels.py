@@ -6,7 +6,7 @@ import pymc as pm
 import pytest
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.reading import read_datasets
 
 DAYS = pd.date_range("2024-01-01", periods=4)

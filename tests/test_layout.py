@@ -27,7 +27,8 @@ ORDER = """
     diagnostics
     approximators.load
     approximators.comparison approximators.joint approximators.posterior approximators.likelihood
-    approximators.storage approximators.fitting
+    approximators.simulations approximators.storage approximators.fitting
+    stores
     correction novelty inputs results
     graph.rows graph.structure graph.nuts graph.simulation graph.density graph.data graph.model
     networks networks.rows networks.summary networks.density networks.encoding

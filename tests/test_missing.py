@@ -10,7 +10,7 @@ import scipy.stats as st
 from conftest import interpreted
 from numpy.testing import assert_allclose
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.datasets import gaps_of
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.density.missing import LogDensityWithGaps

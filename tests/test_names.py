@@ -13,7 +13,7 @@ from conftest import interpreted
 from small_models import BRIEF, line
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 
 QUIET: dict[str, Any] = {"progressbar": False, "random_seed": 1}
 REFUSED = {"chain", "draw", "dataset", "log_joint", "tarp", "y_dim_0"}

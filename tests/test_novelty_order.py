@@ -11,7 +11,7 @@ import pytest
 from conftest import interpreted
 from numpy.testing import assert_array_equal
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.model.axes import Axis, Structure
 from pymc_amortized.graph.structure.unread import unread_entries

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.simulating import structure_of
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.reading import read_datasets

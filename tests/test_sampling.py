@@ -308,7 +308,7 @@ ARGUMENTS = [
     ({"context": "x"}, TypeError, "context"),
     ({"model": 5}, TypeError, "model"),
     ({"tune": 1000}, TypeError, "tune= is an argument of pm.sample: nothing is tuned"),
-    ({"idata_kwargs": {"dtype": "int8"}}, ValueError, "'float64' or 'float32', got 'int8'"),
+    ({"dtype": "int8"}, ValueError, "'float64' or 'float32', got 'int8'"),
 ]
 
 

@@ -15,7 +15,7 @@ from small_models import brief_fit, line
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting import simulation_plan
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.posterior import training as posterior_training
 from pymc_amortized.approximators.posterior.choosing import Sketched
 from pymc_amortized.graph.data.datasets import of_simulations

@@ -8,7 +8,7 @@ from models import MODELS
 from pytensor.xtensor import as_xtensor
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.fitting.simulate import read_model
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.tensors import INTERPRETED, plain

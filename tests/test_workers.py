@@ -14,6 +14,7 @@ import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor, ShutdownExecutorError
 
 import pymc_amortized as pma
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.plan import (
     SimulationCost,
     StepCost,
@@ -23,7 +24,6 @@ from pymc_amortized.approximators.fitting.plan import (
     plan_posterior,
     worth_workers,
 )
-from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.snapshot import take_snapshot

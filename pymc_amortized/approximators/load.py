@@ -1,14 +1,11 @@
 """Reading files: the one place that knows every kind of object that can be saved."""
 
-import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
 
 import pymc as pm
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
@@ -20,8 +17,7 @@ from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikeliho
 from pymc_amortized.approximators.posterior.file import SavedPosterior, read_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
-from pymc_amortized.approximators.storage.codec import Part, read_record
-from pymc_amortized.approximators.storage.save import FORMAT, KEY
+from pymc_amortized.approximators.storage.save import read_file
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import working
 
@@ -103,31 +99,12 @@ def load(
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     brought = Brought(path, model, summary, density, compile_kwargs)
-    try:
-        with safe_open(path, framework="pt") as file:
-            description = _read_description(file.metadata() or {}, path.name)
-            with brought.checking():
-                saved = read_record(list(READERS), description["contents"], Part(file))
-            found, read = READERS[type(saved)]
-            if kind not in (None, found):
-                wanted = getattr(kind, "__name__", kind)
-                raise ValueError(f"kind: {path.name!r} holds an {found.__name__}, and {wanted} was asked for")
-            return read(saved, brought)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}") from None
 
+    def use(saved: Any) -> Any:
+        found, read = READERS[type(saved)]
+        if kind not in (None, found):
+            wanted = getattr(kind, "__name__", kind)
+            raise ValueError(f"kind: {path.name!r} holds an {found.__name__}, and {wanted} was asked for")
+        return read(saved, brought)
 
-def _read_description(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
-    if KEY not in metadata:
-        raise ValueError(f"{file!r} is a safetensors file, but not one that pymc_amortized wrote")
-    try:
-        description = json.loads(metadata[KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file!r} is damaged: its description cannot be read ({error})") from None
-    given = description.get("format") if isinstance(description, dict) else None
-    if given != FORMAT:
-        raise ValueError(
-            f"{file!r} has format {given!r}; this version of pymc_amortized "
-            f"({version('pymc-amortized')}) reads format {FORMAT}"
-        )
-    return description
+    return read_file(brought, list(READERS), use)

@@ -1,8 +1,6 @@
 """Data sets of which the parameters are known, and what a posterior says about them."""
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -10,12 +8,12 @@ import numpy as np
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import Correction, check_integer
-from pymc_amortized.approximators.fitting.given import read_simulations
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.simulations.given import read_simulations
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.sizes import Range
-from pymc_amortized.logs import logger
+from pymc_amortized.logs import quiet
 
 
 def simulate_known(
@@ -115,7 +113,7 @@ def sample_known(
             progressbar=False,
         )
 
-    with _quiet():
+    with quiet():
         try:
             return sample(datasets, correction)
         except ValueError:
@@ -141,17 +139,3 @@ def _joined(trees: list[xr.DataTree]) -> xr.DataTree:
         )
 
     return xr.DataTree.from_dict({name: group(name) for name in trees[0].children})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the package's logger from saying anything."""
-
-    def nothing(record: logging.LogRecord) -> bool:
-        return False
-
-    logger.addFilter(nothing)
-    try:
-        yield
-    finally:
-        logger.removeFilter(nothing)

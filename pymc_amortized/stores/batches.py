@@ -134,6 +134,6 @@ class BlockBatches:
         """Return the number of batches drawn, from which all else follows."""
         return {"drawn": self._drawn}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
         """Go on after that number of batches."""
         self._drawn = int(state["drawn"])

@@ -31,6 +31,16 @@ class _Filling:
         self.store.write(k, tree, note)
 
 
+def loaded(dataset: xr.Dataset) -> xr.Dataset:
+    """Read a part of a Dataset, in this thread alone: it may be a worker of Dask's itself."""
+    if not dataset.chunks:
+        return dataset.load()
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        return dataset.load()
+
+
 def fill(
     store: Store,
     maker: ChunkMaker,

@@ -5,9 +5,11 @@ up and annealed. The weights judged on held-out simulations, kept and returned a
 over the latest steps (Polyak & Juditsky 1992), at its best.
 """
 
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -17,13 +19,16 @@ from pymc_amortized.logs import logger
 from pymc_amortized.training.device import choose_device, isolated_random_numbers
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
-from pymc_amortized.training.run import Run, Task
+from pymc_amortized.training.run import Keep, Run, Task
 from pymc_amortized.training.schedule import LastLayers
 from pymc_amortized.training.settling import Stopped, Stopping
 from pymc_amortized.training.source import Batches
 from pymc_amortized.training.state import TrainingState
 from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights
+
+KEEP_SECONDS = 30.0
+"""From when on a state is kept again."""
 
 
 def train(
@@ -38,6 +43,7 @@ def train(
     device: str | torch.device | None = None,
     last_layers: LastLayers | None = None,
     stopping: Stopping | None = None,
+    keep: Keep | None = None,
 ) -> Trained:
     """Train a network.
 
@@ -66,6 +72,9 @@ def train(
         From when on only these are trained.
     stopping : Stopping, optional
         When to stop before all steps of the options are made.
+    keep : callable, optional
+        Is given the state of the training every half minute, and when the process is told to end (SIGTERM), which it
+        then does.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def train(
     -----
     ``KeyboardInterrupt`` is not raised: it ends training, and the best weights so far are kept.
     """
-    task = Task(network, source, held_out, options, resume, last_layers=last_layers, stopping=stopping)
+    task = Task(network, source, held_out, options, resume, last_layers=last_layers, stopping=stopping, keep=keep)
     return train_together([task], seed=seed, progress=progress, device=device)[0]
 
 
@@ -115,8 +124,9 @@ def train_together(
             stack.enter_context(weights.flattened())
             runs.append(Run(task, weights))
         ended: dict[int, Stopped] = {}
+        told = stack.enter_context(told_to_end()) if any(task.keep for task in tasks) else []
         try:
-            _until_stopped(runs, ended, shown)
+            _until_stopped(runs, ended, shown, told)
         except KeyboardInterrupt:
             logger.info("Interrupted: the best weights so far are kept, and checked. This takes some seconds.")
             ended = {i: ended.get(i, "interrupt") for i in range(len(runs))}
@@ -126,16 +136,42 @@ def train_together(
         return trained
 
 
-def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled) -> None:
+def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled, told: list[int]) -> None:
     """Step until each run has a reason to stop; `ended` is filled with these."""
     for run in runs:
         run.begin()
+    kept = time.perf_counter()
     while len(ended) < len(runs):
+        if told or time.perf_counter() > kept + KEEP_SECONDS:
+            _keep(runs)
+            kept = time.perf_counter()
+        if told:
+            raise SystemExit(128 + told[0])
         for i, run in enumerate(runs):
             if i not in ended and (reason := run.step()):
                 ended[i] = reason
         if shown.due(time.perf_counter()):
             shown(_status(runs))
+
+
+def _keep(runs: list[Run]) -> None:
+    for run in runs:
+        if run.keep is not None:
+            run.keep(run.state(finished=False))
+
+
+@contextmanager
+def told_to_end() -> Iterator[list[int]]:
+    """Note signals that tell the process to end, instead of ending at once; only the main thread can."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _status(runs: list[Run]) -> Status:

@@ -40,6 +40,10 @@ RESTART_RATE = 0.3
 """A finished training that is continued starts a new schedule at this share of the last peak."""
 
 
+Keep = Callable[[TrainingState], None]
+"""Takes the state of a training, to go on from there another time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A network to train, with what :func:`train` takes for it."""
@@ -51,6 +55,7 @@ class Task:
     resume: TrainingState | None = None
     last_layers: LastLayers | None = None
     stopping: Stopping | None = None
+    keep: Keep | None = None
 
 
 class Run:
@@ -65,7 +70,7 @@ class Run:
 
     def __init__(self, task: Task, weights: FlatWeights) -> None:
         self.network, self.source, self.options = task.network, task.source, task.options
-        self.last_layers, self.stopping = task.last_layers, task.stopping
+        self.last_layers, self.stopping, self.keep = task.last_layers, task.stopping, task.keep
         self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
         self.weights, self.device = weights, weights.vector.device
         self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
@@ -345,7 +350,7 @@ class Run:
         """Go on from a state: where it stopped, or with a new cycle if it had finished."""
         check_layout(state.values["layout"], self.weights.layout)
         self.at = Standing.from_values(state.values["standing"])
-        self.source.restore(state.values["source"])
+        self.source.restore(state.values["source"], exactly=not self.at.finished)
         self.simulated_before = self.source.seconds
         self.judge.restore(state.tensors, state.values["best_loss"])
         if self.at.finished:

@@ -65,8 +65,8 @@ class Batches(Protocol):
         """Return what is needed to go on from here, as JSON-able values."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from where ``state`` was taken."""
+    def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
+        """Go on from where ``state`` was taken; exactly: with the same batches as if nothing had happened."""
         ...
 
     def close(self) -> None:
@@ -124,6 +124,7 @@ class FreshSimulations:
         self._growing = refill is None
         self._refill = batch_size if refill is None else max(refill, batch_size)
         self._held: Batch | None = None
+        self._latest = (0, 0)  # simulations before the latest refill, and those asked for then
         self._used = self._size = 0
         self.workers: Any = None
         self._start, self._alone = workers, alone
@@ -138,8 +139,7 @@ class FreshSimulations:
             return self._remembered(self._memory)
         # A tail shorter than a batch is left: one batch size keeps compiled networks compiled.
         if self._held is None or self._used + min(self.batch_size, self._size) > self._size:
-            self._held = self._simulated()
-            self._used, self._size = 0, len(self._held[0])
+            self._hold(self._simulated())
         z, encoded = self._held
         # every k-th: neighbours may have been simulated alike
         batch_size = min(self.batch_size, self._size)
@@ -165,14 +165,21 @@ class FreshSimulations:
     def _remembered(self, memory: "Memory") -> Batch:
         """Return a batch of what is kept, simulating whenever the latest ones have been used often enough."""
         if self._used >= self.passes * self._size:
-            batch = self._simulated()
-            memory.add(batch, seed=self.simulations)
-            self._used, self._size = 0, len(batch[0])
+            self._hold(self._simulated())
         self._used += self.batch_size
         return memory.next(self.batch_size)
 
+    def _hold(self, batch: Batch) -> None:
+        """Take what was simulated as what batches come from, or are remembered from."""
+        if self._memory is None:
+            self._held = batch
+        else:
+            self._memory.add(batch, seed=self.simulations)
+        self._used, self._size = 0, len(batch[0])
+
     def _simulated(self) -> Batch:
         start = time.perf_counter()
+        self._latest = (self.simulations, self._refill)
         self._start_workers()
         batch = self._made(self._refill, self._reduce) if self._coming is None else self._coming.result()
         z, encoded = batch
@@ -209,14 +216,32 @@ class FreshSimulations:
             self.workers = self._start = self._thread = self._coming = None
 
     def state(self) -> dict[str, Any]:
-        """Return the counts and the size of the next refill; simulations are drawn anew."""
-        return {"simulations": self.simulations, "seconds": self.seconds, "refill": self._refill}
+        """Return the counts, the sizes of the next refill and of the latest one, and how much of that was used."""
+        return {
+            "simulations": self.simulations,
+            "seconds": self.seconds,
+            "refill": self._refill,
+            "latest": self._latest,
+            "used": self._used,
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue the counts of an earlier source."""
+    def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
+        """Continue the counts of an earlier source; exactly: simulate again what it held."""
         self.simulations, self.seconds = int(state["simulations"]), float(state["seconds"])
         if self._growing:
             self._refill = int(state["refill"])
+        if not exactly or not self.simulations or self._reduce is not None:
+            return
+        wanted = self.simulations
+        if self._memory is None:
+            self.simulations, self._refill = (int(number) for number in state["latest"])
+        else:  # all that it remembers
+            self.simulations, self._refill = 0, self.batch_size if self._growing else self._refill
+        while self.simulations < wanted:
+            self._hold(self._simulated())
+        self._used, self.seconds = int(state["used"]), float(state["seconds"])
+        if self._memory is not None:
+            self._memory.skip(self._used, self.batch_size)
 
 
 class FixedSimulations:
@@ -278,7 +303,7 @@ class FixedSimulations:
         """Return the number of batches drawn, from which all else follows."""
         return {"drawn": self._drawn}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
         """Go on after that number of batches."""
         self._drawn = int(state["drawn"])
 
@@ -319,6 +344,11 @@ class Memory:
         )
         z, *encoded = (kept[places] for kept in self._tensors)
         return z, dict(zip(self._names, encoded, strict=True))
+
+    def skip(self, number: int, batch_size: int) -> None:
+        """Pass over so many simulations, as if their batches had been given out."""
+        for _ in range(number // batch_size):
+            self._drawn = (0 if self._drawn + batch_size > self._size else self._drawn) + batch_size
 
     def _make_room(self, values: list[Tensor]) -> None:
         """Double the capacity where there is not enough, as long as that is allowed."""

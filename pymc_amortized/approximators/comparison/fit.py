@@ -11,9 +11,9 @@ from pymc_amortized.approximators.comparison.comparison import AmortizedComparis
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison.training import ComparisonFit
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
+from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import LEAST, read_setup
-from pymc_amortized.approximators.fitting.simulate import read_model
 from pymc_amortized.approximators.fitting.simulation_plan import LIMITS
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior

@@ -1,6 +1,7 @@
 """Checks of arguments, at the door."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ import torch
 
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.suitability import check_names
+from pymc_amortized.results.storing import STATISTICS
 from pymc_amortized.training import Efficiency, Training
 
 Correction = Literal["auto", "psis", "nuts"] | None
@@ -35,10 +37,11 @@ INSTEAD = {
 
 def explain_sampler_arguments[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Let a function that stands in the place of ``pm.sample`` say what it has instead of that one's arguments."""
+    own = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        if unknown := [name for name in kwargs if name in INSTEAD]:
+        if unknown := [name for name in kwargs if name in INSTEAD and name not in own]:
             raise TypeError("; ".join(f"{name}= is an argument of pm.sample: {INSTEAD[name]}" for name in unknown))
         return function(*args, **kwargs)
 
@@ -167,14 +170,11 @@ class ResultOptions:
         Whether these groups are there.
     proposal_log_weight : bool or None
         Whether ``sample_stats`` holds the weights of all proposals; None stands for: of one data set.
-    dtype : str
-        Of real-valued draws.
     """
 
     log_likelihood: bool = False
     log_prior: bool = False
     proposal_log_weight: bool | None = None
-    dtype: str = "float64"
 
     @property
     def groups(self) -> list[str]:
@@ -188,10 +188,30 @@ def read_result_options(idata_kwargs: Mapping[str, Any] | None) -> ResultOptions
     allowed = [field.name for field in fields(ResultOptions)]
     if unknown := sorted(set(kwargs) - set(allowed)):
         raise ValueError(f"idata_kwargs: {unknown} given; allowed are {allowed}")
-    dtype = str(kwargs.get("dtype", "float64"))
-    if dtype not in ("float64", "float32"):
-        raise ValueError(f"idata_kwargs: dtype must be 'float64' or 'float32', got {dtype!r}")
-    return ResultOptions(**{name: bool(value) for name, value in kwargs.items() if name != "dtype"}, dtype=dtype)
+    return ResultOptions(**{name: bool(value) for name, value in kwargs.items()})
+
+
+def check_dtype(dtype: Any) -> str:
+    """Check the type of real-valued draws."""
+    if str(dtype) not in ("float64", "float32"):
+        raise ValueError(f"dtype must be 'float64' or 'float32', got {dtype!r}")
+    return str(dtype)
+
+
+def refuse_store_arguments(**given: tuple[Any, Any]) -> None:
+    """Refuse arguments, each with its default, that mean nothing without a store."""
+    if named := [name for name, (value, default) in given.items() if value is not default and value != default]:
+        raise ValueError(f"{'=, '.join(named)}= needs store=, a folder that results are written to")
+
+
+def read_statistics(reduce: Any) -> tuple[str, ...]:
+    """Read what draws are to be reduced to: words, as in "mean sd quantiles"; nothing where draws are kept."""
+    if reduce is None:
+        return ()
+    words = reduce.split() if isinstance(reduce, str) else []
+    if not words or [word for word in words if word not in STATISTICS]:
+        raise ValueError(f"reduce must name some of {', '.join(STATISTICS)}, as in 'mean sd quantiles'; got {reduce!r}")
+    return tuple(label for word in dict.fromkeys(words) for label in STATISTICS[word])
 
 
 def read_point(spec: ModelSpec, point: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:

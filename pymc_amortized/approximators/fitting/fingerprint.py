@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pymc as pm
 import torch
+import xarray as xr
 from pymc.distributions.custom import CustomDistRV, CustomSymbolicDistRV
 from pymc.distributions.simulator import SimulatorRV
 from pymc.logprob.abstract import _logprob
@@ -162,6 +163,15 @@ def _hash(value: Any) -> str:
 def _digest(value: np.ndarray) -> str:
     content = np.ascontiguousarray(value)
     return f"{value.shape} {value.dtype} {hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()}"
+
+
+def digest(value: Any) -> str:
+    """Digest of arrays and what holds them; of a Dataset that is not in memory, its form and its first data sets."""
+    if isinstance(value, xr.Dataset):
+        form = {str(name): (v.dims, v.shape, str(v.dtype)) for name, v in value.variables.items()}
+        some = value.isel({dim: slice(2) for dim in value.dims}).load()
+        return str(joblib.hash((form, {str(name): v.to_numpy() for name, v in some.variables.items()})))
+    return str(joblib.hash(value))
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

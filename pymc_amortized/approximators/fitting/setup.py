@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +35,27 @@ FOR_TRAINING, LEAST = 0.8, 0.1
 """Share that training takes of the seconds left of a call, the rest is for checks; and at least, of all of them."""
 
 
+class Checkpoint(Protocol):
+    """What a setup takes for one."""
+
+    @property
+    def simulations(self) -> Path:
+        """Where a fixed set of simulations is stored."""
+        ...
+
+    def decide[T](self, name: str, kind: type[T], make: Callable[[], T]) -> T:
+        """Return what was decided first."""
+        ...
+
+    def resume(self, name: str, network: nn.Module) -> TrainingState | None:
+        """Return where a training stood."""
+        ...
+
+    def keep(self, name: str, state: TrainingState) -> None:
+        """Keep where a training stands."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setup:
     """How a training is done.
@@ -48,6 +72,8 @@ class Setup:
         Passed to :func:`pymc.compile`.
     until : float
         When the whole call should be over, by :func:`working_seconds`.
+    checkpoint : Checkpoint or None
+        Where the fit keeps what it has.
     """
 
     options: Training
@@ -56,6 +82,11 @@ class Setup:
     progressbar: bool = True
     compile_kwargs: CompileKwargs | None = None
     until: float = math.inf
+    checkpoint: Checkpoint | None = None
+
+    def decide[T](self, name: str, kind: type[T], make: Callable[[], T]) -> T:
+        """Make a decision that hangs on the clock, a frozen dataclass; with a checkpoint, as it was made first."""
+        return make() if self.checkpoint is None else self.checkpoint.decide(name, kind, make)
 
     @property
     def left(self) -> float:
@@ -101,6 +132,9 @@ class Setup:
         stopping: Stopping | None = None,
     ) -> Trained:
         """Train one network by a source of batches, judged by a prepared batch; see :func:`train`."""
+        keep, kept = None, self.checkpoint
+        if kept is not None:
+            resume, keep = kept.resume("training", network), partial(kept.keep, "training")
         with self.threads():
             return train(
                 network,
@@ -109,6 +143,7 @@ class Setup:
                 self.options,
                 seed=self.integer(Stage.LOOP),
                 resume=resume,
+                keep=keep,
                 progress=self.progressbar,
                 device=self.device,
                 last_layers=last_layers,

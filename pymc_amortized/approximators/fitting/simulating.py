@@ -74,17 +74,15 @@ def report_drops(made: Simulations, *, of: str = "", because: str = "", notable:
             )
 
 
-def simulate_pilot(simulator: Simulator, number: int, seed: np.random.SeedSequence, cores: int) -> Simulations:
-    """Simulate what statistics are learned from; say what was dropped, and what is not simulated."""
-    pilot = simulator(number, seed, cores=cores)
+def report_pilot(pilot: Simulations, potentials: Sequence[str]) -> None:
+    """Say what was dropped of the first simulations, and what is not simulated."""
     report_drops(pilot, because=", which truncates the prior")
-    if simulator.spec.potentials:
+    if potentials:
         logger.warning(
             "The potentials %s are not simulated; importance weights bring them in. Where they matter much, "
             "check pareto_k.",
-            list(simulator.spec.potentials),
+            list(potentials),
         )
-    return pilot
 
 
 def reuse_sketched(setup: Setup) -> Setup:

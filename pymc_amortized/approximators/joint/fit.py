@@ -19,15 +19,15 @@ import pymc as pm
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
-from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
+from pymc_amortized.approximators.fitting.models import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
 from pymc_amortized.approximators.likelihood.training import default_size, number_of_lags, scales_of_averages
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.simulations.given import FEWEST_USABLE
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.snapshot import take_snapshot

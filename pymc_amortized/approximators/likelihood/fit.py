@@ -7,10 +7,9 @@ import pymc as pm
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping
-from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
+from pymc_amortized.approximators.fitting.models import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.fitting.seeds import RandomState
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind, extent_of
 from pymc_amortized.approximators.likelihood.training import (
     LikelihoodFit,
@@ -19,6 +18,7 @@ from pymc_amortized.approximators.likelihood.training import (
     number_of_lags,
     scales_of_averages,
 )
+from pymc_amortized.approximators.simulations.given import FEWEST_USABLE
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.spec import ModelSpec

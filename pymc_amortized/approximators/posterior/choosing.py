@@ -34,6 +34,13 @@ MOST_ELSEWHERE_WITH_LOCALS = 0.2
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What something takes."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Sketched:
     """A sketch that was chosen.
 
@@ -104,7 +111,8 @@ def choose_sketch(
             raise ValueError(f"sketch=True: the posterior cannot be sketched by the density: {made}")
         logger.info("Posteriors are not sketched by the density: %s.", made)
         return None
-    seconds, numbers = seconds_for_each(made.of_simulations, pilot)
+    measured, numbers = seconds_for_each(made.of_simulations, pilot)
+    seconds = setup.decide("sketch", Cost, lambda: Cost(measured)).seconds
     elsewhere = share_out_of_reach(made, pilot, numbers, inputs.structure.symmetries)
     if wanted is None and elsewhere > (MOST_ELSEWHERE_WITH_LOCALS if inputs.spec.locals else MOST_ELSEWHERE):
         logger.info(

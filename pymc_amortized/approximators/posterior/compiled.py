@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pytensor.graph.traversal import ancestors
 
-from pymc_amortized.approximators.posterior.predictive import Predictions, stacked
+from pymc_amortized.approximators.posterior.predictions.predictive import Predictions, stacked
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.density.given import Derived

@@ -1,6 +1,7 @@
 """Training an amortized posterior: the door."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -15,14 +16,16 @@ from pymc_amortized.approximators.fitting.arguments import (
     read_target,
     target_of,
 )
-from pymc_amortized.approximators.fitting.given import FEWEST_USABLE, read_given
+from pymc_amortized.approximators.fitting.models import read_model, training_simulator
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage
 from pymc_amortized.approximators.fitting.setup import read_setup
-from pymc_amortized.approximators.fitting.simulate import read_model, training_simulator
 from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator, separate_locals
-from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, plan_simulations
+from pymc_amortized.approximators.posterior.file import read_again
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import TARGET, PosteriorFit
+from pymc_amortized.approximators.simulations.given import FEWEST_USABLE, read_given
+from pymc_amortized.approximators.storage.checkpoint import Checkpoint, about_fit
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.axes import read_kinds
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -46,6 +49,7 @@ def fit_posterior(
     training: Training | None = None,
     max_time: float | None = None,
     target_efficiency: float | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     cores: int | None = None,
     device: str | torch.device | None = None,
     random_seed: RandomState = None,
@@ -112,6 +116,10 @@ def fit_posterior(
         In (0, 1): training stops once half of the simulated data sets have this importance efficiency, and nine tenths
         half of it; or when a doubling of the steps brings little, which is said as a warning. By default 0.5. Without a
         density, training stops when the last doubling lowered the held-out loss by less than 0.01 nats.
+    checkpoint : path-like, optional
+        A folder in which the fit keeps what it has, at least every half minute of training. When its process was
+        killed, the same call goes on from there; without a seed it takes the one that it began with. When it was done,
+        the same call reads the posterior. Another model, or other arguments, are refused.
     cores : int, optional
         Processes that simulate. By default several, where simulating takes long, and one beside training, where
         that takes a minute or more.
@@ -189,6 +197,27 @@ def fit_posterior(
     def timed() -> float:
         return seconds_of_simulator(simulator, setup.seed(Stage.TIMING)) if given is None else 0.0
 
-    plan = plan_simulations(timed, setup.options, num_simulations, cores, values=spec.values)
+    kept = None
+    if checkpoint is not None:
+        options: dict[str, Any] = {
+            "structure": structure,
+            "num_simulations": num_simulations,
+            "summary": summary,
+            "density": density,
+        }
+        options |= {"sketch": sketch, "target_efficiency": target_efficiency, "training": setup.options}
+        about = about_fit(spec, sources, simulations, options)
+        kept = Checkpoint.at(checkpoint, about, setup.entropy, any_seed=random_seed is None)
+        if kept.done.is_file():
+            return read_again(kept.done, model, summary, density, sources, gaps, compile_kwargs)
+        setup = replace(setup, checkpoint=kept, entropy=kept.entropy)
+
+    def planned() -> SimulationPlan:
+        return plan_simulations(timed, setup.options, num_simulations, cores, values=spec.values)
+
+    plan = setup.decide("simulations", SimulationPlan, planned)
     fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch, target=target)
-    return AmortizedPosterior.of(fit.run(summary, density, structure))
+    posterior = AmortizedPosterior.of(fit.run(summary, density, structure))
+    if kept is not None and posterior.state.values["standing"]["finished"]:
+        posterior.save(kept.done)
+    return posterior

@@ -11,12 +11,17 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import Correction, explain_sampler_arguments, read_point
+from pymc_amortized.approximators.fitting.arguments import (
+    Correction,
+    explain_sampler_arguments,
+    read_point,
+    refuse_store_arguments,
+)
 from pymc_amortized.approximators.fitting.seeds import RandomState
+from pymc_amortized.approximators.posterior.continuing import continue_training
 from pymc_amortized.approximators.posterior.refine import refine
-from pymc_amortized.approximators.posterior.sample import sample
+from pymc_amortized.approximators.posterior.sample import sample, sample_to_store
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
-from pymc_amortized.approximators.posterior.training import continue_training
 from pymc_amortized.approximators.posterior.workflow import PosteriorWorkflow
 from pymc_amortized.approximators.storage.save import save
 from pymc_amortized.training import Training
@@ -79,6 +84,12 @@ class AmortizedPosterior(PosteriorWorkflow):
         random_seed: RandomState = None,
         idata_kwargs: Mapping[str, Any] | None = None,
         progressbar: bool = True,
+        dtype: Literal["float64", "float32"] = "float64",
+        store: str | PathLike[str] | None = None,
+        thin: int = 1,
+        reduce: str | None = None,
+        cores: int = 1,
+        client: Any = None,
     ) -> xr.DataTree:
         """Draw from the posterior of one data set, or of many.
 
@@ -115,11 +126,26 @@ class AmortizedPosterior(PosteriorWorkflow):
             Of everything random; a generator is advanced.
         idata_kwargs : mapping, optional
             ``log_likelihood=True`` or ``log_prior=True`` add these groups; ``proposal_log_weight`` says whether the
-            weights of all proposals are kept, which are by default for one data set only; ``dtype="float32"`` makes
-            draws half as large.
+            weights of all proposals are kept, which are by default for one data set only.
         progressbar : bool
             Whether to show the progress of what takes long, if it runs; Ctrl-C leaves what is not done yet as "not
             reached".
+        dtype : {"float64", "float32"}
+            Of real-valued draws; the second makes them half as large.
+        store : path-like, optional
+            A folder that the results of many data sets are written to in zarr's format, chunk by chunk: they, and
+            `observed` if that is an ``xarray.Dataset`` from ``xarray.open_zarr``, may be larger than memory. After an
+            interruption the same call goes on with the chunks that are missing; without a seed it takes the one that
+            it began with. `max_time` is that of each chunk. The arguments below are for stores alone.
+        thin : int
+            Every so many draws of each chain are kept.
+        reduce : str, optional
+            Instead of draws, what they are reduced to: some of "mean", "sd" and "quantiles" (5, 50, 95 %), as in
+            ``"mean sd quantiles"``; the group ``summary`` then takes the place of ``posterior``.
+        cores : int
+            Processes that sample.
+        client : distributed.Client, optional
+            A client of Dask, whose workers sample and write: they have to see the path. The result depends on neither.
 
         Returns
         -------
@@ -142,26 +168,32 @@ class AmortizedPosterior(PosteriorWorkflow):
             ``density`` of ``posterior`` and ``sample_stats`` is "learned". What is logged as a warning is also in their
             attribute ``doubts``: a JSON list (read it by ``json.loads``) of objects with a ``kind``, the ``finding``,
             the ``advice``, the ``number`` that speaks against the result, and labels of the ``datasets`` concerned.
+            With `store`, the same groups of all data sets, of which nothing is read before it is asked for; data that
+            differ in length are filled up with NaN.
 
         Raises
         ------
         ValueError, TypeError, KeyError
             When an argument or the data do not fit the model; the message names it.
         """
-        return sample(
-            self,
-            observed,
-            draws=draws,
-            chains=chains,
-            batched=batched,
-            correction=correction,
-            max_nuts=max_nuts,
-            max_time=max_time,
-            var_names=var_names,
-            random_seed=random_seed,
-            idata_kwargs=idata_kwargs,
-            progressbar=progressbar,
-        )
+        how: dict[str, Any] = {
+            "draws": draws,
+            "chains": chains,
+            "correction": correction,
+            "max_nuts": max_nuts,
+            "max_time": max_time,
+            "var_names": var_names,
+            "idata_kwargs": idata_kwargs,
+            "dtype": dtype,
+        }
+        shown: dict[str, Any] = {"random_seed": random_seed, "progressbar": progressbar}
+        if store is None:
+            refuse_store_arguments(thin=(thin, 1), reduce=(reduce, None), cores=(cores, 1), client=(client, None))
+            return sample(self, observed, batched=batched, **how, **shown)
+        if not batched:
+            raise ValueError("store= is for the results of many data sets: pass batched=True")
+        stored: dict[str, Any] = {"thin": thin, "reduce": reduce, "cores": cores, "client": client}
+        return sample_to_store(self, observed, store, **stored, **how, **shown)
 
     def logp(self, point: Mapping[str, Any], observed: Mapping[str, Any] | xr.Dataset | None = None) -> np.ndarray:
         """Log density of the network's posterior over the unconstrained value variables.

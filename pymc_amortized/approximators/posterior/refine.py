@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, read_count
-from pymc_amortized.approximators.fitting.given import FEWEST_USABLE
 from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
 from pymc_amortized.approximators.fitting.simulating import PILOT, prepare_batch
 from pymc_amortized.approximators.posterior.choosing import build_network
 from pymc_amortized.approximators.posterior.region import Region
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.approximators.simulations.given import FEWEST_USABLE
 from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations, concatenate
 from pymc_amortized.graph.density.log_density import Constrain, LogPrior

@@ -1,8 +1,10 @@
 """Sampling a trained posterior: arguments and data are read, draws are made, doubts gathered, all written as a tree."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -12,13 +14,16 @@ from pymc_amortized.approximators.fitting.arguments import (
     Correction,
     ResultOptions,
     check_correction,
+    check_dtype,
     check_integer,
     read_names,
     read_nuts_budget,
     read_result_options,
+    read_statistics,
 )
-from pymc_amortized.approximators.fitting.seeds import RandomState, seed_sequence
-from pymc_amortized.approximators.posterior.predictive import Kind
+from pymc_amortized.approximators.fitting.fingerprint import digest
+from pymc_amortized.approximators.fitting.seeds import RandomState, entropy_of, seed_sequence
+from pymc_amortized.approximators.posterior.predictions.predictive import Kind
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.budget import Budget
 from pymc_amortized.correction.check_results import (
@@ -32,14 +37,21 @@ from pymc_amortized.correction.doubt import Doubt, tell
 from pymc_amortized.correction.draws import Draws, Request, sample_stats
 from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
-from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import ModelSpec
-from pymc_amortized.logs import logger, show_progress, working
+from pymc_amortized.logs import logger, quiet, show_progress, working
+from pymc_amortized.results.storing import even, reduce_draws, thin_draws
 from pymc_amortized.results.unpacking import is_batched, read_draws
 from pymc_amortized.results.writing import posterior_tree
+from pymc_amortized.stores.filling import fill, loaded
+from pymc_amortized.stores.store import Manifest, Store
 
+MOST_OF_CHUNK, LARGEST_CHUNK = 5_000_000, 256
+"""Numbers drawn for a chunk of a store, and data sets in it, at most."""
+OF_A_CALL = ("sampling_time", "doubts")
+"""Attributes of a result that say nothing of other chunks."""
 MOST_BYTES = 2**28
 """That deterministics along the data may take in the result of a batch, unless they are asked for."""
 
@@ -58,13 +70,14 @@ def sample(
     random_seed: RandomState,
     idata_kwargs: Mapping[str, Any] | None,
     progressbar: bool,
+    dtype: str = "float64",
 ) -> xr.DataTree:
     """Draw from the posterior of one data set, or of many; :meth:`AmortizedPosterior.sample` says how."""
     started = time.perf_counter()
     compiled = posterior.compiled
     draws, chains = check_integer("draws", draws), check_integer("chains", chains)
     names = read_names(var_names, compiled.constrain.names)
-    options = read_result_options(idata_kwargs)
+    options, dtype = read_result_options(idata_kwargs), check_dtype(dtype)
     correct = check_correction(posterior.weighed_by, correction)
     datasets = posterior.read(observed, batched)
     most, seconds = read_nuts_budget(max_nuts, max_time, correction)
@@ -98,7 +111,78 @@ def sample(
         sample_stats=sample_stats(results, weights=kept) | {"ood_pvalue": ([], ood)},
         attrs=attrs | posterior.provenance.attributes(),
     )
-    return _with_groups(posterior, tree, options, names)
+    return _with_groups(posterior, tree, options, names, dtype)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Makes chunks of results; other processes receive it once."""
+
+    posterior: TrainedPosterior
+    observed: DataSets | xr.Dataset
+    options: Mapping[str, Any]
+    thin: int
+    statistics: tuple[str, ...]
+
+    def make(self, manifest: Manifest, k: int) -> tuple[xr.DataTree, dict[str, Any]]:
+        at, spec = manifest.chunks[k], self.posterior.spec
+        if isinstance(self.observed, DataSets):
+            some: Any = self.observed.take(np.arange(at.start, at.stop))
+        else:
+            some = loaded(self.observed.isel({DATASET_DIM: at}))
+        with quiet():
+            rng = np.random.default_rng(manifest.seed(k))
+            tree = sample(self.posterior, some, batched=True, random_seed=rng, progressbar=False, **self.options)
+        stages, each = np.unique(tree["sample_stats"]["stage"], return_counts=True)
+        tree = reduce_draws(tree, self.statistics) if self.statistics else thin_draws(tree, self.thin)
+        tree = even(tree, spec.largest, [v.name for v in spec.observed if v.missing or v.sized])
+        for group in tree.children.values():
+            group.attrs = {name: value for name, value in group.attrs.items() if name not in OF_A_CALL}
+        return tree, {"stages": dict(zip(stages.tolist(), each.tolist(), strict=True))}
+
+
+def sample_to_store(
+    posterior: TrainedPosterior,
+    observed: Any,
+    path: str | PathLike[str],
+    *,
+    thin: int,
+    reduce: str | None,
+    cores: int,
+    client: Any,
+    random_seed: RandomState,
+    progressbar: bool,
+    **options: Any,
+) -> xr.DataTree:
+    """Draw from the posteriors of many data sets, into a store; :meth:`AmortizedPosterior.sample` says how."""
+    thin, statistics, cores = check_integer("thin", thin), read_statistics(reduce), check_integer("cores", cores)
+    draws, chains = check_integer("draws", options["draws"]), check_integer("chains", options["chains"])
+    if statistics and thin > 1:
+        raise ValueError("thin and reduce exclude each other: all draws are reduced")
+    data: DataSets | xr.Dataset
+    if isinstance(observed, xr.Dataset) and DATASET_DIM in observed.dims:
+        number, data = observed.sizes[DATASET_DIM], observed
+        labels = observed[DATASET_DIM].to_numpy() if DATASET_DIM in observed.coords else np.arange(number)
+    else:
+        data = posterior.read(observed, True)
+        number, labels = len(data), data.labels
+    chunk = min(max(MOST_OF_CHUNK // (draws * chains * posterior.spec.dim), 1), LARGEST_CHUNK)
+    maker = _Sampled(posterior, data, options, thin, statistics)
+    about = {name: value for name, value in options.items() if value is not None} | {"thin": thin, "reduce": reduce}
+    about |= {"trained weights": digest(posterior.network.state_dict()), "observed": digest(data)}
+    manifest = Manifest("posteriors", DATASET_DIM, number, chunk, entropy_of(random_seed), about)
+    store = Store.at(path, manifest, any_seed=random_seed is None)
+    title = "Sampling posteriors"
+    fill(store, maker, {DATASET_DIM: labels}, title, cores=cores, client=client, progressbar=progressbar)
+    stages = sum((Counter(note["stages"]) for note in store.notes().values()), Counter[str]())
+    store.add_attributes("sample_stats", {f"stage {name}": n for name, n in stages.items()})
+    if bad := stages["failed"] + stages["not reached"]:
+        logger.warning(
+            "%d of %d data sets have draws that should not be used: sample_stats['stage'] is 'failed' (%d) or "
+            "'not reached' (%d) there. Leave them out, or sample them again with more time (max_time=).",
+            *(bad, number, stages["failed"], stages["not reached"]),
+        )
+    return store.tree()
 
 
 def sample_groups(
@@ -179,14 +263,14 @@ def _check_data(posterior: TrainedPosterior, datasets: DataSets) -> list[Doubt]:
 
 
 def _with_groups(
-    posterior: TrainedPosterior, tree: xr.DataTree, options: ResultOptions, names: list[str]
+    posterior: TrainedPosterior, tree: xr.DataTree, options: ResultOptions, names: list[str], dtype: str
 ) -> xr.DataTree:
     """Add log densities, which read every free variable; then leave what was asked for."""
     kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
     for group in options.groups:
         posterior.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
-    if options.groups or options.dtype != "float64":
+    if options.groups or dtype != "float64":
         draws = tree["posterior"].to_dataset()[names]
-        real = {name: draws[name].astype(options.dtype) for name in names if draws[name].dtype.kind == "f"}
+        real = {name: draws[name].astype(dtype) for name in names if draws[name].dtype.kind == "f"}
         tree["posterior"] = xr.DataTree(draws.assign(real))
     return tree

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.approximators.fitting.models import sources_again, training_simulator
 from pymc_amortized.approximators.fitting.provenance import Provenance
-from pymc_amortized.approximators.fitting.simulate import sources_again, training_simulator
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Draws, Request

@@ -5,27 +5,22 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 
-from pymc_amortized.approximators.fitting.arguments import read_target, target_of
-from pymc_amortized.approximators.fitting.given import StoredSimulations, read_given
-from pymc_amortized.approximators.fitting.plan import plan_posterior
+from pymc_amortized.approximators.fitting.plan import Plan, plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
-from pymc_amortized.approximators.fitting.setup import Setup, end_of_call
-from pymc_amortized.approximators.fitting.simulate import sources_again, training_simulator
+from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulating import (
     PILOT,
     fixed_source,
     fresh_source,
     prepare_batch,
+    report_pilot,
     reuse_sketched,
-    simulate_pilot,
     stored_source,
     structure_of,
 )
@@ -34,6 +29,8 @@ from pymc_amortized.approximators.posterior.check import Measure, check_correcte
 from pymc_amortized.approximators.posterior.choosing import Sketched, build_network, choose_sketch, seconds_of_training
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
+from pymc_amortized.approximators.simulations.given import StoredSimulations
+from pymc_amortized.approximators.simulations.simulate import CHUNK, simulate_to_store
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.missing import Rule
@@ -52,6 +49,7 @@ from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.novelty.reference import RANKED, enough, learn_reference
 from pymc_amortized.numerics.thresholds import THRESHOLDS
+from pymc_amortized.stores.store import Manifest
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -60,7 +58,6 @@ from pymc_amortized.training import (
     Trained,
     Training,
     TrainingState,
-    choose_device,
 )
 from pymc_amortized.training.options import EXPECTED_STEPS
 
@@ -145,13 +142,28 @@ class PosteriorFit:
             pilot = self.given
         else:
             start = time.perf_counter()
-            number = self.plan.number or self.pilot_size
-            seed, cores = self.setup.seed(Stage.PILOT), self.plan.cores_for(number)
-            pilot = simulate_pilot(self.simulator, number, seed, cores)
+            pilot = self._stored_pilot() if self.setup.checkpoint and self.plan.number else self._simulated_pilot()
+            report_pilot(pilot, self.spec.potentials)
             self.seconds = time.perf_counter() - start
         refuse_prior_atoms(self.spec, pilot, by_user=self.given is not None)
         refuse_jumps(self.spec, pilot)
         return pilot
+
+    def _simulated_pilot(self) -> Simulations:
+        number = self.plan.number or self.pilot_size
+        return self.simulator(number, self.setup.seed(Stage.PILOT), cores=self.plan.cores_for(number))
+
+    def _stored_pilot(self) -> Simulations:
+        """Simulate a fixed set to the checkpoint, chunk by chunk."""
+        kept, number = self.setup.checkpoint, self.plan.number
+        if kept is None or number is None or self.spec.locals:
+            return self._simulated_pilot()
+        manifest = Manifest("simulations", "draw", number, CHUNK, (*self.setup.entropy, Stage.PILOT))
+        cores = self.plan.cores_for(number)
+        store = simulate_to_store(self.simulator, kept.simulations, manifest, cores=cores, progressbar=False)
+        attempted, dropped = store.totals()
+        made = StoredSimulations(store, self.spec, self.setup.compile_kwargs).read(slice(None))
+        return replace(made, attempted=attempted, dropped=dropped)
 
     @working("Finding the structure of the data")
     def structure(
@@ -280,13 +292,17 @@ class PosteriorFit:
         network.to(self.setup.device)
         asked = self.setup.options.max_time
         batch = statistics.take(slice(self.setup.options.batch_size))
-        steps = plan_posterior(
-            network,
-            lambda: self.prepared(network, batch),
-            self.plan.seconds_of_batch(self.setup.options),
-            self.plan.cores,
-            self.setup.bounded,
-            seconds_of_training(self.inputs),
+        steps = self.setup.decide(
+            "steps",
+            Plan,
+            lambda: plan_posterior(
+                network,
+                lambda: self.prepared(network, batch),
+                self.plan.seconds_of_batch(self.setup.options),
+                self.plan.cores,
+                self.setup.bounded,
+                seconds_of_training(self.inputs),
+            ),
         )
         self.train_by(steps.options)
         source = self.source(
@@ -360,44 +376,3 @@ class PosteriorFit:
         number = enough(self.inputs, RANKED)
         alone = self.simulator.with_extra(None)
         return alone(number, self.setup.seed(Stage.NOVELTY), cores=self.simulating.cores_for(number))
-
-
-def continue_training(
-    posterior: TrainedPosterior,
-    num_steps: int | None,
-    *,
-    max_time: float | None,
-    target_efficiency: float | None,
-    training: Training | None,
-    context: Mapping[str, Any] | None,
-    missing: Mapping[str, Any] | None,
-    simulations: xr.DataTree | str | PathLike[str] | None,
-    device: str | torch.device | None,
-    progressbar: bool,
-) -> TrainedPosterior:
-    """Train a posterior further; :meth:`AmortizedPosterior.continue_training` says how."""
-    if posterior.local_to is not None:
-        raise ValueError("a refined posterior is trained by refine(), for its one data set")
-    spec, provenance, kwargs = posterior.spec, posterior.provenance, posterior.compile_kwargs
-    if training is not None and num_steps is not None:
-        raise ValueError("num_steps and training exclude each other: training=Training(num_steps=...) says both")
-    options = training or replace(provenance.training, max_time=None)
-    options = options if num_steps is None else replace(options, num_steps=num_steps)
-    if target_efficiency is not None and num_steps is None and training is None:
-        options = replace(options, num_steps=None)
-    wanted = read_target(target_efficiency, options)
-    begun = not posterior.state.values["standing"]["finished"]
-    target = target_of(spec, wanted, TARGET if begun else None)
-    options = options if max_time is None else replace(options, max_time=max_time)
-    context = posterior.context if context is None else context
-    sources, gaps = sources_again(spec, context, posterior.missing if missing is None else missing)
-    simulator = training_simulator(spec, sources, gaps, kwargs)
-    setup = Setup(options, provenance.entropy, choose_device(device), progressbar, kwargs, end_of_call(max_time))
-    given = None
-    if provenance.user_simulations:
-        if simulations is None:
-            raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
-        given = read_given(simulations, spec, sources, kwargs)
-    plan = SimulationPlan(provenance.num_simulations if given is None else len(given), provenance.cores)
-    fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, target=target)
-    return replace(fit.resume(posterior), learned=posterior.learned)

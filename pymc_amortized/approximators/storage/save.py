@@ -10,6 +10,7 @@ read by :mod:`pymc_amortized.approximators.storage.codec`. :mod:`pymc_amortized.
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 from importlib.metadata import version
 from os import PathLike
@@ -18,13 +19,39 @@ from typing import Any
 
 import pymc as pm
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pymc_amortized.approximators.storage.codec import describe
+from pymc_amortized.approximators.storage.brought import Brought
+from pymc_amortized.approximators.storage.checkpoint import write_whole
+from pymc_amortized.approximators.storage.codec import Part, describe, read_record
 
 KEY = "pymc_amortized"
 """Of the description among a file's metadata."""
 FORMAT = 3
+
+
+def read_file[T](brought: Brought, kinds: Sequence[type], use: Callable[[Any], T]) -> T:
+    """Read a file while it is open.
+
+    Parameters
+    ----------
+    brought : Brought
+        With its path.
+    kinds : sequence of type
+        Dataclasses that it may hold.
+    use : callable
+        Makes something of what it holds.
+    """
+    path = brought.path
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = _read_description(file.metadata() or {}, path.name)
+            with brought.checking():
+                saved = read_record(kinds, description["contents"], Part(file))
+            return use(saved)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}") from None
 
 
 @singledispatch
@@ -54,4 +81,21 @@ def save(thing: Any, path: str | PathLike[str]) -> None:
     versions = {"pymc_amortized": version("pymc-amortized"), "pymc": pm.__version__, "torch": torch.__version__}
     description = {"format": FORMAT, "versions": versions, "contents": described}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={KEY: json.dumps(description, allow_nan=False)})
+    metadata = {KEY: json.dumps(description, allow_nan=False)}
+    write_whole(path, lambda file: save_file(plain, file, metadata=metadata))
+
+
+def _read_description(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise ValueError(f"{file!r} is a safetensors file, but not one that pymc_amortized wrote")
+    try:
+        description = json.loads(metadata[KEY])
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{file!r} is damaged: its description cannot be read ({error})") from None
+    given = description.get("format") if isinstance(description, dict) else None
+    if given != FORMAT:
+        raise ValueError(
+            f"{file!r} has format {given!r}; this version of pymc_amortized "
+            f"({version('pymc-amortized')}) reads format {FORMAT}"
+        )
+    return description

@@ -14,7 +14,7 @@ import xarray as xr
 from pymc.distributions.simulator import SimulatorRV
 
 from pymc_amortized.approximators.fitting.arguments import read_names
-from pymc_amortized.approximators.posterior.gaps_in_terms import GapsInTerms
+from pymc_amortized.approximators.posterior.predictions.gaps_in_terms import GapsInTerms
 from pymc_amortized.graph.data.datasets import DataSets
 from pymc_amortized.graph.data.groups import known_groups
 from pymc_amortized.graph.data.reading import read_context

@@ -1,0 +1,1 @@
+"""Predictions, pointwise log densities and imputations for the data sets of results."""

@@ -1,0 +1,1 @@
+"""Simulations for the user, and from the user."""
