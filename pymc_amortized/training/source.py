@@ -140,6 +140,7 @@ class FreshSimulations:
         # A tail shorter than a batch is left: one batch size keeps compiled networks compiled.
         if self._held is None or self._used + min(self.batch_size, self._size) > self._size:
             self._hold(self._simulated())
+        assert self._held is not None
         z, encoded = self._held
         # every k-th: neighbours may have been simulated alike
         batch_size = min(self.batch_size, self._size)

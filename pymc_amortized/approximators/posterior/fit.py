@@ -199,13 +199,8 @@ def fit_posterior(
 
     kept = None
     if checkpoint is not None:
-        options: dict[str, Any] = {
-            "structure": structure,
-            "num_simulations": num_simulations,
-            "summary": summary,
-            "density": density,
-        }
-        options |= {"sketch": sketch, "target_efficiency": target_efficiency, "training": setup.options}
+        options: dict[str, Any] = {"structure": structure, "summary": summary, "density": density, "sketch": sketch}
+        options |= {"num_simulations": num_simulations, "training": setup.options, "target_efficiency": wanted}
         about = about_fit(spec, sources, simulations, options)
         kept = Checkpoint.at(checkpoint, about, setup.entropy, any_seed=random_seed is None)
         if kept.done.is_file():

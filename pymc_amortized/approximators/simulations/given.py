@@ -111,8 +111,7 @@ def read_given(
     store = Store.open(simulations)
     if store.manifest.kind != "simulations":
         raise ValueError(f"simulations: {store.path!r} holds {store.manifest.kind}")
-    known = replace(spec, locals=()) if spec.locals else spec
-    if differ := differences(store.manifest.about, describe_model(known, sources)):
+    if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources)):
         name, there, now = differ[0]
         raise ValueError(
             f"simulations: {store.path!r} is of another model: {name} is {there!r:.80} there, {now!r:.80} in the model"

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -153,12 +153,8 @@ def about_fit(
 ) -> dict[str, Any]:
     """What a fit depends on, by the words that a message names it with."""
     said = {name: _said(value) for name, value in options.items() if value is not None}
-    given = (
-        None
-        if simulations is None
-        else str(simulations if isinstance(simulations, str | PathLike) else digest(simulations))
-    )
-    return describe_model(replace(spec, locals=()) if spec.locals else spec, sources) | said | {"simulations": given}
+    given = str(simulations) if isinstance(simulations, str | PathLike | None) else digest(simulations)
+    return describe_model(spec, sources) | said | {"simulations": given}
 
 
 def _said(value: Any) -> Any:
