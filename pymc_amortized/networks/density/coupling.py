@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pymc_amortized.networks.density.gaussian import GaussianHead, Level, affine
+from pymc_amortized.networks.density.gaussian import COMPUTED, GaussianHead, Level, affine
 from pymc_amortized.networks.density.protocols import DensityOptions
 from pymc_amortized.networks.density.spline import rational_quadratic, spline_size
 from pymc_amortized.numerics.blocks import blocks
@@ -107,9 +107,10 @@ class CouplingSpline(nn.Module):
         self.options = options = (options or Spline()).resolve(dim)
         layers, hidden = options.layers or 0, options.hidden
         self.dim, self.features, self.layers, self.kept = dim, features, layers, dim // 2
-        permutations = _alternating_permutations(dim, layers)
-        self.register_buffer("permutations", permutations)
-        self.register_buffer("inverses", permutations.argsort(-1))
+        with COMPUTED:
+            permutations = _alternating_permutations(dim, layers)
+            self.register_buffer("permutations", permutations)
+            self.register_buffer("inverses", permutations.argsort(-1))
         self.head = GaussianHead(dim, features)
         level_of = tuple(levels if levels is not None else (0,) * dim)
         order = sorted(range(dim), key=level_of.__getitem__)

@@ -8,7 +8,10 @@ and precision depend on the data alone, every level is standardized once more gi
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GaussianHead", "Level", "affine"]
+__all__ = ["COMPUTED", "GaussianHead", "Level", "affine"]
+
+COMPUTED = torch.device("cpu")
+"""Where buffers are computed: on "meta", where files are compared with networks, torch would import its compiler."""
 
 
 def affine(layer: nn.Module, h: Tensor) -> Tensor:
@@ -32,8 +35,9 @@ class GaussianHead(nn.Module):
         self.shift = nn.Linear(features, dim)
         nn.init.zeros_(self.shift.bias)
         nn.init.zeros_(self.shift.weight)
-        self.register_buffer("below", torch.ones(dim, dim).tril(-1))
-        self.register_buffer("eye", torch.eye(dim))
+        with COMPUTED:
+            self.register_buffer("below", torch.ones(dim, dim).tril(-1))
+            self.register_buffer("eye", torch.eye(dim))
         nn.init.zeros_(self.mean.bias)
         nn.init.zeros_(self.factor.bias)
         nn.init.zeros_(self.factor.weight)
