@@ -33,6 +33,7 @@ ORDER = """
     graph.rows graph.structure graph.nuts graph.simulation graph.density graph.data graph.model
     networks networks.rows networks.summary networks.density networks.encoding
     row_density training numerics
+    ranks
     logs
 """.split()
 

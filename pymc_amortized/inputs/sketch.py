@@ -36,6 +36,7 @@ from pymc_amortized.numerics.quadratic import Quadratic, find_quadratic
 from pymc_amortized.numerics.sampling.amis import ENOUGH, SMALLEST, Found, adapt, quasi_normal
 from pymc_amortized.numerics.sampling.modes import reach
 from pymc_amortized.numerics.sampling.symmetry import Symmetries
+from pymc_amortized.ranks import agree
 from pymc_amortized.training import torch_threads
 
 POINTS = 32
@@ -339,7 +340,7 @@ def seconds_for_each(sketched: Callable[[Simulations], np.ndarray], pilot: Simul
             some = pilot.take(slice(number))
             before = time.thread_time()
             numbers = sketched(some)
-            seconds = (time.thread_time() - before) / len(some)
+            seconds = agree((time.thread_time() - before) / len(some))
     return seconds, numbers
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from pymc_amortized.ranks import number_of_ranks, rank
 from pymc_amortized.training import Batch
 from pymc_amortized.training.source import Reduce, moved
 
@@ -76,7 +77,8 @@ class BlockBatches:
 
     def next(self) -> Batch:
         """Return the next batch."""
-        epoch, within = divmod(self._drawn, int(self._starts[-1]))
+        # ranks take batches in turn
+        epoch, within = divmod(self._drawn * number_of_ranks() + rank(), int(self._starts[-1]))
         window = int(np.searchsorted(self._starts, within, side="right")) - 1
         z, encoded = self._window((epoch, window))
         start = (within - int(self._starts[window])) * self.batch_size

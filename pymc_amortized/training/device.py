@@ -2,11 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pymc_amortized.ranks import agree, number_of_ranks, ranks_here
+from pymc_amortized.training.options import Precision
 
 
 def available_devices() -> tuple[str, ...]:
@@ -26,6 +30,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     ----------
     device : str, torch.device or None
         "cpu", "cuda", "cuda:1", "mps", ... None takes CUDA if there is one, then MPS, then the CPU.
+        Of several ranks, each takes a CUDA device of its own.
 
     Returns
     -------
@@ -37,8 +42,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         If ``device`` is not the name of a device, or of one that this machine does not have.
     """
     available = available_devices()
-    if device is None:
-        return torch.device(available[0])
+    device = available[0] if device is None else device
+    if number_of_ranks() > 1 and str(device) == "cuda":
+        device = f"cuda:{ranks_here()[0]}"
     listed = ", ".join(map(repr, available))
     if not isinstance(device, str | torch.device):
         raise TypeError(f"device must be a string, a torch.device or None, got {device!r}. Available: {listed}.")
@@ -51,6 +57,20 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if plain not in available:
         raise ValueError(f"device={str(device)!r} is not available here. Available: {listed}.")
     return chosen
+
+
+def precision(name: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute with numbers of this precision, where torch finds that harmless; weights stay as they are."""
+    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
+
+
+def check_precision(name: Precision, device: torch.device) -> None:
+    """Raise ValueError where a device does not compute with numbers of this precision."""
+    able = torch.amp.is_autocast_available(device.type)
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and not able:
+        raise ValueError(f"precision='bf16' is not there on device {str(device)!r}; 'float32' is.")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -140,12 +160,12 @@ def fastest_step(
     """
     allowed = torch.get_num_threads()
     if z.device.type != "cpu":
-        return _seconds(network, z, encoded), allowed
+        return agree((_seconds(network, z, encoded), allowed))
     timed = []
     for number in [threads] if threads else sorted({1, allowed}):
         with torch_threads(number):
             timed.append((_seconds(network, z, encoded), number))
-    return min(timed)
+    return agree(min(timed))
 
 
 def _seconds(network: nn.Module, z: Tensor, encoded: Mapping[str, Tensor]) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pymc_amortized.ranks import agree
 from pymc_amortized.training.settling import NEGLIGIBLE, Evaluation
 from pymc_amortized.training.source import Batch, Reduce
 from pymc_amortized.training.state import group, prefixed
@@ -47,7 +48,7 @@ class Judge:
                 losses = [scalar_loss(self.network, chunk) for chunk in self.chunks]
         finally:
             self.network.train()
-        return torch.stack(losses).cpu().numpy().astype(np.float64)
+        return agree(torch.stack(losses).cpu().numpy().astype(np.float64))
 
     def evaluate(self, fraction: float, vector: Tensor) -> bool:
         """Judge these weights at this share of the training; return whether they are the best."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.logs import logger
+from pymc_amortized.ranks import holding_interrupts, rank
 from pymc_amortized.training.device import choose_device, isolated_random_numbers
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
@@ -114,9 +115,10 @@ def train_together(
     with ExitStack() as stack:
         for task in tasks:
             stack.callback(task.source.close)
-        stack.enter_context(isolated_random_numbers(seed, place))
+        stack.enter_context(isolated_random_numbers(seed + rank(), place))
+        stack.enter_context(holding_interrupts())
         stack.enter_context(torch.enable_grad())
-        bar = stack.enter_context(ProgressBar()) if progress is True else None
+        bar = stack.enter_context(ProgressBar()) if progress is True and rank() == 0 else None
         shown = Throttled(progress if callable(progress) else bar)
         runs = []
         for task in tasks:

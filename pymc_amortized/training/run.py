@@ -1,6 +1,7 @@
 """One training: what a step, an evaluation and an ending do.
 
-Nothing in a step waits for the device: losses are added up there and read at evaluations.
+Nothing in a step waits for the device: losses are added up there and read at evaluations. Several ranks alone wait, for
+each other.
 """
 
 import copy
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.logs import logger
-from pymc_amortized.training.device import random_state, set_random_state
+from pymc_amortized.ranks import agree, average_over_ranks, broadcast, number_of_ranks, was_interrupted
+from pymc_amortized.training.device import precision, random_state, set_random_state
 from pymc_amortized.training.history import SERIES, History
 from pymc_amortized.training.judge import Judge
 from pymc_amortized.training.options import Training
@@ -78,6 +80,7 @@ class Run:
         self.average = weights.copy()
         self.optimizer = AdamW(weights.vector, task.options.weight_decay)
         self.clock = time.perf_counter()
+        self.seconds = 0.0  # the same by the clocks of all ranks, if there are several
         self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
@@ -151,7 +154,7 @@ class Run:
         self.network.eval()
         try:
             with self.weights.replaced(self.average):
-                return measure()
+                return agree(measure())
         finally:
             self.network.train()
 
@@ -163,11 +166,13 @@ class Run:
 
     def advance(self, fraction: float) -> None:
         """Make one step."""
-        loss = scalar_loss(self.network, self.source.next())
-        gradient = self.weights.gradient(loss)
+        batch = self.source.next()
+        with precision(self.options.precision, self.device):
+            loss = scalar_loss(self.network, batch)
+        gradient, loss = self.averaged(self.weights.gradient(loss), loss.detach().to(self.average.dtype))
         norm = torch.linalg.vector_norm(gradient)
         # A gradient that is not finite counts as zero: no need to ask the device before going on.
-        finite = torch.isfinite(norm + loss.detach())
+        finite = torch.isfinite(norm + loss)
         scale = torch.where(finite, (self.options.clip_norm / norm).clamp(max=1.0), 0.0)
         with self.weights.held():
             self.optimizer.step(gradient.nan_to_num_(0.0, 0.0, 0.0).mul_(scale), self.rate(fraction))
@@ -176,7 +181,18 @@ class Run:
         # An average over the latest share of all steps: the more steps, the longer it looks back.
         share = 1.0 / (1.0 + self.options.averaging * self.at.cycle_step)
         self.average.lerp_(self.weights.vector.detach(), share if self.options.averaging else 1.0)
-        self.losses.append(torch.where(finite, loss.detach(), math.nan))
+        self.losses.append(torch.where(finite, loss, math.nan))
+
+    def averaged(self, gradient: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Average over all ranks, which tell each other the time, and of an interrupt, in the same message."""
+        if number_of_ranks() == 1:
+            return gradient, loss
+        told = gradient.new_tensor([time.perf_counter() - self.clock, was_interrupted()])
+        vector = average_over_ranks(torch.cat([gradient, loss.view(1), told]))
+        self.seconds, interrupted = vector[-2:].tolist()
+        if interrupted:
+            raise KeyboardInterrupt
+        return vector[:-3], vector[-3]
 
     def fraction(self) -> float:
         """Return the share of the training that is done, by steps or time."""
@@ -208,7 +224,7 @@ class Run:
 
     def elapsed(self) -> float:
         """Return the seconds since this call of ``train``."""
-        return time.perf_counter() - self.clock
+        return time.perf_counter() - self.clock if number_of_ranks() == 1 else self.seconds
 
     def rate(self, fraction: float) -> float:
         """Return the learning rate."""
@@ -222,6 +238,8 @@ class Run:
     def evaluate(self) -> None:
         """Judge the averaged weights and add a row to the history."""
         fraction = self.fraction()
+        # what is computed alike may differ by rounding, and a user's network may count what it has seen in buffers
+        broadcast(self.weights.vector, self.average, *self.weights.buffers.values())
         better = self.judge.evaluate(fraction, self.average)
         self.at.fruitless = 0 if better else self.at.fruitless + 1
         grid = self.options.evaluations
@@ -276,7 +294,7 @@ class Run:
         if self.at.last_layers and self.last_layers is not None:
             judged = judged and not stalled(evaluations, self.last_layers.after, negligible * self.judge.parameters)
         overfit = rise(evaluations, negligible) if self.source.fixed else 0.0
-        simulating = self.source.seconds - self.simulated_before
+        made, seconds = agree((self.source.simulations, self.source.seconds))
         return Trained(
             network=self.network,
             history=self.history(),
@@ -287,9 +305,9 @@ class Run:
             gain_error=error,
             overfit=overfit,
             held_out_loss=self.judge.best_loss,
-            simulations=self.source.simulations,
-            seconds_simulating=self.source.seconds,
-            seconds_training=self.at.training_seconds + self.elapsed() - simulating,
+            simulations=made if self.source.fixed else made * number_of_ranks(),
+            seconds_simulating=seconds,
+            seconds_training=self.at.training_seconds + self.elapsed() - seconds + self.simulated_before,
             measured=self.measured,
         )
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pymc_amortized.ranks import number_of_ranks, rank
+
 Batch = tuple[Tensor, dict[str, Tensor]]
 Simulate = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
 Reduce = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -246,7 +248,7 @@ class FreshSimulations:
 
 
 class FixedSimulations:
-    """Batches from a fixed set of simulations, in a new order every epoch.
+    """Batches from a fixed set of simulations, in a new order every epoch, of which each rank takes its share.
 
     Parameters
     ----------
@@ -279,16 +281,17 @@ class FixedSimulations:
         if len(z) == 0:
             raise ValueError("FixedSimulations needs at least one simulation, got none.")
         self.z, self.encoded = moved((z, encoded), torch.device(device))
-        self.batch_size, self.seed = min(batch_size, len(z)), seed
+        self.batch_size, self.seed = min(batch_size, len(z) // number_of_ranks()), seed
         self.simulations, self.seconds = len(z), seconds
         self._drawn, self._epoch = 0, -1
         self._order = torch.empty(0, dtype=torch.long)
 
     def next(self) -> Batch:
         """Return the next batch; less than a batch at an epoch's end waits for the next epoch."""
-        epoch, position = divmod(self._drawn, len(self.z) // self.batch_size)
+        epoch, position = divmod(self._drawn, len(self.z) // number_of_ranks() // self.batch_size)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, _permutation((self.seed, epoch), self.z)
+            order = _permutation((self.seed, epoch), self.z)
+            self._epoch, self._order = epoch, order[rank() :: number_of_ranks()]
         rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
         self._drawn += 1
         return self.z[rows], {name: value[rows] for name, value in self.encoded.items()}

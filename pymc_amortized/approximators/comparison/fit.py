@@ -29,11 +29,13 @@ from pymc_amortized.graph.simulation.context import read_missing
 from pymc_amortized.logs import logger
 from pymc_amortized.networks.choices import SummaryChoice, check_choices
 from pymc_amortized.numerics.odds import prior_weights
+from pymc_amortized.ranks import together
 from pymc_amortized.training import Training
 
 type Entry = pm.Model | AmortizedPosterior
 
 
+@together()
 def fit_comparison(
     models: Mapping[str, Entry],
     *,

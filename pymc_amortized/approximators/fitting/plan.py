@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 from torch import Tensor, nn
 
+from pymc_amortized.ranks import agree, ranks_here
 from pymc_amortized.training import Batch, LastLayers, Reduce, Training, fastest_step, torch_threads
 from pymc_amortized.training.options import DEFAULT_SECONDS, MOST_PASSES, WHOLE
 
@@ -98,12 +99,16 @@ def others(cores: int) -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, by its affinity and its container's quota, and that others leave idle."""
-    allowed = joblib.cpu_count()
+    """Cores that this process may use, by its affinity and its container's quota, and that others leave idle.
+
+    Ranks on one machine share them.
+    """
+    _, here = ranks_here()
+    allowed = max(joblib.cpu_count() // here, 1)
     if not hasattr(os, "getloadavg"):
         return allowed
-    busy = os.getloadavg()[0] - 1  # this process is one of those that run
-    return int(np.clip(round((os.cpu_count() or 1) - busy), 1, allowed))
+    busy = os.getloadavg()[0] - here  # this process is one of those that run
+    return agree(int(np.clip(round(((os.cpu_count() or 1) - busy) / here), 1, allowed)))
 
 
 @dataclass(frozen=True)
@@ -217,4 +222,4 @@ def _made(prepare: Callable[[], Batch], simulating: float) -> tuple[SimulationCo
 def _clocked[T](function: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = function()
-    return time.perf_counter() - start, result
+    return agree(time.perf_counter() - start), result

@@ -17,6 +17,7 @@ from torch import nn
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage, entropy_of, stage_integer, stage_seed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import show_progress, working_seconds
+from pymc_amortized.ranks import agree
 from pymc_amortized.training import (
     Batch,
     Batches,
@@ -29,7 +30,7 @@ from pymc_amortized.training import (
     torch_threads,
     train,
 )
-from pymc_amortized.training.device import isolated_random_numbers
+from pymc_amortized.training.device import check_precision, isolated_random_numbers
 
 FOR_TRAINING, LEAST = 0.8, 0.1
 """Share that training takes of the seconds left of a call, the rest is for checks; and at least, of all of them."""
@@ -88,10 +89,13 @@ class Setup:
         """Make a decision that hangs on the clock, a frozen dataclass; with a checkpoint, as it was made first."""
         return make() if self.checkpoint is None else self.checkpoint.decide(name, kind, make)
 
+    def __post_init__(self) -> None:
+        check_precision(self.options.precision, self.device)
+
     @property
     def left(self) -> float:
         """Seconds that are left of the whole call."""
-        return self.until - working_seconds()
+        return agree(self.until - working_seconds())
 
     @property
     def bounded(self) -> Training:
@@ -167,7 +171,7 @@ def read_setup(
     options = options if max_time is None else replace(options, max_time=max_time)
     place = choose_device(device)
     show_progress(progressbar)
-    return Setup(options, entropy_of(random_seed), place, progressbar, compile_kwargs, end_of_call(max_time))
+    return Setup(options, agree(entropy_of(random_seed)), place, progressbar, compile_kwargs, end_of_call(max_time))
 
 
 def end_of_call(max_time: float | None) -> float:

@@ -28,6 +28,7 @@ from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.classifier import ClassifierNetwork
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
+from pymc_amortized.ranks import agree, number_of_ranks, rank
 from pymc_amortized.stores.batches import BlockBatches
 from pymc_amortized.training import Batch, FixedSimulations, FreshSimulations
 from pymc_amortized.training.source import REFILL_BATCHES
@@ -47,7 +48,7 @@ def seconds_of_one(make: Callable[[int], object], most: int = PILOT, first: int 
         start = time.perf_counter()
         make(n)
         seconds = time.perf_counter() - start
-    return seconds / n
+    return agree(seconds / n)
 
 
 def report_drops(made: Simulations, *, of: str = "", because: str = "", notable: float = 0.01, rest: str = "") -> None:
@@ -139,7 +140,8 @@ def fresh_source(
     ----------
     setup : Setup
     make : callable
-        Makes and prepares so many simulations, given how many were made before, and the processes that help.
+        Makes and prepares so many simulations, given how many were made before, and the processes that help. That
+        number says which random numbers to take: it is another one on each rank.
     simulator : Simulator or Pool
         What these processes run.
     processes : int
@@ -151,7 +153,7 @@ def fresh_source(
     """
 
     def simulate(n: int) -> Batch:
-        return make(n, source.simulations, source.workers)
+        return make(n, number_of_ranks() * source.simulations + rank(), source.workers)
 
     source = FreshSimulations(
         simulate,

@@ -36,10 +36,12 @@ from pymc_amortized.graph.rows.exchange import refuse_followers
 from pymc_amortized.graph.rows.finding import find_rows
 from pymc_amortized.networks.choices import check_choices
 from pymc_amortized.networks.posterior_network import DensityChoice, SummaryChoice
+from pymc_amortized.ranks import together
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.training import Training
 
 
+@together()
 def fit_joint(
     model: pm.Model | None = None,
     *,

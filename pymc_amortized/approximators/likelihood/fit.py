@@ -26,11 +26,13 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.rows.finding import distribution_of, find_rows
 from pymc_amortized.graph.rows.observed_rows import ObservedRows
 from pymc_amortized.graph.rows.widened import Region, widen
+from pymc_amortized.ranks import together
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.columns import COLUMNS
 from pymc_amortized.training import Training
 
 
+@together()
 def fit_likelihood(
     model: pm.Model | None = None,
     *,

@@ -18,6 +18,7 @@ from pymc_amortized.logs import logger, working
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.numerics.sampling.importance import Weights, smooth
 from pymc_amortized.numerics.uniformity import describe, holm, p_text, pit, uniformity
+from pymc_amortized.ranks import agree
 from pymc_amortized.training import Efficiency, Trained, report
 from pymc_amortized.training.device import torch_generator
 
@@ -71,7 +72,7 @@ class Measure:
         self.compiled.log_density(points, given)  # compiles
         start = time.perf_counter()
         self.compiled.log_density(points, given)
-        self._seconds = time.perf_counter() - start
+        self._seconds = agree(time.perf_counter() - start)
         if self._seconds > VERY_SLOW:
             self._proposals = FEW_PROPOSALS
             return FEW_SETS
@@ -251,7 +252,8 @@ def check_corrected(
     drawing, ranking = seed.spawn(2)
     datasets = of_simulations(some)
     log_joint = posterior.compiled.log_joint(some.unconstrained, datasets)
-    return warn_if_corrected_off(posterior.spec, posterior.corrected(datasets, drawing), log_joint, some, ranking)
+    draws = posterior.corrected(datasets, drawing)
+    return agree(warn_if_corrected_off(posterior.spec, draws, log_joint, some, ranking))
 
 
 def warn_if_corrected_off(

@@ -30,9 +30,11 @@ from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.axes import read_kinds
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices, density_options
+from pymc_amortized.ranks import number_of_ranks, together
 from pymc_amortized.training import Training
 
 
+@together()
 def fit_posterior(
     model: pm.Model | None = None,
     *,
@@ -199,6 +201,8 @@ def fit_posterior(
 
     kept = None
     if checkpoint is not None:
+        if number_of_ranks() > 1:
+            raise ValueError("checkpoint: several processes that torchrun started cannot keep one; leave it out")
         options: dict[str, Any] = {"structure": structure, "summary": summary, "density": density, "sketch": sketch}
         options |= {"num_simulations": num_simulations, "training": setup.options, "target_efficiency": wanted}
         about = about_fit(spec, sources, simulations, options)

@@ -24,6 +24,7 @@ from pymc_amortized.approximators.posterior.sample import sample, sample_to_stor
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.posterior.workflow import PosteriorWorkflow
 from pymc_amortized.approximators.storage.save import save
+from pymc_amortized.ranks import together
 from pymc_amortized.training import Training
 
 
@@ -277,6 +278,7 @@ class AmortizedPosterior(PosteriorWorkflow):
             progressbar=progressbar,
         )
 
+    @together()
     def continue_training(
         self,
         num_steps: int | None = None,

@@ -25,10 +25,11 @@ from safetensors.torch import save_file
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.checkpoint import write_whole
 from pymc_amortized.approximators.storage.codec import Part, describe, read_record
+from pymc_amortized.ranks import writes_files
 
 KEY = "pymc_amortized"
 """Of the description among a file's metadata."""
-FORMAT = 3
+FORMAT = 4
 
 
 def read_file[T](brought: Brought, kinds: Sequence[type], use: Callable[[Any], T]) -> T:
@@ -72,8 +73,10 @@ def save(thing: Any, path: str | PathLike[str]) -> None:
     ----------
     thing : AmortizedPosterior, AmortizedLikelihood, AmortizedJoint or AmortizedComparison
     path : path-like
-        An existing file is replaced.
+        An existing file is replaced. Of processes that torchrun started, the first one alone writes.
     """
+    if not writes_files():
+        return
     path = Path(path)
     described, tensors = describe(contents(thing))
     if not path.parent.is_dir():
