@@ -29,7 +29,7 @@ def simulate(folder: Path, cores: int = 1) -> None:
 def train(folder: Path) -> pma.AmortizedPosterior:
     """Train for a fixed number of steps."""
     loop.KEEP_SECONDS = 0.05
-    options = pma.Training(num_steps=300, batch_size=32)
+    options = pma.Training(num_steps=200, batch_size=32)
     kwargs = {"sketch": False, "progressbar": False, "compile_kwargs": INTERPRETED}
     return pma.fit_posterior(model(), training=options, random_seed=1, checkpoint=folder / "run", **kwargs)
 

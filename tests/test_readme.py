@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/everyday.md", "docs/deployment.md"]
+PAGES = ["README.md", "docs/everyday.md", "docs/deployment.md", "docs/scale.md"]
 
 
 def python_blocks(text: str) -> Iterator[tuple[int, str]]:

@@ -169,7 +169,8 @@ def sample_to_store(
     chunk = min(max(MOST_OF_CHUNK // (draws * chains * posterior.spec.dim), 1), LARGEST_CHUNK)
     maker = _Sampled(posterior, data, options, thin, statistics)
     about = {name: value for name, value in options.items() if value is not None} | {"thin": thin, "reduce": reduce}
-    about |= {"trained weights": digest(posterior.network.state_dict()), "observed": digest(data)}
+    weights = {name: tensor.cpu().numpy() for name, tensor in posterior.network.state_dict().items()}
+    about |= {"trained weights": digest(weights), "observed": digest(data)}
     manifest = Manifest("posteriors", DATASET_DIM, number, chunk, entropy_of(random_seed), about)
     store = Store.at(path, manifest, any_seed=random_seed is None)
     title = "Sampling posteriors"
