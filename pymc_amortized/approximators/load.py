@@ -1,6 +1,7 @@
 """Reading files: the one place that knows every kind of object that can be saved."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -22,7 +23,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.logs import working
 
 READERS: dict[type, tuple[type, Callable[[Any, Brought], Any]]] = {
-    SavedPosterior: (AmortizedPosterior, read_posterior),
+    SavedPosterior: (AmortizedPosterior, partial(read_posterior, kind=AmortizedPosterior)),
     SavedLikelihood: (AmortizedLikelihood, read_likelihood),
     SavedJoint: (AmortizedJoint, read_joint),
     SavedComparison: (AmortizedComparison, read_comparison),

@@ -92,7 +92,7 @@ def read_comparison(saved: SavedComparison, brought: Brought) -> AmortizedCompar
         own = replace(brought, model=models[rival.name], summary=None)
         try:
             if isinstance(rival.model, SavedPosterior):
-                posteriors[rival.name] = read_posterior(rival.model, own)
+                posteriors[rival.name] = read_posterior(rival.model, own, AmortizedPosterior)
                 specs[rival.name] = posteriors[rival.name].spec
             else:
                 specs[rival.name] = rival.model.read(models[rival.name], own)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.likelihood.file import SavedLikelihood, read_likelihood
 from pymc_amortized.approximators.posterior.file import SavedPosterior, read_posterior
+from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.save import contents
 
@@ -27,7 +28,7 @@ def joint_contents(joint: AmortizedJoint) -> SavedJoint:
 
 def read_joint(saved: SavedJoint, brought: Brought) -> AmortizedJoint:
     """Make both of what a file holds, and of the user's model."""
-    posterior = read_posterior(saved.posterior, brought)
+    posterior = read_posterior(saved.posterior, brought, AmortizedPosterior)
     likelihood = read_likelihood(saved.likelihood, replace(brought, summary=None, density=None))
     learned = learned_posterior(posterior, likelihood) if saved.corrected_by_likelihood else posterior
     return AmortizedJoint(learned, likelihood)

@@ -9,7 +9,7 @@ import pymc as pm
 from torch import nn
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
-from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.models import SavedModel, check_rates, check_structure, plain_rates
 from pymc_amortized.approximators.storage.networks import SavedNetwork, check_layout, read_state
@@ -57,7 +57,7 @@ class SavedPosterior:
 
 
 @contents.register
-def posterior_contents(posterior: AmortizedPosterior) -> SavedPosterior:
+def posterior_contents(posterior: TrainedPosterior) -> SavedPosterior:
     """Take from a posterior what a file holds."""
     if posterior.local_to is not None:
         raise ValueError(
@@ -86,7 +86,8 @@ def posterior_contents(posterior: AmortizedPosterior) -> SavedPosterior:
     )
 
 
-def read_again(
+def read_again[P: TrainedPosterior](
+    kind: type[P],
     path: Path,
     model: pm.Model | None,
     summary: Any,
@@ -94,16 +95,16 @@ def read_again(
     context: Mapping[str, Any],
     missing: Mapping[str, Any],
     compile_kwargs: CompileKwargs | None,
-) -> AmortizedPosterior:
+) -> P:
     """Read a posterior that the same call has trained: its sources are at hand."""
     own = [part if isinstance(part, nn.Module) or callable(part) else None for part in (summary, density)]
     brought = Brought(path, model, own[0], own[1], compile_kwargs)
-    posterior = read_file(brought, [SavedPosterior], lambda saved: read_posterior(saved, brought))
+    posterior = read_file(brought, [SavedPosterior], lambda saved: read_posterior(saved, brought, kind))
     logger.info("The posterior was trained already: %s.", path)
-    return AmortizedPosterior.of(replace(posterior, context=context, missing=missing))
+    return replace(posterior, context=context, missing=missing)
 
 
-def read_posterior(saved: SavedPosterior, brought: Brought) -> AmortizedPosterior:
+def read_posterior[P: TrainedPosterior](saved: SavedPosterior, brought: Brought, kind: type[P]) -> P:
     """Make a posterior of what a file holds, and of the user's model."""
     spec = saved.model.read(brought.one_model(), brought)
     for what in ("summary", "density"):
@@ -117,7 +118,7 @@ def read_posterior(saved: SavedPosterior, brought: Brought) -> AmortizedPosterio
             raise ValueError(f"the network is one of the parameters at {network.places}, not {expected_places}")
         if saved.reference is not None:
             check_reference(saved.reference, network if sketch is None else sketch.start, spec)
-        return AmortizedPosterior(
+        return kind(
             spec=spec,
             network=network,
             structure=saved.structure,

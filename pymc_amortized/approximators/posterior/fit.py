@@ -208,7 +208,7 @@ def fit_posterior(
         about = about_fit(spec, sources, simulations, options)
         kept = Checkpoint.at(checkpoint, about, setup.entropy, any_seed=random_seed is None)
         if kept.done.is_file():
-            return read_again(kept.done, model, summary, density, sources, gaps, compile_kwargs)
+            return read_again(AmortizedPosterior, kept.done, model, summary, density, sources, gaps, compile_kwargs)
         setup = replace(setup, checkpoint=kept, entropy=kept.entropy)
 
     def planned() -> SimulationPlan:
