@@ -75,7 +75,9 @@ class Attempts:
 
     def __call__(self, n: int, seed: np.random.SeedSequence, lengths: dict[str, int], context: Arrays) -> Simulations:
         """Attempt one simulation at each of `n` values of the context; further arrays are kept beside the draws."""
-        loop = self.compile()  # a graph that cannot be compiled is no failed simulation
+        loop = self._loop  # a graph that cannot be compiled is no failed simulation
+        if self._checks is not None:
+            self._checks.compile()
         names = [c.name for c in self.spec.context] + [p.name for p in self.spec.parameters if self._given]
         own: Arrays = {}
         out_of_order: dict[str, int] = {}
@@ -104,12 +106,13 @@ class Attempts:
         dropped = dict(Counter(made.dropped) + Counter(out_of_order))
         return replace(made, attempted=made.attempted + sum(out_of_order.values()), dropped=dropped)
 
-    def compile(self) -> Loop:
-        """Compile all that simulating takes, and return the loop."""
-        loop = self._loop
+    def compile(self, lengths: Mapping[str, int], context: Arrays) -> None:
+        """Compile all that simulating takes, with values of the context for no simulation."""
+        own = self._ordered(0, np.random.SeedSequence(0))[0] if self._drawn_alone else {}
+        given = [*(context[c.name] for c in self.spec.context), *own.values()]
+        self._loop(0, np.random.SeedSequence(0), given, [lengths[r.dim] for r in self.spec.sizes])
         if self._checks is not None:
             self._checks.compile()
-        return loop
 
     def of_lengths(
         self, n: int, seed: int | np.random.SeedSequence, lengths: dict[str, int], context: Contexts

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pymc_amortized.graph.data.simulations import Simulations, concatenate
+from pymc_amortized.graph.data.simulations import SimulationError, Simulations, concatenate
 from pymc_amortized.graph.simulation.parallel import THREADS
 from pymc_amortized.graph.simulation.sending import pack, unpack
 from pymc_amortized.graph.simulation.simulator import Simulator
 
 SERVE = "from pymc_amortized.graph.simulation.guarded import serve; serve()"
+MOST_IN_A_ROW = 10
+"""Simulations without an end, after which none is expected."""
 
 
 class GuardedSimulator(Simulator):
@@ -35,6 +37,7 @@ class GuardedSimulator(Simulator):
         super().__init__(*args, **kwargs)
         self._timeout = timeout
         self._process: _Process | None = None
+        self._in_a_row = 0  # that did not end
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_process": None}
@@ -49,14 +52,25 @@ class GuardedSimulator(Simulator):
         if self._process is None:
             self._process = _Process(pack(self))
         made = self._process.ask(seed, self._timeout)
+        self._in_a_row = 0 if made is not None else self._in_a_row + 1
         if made is not None:
             return made
+        if self._in_a_row == MOST_IN_A_ROW:
+            raise SimulationError(
+                f"{MOST_IN_A_ROW} simulations in a row took more than simulation_timeout={self._timeout:g} s, or ended "
+                "their process: allow more, or narrow the priors"
+            )
         self._process.end()
         self._process = None
         lengths = self.spec.largest
-        context = {c.name: np.empty((0, *c.shape_at(lengths)), c.dtype) for c in self.spec.context}
+        context = self.context(0, seed, lengths)
         reason = f"TimeoutError: no end after {self._timeout:g} s, or its process died"
         return self.attempts.padded(self.attempts.nothing(reason, lengths, context), lengths)
+
+    def compile(self) -> None:
+        """Compile, without a simulation that may hang: none is asked for."""
+        lengths = self.spec.largest
+        self.attempts.compile(lengths, self.context(0, np.random.SeedSequence(0), lengths))
 
     def alone(self, seed: np.random.SeedSequence) -> Simulations:
         """Make one simulation in this process, however long it takes."""
@@ -101,7 +115,7 @@ def serve() -> None:
     theirs = Connection(int(sys.argv[1]))
     try:
         simulator = unpack(theirs.recv_bytes())
-        simulator.attempts.compile()
+        simulator.compile()
         theirs.send(None)
         while True:
             theirs.send(_made(simulator, theirs.recv()))
