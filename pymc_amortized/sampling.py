@@ -13,6 +13,7 @@ import xarray as xr
 from pymc_amortized.approximators.fitting.arguments import (
     Correction,
     check_correction_name,
+    check_dtype,
     check_integer,
     explain_sampler_arguments,
     read_mapping,
@@ -60,6 +61,7 @@ def sample_amortized(
     context: Mapping[str, Any] | None = None,
     fit_kwargs: Mapping[str, Any] | None = None,
     idata_kwargs: Mapping[str, Any] | None = None,
+    dtype: Literal["float64", "float32"] = "float64",
     compile_kwargs: CompileKwargs | None = None,
 ) -> xr.DataTree:
     """Draw posterior samples with a neural network trained on the model's own simulations.
@@ -88,7 +90,7 @@ def sample_amortized(
         Data containers and dimensions that may change without training again; see :func:`fit_posterior`.
     fit_kwargs : mapping, optional
         Further arguments of :func:`fit_posterior`, for example ``{"max_time": 60}``.
-    idata_kwargs : mapping, optional
+    idata_kwargs, dtype : optional
         As in :meth:`AmortizedPosterior.sample`.
     compile_kwargs : mapping, optional
         Passed to ``pymc.compile``.
@@ -119,6 +121,7 @@ def sample_amortized(
     check_correction_name(correction)
     read_nuts_budget(max_nuts, max_time, correction)
     options = read_result_options(idata_kwargs)
+    check_dtype(dtype)
     read_names(var_names, [v.name for v in (*model.free_RVs, *model.deterministics)])
     context = read_mapping("context", context)
     fit_kwargs = _read_fit_kwargs(fit_kwargs)
@@ -152,6 +155,7 @@ def sample_amortized(
         random_seed=sample_seed.generate_state(4).tolist(),
         idata_kwargs=idata_kwargs,
         progressbar=progressbar,
+        dtype=dtype,
     )
 
 
