@@ -21,11 +21,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.stores.seals import naming, seal_chunk, seal_layout
+
 KEY, NOTES = "pymc_amortized", "written"
 """Of the manifest among the attributes of a store, and of the group that holds the notes."""
 FORMAT = 1
 NOTE_BYTES = 4096
 """Of a note, at most."""
+LAYOUT, SEAL = "layout", "digest"
+"""Of all arrays' form, in the manifest once they are there; and of a chunk, in its note."""
 NEEDED = ("zarr", "dask")
 
 
@@ -97,7 +101,9 @@ class Store:
             raise ValueError(
                 f"{str(path)!r} has format {found!r}; this version of pymc_amortized reads format {FORMAT}"
             )
-        return cls(path, _read_manifest(given, path))
+        store = cls(path, _read_manifest(given, path))
+        store.check_layout()
+        return store
 
     @classmethod
     def at(cls, path: str | PathLike[str], manifest: Manifest, *, any_seed: bool = False) -> Store:
@@ -119,7 +125,7 @@ class Store:
 
         refuse_without_libraries()
         if not _exists(path):
-            described = asdict(manifest) | {"format": FORMAT, "versions": _versions()}
+            described = asdict(manifest) | {"format": FORMAT, "versions": _versions(), LAYOUT: None}
             zarr.create_group(str(path), attributes={KEY: described}, zarr_format=3)
             return cls(path, manifest)
         store = cls.open(path)
@@ -143,24 +149,27 @@ class Store:
 
         for name, node in tree.children.items():
             self._lay_out_group(name, node.to_dataset(), labels)
-        zarr.open_group(self.path, mode="r+").create_array(
+        root = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        root.create_array(
             f"{NOTES}/note",
             shape=(len(self.manifest.chunks), NOTE_BYTES),
             chunks=(1, NOTE_BYTES),
             dtype="uint8",
+            compressors=_compressors(),
             dimension_names=("chunk", "byte"),
             overwrite=True,
         )
+        described: Any = root.attrs[KEY]
+        root.update_attributes({KEY: described | {LAYOUT: seal_layout(root, asdict(self.manifest))}})
         self.consolidate()
 
     def _lay_out_group(self, name: str, example: xr.Dataset, labels: Mapping[str, Any]) -> None:
         import dask.array
-        from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dim, number, chunk = self.manifest.dim, self.manifest.number, min(self.manifest.chunk, self.manifest.number)
         along = [v for v in example.variables if dim in example[v].dims]
         whole = example.drop_vars(along)
-        encoding = {}
+        encoding: dict[Any, dict[str, Any]] = {}
         for v in along:
             if v in example.coords:
                 continue
@@ -168,9 +177,10 @@ class Store:
             chunks = tuple(chunk if d == dim else max(n, 1) for d, n in sizes.items())
             empty = dask.array.zeros(tuple(sizes.values()), chunks=chunks, dtype=_widened(example[v].dtype))
             whole[v] = (tuple(sizes), empty, example[v].attrs)
-            encoding[v] = {"chunks": chunks, "compressors": (ZstdCodec(level=1), Crc32cCodec())}
+            encoding[v] = {"chunks": chunks}
         if along:
             whole = whole.assign_coords({k: (dim, values) for k, values in labels.items()})
+        encoding = {v: encoding.get(v, {}) | {"compressors": _compressors()} for v in whole.variables}
         whole.to_zarr(
             self.path, group=name, mode="w", compute=False, consolidated=False, zarr_format=3, encoding=encoding
         )
@@ -178,9 +188,18 @@ class Store:
     @property
     def is_laid_out(self) -> bool:
         """Whether all arrays are there."""
+        return _described(self.path)[LAYOUT] is not None
+
+    def check_layout(self) -> None:
+        """Refuse arrays of another form than they were made with."""
         import zarr
 
-        return f"{NOTES}/note" in zarr.open_group(self.path, mode="r")
+        if (seal := _described(self.path)[LAYOUT]) is None:
+            return
+        with naming(self.path):
+            found = seal_layout(zarr.open_group(self.path, mode="r"), asdict(self.manifest))
+        if found != seal:
+            raise ValueError(f"{self.path!r} is damaged: its arrays, or its manifest, are not those that were written")
 
     def write(self, k: int, tree: xr.DataTree, note: Mapping[str, Any]) -> None:
         """Write a chunk, and then its note: short, JSON.
@@ -192,7 +211,8 @@ class Store:
         """
         import zarr
 
-        root: Any = zarr.open_group(self.path, mode="r+")
+        with naming(self.path):
+            root: Any = zarr.open_group(self.path, mode="r+")
         at = self.manifest.chunks[k]
         for name, node in tree.children.items():
             variables, dim = node.to_dataset(), self.manifest.dim
@@ -201,10 +221,32 @@ class Store:
                 if f"{name}/{v}" not in root:
                     raise ValueError(f"store: chunk {k} holds {name}[{v!r}], and the first one did not")
                 root[f"{name}/{v}"][_place(variables[v].dims, dim, at)] = variables[v].to_numpy()
+        note = {**note, SEAL: seal_chunk({n: node.to_dataset() for n, node in tree.children.items()}, dim)}
         text = json.dumps(note).encode()
         if len(text) > NOTE_BYTES:
             text = json.dumps({**note, "dropped": {"many reasons": sum(note["dropped"].values())}}).encode()
         root[f"{NOTES}/note"][k] = np.frombuffer(text.ljust(NOTE_BYTES), dtype=np.uint8)
+
+    def read(self, at: slice) -> dict[str, xr.Dataset]:
+        """Read what is along the dim, by group, after comparing each chunk with what was written.
+
+        Raises
+        ------
+        ValueError
+            When a chunk is damaged.
+        """
+        notes, dim, chunks = self.notes(), self.manifest.dim, self.manifest.chunks
+        start, stop, _ = at.indices(self.manifest.number)
+        numbers = range(start // self.manifest.chunk, -(-stop // self.manifest.chunk))
+        first, last = chunks[numbers[0]].start, chunks[numbers[-1]].stop
+        with naming(self.path):
+            nodes = {name: node.to_dataset() for name, node in self.tree(by_dask=False).children.items()}
+            groups = {n: node.isel({dim: slice(first, last)}).load() for n, node in nodes.items() if dim in node.dims}
+        for k in numbers:
+            here = slice(chunks[k].start - first, chunks[k].stop - first)
+            if seal_chunk({n: group.isel({dim: here}) for n, group in groups.items()}, dim) != notes[k][SEAL]:
+                raise ValueError(f"{self.path!r} is damaged: chunk {k} is not the one that was written")
+        return {n: group.isel({dim: slice(start - first, stop - first)}) for n, group in groups.items()}
 
     def notes(self) -> dict[int, dict[str, Any]]:
         """Return the notes of the chunks that are there."""
@@ -212,13 +254,14 @@ class Store:
 
         if not self.is_laid_out:
             return {}
-        rows = np.asarray(zarr.open_group(self.path, mode="r")[f"{NOTES}/note"])
-        if rows.shape != (len(self.manifest.chunks), NOTE_BYTES):
-            raise ValueError(f"{self.path!r} is damaged: it has notes of {len(rows)} chunks")
+        with naming(self.path):
+            array: Any = zarr.open_group(self.path, mode="r")[f"{NOTES}/note"]
+            rows = np.asarray(array)
         try:
-            return {k: json.loads(row.tobytes()) for k, row in enumerate(rows) if row.any()}
-        except ValueError as error:
+            notes = {k: json.loads(row.tobytes()) for k, row in enumerate(rows) if row.any()}
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path!r} is damaged: a note cannot be read ({error})") from None
+        return notes
 
     def missing(self) -> list[int]:
         """Return the numbers of the chunks that are not there yet."""
@@ -249,7 +292,9 @@ class Store:
 
     def tree(self, *, by_dask: bool = True) -> xr.DataTree:
         """Open it: nothing is read before it is asked for."""
-        opened = xr.open_datatree(self.path, engine="zarr", chunks={} if by_dask else None)
+        self.check_layout()
+        with naming(self.path):
+            opened = xr.open_datatree(self.path, engine="zarr", chunks={} if by_dask else None)
         return xr.DataTree.from_dict({name: node for name, node in opened.children.items() if name != NOTES})
 
 
@@ -262,6 +307,12 @@ def refuse_without_libraries() -> None:
 def _widened(dtype: np.dtype) -> np.dtype:
     """A type that also holds longer words, as other chunks may."""
     return np.dtype("U16") if dtype.kind == "U" else dtype
+
+
+def _compressors() -> tuple[Any, ...]:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return ZstdCodec(level=1), Crc32cCodec()
 
 
 def _place(dims: Sequence[Any], dim: str, at: slice) -> tuple[slice, ...]:
@@ -295,6 +346,14 @@ def _root_attributes(path: str | PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is no zarr store") from None
     except Exception as error:  # whatever a damaged file leads to
         raise ValueError(f"{str(path)!r} is damaged, or no zarr store: {error}") from None
+
+
+def _described(path: str) -> dict[str, Any]:
+    """What a store says of itself, in its present state."""
+    given = _root_attributes(path).get(KEY)
+    if not isinstance(given, dict) or not isinstance(given.get(LAYOUT, 0), str | None):
+        raise ValueError(f"{path!r} is damaged: its manifest has no usable {[LAYOUT]}")
+    return given
 
 
 def _read_manifest(given: Mapping[str, Any], path: str | PathLike[str]) -> Manifest:

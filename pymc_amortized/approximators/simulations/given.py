@@ -74,11 +74,7 @@ class StoredSimulations:
         """Read some of the simulations."""
         tree = self.store.tree(by_dask=False)
         self._check_shapes(tree)
-        try:
-            part = {name: node.to_dataset().isel(draw=at).load() for name, node in tree.children.items() if node.sizes}
-        except Exception as error:  # whatever a damaged store leads to
-            raise ValueError(f"simulations: {self.store.path!r} is damaged: {error}") from error
-        return read_simulations(self.spec, xr.DataTree.from_dict(part), self.compile_kwargs)
+        return read_simulations(self.spec, xr.DataTree.from_dict(self.store.read(at)), self.compile_kwargs)
 
     def _check_shapes(self, tree: xr.DataTree) -> None:
         """Refuse arrays that are not the model's before memory is taken for them."""

@@ -25,6 +25,7 @@ from pymc_amortized.approximators.fitting.fingerprint import digest
 from pymc_amortized.approximators.storage.codec import Part, describe, read_record
 from pymc_amortized.approximators.storage.models import describe_model
 from pymc_amortized.approximators.storage.networks import read_state
+from pymc_amortized.approximators.storage.seals import check_seal, read_sealed_json, sealed_json, sealed_metadata
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger
 from pymc_amortized.stores.store import differences
@@ -76,7 +77,7 @@ class Checkpoint:
             if place.exists() and (place.is_file() or any(place.iterdir())):
                 raise ValueError(f"checkpoint: {str(place)!r} holds something else; take a new folder")
             place.mkdir(parents=True, exist_ok=True)
-            write_whole(place / CALL, json.dumps({"entropy": entropy, "about": now}).encode())
+            write_whole(place / CALL, sealed_json({"entropy": entropy, "about": now}))
             return cls(place, entropy)
         kept = _read_json(place / CALL)
         numbers, there = kept.get("entropy"), kept.get("about")
@@ -108,7 +109,7 @@ class Checkpoint:
                 raise ValueError(f"checkpoint: {str(self.folder / DECISIONS)!r} is damaged: {error}") from None
         made = make()
         described = describe(made)[0]
-        self._try_to_write(DECISIONS, json.dumps(known | {name: described}).encode())
+        self._try_to_write(DECISIONS, sealed_json(known | {name: described}))
         return made
 
     def resume(self, name: str, network: nn.Module) -> TrainingState | None:
@@ -118,9 +119,11 @@ class Checkpoint:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                values = json.loads((file.metadata() or {})[KEY])
+                metadata = file.metadata() or {}
+                values = json.loads(metadata[KEY])
+                check_seal(metadata, KEY, Part(file))
                 state = read_state(read_record([TrainingState], values, Part(file)), network)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"checkpoint: {str(path)!r} is damaged ({error}). Delete it, and training begins anew"
             ) from None
@@ -131,7 +134,7 @@ class Checkpoint:
         """Write where a training stands; a full disk is said, and ends nothing."""
         described, tensors = describe(state)
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        metadata = {KEY: json.dumps(described, allow_nan=False)}
+        metadata = sealed_metadata(KEY, json.dumps(described, allow_nan=False), plain)
         self._try_to_write(f"{name}.safetensors", lambda path: save_file(plain, path, metadata=metadata))
 
     def _try_to_write(self, name: str, content: bytes | Callable[[Path], object]) -> None:
@@ -185,9 +188,6 @@ def write_whole(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return read_sealed_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"checkpoint: {str(path)!r} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged")
-    return content

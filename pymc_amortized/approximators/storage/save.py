@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.checkpoint import write_whole
 from pymc_amortized.approximators.storage.codec import Part, describe, read_record
+from pymc_amortized.approximators.storage.seals import check_seal, sealed_metadata
 from pymc_amortized.ranks import writes_files
 
 KEY = "pymc_amortized"
@@ -49,6 +50,7 @@ def read_file[T](brought: Brought, kinds: Sequence[type], use: Callable[[Any], T
         with safe_open(path, framework="pt") as file:
             description = _read_description(file.metadata() or {}, path.name)
             with brought.checking():
+                check_seal(file.metadata(), KEY, Part(file))
                 saved = read_record(kinds, description["contents"], Part(file))
             return use(saved)
     except SafetensorError as error:
@@ -84,7 +86,7 @@ def save(thing: Any, path: str | PathLike[str]) -> None:
     versions = {"pymc_amortized": version("pymc-amortized"), "pymc": pm.__version__, "torch": torch.__version__}
     description = {"format": FORMAT, "versions": versions, "contents": described}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {KEY: json.dumps(description, allow_nan=False)}
+    metadata = sealed_metadata(KEY, json.dumps(description, allow_nan=False), plain)
     write_whole(path, lambda file: save_file(plain, file, metadata=metadata))
 
 

@@ -1,0 +1,56 @@
+"""Digests by which a store knows that what it reads is what was written: of its arrays' form, and of each chunk."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the store in whatever a damaged one leads to."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) or type(error).__name__
+        if path in said:
+            raise
+        raise ValueError(f"{path!r} is damaged: {said}") from error
+
+
+def seal_layout(root: Any, manifest: Mapping[str, Any]) -> str:
+    """Digest of a manifest, and of the form of all arrays of a zarr group.
+
+    Parameters
+    ----------
+    root : zarr.Group
+    manifest : mapping of str to object
+    """
+    import zarr
+
+    arrays = {name: node for name, node in root.members(max_depth=None) if isinstance(node, zarr.Array)}
+    forms = {name: array.metadata.to_dict() for name, array in arrays.items()}
+    text = json.dumps([manifest, forms], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def seal_chunk(groups: Mapping[str, xr.Dataset], dim: str) -> str:
+    """Digest of what is along a dim, as it is read again."""
+    content = hashlib.blake2b(digest_size=16)
+    for group in sorted(groups):
+        variables = groups[group].data_vars
+        for name in sorted(v for v in variables if dim in variables[v].dims):
+            content.update(f"{group}/{name} {variables[name].shape}".encode())
+            content.update(np.ascontiguousarray(_as_read(variables[name].to_numpy())).data)
+    return content.hexdigest()
+
+
+def _as_read(values: np.ndarray) -> np.ndarray:
+    """Values of one type, and one NaN, whatever they went through."""
+    if values.dtype.kind == "f":
+        return np.where(np.isnan(values), np.nan, values).astype(float)
+    return values.astype("U16").view("u4") if values.dtype.kind == "U" else values.astype("i8")
