@@ -261,6 +261,8 @@ class Store:
             notes = {k: json.loads(row.tobytes()) for k, row in enumerate(rows) if row.any()}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path!r} is damaged: a note cannot be read ({error})") from None
+        if lacking := [k for k, note in notes.items() if not isinstance(note, dict) or SEAL not in note]:
+            raise ValueError(f"{self.path!r} is damaged: a note cannot be read (of chunks {lacking[:5]})")
         return notes
 
     def missing(self) -> list[int]:
@@ -279,14 +281,15 @@ class Store:
         """Add to what is said of a group, once all chunks are there."""
         import zarr
 
-        zarr.open_group(self.path, mode="r+")[group].update_attributes(dict(attributes))
+        with naming(self.path):
+            zarr.open_group(self.path, mode="r+")[group].update_attributes(dict(attributes))
         self.consolidate()
 
     def consolidate(self) -> None:
         """Write what is known of all arrays to one place, so that readers need not look for it."""
         import zarr
 
-        with warnings.catch_warnings():  # it is no part of zarr's specification, and all readers do without
+        with naming(self.path), warnings.catch_warnings():  # it is no part of zarr's specification, and all readers do without
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self.path)
 

@@ -14,12 +14,12 @@ SEAL = "digest"
 
 def sealed_metadata(key: str, description: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the metadata of a safetensors file: a description, and a digest of all that it holds."""
-    return {key: description, SEAL: _seal(description, tensors)}
+    return {key: description, SEAL: seal(description, tensors)}
 
 
 def check_seal(metadata: Mapping[str, str], key: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold what its digest was taken of; one without a digest passes."""
-    if SEAL in metadata and metadata[SEAL] != _seal(metadata[key], tensors):
+    if SEAL in metadata and metadata[SEAL] != seal(metadata[key], tensors):
         raise ValueError("it does not hold what was written")
 
 
@@ -47,10 +47,11 @@ def read_sealed_json(text: bytes) -> dict[str, Any]:
 
 
 def _json_seal(content: Mapping[str, Any]) -> str:
-    return _seal(json.dumps(content, sort_keys=True), {})
+    return seal(json.dumps(content, sort_keys=True), {})
 
 
-def _seal(description: str, tensors: Mapping[str, Tensor]) -> str:
+def seal(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """Digest of a text and of tensors, however these lie in memory."""
     digest = hashlib.blake2b(description.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
