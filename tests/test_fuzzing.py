@@ -1,4 +1,4 @@
-"""Files and stores that are damaged, in every way: the right result, or an error that names them; never other numbers."""
+"""Files and stores that are damaged: the right result, or an error that names them; never other numbers."""
 
 import json
 import os
@@ -135,7 +135,7 @@ DAMAGES: tuple[Callable[[Path, np.random.Generator], str], ...] = (flip, flip_he
 
 
 UNNOTICED = (swap, remove)
-"""Of chunks of a store that xarray reads, and not this package: no format tells it of a file that is another chunk's."""
+"""Of chunks that xarray reads, and not this package: it cannot tell a file that is another chunk's."""
 
 
 def damage(source: Path, tmp_path: Path, seed: int, *, but: tuple[Any, ...] = ()) -> tuple[Path, str]:

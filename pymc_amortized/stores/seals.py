@@ -43,7 +43,7 @@ def seal_chunk(groups: Mapping[str, xr.Dataset], dim: str) -> str:
     content = hashlib.blake2b(digest_size=16)
     for group in sorted(groups):
         variables = groups[group].data_vars
-        for name in sorted(v for v in variables if dim in variables[v].dims):
+        for name in sorted((v for v in variables if dim in variables[v].dims), key=str):
             content.update(f"{group}/{name} {variables[name].shape}".encode())
             content.update(np.ascontiguousarray(_as_read(variables[name].to_numpy())).data)
     return content.hexdigest()

@@ -289,7 +289,10 @@ class Store:
         """Write what is known of all arrays to one place, so that readers need not look for it."""
         import zarr
 
-        with naming(self.path), warnings.catch_warnings():  # it is no part of zarr's specification, and all readers do without
+        with (
+            naming(self.path),
+            warnings.catch_warnings(),
+        ):  # it is no part of zarr's specification, and all readers do without
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self.path)
 
