@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.stores.differences import differences
 from pymc_amortized.stores.seals import naming, seal_chunk, seal_layout
 
 KEY, NOTES = "pymc_amortized", "written"
@@ -379,26 +380,5 @@ def _words(manifest: Manifest) -> dict[str, Any]:
     return own | {"random_seed": list(manifest.entropy)} | dict(manifest.about)
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the names of what differs, with both values."""
-    found = []
-    for name in dict.fromkeys([*one, *other]):
-        there, now = one.get(name), other.get(name)
-        if isinstance(there, Mapping) and isinstance(now, Mapping):
-            found += differences(there, now, f"{place}{name}, ")
-        elif not _same(there, now):
-            found.append((f"{place}{name}", there, now))
-    return found
-
-
 def _short(value: Any) -> str:
     return "nothing" if value is None else f"{value!r:.80}"
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether values are the same, numbers up to what another machine explains."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return bool(np.isclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True))
-    return one == other

@@ -20,7 +20,8 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.stores.store import Store, differences
+from pymc_amortized.stores.differences import differences
+from pymc_amortized.stores.store import Store
 
 PILOT = 8192
 """Simulations of a store that are read into memory, at most."""

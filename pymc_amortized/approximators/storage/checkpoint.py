@@ -28,7 +28,7 @@ from pymc_amortized.approximators.storage.networks import read_state
 from pymc_amortized.approximators.storage.seals import check_seal, read_sealed_json, sealed_json, sealed_metadata
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger
-from pymc_amortized.stores.store import differences
+from pymc_amortized.stores.differences import differences
 from pymc_amortized.training import TrainingState
 
 KEY = "pymc_amortized_training"
