@@ -15,8 +15,8 @@ from small_models import line
 from test_training import HELD_OUT, Interrupting, fresh, gaussian, simulator, weights_of
 
 import pymc_amortized as pma
-from pymc_amortized.approximators.simulations.given import read_simulations
 from pymc_amortized.approximators.posterior.check import Measure
+from pymc_amortized.approximators.simulations.given import read_simulations
 from pymc_amortized.logs import logger
 from pymc_amortized.training import Efficiency, FreshSimulations, Stopping, Training, train
 from pymc_amortized.training.schedule import DECAY, scheduled

@@ -236,30 +236,33 @@ class Store:
         ValueError
             When a chunk is damaged.
         """
-        notes, dim, chunks = self.notes(), self.manifest.dim, self.manifest.chunks
+        dim, chunks = self.manifest.dim, self.manifest.chunks
         start, stop, _ = at.indices(self.manifest.number)
         numbers = range(start // self.manifest.chunk, -(-stop // self.manifest.chunk))
+        notes = self.notes(numbers)
         first, last = chunks[numbers[0]].start, chunks[numbers[-1]].stop
         with naming(self.path):
             nodes = {name: node.to_dataset() for name, node in self.tree(by_dask=False).children.items()}
             groups = {n: node.isel({dim: slice(first, last)}).load() for n, node in nodes.items() if dim in node.dims}
         for k in numbers:
             here = slice(chunks[k].start - first, chunks[k].stop - first)
-            if seal_chunk({n: group.isel({dim: here}) for n, group in groups.items()}, dim) != notes[k][SEAL]:
+            seal = seal_chunk({n: group.isel({dim: here}) for n, group in groups.items()}, dim)
+            if k not in notes or seal != notes[k][SEAL]:
                 raise ValueError(f"{self.path!r} is damaged: chunk {k} is not the one that was written")
         return {n: group.isel({dim: slice(start - first, stop - first)}) for n, group in groups.items()}
 
-    def notes(self) -> dict[int, dict[str, Any]]:
-        """Return the notes of the chunks that are there."""
+    def notes(self, numbers: range | None = None) -> dict[int, dict[str, Any]]:
+        """Return the notes of the chunks that are there, of all or of some."""
         import zarr
 
         if not self.is_laid_out:
             return {}
         with naming(self.path):
             array: Any = zarr.open_group(self.path, mode="r")[f"{NOTES}/note"]
-            rows = np.asarray(array)
+            wanted = range(len(self.manifest.chunks)) if numbers is None else numbers
+            rows = array[wanted.start : wanted.stop]
         try:
-            notes = {k: json.loads(row.tobytes()) for k, row in enumerate(rows) if row.any()}
+            notes = {k: json.loads(row.tobytes()) for k, row in zip(wanted, rows, strict=True) if row.any()}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path!r} is damaged: a note cannot be read ({error})") from None
         if lacking := [k for k, note in notes.items() if not isinstance(note, dict) or SEAL not in note]:
