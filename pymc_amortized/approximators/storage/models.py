@@ -151,6 +151,7 @@ def _read_spec(saved: SavedModel, model: pm.Model) -> ModelSpec:
             context=arguments.context,
             sizes=saved.sizes,
             missing=arguments.missing,
+            order=saved.density if free <= {*saved.density} else (),  # HSSM's own order is that of a set
         ).with_locals(arguments.locals)
     except KeyError as error:
         raise ValueError(f"the model is not the one in the file: {error.args[0]}") from None

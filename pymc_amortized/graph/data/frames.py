@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from pandas.api.typing import DataFrameGroupBy
 
-from pymc_amortized.graph.data.labels import say_nothing
+from pymc_amortized.graph.data.labels import names_within, say_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,9 @@ def wanted_columns(data: Any, known: Mapping[str, int]) -> Any:
         Names of the model's data, and how many axes each has.
     """
     several = isinstance(data, list | tuple)
-    frames = [columns_of(each) if is_frame(each) else each for each in (data if several else [data])]
+    frames = [
+        _with_joined(columns_of(each), known) if is_frame(each) else each for each in (data if several else [data])
+    ]
     extra: dict[str, None] = {}
     for i, each in enumerate(data if several else [data]):
         if is_frame(each):
@@ -85,6 +87,16 @@ def wanted_columns(data: Any, known: Mapping[str, int]) -> Any:
     if extra:
         logger.info("Columns that the model has no data for are ignored: %s.", ", ".join(map(repr, extra)))
     return frames if several else frames[0]
+
+
+def _with_joined(columns: dict[str, Any], known: Mapping[str, int]) -> dict[str, Any]:
+    """Put columns together where the name of some data is theirs, with commas between, as of HSSM's responses."""
+    for name in (name for name, axes in known.items() if axes == 2 and name not in columns):
+        parts = names_within(name)
+        if len(parts) > 1 and columns.keys() >= {*parts}:
+            table = pd.DataFrame({part: columns[part] for part in parts})
+            columns = {k: v for k, v in columns.items() if k not in parts or k in known} | {name: table}
+    return columns
 
 
 def _single(column: Any) -> Any:

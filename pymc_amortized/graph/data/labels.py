@@ -55,6 +55,11 @@ def labels_along(variable: DataVariable, dim: str, value: Any, batched: bool = F
     return value.axes[dims.index(dim)] if len(dims) == value.ndim and dim in dims else None
 
 
+def names_within(name: str) -> list[str]:
+    """Names of the columns that some data consist of: HSSM's responses are called ``rt,response``."""
+    return [part.strip() for part in name.split(",")]
+
+
 def say_nothing(labels: pd.Index) -> bool:
     """Whether these are the numbers that pandas gives to rows without labels."""
     return isinstance(labels, pd.RangeIndex) and labels.start == 0 and labels.step == 1
@@ -95,6 +100,8 @@ def _from_xarray(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, b
 
 def _from_pandas(spec: ModelSpec, variable: DataVariable, value: pd.DataFrame | pd.Series) -> Any:
     """Bring pandas data into the model's order of labels; an axis before the variable's own is that of data sets."""
+    if isinstance(value, pd.DataFrame) and [*value.columns] == names_within(variable.name):
+        value = value.set_axis(range(value.shape[1]), axis=1)
     lead = value.ndim - len(variable.shape)
     if lead not in (0, 1) or not variable.dims:
         return _plain(value)  # the door says what is wrong with the shape

@@ -11,6 +11,7 @@ from pymc.distributions.simulator import SimulatorRV
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import toposort
+from pytensor.graph.utils import MissingInputError
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.shape import Shape, Shape_i
 
@@ -65,6 +66,11 @@ def _variable_obstacle(model: pm.Model, rv: Any) -> str | None:
     (alone,) = clone_replace([rv], parents)
     try:
         pm.logp(alone, rv.type(), warn_rvs=False)
+    except MissingInputError:  # as HSSM's where trials may lapse: of one data set alone, in constants
+        return (
+            f"{rv.name!r} has a log density that evaluates its data while it is derived, so data cannot vary; with "
+            "HSSM, build the model with p_outlier=None, lapse=None"
+        )
     except (NotImplementedError, RuntimeError) as error:
         return f"{rv.name!r} has no log density ({str(error).splitlines()[0]})"
     return None

@@ -42,8 +42,9 @@ def model_of(model: Any) -> pm.Model:
         if isinstance(held, BaseModel):
             logger.info("The PyMC model of this %s is used (its %r).", type(model).__name__, path)
             return held
+    build = "; call its build_model first" if callable(getattr(model, "build_model", None)) else ""
     raise TypeError(
-        f"model must be a pymc.Model, or a model of {', '.join(WHERE)} that holds one, got {type(model).__name__}"
+        f"model must be a pymc.Model, or a model of {', '.join(WHERE)} that holds one, got {type(model).__name__}{build}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pymc_amortized.graph.model.sizes import Range
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec, Parameter, Role
 from pymc_amortized.graph.model.suitability import (
     check_names,
+    holders_of_observations,
     refuse_unsuited,
     refuse_unsuited_parameters,
     refuse_unsuited_sizes,
@@ -37,6 +38,7 @@ def take_snapshot(
     context: Iterable[str] = (),
     sizes: Sequence[Range] = (),
     missing: Iterable[str] = (),
+    order: Collection[str] = (),
 ) -> ModelSpec:
     """Read a model, and keep a copy that nothing done to the model afterwards can change.
 
@@ -54,6 +56,8 @@ def take_snapshot(
         Dimensions whose length varies between data sets.
     missing : iterable of str
         Observed variables of which values may be missing.
+    order : collection of str
+        Variables that come first, in this order; by default all have the model's.
 
     Raises
     ------
@@ -64,15 +68,13 @@ def take_snapshot(
     context, sizes, missing = tuple(context), tuple(sizes), frozenset(missing)
     _check_context(model, context)
     containers = refuse_unsuited(model, observed, context)
-    order = [v.name for v in (*model.basic_RVs, *model.deterministics)]
+    order = list(dict.fromkeys([*order, *(v.name for v in (*model.basic_RVs, *model.deterministics))]))
     without_data = set(observed or ()) - {rv.name for rv in model.observed_RVs}
     if without_data:
         model = _observe_placeholders(model, sorted(without_data))
     refuse_unsuited_parameters(model)
     wanted = _choose_parameters(model, parameters)
-    # also those that observations are computed from
-    feeding = set(ancestors(model.rvs_to_values[rv] for rv in model.observed_RVs))
-    holders = {v.name for v in model.data_vars if v in feeding}
+    holders = holders_of_observations(model)
     refuse_unsuited_sizes(model, [r.dim for r in sizes], context, holders)
     held = _held_values(model)
     frozen = freeze(model, holders, {r.dim for r in sizes})

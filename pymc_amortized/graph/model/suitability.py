@@ -11,6 +11,7 @@ from pymc.distributions.distribution import PartialObservedRV
 from pymc.distributions.multivariate import ICARRV
 from pymc.variational.minibatch_rv import MinibatchRandomVariable
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 
@@ -175,6 +176,13 @@ def _refuse_minibatch(model: pm.Model) -> None:
             )
 
 
+def holders_of_observations(model: pm.Model) -> set[str]:
+    """Names of the containers that observations are computed from, but for what the rest of the graph reads too."""
+    feeding = set(ancestors(model.rvs_to_values[rv] for rv in model.observed_RVs))
+    used = set(walk([*model.basic_RVs, *model.potentials, *model.deterministics], through_shapes=False))
+    return {v.name for v in model.data_vars if v in feeding and v not in used}
+
+
 def _observed_containers(model: pm.Model) -> dict[str, str]:
     """Containers of the observed values; one that feeds the rest of the graph too is refused."""
     holders = {v: v.name for v in model.data_vars}
@@ -186,7 +194,7 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
         value = model.rvs_to_values[rv]
         for var in walk([value], through_shapes=False):
             held = var in holders or (isinstance(var, SharedVariable) and var not in lengths)
-            if held and var in used:
+            if held and var in used and not _only_scales(var, value):
                 raise ValueError(
                     f"data container {var.name!r} holds the observations of {rv.name!r} and feeds the rest of the "
                     "model as well: simulated data would not. Use one container for the observations and "
@@ -203,6 +211,14 @@ def _observed_containers(model: pm.Model) -> dict[str, str]:
                 )
             containers[rv.name] = holders[value]
     return containers
+
+
+def _only_scales(container: Any, value: Any) -> bool:
+    """Whether observations are divided or shifted by a container, of fewer values: it stays what it is."""
+    if container is _uncast(value):
+        return False
+    values = np.size(value.eval(mode="FAST_COMPILE"))
+    return isinstance(container, SharedVariable) and np.size(container.get_value(borrow=True)) < values
 
 
 def _refuse_fractions(rv: Any, container: Any) -> None:
