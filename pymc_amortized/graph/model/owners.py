@@ -44,7 +44,8 @@ def model_of(model: Any) -> pm.Model:
             return held
     build = "; call its build_model first" if callable(getattr(model, "build_model", None)) else ""
     raise TypeError(
-        f"model must be a pymc.Model, or a model of {', '.join(WHERE)} that holds one, got {type(model).__name__}{build}"
+        f"model must be a pymc.Model, or a model of {', '.join(WHERE)} that holds one, got "
+        f"{type(model).__name__}{build}"
     )
 
 

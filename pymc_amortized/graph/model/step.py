@@ -12,6 +12,7 @@ from pymc.distributions.transforms import Ordered
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.graph.replace import clone_replace, graph_replace
 from pytensor.graph.traversal import ancestors
+from pytensor.graph.utils import MissingInputError
 from pytensor.tensor.random.op import RandomVariable
 
 from pymc_amortized.graph.model.copying import substitute
@@ -117,7 +118,7 @@ def own_log_density(model: pm.Model, rv: Any) -> tuple[Any, Any]:
     (alone,) = clone_replace([rv], parents)
     try:
         density = pm.logp(alone, value, warn_rvs=False)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, MissingInputError):
         return plain(rv), pt.constant(True)  # a variable without density is fine where its value is finite
     drawn = {value: rv, **{placeholder: v for v, placeholder in parents.items()}}
     found = graph_replace([plain(density), _allowed(alone, plain(density), value)], drawn, strict=False)
