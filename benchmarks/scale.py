@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py simulate                       # 1, 2 processes and 1, 2 workers of Dask, at 20 ms each
     python benchmarks/scale.py infer --datasets 1000 100000   # seconds for each data set, and the largest memory
+    python benchmarks/scale.py infer --model diffusion        # a network's own draws, where there is no density
     python benchmarks/scale.py train                          # a set on disk beside the same set in memory
     python benchmarks/scale.py cluster                        # inference by 1 and 2 workers of Dask
 
@@ -53,6 +54,22 @@ def regression(rows: int = 40, slopes: int = 4) -> pm.Model:
         mu = pm.Normal("alpha", 0, 1) + x @ beta
         pm.Normal("y", mu, pm.HalfNormal("sigma", 1), observed=np.zeros(rows))
     return model
+
+
+def diffusion(trials: int = 100) -> pm.Model:
+    """Return a drift-diffusion model that can only be simulated."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+    from drift_diffusion_model import simulate as walks
+
+    with pm.Model() as model:
+        drift, boundary = pm.Normal("drift", 0, 1.5), pm.Uniform("boundary", 0.5, 2.5)
+        bias, rest = pm.Uniform("bias", 0.3, 0.7), pm.Uniform("rest", 0.1, 0.5)
+        arguments = {"random": walks, "signature": "(),(),(),()->(2)", "observed": np.ones((trials, 2))}
+        pm.CustomDist("y", drift, boundary, bias, rest, **arguments)
+    return model
+
+
+MODELS = {"regression": regression, "diffusion": diffusion}
 
 
 @contextmanager
@@ -117,21 +134,17 @@ def simulate(number: int) -> None:
 def data(model: pm.Model, number: int, place: Path) -> xr.Dataset:
     """Simulate data sets, on disk."""
     y = pma.simulate(model, number, random_seed=2).prior_predictive["y"].to_numpy()[0]
-    xr.Dataset({"y": (("dataset", "row"), y)}).chunk(dataset=1000).to_zarr(place, zarr_format=3, consolidated=True)
+    dims = ("dataset", "row", "part")[: y.ndim]
+    xr.Dataset({"y": (dims, y)}).chunk(dataset=1000).to_zarr(place, zarr_format=3, consolidated=True)
     return xr.open_zarr(place)
 
 
-def infer(numbers: list[int], cores: int, draws: int, reduce: str | None) -> None:
+def infer(name: str, numbers: list[int], cores: int, draws: int, reduce: str | None) -> None:
     """Sample the posteriors of many data sets to a store."""
-    model = regression()
-    posterior = pma.fit_posterior(model, random_seed=1, **QUIET)
-    how: dict[str, Any] = {
-        "batched": True,
-        "draws": draws // 4,
-        "cores": cores,
-        "reduce": reduce,
-        "random_seed": 3,
-    } | QUIET
+    model = MODELS[name]()
+    posterior = pma.fit_posterior(model, random_seed=1, max_time=120, **QUIET)
+    how: dict[str, Any] = {"batched": True, "draws": draws // 4, "cores": cores, "reduce": reduce, "random_seed": 3}
+    how |= QUIET
     with folder() as place:
         many = data(model, max(numbers), place / "data.zarr")
         posterior.sample(many.isel(dataset=slice(600)), store=place / "first.zarr", **how)
@@ -141,8 +154,9 @@ def infer(numbers: list[int], cores: int, draws: int, reduce: str | None) -> Non
             taken = time.perf_counter() - start
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e9
             print(
-                f"{number:,} regressions of 40 rows x {draws} draws, {cores} process(es): {taken:.1f} s, "
-                f"{1e3 * taken / number:.2f} ms each; {size:.2f} GB on disk; largest memory {peak():.2f} GB",
+                f"{number:,} data sets ({name}) x {draws} draws, {cores} process(es): {taken:.1f} s, "
+                f"{1e3 * taken / number:.2f} ms each; {size:.2f} GB on disk; largest memory {peak():.2f} GB; "
+                f"1.2 million would take {1.2e6 * taken / number / 60:.0f} min",
                 flush=True,
             )
 
@@ -200,11 +214,12 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--reduce")
+    parser.add_argument("--model", choices=list(MODELS), default="regression")
     options = parser.parse_args()
     if options.what == "simulate":
         simulate((options.datasets or [1000])[0])
     elif options.what == "infer":
-        infer(options.datasets or [1000, 10_000], options.cores, options.draws, options.reduce)
+        infer(options.model, options.datasets or [1000, 10_000], options.cores, options.draws, options.reduce)
     elif options.what == "cluster":
         cluster((options.datasets or [5000])[0], options.draws)
     else:
