@@ -410,3 +410,33 @@ def test_a_new_summary_network_needs_a_line_in_the_table_alone(monkeypatch: pyte
 def test_what_is_registered_is_public() -> None:
     public = {getattr(pma, name) for name in pma.__all__}
     assert public >= {*DENSITIES.values(), *(s for s in SUMMARIES.values() if s.made_for)}
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", [*SUMMARY_CASES, *(f"density: {name}" for name in ("spline", "flow of zuko"))])
+def test_no_tensor_stays_behind_when_a_network_moves(name: str) -> None:
+    """On the device "meta", which computes nothing, as on a GPU: a tensor that was left on the CPU is an error."""
+    density = name.removeprefix("density: ") if name.startswith("density: ") else None
+    summary = SMALL if density else SUMMARY_CASES[name]()
+    layout = VALUES if density else layout_for(summary)
+    theta, data = simulate(layout, 64)
+    choice = {"density": DENSITY_CASES[density]()} if density else {}
+    network = PosteriorNetwork.build(layout, theta, data, summary=summary, **choice)
+    z, encoded = network.prepare(theta, data)
+    encoded = network.measured(encoded)
+    network.to("meta")
+    loss = network.loss(z.to("meta"), {key: value.to("meta") for key, value in encoded.items()})
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(p.grad is None or p.grad.device.type == "meta" for p in network.parameters())
+
+
+def test_a_tensor_that_stays_behind_is_found() -> None:
+    theta, data = simulate(VALUES, 64)
+    network = PosteriorNetwork.build(VALUES, theta, data, summary=SMALL, density=FlowMatching)  # makes times on the CPU
+    z, encoded = network.prepare(theta, data)
+    network.to("meta")
+    with pytest.raises(RuntimeError, match="device"):
+        network.loss(z.to("meta"), {name: value.to("meta") for name, value in encoded.items()})
