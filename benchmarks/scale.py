@@ -209,7 +209,7 @@ def train(number: int) -> None:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["simulate", "infer", "train", "cluster"])
+    parser.add_argument("what", choices=["simulate", "infer", "train", "cluster"], nargs="?", default="simulate")
     parser.add_argument("--datasets", type=int, nargs="+")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--draws", type=int, default=1000)
