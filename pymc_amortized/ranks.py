@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -63,6 +64,12 @@ def writes_files() -> bool:
     if not _launched():
         return True
     return (dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])) == 0
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for what the process does that writes files; if that fails, torchrun ends all."""
+    while not holds():
+        time.sleep(0.5)
 
 
 def average_over_ranks(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from pymc_amortized.graph.simulation.parallel import stream_tasks
 from pymc_amortized.logs import logger
+from pymc_amortized.ranks import wait_until, writes_files
 from pymc_amortized.stores.store import Manifest, Store
 from pymc_amortized.training.progress import CountBar
 
@@ -69,6 +70,9 @@ def fill(
     """
     if "://" not in store.path:
         store = Store(Path(store.path).absolute(), store.manifest)  # workers may live in another folder
+    if not writes_files():
+        wait_until(lambda: not store.missing())
+        return
     chunks, manifest = store.manifest.chunks, store.manifest
     with CountBar(title, manifest.number, shown=progressbar, ticking=True, rate=True) as bar:
         if not store.is_laid_out:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.ranks import wait_until, writes_files
 from pymc_amortized.stores.differences import differences
 from pymc_amortized.stores.seals import naming, seal_chunk, seal_layout
 
@@ -125,6 +126,8 @@ class Store:
         import zarr
 
         refuse_without_libraries()
+        if not writes_files():
+            wait_until(lambda: _exists(path))
         if not _exists(path):
             described = asdict(manifest) | {"format": FORMAT, "versions": _versions(), LAYOUT: None}
             zarr.create_group(str(path), attributes={KEY: described}, zarr_format=3)

@@ -42,6 +42,7 @@ from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger, quiet, show_progress, working
+from pymc_amortized.ranks import writes_files
 from pymc_amortized.results.storing import even, reduce_draws, thin_draws
 from pymc_amortized.results.unpacking import is_batched, read_draws
 from pymc_amortized.results.writing import posterior_tree
@@ -176,7 +177,8 @@ def sample_to_store(
     title = "Sampling posteriors"
     fill(store, maker, {DATASET_DIM: labels}, title, cores=cores, client=client, progressbar=progressbar)
     stages = sum((Counter(note["stages"]) for note in store.notes().values()), Counter[str]())
-    store.add_attributes("sample_stats", {f"stage {name}": n for name, n in stages.items()})
+    if writes_files():
+        store.add_attributes("sample_stats", {f"stage {name}": n for name, n in stages.items()})
     if bad := stages["failed"] + stages["not reached"]:
         logger.warning(
             "%d of %d data sets have draws that should not be used: sample_stats['stage'] is 'failed' (%d) or "

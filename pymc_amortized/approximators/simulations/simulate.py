@@ -20,6 +20,7 @@ from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.guarded import GuardedSimulator
 from pymc_amortized.graph.simulation.parallel import run_tasks
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.ranks import writes_files
 from pymc_amortized.results.writing import drop_counts, prior_tree
 from pymc_amortized.stores.filling import fill
 from pymc_amortized.stores.store import Manifest, Store
@@ -126,7 +127,8 @@ def simulate_to_store(
     """Make what a manifest says, or what is missing of it; :func:`simulate` says how."""
     store, labels = Store.at(path, manifest, any_seed=any_seed), {"draw": np.arange(manifest.number)}
     fill(store, _Made(simulator), labels, "Simulating", cores=cores, client=client, progressbar=progressbar)
-    store.add_attributes("prior", drop_counts(*store.totals()))
+    if writes_files():
+        store.add_attributes("prior", drop_counts(*store.totals()))
     return store
 
 
