@@ -47,7 +47,7 @@ test-slow: $(STAMP) ## the slow tests alone
 test-lowest: ## the code of the README and guides, on the lowest versions that are declared
 	@python=$$(PYTHON="$(PYTHON)" sh scripts/find-python) || exit 1; "$$python" -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python scripts/lowest-versions > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(LOWEST)/constraints.txt -e '.[plots]' pytest
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP_FLAGS) -c $(LOWEST)/constraints.txt -e '.[plots,cluster]' pytest
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W default tests/test_readme.py $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
