@@ -123,9 +123,9 @@ class Store:
         ValueError
             When there is a store of something else; what differs is named.
         """
+        refuse_without_libraries()
         import zarr
 
-        refuse_without_libraries()
         if not writes_files():
             wait_until(lambda: _exists(path))
         if not _exists(path):
