@@ -98,6 +98,11 @@ def _shown(spec: ModelSpec, groups: xr.Dataset) -> dict[str, np.ndarray]:
     lacking = [v.name for v in spec.data if v.name not in groups]
     if lacking:
         raise KeyError(f"the result's groups observed_data and constant_data lack {lacking}")
+    if cut := [v.name for v in spec.data if f"{v.name}_present" in groups[v.name].dims]:
+        raise ValueError(
+            f"the result was cut by one_dataset: where {cut} are missing is not in it. Predict for the whole result "
+            "first, then take the data set out"
+        )
     shown = {v.name: _with_lead(groups[v.name]) for v in spec.data}
     number = max(len(values) for values in shown.values())
     for v in spec.data:

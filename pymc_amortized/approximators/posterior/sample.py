@@ -158,6 +158,11 @@ def sample_to_store(
     """Draw from the posteriors of many data sets, into a store; :meth:`AmortizedPosterior.sample` says how."""
     thin, statistics, cores = check_integer("thin", thin), read_statistics(reduce), check_integer("cores", cores)
     draws, chains = check_integer("draws", options["draws"]), check_integer("chains", options["chains"])
+    options |= {"draws": draws, "chains": chains, "dtype": check_dtype(options["dtype"])}
+    read_names(options["var_names"], posterior.compiled.constrain.names)
+    check_correction(posterior.weighed_by, options["correction"])
+    read_nuts_budget(options["max_nuts"], options["max_time"], options["correction"])
+    read_result_options(options["idata_kwargs"])
     if statistics and thin > 1:
         raise ValueError("thin and reduce exclude each other: all draws are reduced")
     data: DataSets | xr.Dataset

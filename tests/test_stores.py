@@ -1,0 +1,412 @@
+"""Simulations and results in stores: the same numbers, whoever makes them, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pymc as pm
+import pytest
+import torch
+import xarray as xr
+
+import pymc_amortized as pma
+from pymc_amortized.approximators.fitting.models import read_model
+from pymc_amortized.approximators.posterior import sample as sample_module
+from pymc_amortized.approximators.simulations import given
+from pymc_amortized.approximators.simulations.given import StoredSimulations, read_given, read_simulations
+from pymc_amortized.graph.simulation.guarded import MOST_IN_A_ROW
+from pymc_amortized.stores.batches import BlockBatches
+from pymc_amortized.stores.store import Store
+
+pytest.importorskip("zarr")
+pytestmark = [  # pm.Simulator calls PyTensor in a way that PyTensor has deprecated
+    pytest.mark.filterwarnings("ignore:RandomVariable Ops will stop hiding"),
+    pytest.mark.filterwarnings("ignore:Calling a RandomVariable without"),
+]
+INTERPRETED: dict[str, Any] = {"compile_kwargs": {"mode": "FAST_COMPILE"}}
+QUIET: dict[str, Any] = {"progressbar": False}
+
+
+def line() -> pm.Model:
+    with pm.Model(coords={"obs": range(6)}) as model:
+        mu, sigma = pm.Normal("mu", 0, 2), pm.HalfNormal("sigma", 1)
+        pm.Deterministic("twice", 2 * mu)
+        pm.Normal("y", mu, sigma, observed=np.zeros(6), dims="obs")
+    return model
+
+
+def of_any_size() -> pm.Model:
+    with pm.Model(coords={"obs": range(6)}) as model:
+        x = pm.Data("x", np.arange(6.0), dims="obs")
+        rate = pm.Normal("rate", 0, 0.5)
+        pm.Poisson("n", pm.math.exp(rate + 0.1 * x), observed=np.ones(6, dtype=int), dims="obs")
+        pm.Normal("y", rate, 1, observed=np.zeros(6), dims="obs")
+    return model
+
+
+def ordered() -> pm.Model:
+    with pm.Model() as model:
+        cut = pm.Normal("cut", 0, 1, shape=2, transform=pm.distributions.transforms.ordered, initval=[-1, 1])
+        pm.Normal("y", cut, 1, observed=np.zeros(2))
+    return model
+
+
+ANY_SIZE: dict[str, Any] = {"context": {"obs": (3, 9), "x": "resample"}, "missing": {"y": 0.2}}
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "line": (line, {}),
+    "sizes, gaps, counts and covariates": (of_any_size, ANY_SIZE),
+    "draws that are dropped": (ordered, {}),
+}
+
+
+def assert_same(one: xr.DataTree, other: xr.DataTree) -> None:
+    assert set(one.children) == set(other.children)
+    for name, group in one.children.items():
+        xr.testing.assert_equal(group.to_dataset(), other[name].to_dataset().load())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_simulations_are_the_same_whoever_makes_them(name, tmp_path, monkeypatch):
+    build, kwargs = CASES[name]
+    model, kwargs = build(), kwargs | INTERPRETED | QUIET | {"chunk": 20, "random_seed": 1}
+    alone = pma.simulate(model, 70, **kwargs)
+    stored = pma.simulate(model, 70, store=tmp_path / "a", **kwargs)
+    assert_same(alone, stored)
+    assert stored.prior.attrs["simulations_attempted"] == alone.prior.attrs["simulations_attempted"]
+    # chunks in another order
+    missing = Store.missing
+    monkeypatch.setattr(Store, "missing", lambda self: missing(self)[::-1])
+    assert_same(alone, pma.simulate(model, 70, store=tmp_path / "b", **kwargs))
+
+
+def test_simulations_are_the_same_in_other_processes(tmp_path):
+    kwargs = INTERPRETED | QUIET | {"chunk": 20, "random_seed": 1}
+    assert_same(pma.simulate(line(), 70, **kwargs), pma.simulate(line(), 70, store=tmp_path / "a", cores=2, **kwargs))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_read_is_what_was_simulated(name, tmp_path):
+    build, kwargs = CASES[name]
+    model = build()
+    tree = pma.simulate(model, 70, store=tmp_path / "a", chunk=20, random_seed=1, **kwargs, **INTERPRETED, **QUIET)
+    spec, sources, _ = read_model(model, None, None, kwargs.get("context", {}), kwargs.get("missing"))
+    read = read_given(str(tmp_path / "a"), spec, sources, INTERPRETED["compile_kwargs"])
+    expected = read_simulations(spec, tree, INTERPRETED["compile_kwargs"])
+    np.testing.assert_array_equal(read.unconstrained, expected.unconstrained)
+    for field in ("data", "lengths", "missing"):
+        ours, theirs = getattr(read, field), getattr(expected, field)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[k], theirs[k], equal_nan=ours[k].dtype.kind == "f") for k in ours)
+
+
+def test_a_subset_of_parameters_is_trained_on_a_store(tmp_path):
+    pma.simulate(line(), 200, store=tmp_path / "a", random_seed=1, **INTERPRETED, **QUIET)
+    options = pma.Training(num_steps=10, batch_size=32)
+    posterior = pma.fit_posterior(
+        line(), parameters=["mu"], simulations=tmp_path / "a", training=options, random_seed=1, **INTERPRETED, **QUIET
+    )
+    assert [p.name for p in posterior.spec.parameters] == ["mu"]
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+def test_training_on_disk_is_as_good_as_in_memory(tmp_path, monkeypatch, sketch):
+    pma.simulate(line(), 3000, store=tmp_path / "a", random_seed=1, **INTERPRETED, **QUIET)
+    options: dict[str, Any] = {"training": pma.Training(num_steps=150, batch_size=64), "sketch": sketch}
+    options |= QUIET | {"simulations": tmp_path / "a", "random_seed": 1}
+    in_memory = pma.fit_posterior(line(), **options)
+    monkeypatch.setattr(given, "IN_MEMORY", 0)
+    monkeypatch.setattr(given, "BLOCK_VALUES", 2000)
+    on_disk = pma.fit_posterior(line(), **options)
+    assert on_disk.provenance.simulations == 2400  # the first fifth tells statistics, and judges
+    assert on_disk.provenance.held_out_loss == pytest.approx(in_memory.provenance.held_out_loss, abs=0.25)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "what was prepared is removed"
+
+
+def test_blocks_are_taken_once_an_epoch_and_go_on(tmp_path):
+    def batches() -> BlockBatches:
+        blocks = [(torch.arange(k, k + 20.0)[:, None], {"y": torch.arange(k, k + 20.0)}) for k in range(0, 200, 20)]
+        return BlockBatches(blocks, 10, seed=1, beside=tmp_path / "store")
+
+    source = batches()
+    taken = [source.next() for _ in range(47)]
+    for epoch in (taken[:20], taken[20:40]):
+        assert torch.cat([z[:, 0] for z, _ in epoch]).sort().values.tolist() == list(range(200))
+    assert all(torch.equal(z[:, 0], encoded["y"]) for z, encoded in taken)
+    assert not torch.equal(taken[0][0], taken[20][0]), "each epoch has an order of its own"
+    again = batches()
+    again.restore({"drawn": 31}, exactly=True)
+    assert all(torch.equal(again.next()[0], z) for z, _ in taken[31:])
+    source.close(), again.close()
+    assert not list(tmp_path.iterdir())
+
+
+# Results
+
+
+@pytest.fixture(scope="module")
+def posterior() -> pma.AmortizedPosterior:
+    options = pma.Training(num_steps=30, batch_size=64)
+    return pma.fit_posterior(line(), training=options, random_seed=1, **QUIET)
+
+
+@pytest.fixture(scope="module")
+def of_sizes() -> pma.AmortizedPosterior:
+    options = pma.Training(num_steps=30, batch_size=64)
+    return pma.fit_posterior(of_any_size(), training=options, random_seed=1, **ANY_SIZE, **QUIET)
+
+
+FEW: dict[str, Any] = {"draws": 20, "chains": 2, "correction": "psis", "batched": True} | QUIET
+
+
+def some(number: int = 8) -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(number, 6))
+
+
+def test_a_chunk_is_what_sample_gives(posterior, tmp_path):
+    stored = posterior.sample({"y": some()}, store=tmp_path / "a", random_seed=3, **FEW)
+    seed = np.random.default_rng(np.random.SeedSequence([3], spawn_key=(0,)))
+    alone = posterior.sample({"y": some()}, random_seed=seed, **FEW)
+    for name, values in alone.posterior.data_vars.items():
+        np.testing.assert_array_equal(stored.posterior[name], values)
+    for name in ("pareto_k", "lp", "log_q", "stage", "ood_pvalue"):
+        np.testing.assert_array_equal(stored.sample_stats[name], alone.sample_stats[name])
+    np.testing.assert_array_equal(stored.observed_data["y"], some())
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(sample_module, "LARGEST_CHUNK", 3)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_results_are_the_same_from_whatever_holds_the_data(posterior, tmp_path):
+    dates = pd.date_range("2026-01-01", periods=8)
+    dataset = xr.Dataset({"y": (("dataset", "obs"), some())}, coords={"dataset": dates})
+    dataset.chunk(dataset=5).to_zarr(tmp_path / "data", zarr_format=2)
+    first = posterior.sample({"y": some()}, store=tmp_path / "a", random_seed=3, **FEW)
+    for k, chunks in enumerate(({}, None)):
+        lazy = xr.open_zarr(tmp_path / "data", chunks=chunks)
+        stored = posterior.sample(lazy, store=tmp_path / f"b{k}", random_seed=3, **FEW)
+        np.testing.assert_array_equal(stored.posterior["mu"], first.posterior["mu"])
+        assert stored.posterior.indexes["dataset"].equals(dates)
+    frames = {f"shop {i}": pd.DataFrame({"y": y}) for i, y in enumerate(some())}
+    stored = posterior.sample(frames, store=tmp_path / "c", random_seed=3, **FEW)
+    np.testing.assert_array_equal(stored.posterior["mu"], first.posterior["mu"])
+    assert stored.posterior["dataset"].to_numpy().tolist() == list(frames)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_data_sets_of_different_lengths(of_sizes, tmp_path):
+    rng = np.random.default_rng(1)
+    sets = [{"x": rng.normal(size=n), "n": rng.poisson(1, n), "y": rng.normal(size=n)} for n in (3, 4, 3, 9, 5, 9, 4)]
+    sets[3]["y"][2] = np.nan
+    stored = of_sizes.sample(sets, store=tmp_path / "a", random_seed=3, **FEW)
+    assert stored.observed_data["n"].shape == (7, 9)
+    for i, one in enumerate(sets):
+        length = len(one["n"])
+        for name in ("n", "y"):
+            values = stored.observed_data[name][i].to_numpy()
+            np.testing.assert_array_equal(values[:length], one[name])
+            assert np.isnan(values[length:]).all()
+        assert stored.constant_data["obs_length"][i] == length
+    # a data set is taken out of the store as out of a result
+    tree = of_sizes.one_dataset(stored.load(), 5)
+    assert of_sizes.sample_posterior_predictive(tree, random_seed=1).posterior_predictive["n"].shape == (2, 20, 9)
+    with pytest.raises(ValueError, match=r"cut by one_dataset: where \['y'\] are missing is not in it"):
+        of_sizes.sample_posterior_predictive(of_sizes.one_dataset(stored, 3))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_statistics_of_nuts_are_kept_where_one_chunk_has_them(posterior, tmp_path):
+    y = some(4)
+    y[3] = [40.0, -60.0, 80.0, 0.0, 30.0, -90.0]  # far from all that was simulated
+    kwargs = FEW | {"correction": "auto", "max_time": None, "draws": 200}
+    stored = posterior.sample({"y": y}, store=tmp_path / "a", random_seed=3, **kwargs)
+    stages = stored.sample_stats["stage"].to_numpy()
+    energy = np.isfinite(stored.sample_stats["energy"].to_numpy()).all(axis=(1, 2))
+    assert not energy[:3].any() and energy[3] == (stored.sample_stats["rung"].to_numpy()[3] == "nuts")
+    assert (stages[:3] == "psis").all()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_results_are_thinned_reduced_and_narrowed(posterior, tmp_path):
+    full = posterior.sample({"y": some()}, store=tmp_path / "a", random_seed=3, **FEW)
+    thin = posterior.sample({"y": some()}, store=tmp_path / "b", random_seed=3, thin=5, **FEW)
+    xr.testing.assert_equal(thin.posterior["mu"].load(), full.posterior["mu"][..., ::5].load())
+    narrow = posterior.sample({"y": some()}, store=tmp_path / "c", random_seed=3, dtype="float32", **FEW)
+    assert narrow.posterior["mu"].dtype == np.float32
+    np.testing.assert_allclose(narrow.posterior["mu"], full.posterior["mu"], rtol=1e-6)
+    reduced = posterior.sample({"y": some()}, store=tmp_path / "d", random_seed=3, reduce="mean sd quantiles", **FEW)
+    draws = full.posterior["mu"].to_numpy().reshape(8, -1)
+    for label, expected in {
+        "mean": draws.mean(1),
+        "sd": draws.std(1, ddof=1),
+        "5%": np.quantile(draws, 0.05, axis=1),
+        "50%": np.median(draws, axis=1),
+        "95%": np.quantile(draws, 0.95, axis=1),
+    }.items():
+        np.testing.assert_allclose(reduced["summary"]["mu"].sel(statistic=label), expected)
+    assert "log_q" not in reduced.sample_stats and "pareto_k" in reduced.sample_stats
+
+
+# What is refused
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def other() -> pm.Model:
+    with pm.Model(coords={"obs": range(6)}) as model:
+        mu, sigma = pm.Normal("mu", 0, 3), pm.HalfNormal("sigma", 1)
+        pm.Deterministic("twice", 2 * mu)
+        pm.Normal("y", mu, sigma, observed=np.zeros(6), dims="obs")
+    return model
+
+
+def test_another_call_is_refused_by_name_and_changes_nothing(tmp_path):
+    kwargs = INTERPRETED | QUIET | {"chunk": 20, "store": tmp_path / "a"}
+    pma.simulate(line(), 40, random_seed=1, **kwargs)
+    before = files(tmp_path)
+    changed: dict[str, tuple[pm.Model, int, dict[str, Any]]] = {
+        "log density of 'mu'": (other(), 40, {}),
+        "number: 40 there, 50 now": (line(), 50, {}),
+        "chunk: 20 there, 10 now": (line(), 40, {"chunk": 10}),
+        "random_seed": (line(), 40, {"random_seed": 2}),
+    }
+    for message, (model, number, more) in changed.items():
+        with pytest.raises(ValueError, match=message):
+            pma.simulate(model, number, **kwargs | more)
+    with pytest.raises(ValueError, match="of another model: log density of 'mu'"):
+        pma.fit_posterior(other(), simulations=tmp_path / "a", **INTERPRETED)
+    assert files(tmp_path) == before
+    pma.simulate(line(), np.int64(40), **kwargs)  # without a seed it goes on
+
+
+def test_another_question_is_refused_by_name(posterior, tmp_path):
+    posterior.sample({"y": some()}, store=tmp_path / "a", random_seed=3, **FEW)
+    for message, kwargs in {
+        "draws: 20 there, 30 now": {"draws": 30},
+        "thin: 1 there, 2 now": {"thin": np.int64(2)},
+        "reduce": {"reduce": "mean"},
+        "random_seed": {"random_seed": 4},
+        "var_names": {"var_names": ["mu"]},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            posterior.sample({"y": some()}, store=tmp_path / "a", **FEW | kwargs)
+    with pytest.raises(ValueError, match="observed"):
+        posterior.sample({"y": some() + 1}, store=tmp_path / "a", **FEW)
+    with pytest.raises(ValueError, match="holds posteriors"):
+        pma.fit_posterior(line(), simulations=tmp_path / "a", **INTERPRETED)
+
+
+def test_places_that_hold_something_else_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    xr.Dataset({"y": ("x", [1.0])}).to_zarr(tmp_path / "foreign", zarr_format=3, consolidated=False)
+    for name, message in {"file": "is a file", "folder": "something else", "foreign": "not one that pymc"}.items():
+        with pytest.raises(ValueError, match=message):
+            pma.simulate(line(), 40, store=tmp_path / name, **INTERPRETED)
+    with pytest.raises(FileNotFoundError, match="there is no store"):
+        pma.fit_posterior(line(), simulations=tmp_path / "nothing", **INTERPRETED)
+
+
+def test_a_store_that_is_not_complete_is_refused(tmp_path, monkeypatch):
+    write = Store.write
+
+    def fails(self: Store, k: int, *args: Any) -> None:
+        if k == 2:
+            raise OSError("no space left on device")
+        write(self, k, *args)
+
+    monkeypatch.setattr(Store, "write", fails)
+    with pytest.raises(OSError, match="no space"):
+        pma.simulate(line(), 80, store=tmp_path / "a", chunk=20, random_seed=1, **INTERPRETED, **QUIET)
+    with pytest.raises(ValueError, match="lacks 2 of 4 chunks"):
+        pma.fit_posterior(line(), simulations=tmp_path / "a", **INTERPRETED)
+    monkeypatch.undo()
+    pma.simulate(line(), 80, store=tmp_path / "a", chunk=20, **INTERPRETED, **QUIET)
+    spec, sources, _ = read_model(line(), None, None, {}, None)
+    assert len(read_given(tmp_path / "a", spec, sources, None)) == 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"thin": 2}, ValueError, "thin= needs store="),
+        ({"reduce": "mean"}, ValueError, "reduce= needs store="),
+        ({"cores": 2}, ValueError, "cores= needs store="),
+        ({"store": "a", "batched": False}, ValueError, "batched=True"),
+        ({"store": "a", "reduce": "median"}, ValueError, "reduce must name some of mean, sd, quantiles"),
+        ({"store": "a", "reduce": "mean", "thin": 2}, ValueError, "thin and reduce exclude each other"),
+        ({"store": "a", "thin": 0}, ValueError, "thin must be an integer of at least 1"),
+        ({"store": "a", "cores": 1.5}, TypeError, "cores must be an integer"),
+        ({"store": "a", "draws": 0}, ValueError, "draws must be an integer"),
+        ({"store": "a", "var_names": ["x"]}, KeyError, "var_names"),
+        ({"store": "a", "dtype": "int8"}, ValueError, "dtype must be"),
+        ({"store": "a", "correction": "x"}, ValueError, "correction must be"),
+    ],
+)
+def test_arguments_are_checked_at_the_door(posterior, tmp_path, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        posterior.sample({"y": some()}, **FEW | arguments)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"simulation_timeout": 0}, ValueError, "simulation_timeout must be a number of seconds > 0"),
+        ({"simulation_timeout": "1"}, TypeError, "simulation_timeout"),
+        ({"chunk": 0}, ValueError, "chunk must be an integer of at least 1"),
+        ({"draws": 0}, ValueError, "draws"),
+    ],
+)
+def test_arguments_of_simulate_are_checked(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        pma.simulate(line(), **{"draws": 10, "store": tmp_path / "a"} | arguments)
+    assert not list(tmp_path.iterdir())
+
+
+# Simulators that hang
+
+
+def hangs(above: float) -> pm.Model:
+    def draw(rng: np.random.Generator, mu: np.ndarray, size: Any = None) -> np.ndarray:
+        print("a word of the user's")
+        while mu > above:
+            pass
+        return rng.normal(mu, 1.0, size=size)
+
+    with pm.Model() as model:
+        pm.Simulator("y", draw, pm.Normal("mu", 0, 1), observed=0.0)
+    return model
+
+
+def test_simulations_that_hang_are_dropped():
+    made = pma.simulate(hangs(1.0), 16, random_seed=1, simulation_timeout=0.5, **INTERPRETED)
+    dropped = {name: n for name, n in made.prior.attrs.items() if name.startswith("dropped")}
+    assert made.prior["mu"].shape == (1, 16) and float(made.prior["mu"].max()) <= 1.0
+    assert len(dropped) == 1 and "no end after 0.5 s" in next(iter(dropped)) and sum(dropped.values()) >= 1
+
+
+@pytest.mark.slow
+def test_a_model_that_always_hangs_is_refused():
+    with pytest.raises(ValueError, match=rf"{MOST_IN_A_ROW} simulations in a row took more than"):
+        pma.simulate(hangs(-9.0), 20, random_seed=1, simulation_timeout=0.1, **INTERPRETED)
+
+
+def test_stored_simulations_are_nearly_equal_blocks(tmp_path, monkeypatch):
+    pma.simulate(line(), 100, store=tmp_path / "a", chunk=30, random_seed=1, **INTERPRETED, **QUIET)
+    monkeypatch.setattr(given, "BLOCK_VALUES", 100)
+    spec, _, _ = read_model(line(), None, None, {}, None)
+    stored = StoredSimulations(Store.open(tmp_path / "a"), spec, INTERPRETED["compile_kwargs"])
+    blocks = list(stored.training(None))
+    assert len(stored.pilot) == 20 and sum(map(len, blocks)) == 80
+    everything = stored.read(slice(None)).unconstrained
+    np.testing.assert_array_equal(
+        np.concatenate([stored.pilot.unconstrained, *(b.unconstrained for b in blocks)]), everything
+    )
