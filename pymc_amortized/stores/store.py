@@ -221,6 +221,9 @@ class Store:
         for name, node in tree.children.items():
             variables, dim = node.to_dataset(), self.manifest.dim
             kept = [v for v in variables.data_vars if dim in variables[v].dims]
+            along = [v for v, array in root[name].arrays() if dim in (array.metadata.dimension_names or ())]
+            if lacking := sorted({*along} - {*map(str, variables.variables)}):
+                raise ValueError(f"store: chunk {k} lacks {name}[{lacking[0]!r}], and the first one had it")
             for v in kept:
                 if f"{name}/{v}" not in root:
                     raise ValueError(f"store: chunk {k} holds {name}[{v!r}], and the first one did not")

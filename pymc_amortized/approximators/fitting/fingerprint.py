@@ -27,6 +27,8 @@ from pytensor.tensor.type_other import NoneTypeT
 
 from pymc_amortized.graph.model.operations import walk
 
+AT_ONCE = 2**24
+"""Values that are read together, to be digested."""
 _NO_CONTENT = (ModuleType, Variable, Op, pm.Model, np.random.Generator, np.random.RandomState, logging.Logger)
 """What functions read that has no content, or one that changes by itself, or one that is part of the graph."""
 
@@ -166,12 +168,30 @@ def _digest(value: np.ndarray) -> str:
 
 
 def digest(value: Any) -> str:
-    """Digest of arrays and what holds them; of a Dataset that is not in memory, its form and its first data sets."""
-    if isinstance(value, xr.Dataset):
-        form = {str(name): (v.dims, v.shape, str(v.dtype)) for name, v in value.variables.items()}
-        some = value.isel({dim: slice(2) for dim in value.dims}).load()
-        return str(joblib.hash((form, {str(name): v.to_numpy() for name, v in some.variables.items()})))
-    return str(joblib.hash(value))
+    """Digest of arrays and what holds them: of all values of a Dataset or DataTree, read in parts."""
+    if isinstance(value, xr.DataTree):
+        return str(joblib.hash({node.path: digest(node.to_dataset(inherit=False)) for node in value.subtree}))
+    if not isinstance(value, xr.Dataset):
+        return str(joblib.hash(value))
+    content = hashlib.blake2b(digest_size=16)
+    for name in sorted(value.variables, key=str):
+        array = value[name].variable
+        content.update(f"{name} {array.dims} {array.shape} {array.dtype}".encode())
+        rows = max(AT_ONCE // max(array.size // max(array.shape[0], 1), 1), 1) if array.ndim else 1
+        for start in range(0, array.shape[0], rows) if array.ndim else ():
+            content.update(str(joblib.hash(_read_part(array[start : start + rows]))).encode())
+        if not array.ndim:
+            content.update(str(joblib.hash(_read_part(array))).encode())
+    return content.hexdigest()
+
+
+def _read_part(array: xr.Variable) -> np.ndarray:
+    if not array.chunks:
+        return np.ascontiguousarray(array.to_numpy())
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        return np.ascontiguousarray(array.to_numpy())
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

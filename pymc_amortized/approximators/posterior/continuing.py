@@ -53,7 +53,7 @@ def continue_training(
     if provenance.user_simulations:
         if simulations is None:
             raise ValueError("simulations: this posterior was trained on simulations of yours; pass them again")
-        given = read_given(simulations, spec, sources, kwargs)
+        given = read_given(simulations, spec, sources, kwargs, gaps)
     plan = SimulationPlan(provenance.num_simulations if given is None else len(given), provenance.cores)
     fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, target=target)
     return replace(fit.resume(posterior), learned=posterior.learned)

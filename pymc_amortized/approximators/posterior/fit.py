@@ -193,7 +193,7 @@ def fit_posterior(
     if simulations is not None:
         if num_simulations is not None:
             raise ValueError("num_simulations and simulations exclude each other")
-        given = read_given(simulations, spec, sources, compile_kwargs)
+        given = read_given(simulations, spec, sources, compile_kwargs, gaps)
         num_simulations = len(given)
 
     def timed() -> float:
@@ -205,7 +205,7 @@ def fit_posterior(
             raise ValueError("checkpoint: several processes that torchrun started cannot keep one; leave it out")
         options: dict[str, Any] = {"structure": structure, "summary": summary, "density": density, "sketch": sketch}
         options |= {"num_simulations": num_simulations, "training": setup.options, "target_efficiency": wanted}
-        about = about_fit(spec, sources, simulations, options)
+        about = about_fit(spec, sources, gaps, simulations, options)
         kept = Checkpoint.at(checkpoint, about, setup.entropy, any_seed=random_seed is None)
         if kept.done.is_file():
             return read_again(AmortizedPosterior, kept.done, model, summary, density, sources, gaps, compile_kwargs)

@@ -157,12 +157,14 @@ def sample_to_store(
 ) -> xr.DataTree:
     """Draw from the posteriors of many data sets, into a store; :meth:`AmortizedPosterior.sample` says how."""
     thin, statistics, cores = check_integer("thin", thin), read_statistics(reduce), check_integer("cores", cores)
-    draws, chains = check_integer("draws", options["draws"]), check_integer("chains", options["chains"])
-    options |= {"draws": draws, "chains": chains, "dtype": check_dtype(options["dtype"])}
-    read_names(options["var_names"], posterior.compiled.constrain.names)
+    options |= {name: check_integer(name, options[name]) for name in ("draws", "chains")}
+    options |= {name: v.item() for name, v in options.items() if isinstance(v, np.generic)}
+    options["dtype"] = check_dtype(options["dtype"])
+    draws, chains, asked = options["draws"], options["chains"], options["var_names"]
     check_correction(posterior.weighed_by, options["correction"])
     read_nuts_budget(options["max_nuts"], options["max_time"], options["correction"])
     read_result_options(options["idata_kwargs"])
+    names = read_names(asked, posterior.compiled.constrain.names)
     if statistics and thin > 1:
         raise ValueError("thin and reduce exclude each other: all draws are reduced")
     data: DataSets | xr.Dataset
@@ -173,6 +175,9 @@ def sample_to_store(
         data = posterior.read(observed, True)
         number, labels = len(data), data.labels
     chunk = min(max(MOST_OF_CHUNK // (draws * chains * posterior.spec.dim), 1), LARGEST_CHUNK)
+    if asked is None:
+        names = _shown_of_store(posterior, names, min(chunk, number) * draws * chains)
+    options["var_names"] = names
     maker = _Sampled(posterior, data, options, thin, statistics)
     about = {name: value for name, value in options.items() if value is not None} | {"thin": thin, "reduce": reduce}
     weights = {name: tensor.cpu().numpy() for name, tensor in posterior.network.state_dict().items()}
@@ -238,6 +243,15 @@ def _shown_by_default(
     full = compiled.with_locals(results[longest].theta[0, :1], data, np.random.default_rng(0))
     one = compiled.constrain(full, data)
     return _without_large(posterior.spec, names, one, data, len(results) * results[0].log_q.size)
+
+
+def _shown_of_store(posterior: TrainedPosterior, names: list[str], number: int) -> list[str]:
+    """Variables that a store holds where the user has not chosen: by shapes at the largest lengths, for all chunks."""
+    spec, lengths = posterior.spec, posterior.spec.largest
+    zeros = {v.name: np.zeros(v.shape_at(lengths), v.dtype) for v in spec.data}
+    largest = spec.unchanging_values | lengths | zeros
+    one = posterior.compiled.constrain(np.zeros((1, spec.jointly().at(lengths).dim)), largest)
+    return _without_large(spec, names, one, largest, number)
 
 
 def _without_large(

@@ -94,7 +94,11 @@ class StoredSimulations:
 
 
 def read_given(
-    simulations: Any, spec: ModelSpec, sources: Mapping[str, Any], compile_kwargs: CompileKwargs | None
+    simulations: Any,
+    spec: ModelSpec,
+    sources: Mapping[str, Any],
+    compile_kwargs: CompileKwargs | None,
+    gaps: Mapping[str, Any] | None = None,
 ) -> Simulations | StoredSimulations:
     """Take a user's simulations: a DataTree, or the path of a store, which stays on disk where it is large.
 
@@ -108,7 +112,7 @@ def read_given(
     store = Store.open(simulations)
     if store.manifest.kind != "simulations":
         raise ValueError(f"simulations: {store.path!r} holds {store.manifest.kind}")
-    if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources)):
+    if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources, gaps)):
         name, there, now = differ[0]
         raise ValueError(
             f"simulations: {store.path!r} is of another model: {name} is {there!r:.80} there, {now!r:.80} in the model"

@@ -109,7 +109,7 @@ def simulate(
     if store is None:
         tasks = [(at.stop - at.start, manifest.seed(k)) for k, at in enumerate(manifest.chunks)]
         return prior_tree(spec, concatenate(run_tasks(simulator, "__call__", tasks, cores, client)))
-    manifest = replace(manifest, about=describe_model(spec, sources))
+    manifest = replace(manifest, about=describe_model(spec, sources, gaps))
     how: dict[str, Any] = {"cores": cores, "client": client, "progressbar": progressbar}
     return simulate_to_store(simulator, store, manifest, any_seed=random_seed is None, **how).tree()
 

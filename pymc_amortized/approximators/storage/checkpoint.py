@@ -152,12 +152,16 @@ class Checkpoint:
 
 
 def about_fit(
-    spec: ModelSpec, sources: Mapping[str, Any], simulations: Any, options: Mapping[str, Any]
+    spec: ModelSpec,
+    sources: Mapping[str, Any],
+    gaps: Mapping[str, Any],
+    simulations: Any,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a fit depends on, by the words that a message names it with."""
     said = {name: _said(value) for name, value in options.items() if value is not None}
     given = str(simulations) if isinstance(simulations, str | PathLike | None) else digest(simulations)
-    return describe_model(spec, sources) | said | {"simulations": given}
+    return describe_model(spec, sources, gaps) | said | {"simulations": given}
 
 
 def _said(value: Any) -> Any:

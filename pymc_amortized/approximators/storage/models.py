@@ -28,6 +28,8 @@ from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.simulation.context import ContextSampler, check_gaps, read_missing
 from pymc_amortized.graph.simulation.simulator import Simulator
 
+DRAWS_OF_CONTEXT = 64
+"""Draws of covariates and gaps by which their sources are known again."""
 POINTS = 4
 """Prior draws at which the log density of the model in hand must equal that of the model trained on."""
 
@@ -182,10 +184,28 @@ def describe_variables(spec: ModelSpec) -> dict[str, Any]:
     return describe(described)[0]
 
 
-def describe_model(spec: ModelSpec, sources: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Everything by which a model is known again, by what a message would name, as JSON."""
-    densities = _densities(spec.jointly(), _points(spec, sources, (0,)))
-    return describe_variables(spec) | {f"log density of {name!r}": values for name, values in densities.items()}
+def describe_model(
+    spec: ModelSpec, sources: Mapping[str, Any] | None, gaps: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything by which a model and its simulations are known again, by what a message would name, as JSON."""
+    points = _points(spec, sources, (0,))
+    described = describe_variables(spec)
+    described |= {f"log density of {name!r}": values for name, values in _densities(spec.jointly(), points).items()}
+    # densities alone do not tell what draws data: of y - x b, if y is drawn around x b, they do not see x
+    described |= {f"simulations of {v.name!r}": _totals(points[f"data.{v.name}"]) for v in spec.data}
+    context, seed, lengths = ContextSampler(spec, sources or {}, gaps), stage_seed((0,), Stage.PILOT), spec.largest
+    for name, values in context(DRAWS_OF_CONTEXT, seed, lengths).items():
+        described[f"context {name!r}"] = _totals(values)
+    for name, masks in context.gaps(DRAWS_OF_CONTEXT, seed, lengths).items():
+        described[f"missing values of {name!r}"] = _totals(masks)
+    return described
+
+
+def _totals(values: np.ndarray) -> list[float]:
+    """Sums that tell arrays apart: of their values, and of these weighed by where they are."""
+    flat = np.nan_to_num(np.asarray(values, dtype=float).reshape(len(values), -1))
+    weights = np.sin(1.0 + np.arange(flat.shape[1]))
+    return [*flat.sum(axis=1).tolist(), *(flat @ weights).tolist()]
 
 
 def _constants(spec: ModelSpec) -> list[str]:
