@@ -77,7 +77,8 @@ def fill(
     with CountBar(title, manifest.number, shown=progressbar, ticking=True, rate=True) as bar:
         if not store.is_laid_out:
             tree, note = maker.make(manifest, 0)
-            store.lay_out(tree, labels)
+            if not store.is_laid_out:  # by another call, meanwhile
+                store.lay_out(tree, labels)
             store.write(0, tree, note)
         elif there := len(chunks) - len(store.missing()):
             logger.info("%s: %d of %d chunks are there already.", store.path, there, len(chunks))
@@ -86,3 +87,7 @@ def fill(
         tasks = [(k,) for k in missing]
         for number, _ in stream_tasks(_Filling(store, maker), "fill", tasks, cores=cores, client=client):
             bar.advance(chunks[missing[number]].stop - chunks[missing[number]].start)
+    if lacking := store.missing():
+        raise ValueError(
+            f"store: {store.path!r} lacks chunks {lacking[:5]} again: another call began it at the same time. Call again"
+        )

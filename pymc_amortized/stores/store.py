@@ -130,8 +130,11 @@ class Store:
             wait_until(lambda: _exists(path))
         if not _exists(path):
             described = asdict(manifest) | {"format": FORMAT, "versions": _versions(), LAYOUT: None}
-            zarr.create_group(str(path), attributes={KEY: described}, zarr_format=3)
-            return cls(path, manifest)
+            try:
+                zarr.create_group(str(path), attributes={KEY: described}, zarr_format=3)
+                return cls(path, manifest)
+            except zarr.errors.ContainsGroupError:
+                pass  # another call was faster
         store = cls.open(path)
         known = replace(manifest, entropy=store.manifest.entropy) if any_seed else manifest
         if differ := differences(_words(store.manifest), _words(known)):

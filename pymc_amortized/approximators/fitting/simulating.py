@@ -51,26 +51,39 @@ def seconds_of_one(make: Callable[[int], object], most: int = PILOT, first: int 
     return agree(seconds / n)
 
 
-def report_drops(made: Simulations, *, of: str = "", because: str = "", notable: float = 0.01, rest: str = "") -> None:
+def report_drops(made: Simulations, **how: Any) -> None:
+    """Log which simulations were dropped; :func:`report_counts` says how."""
+    report_counts(made.attempted, made.dropped, **how)
+
+
+def report_counts(
+    attempted: int,
+    counts: Mapping[str, int],
+    *,
+    of: str = "",
+    because: str = "",
+    notable: float = 0.01,
+    rest: str = "",
+) -> None:
     """Log which simulations were dropped, and warn above a share: the prior is visibly not what was written.
 
     Draws that overflow or are rounded, and those that raise, are no part of that: the model has such data, and nothing
     learns from them.
     """
-    truncated = truncating(made.dropped)
-    others = {why: count for why, count in made.dropped.items() if why not in truncated}
+    truncated = truncating(counts)
+    others = {why: count for why, count in counts.items() if why not in truncated}
     told = ((truncated, because, rest), (others, "", " The prior stays what it is; nothing is learned of such draws."))
     for dropped, what, then in told:
-        share = sum(dropped.values()) / max(made.attempted, 1)
+        share = sum(dropped.values()) / max(attempted, 1)
         if dropped:
             logger.log(
                 logging.WARNING if share > notable else logging.INFO,
                 "Of %d simulations%s, %.2f%% were dropped%s: %s.%s",
-                made.attempted,
+                attempted,
                 of,
                 100 * share,
                 what,
-                describe_dropped(dropped, made.attempted),
+                describe_dropped(dropped, attempted),
                 then,
             )
 

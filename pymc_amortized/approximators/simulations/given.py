@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.approximators.fitting.simulating import report_counts
 from pymc_amortized.approximators.storage.models import describe_model
 from pymc_amortized.graph.data.arrays import arrange
 from pymc_amortized.graph.data.datasets import DATASET_DIM
@@ -122,6 +123,8 @@ def read_given(
             f"simulations: {store.path!r} lacks {len(missing)} of {len(store.manifest.chunks)} chunks: call simulate "
             "with store= again to make them"
         )
+    attempted, dropped = store.totals()
+    report_counts(attempted, dropped, of=f" for {store.path}", because=", which truncates the prior")
     stored = StoredSimulations(store, spec, compile_kwargs)
     return stored if len(stored) * spec.values > IN_MEMORY else stored.read(slice(None))
 

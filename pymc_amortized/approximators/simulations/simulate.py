@@ -11,6 +11,7 @@ import pymc as pm
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, check_seconds, read_mapping
+from pymc_amortized.approximators.fitting.simulating import report_counts, report_drops
 from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.seeds import RandomState, entropy_of
 from pymc_amortized.approximators.storage.models import describe_model
@@ -108,7 +109,9 @@ def simulate(
     manifest = Manifest("simulations", "draw", draws, chunk, entropy_of(random_seed))
     if store is None:
         tasks = [(at.stop - at.start, manifest.seed(k)) for k, at in enumerate(manifest.chunks)]
-        return prior_tree(spec, concatenate(run_tasks(simulator, "__call__", tasks, cores, client)))
+        made = concatenate(run_tasks(simulator, "__call__", tasks, cores, client))
+        report_drops(made, because=", which truncates the prior")
+        return prior_tree(spec, made)
     manifest = replace(manifest, about=describe_model(spec, sources, gaps))
     how: dict[str, Any] = {"cores": cores, "client": client, "progressbar": progressbar}
     return simulate_to_store(simulator, store, manifest, any_seed=random_seed is None, **how).tree()
@@ -128,7 +131,9 @@ def simulate_to_store(
     store, labels = Store.at(path, manifest, any_seed=any_seed), {"draw": np.arange(manifest.number)}
     fill(store, _Made(simulator), labels, "Simulating", cores=cores, client=client, progressbar=progressbar)
     if writes_files():
-        store.add_attributes("prior", drop_counts(*store.totals()))
+        attempted, dropped = store.totals()
+        report_counts(attempted, dropped, because=", which truncates the prior")
+        store.add_attributes("prior", drop_counts(attempted, dropped))
     return store
 
 

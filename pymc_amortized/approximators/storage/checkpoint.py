@@ -29,6 +29,7 @@ from pymc_amortized.approximators.storage.seals import check_seal, read_sealed_j
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger
 from pymc_amortized.stores.differences import differences
+from pymc_amortized.stores.store import Store
 from pymc_amortized.training import TrainingState
 
 KEY = "pymc_amortized_training"
@@ -160,7 +161,9 @@ def about_fit(
 ) -> dict[str, Any]:
     """What a fit depends on, by the words that a message names it with."""
     said = {name: _said(value) for name, value in options.items() if value is not None}
-    given = str(simulations) if isinstance(simulations, str | PathLike | None) else digest(simulations)
+    given: Any = None if simulations is None else digest(simulations)
+    if isinstance(simulations, str | PathLike):  # another store may have taken its place
+        given = {"path": str(simulations), "content": digest(sorted(map(str, Store.open(simulations).notes().items())))}
     return describe_model(spec, sources, gaps) | said | {"simulations": given}
 
 

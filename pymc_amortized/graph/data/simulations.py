@@ -114,8 +114,9 @@ def rounded(name: str) -> str:
 
 
 def truncating(dropped: Mapping[str, int]) -> dict[str, int]:
-    """Return those reasons by which the prior is truncated: a density that excludes what is drawn."""
-    return {why: count for why, count in dropped.items() if not why.startswith(("raised ", "draw of "))}
+    """Return those reasons by which the prior is truncated: a density that excludes what is drawn, or no end in time."""
+    kept = ("raised ", "draw of ")
+    return {why: n for why, n in dropped.items() if "TimeoutError" in why or not why.startswith(kept)}
 
 
 def rounded_share(dropped: Mapping[str, int], attempted: int) -> float:
