@@ -89,5 +89,5 @@ def fill(
             bar.advance(chunks[missing[number]].stop - chunks[missing[number]].start)
     if lacking := store.missing():
         raise ValueError(
-            f"store: {store.path!r} lacks chunks {lacking[:5]} again: another call began it at the same time. Call again"
+            f"store: {store.path!r} lacks chunks {lacking[:5]} again: another call began it, too. Call again"
         )

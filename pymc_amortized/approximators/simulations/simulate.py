@@ -11,9 +11,9 @@ import pymc as pm
 import xarray as xr
 
 from pymc_amortized.approximators.fitting.arguments import check_integer, check_seconds, read_mapping
-from pymc_amortized.approximators.fitting.simulating import report_counts, report_drops
 from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.seeds import RandomState, entropy_of
+from pymc_amortized.approximators.fitting.simulating import report_counts, report_drops
 from pymc_amortized.approximators.storage.models import describe_model
 from pymc_amortized.graph.data.simulations import concatenate
 from pymc_amortized.graph.model.tensors import CompileKwargs

@@ -114,7 +114,7 @@ def rounded(name: str) -> str:
 
 
 def truncating(dropped: Mapping[str, int]) -> dict[str, int]:
-    """Return those reasons by which the prior is truncated: a density that excludes what is drawn, or no end in time."""
+    """Return those reasons by which the prior is truncated: a density that excludes draws, or no end in time."""
     kept = ("raised ", "draw of ")
     return {why: n for why, n in dropped.items() if "TimeoutError" in why or not why.startswith(kept)}
 
