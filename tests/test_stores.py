@@ -90,8 +90,8 @@ def test_what_is_read_is_what_was_simulated(name, tmp_path):
     build, kwargs = CASES[name]
     model = build()
     tree = pma.simulate(model, 70, store=tmp_path / "a", chunk=20, random_seed=1, **kwargs, **INTERPRETED, **QUIET)
-    spec, sources, _ = read_model(model, None, None, kwargs.get("context", {}), kwargs.get("missing"))
-    read = read_given(str(tmp_path / "a"), spec, sources, INTERPRETED["compile_kwargs"])
+    spec, sources, gaps = read_model(model, None, None, kwargs.get("context", {}), kwargs.get("missing"))
+    read = read_given(str(tmp_path / "a"), spec, sources, INTERPRETED["compile_kwargs"], gaps)
     expected = read_simulations(spec, tree, INTERPRETED["compile_kwargs"])
     np.testing.assert_array_equal(read.unconstrained, expected.unconstrained)
     for field in ("data", "lengths", "missing"):
@@ -165,7 +165,7 @@ def some(number: int = 8) -> np.ndarray:
 
 def test_a_chunk_is_what_sample_gives(posterior, tmp_path):
     stored = posterior.sample({"y": some()}, store=tmp_path / "a", random_seed=3, **FEW)
-    seed = np.random.default_rng(np.random.SeedSequence([3], spawn_key=(0,)))
+    seed = np.random.default_rng(np.random.SeedSequence([3], spawn_key=(*b"posteriors", 0)))
     alone = posterior.sample({"y": some()}, random_seed=seed, **FEW)
     for name, values in alone.posterior.data_vars.items():
         np.testing.assert_array_equal(stored.posterior[name], values)
@@ -386,8 +386,9 @@ def hangs(above: float) -> pm.Model:
     return model
 
 
-def test_simulations_that_hang_are_dropped():
-    made = pma.simulate(hangs(1.0), 16, random_seed=1, simulation_timeout=0.5, **INTERPRETED)
+def test_simulations_that_hang_are_dropped(tmp_path):
+    kwargs = {"store": tmp_path / "a", "random_seed": 1, "simulation_timeout": 0.5} | INTERPRETED | QUIET
+    made = pma.simulate(hangs(1.0), 16, **kwargs)
     dropped = {name: n for name, n in made.prior.attrs.items() if name.startswith("dropped")}
     assert made.prior["mu"].shape == (1, 16) and float(made.prior["mu"].max()) <= 1.0
     assert len(dropped) == 1 and "no end after 0.5 s" in next(iter(dropped)) and sum(dropped.values()) >= 1

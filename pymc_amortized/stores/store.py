@@ -68,8 +68,8 @@ class Manifest:
         return [slice(k, min(k + self.chunk, self.number)) for k in range(0, self.number, self.chunk)]
 
     def seed(self, k: int) -> np.random.SeedSequence:
-        """Seed of a chunk, whoever makes it and when."""
-        return np.random.SeedSequence(list(self.entropy), spawn_key=(k,))
+        """Seed of a chunk, whoever makes it and when; of no stage of a training with the same seed."""
+        return np.random.SeedSequence(list(self.entropy), spawn_key=(*self.kind.encode(), k))
 
 
 class Store:

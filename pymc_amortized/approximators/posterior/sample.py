@@ -249,7 +249,7 @@ def _shown_of_store(posterior: TrainedPosterior, names: list[str], number: int) 
     """Variables that a store holds where the user has not chosen: by shapes at the largest lengths, for all chunks."""
     spec, lengths = posterior.spec, posterior.spec.largest
     zeros = {v.name: np.zeros(v.shape_at(lengths), v.dtype) for v in spec.data}
-    largest = spec.unchanging_values | lengths | zeros
+    largest: dict[str, Any] = spec.unchanging_values | lengths | zeros
     one = posterior.compiled.constrain(np.zeros((1, spec.jointly().at(lengths).dim)), largest)
     return _without_large(spec, names, one, largest, number)
 

@@ -113,7 +113,8 @@ def read_given(
     store = Store.open(simulations)
     if store.manifest.kind != "simulations":
         raise ValueError(f"simulations: {store.path!r} holds {store.manifest.kind}")
-    if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources, gaps)):
+    timeout = store.manifest.about.get("simulation_timeout")
+    if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources, gaps, timeout)):
         name, there, now = differ[0]
         raise ValueError(
             f"simulations: {store.path!r} is of another model: {name} is {there!r:.80} there, {now!r:.80} in the model"

@@ -104,7 +104,8 @@ def simulate(
     spec, sources, gaps = read_model(model, observed, None, context, missing)
     kind: Callable[..., Simulator] = Simulator
     if simulation_timeout is not None:
-        kind = partial(GuardedSimulator, timeout=check_seconds("simulation_timeout", simulation_timeout))
+        simulation_timeout = check_seconds("simulation_timeout", simulation_timeout)
+        kind = partial(GuardedSimulator, timeout=simulation_timeout)
     simulator = kind(spec, context=ContextSampler(spec, sources, gaps), compile_kwargs=compile_kwargs)
     manifest = Manifest("simulations", "draw", draws, chunk, entropy_of(random_seed))
     if store is None:
@@ -112,7 +113,7 @@ def simulate(
         made = concatenate(run_tasks(simulator, "__call__", tasks, cores, client))
         report_drops(made, because=", which truncates the prior")
         return prior_tree(spec, made)
-    manifest = replace(manifest, about=describe_model(spec, sources, gaps))
+    manifest = replace(manifest, about=describe_model(spec, sources, gaps, simulation_timeout))
     how: dict[str, Any] = {"cores": cores, "client": client, "progressbar": progressbar}
     return simulate_to_store(simulator, store, manifest, any_seed=random_seed is None, **how).tree()
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from pymc_amortized.graph.model.snapshot import take_snapshot
 from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.graph.simulation.context import ContextSampler, check_gaps, read_missing
+from pymc_amortized.graph.simulation.guarded import GuardedSimulator
 from pymc_amortized.graph.simulation.simulator import Simulator
 
 DRAWS_OF_CONTEXT = 64
@@ -185,11 +187,14 @@ def describe_variables(spec: ModelSpec) -> dict[str, Any]:
 
 
 def describe_model(
-    spec: ModelSpec, sources: Mapping[str, Any] | None, gaps: Mapping[str, Any] | None = None
+    spec: ModelSpec,
+    sources: Mapping[str, Any] | None,
+    gaps: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
 ) -> dict[str, Any]:
     """Everything by which a model and its simulations are known again, by what a message would name, as JSON."""
-    points = _points(spec, sources, (0,))
-    described = describe_variables(spec)
+    points = _points(spec, sources, (0,), timeout)
+    described = describe_variables(spec) | {"simulation_timeout": timeout}
     described |= {f"log density of {name!r}": values for name, values in _densities(spec.jointly(), points).items()}
     # densities alone do not tell what draws data: of y - x b, if y is drawn around x b, they do not see x
     described |= {f"simulations of {v.name!r}": _totals(points[f"data.{v.name}"]) for v in spec.data}
@@ -245,12 +250,15 @@ def _difference(saved: Any, given: Any) -> str:
     return f"{saved} in the file, {given} in the model"
 
 
-def _points(spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int]) -> dict[str, np.ndarray]:
+def _points(
+    spec: ModelSpec, sources: Mapping[str, Any] | None, entropy: Sequence[int], timeout: float | None = None
+) -> dict[str, np.ndarray]:
     """Prior draws with their data, at which densities are compared."""
     spec = spec.jointly()
     if spec.context and sources is None:
         sources = {c.name: _constant_source(c, spec) for c in spec.context}
-    simulator = Simulator(spec, context=ContextSampler(spec, sources or {}), compile_kwargs=INTERPRETED)
+    kind: Any = Simulator if timeout is None else partial(GuardedSimulator, timeout=timeout)
+    simulator = kind(spec, context=ContextSampler(spec, sources or {}), compile_kwargs=INTERPRETED)
     draws = simulator(POINTS, stage_seed(entropy, Stage.TIMING))
     points = {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
     return points | {f"length.{dim}": n for dim, n in draws.lengths.items()}
