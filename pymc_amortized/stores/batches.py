@@ -1,17 +1,18 @@
 """Training batches of simulations that are larger than memory."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import batched
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from safetensors.torch import load_file, save_file
 
 from pymc_amortized.ranks import number_of_ranks, rank
+from pymc_amortized.stores.scratch import Scratch
 from pymc_amortized.training import Batch
 from pymc_amortized.training.source import Reduce, moved
 
@@ -55,15 +56,16 @@ class BlockBatches:
         seconds: float = 0.0,
     ) -> None:
         self._beside = None if beside is None else Path(beside).absolute()
-        self._folder = TemporaryDirectory(
-            prefix="prepared-" if self._beside is None else f"{self._beside.name}.prepared-",
-            dir=None if self._beside is None else self._beside.parent,
-        )
+        self._folder = Scratch(self._beside)
         self._files, sizes = [], []
+        self._shapes: dict[str, tuple[int, ...]] = {}  # the largest of all blocks
         for number, (z, encoded) in enumerate(blocks):
-            self._files.append(Path(self._folder.name) / f"{number}.safetensors")
+            self._files.append(self._folder.path / f"{number}.safetensors")
             sizes.append(len(z))
             held = {"z": z} | {KEY + name: value for name, value in encoded.items()}
+            for name, value in held.items():
+                known = self._shapes.setdefault(name, tuple(value.shape[1:]))
+                self._shapes[name] = tuple(map(max, known, value.shape[1:]))
             save_file({name: value.cpu().contiguous() for name, value in held.items()}, self._files[-1])
         self._size = min(sizes)  # of every block: the few that others have more of wait for ever
         self.batch_size, self._seed, self._device = min(batch_size, self._size), seed, torch.device(device)
@@ -103,7 +105,7 @@ class BlockBatches:
         first = sum(self._windows[:window])
         files = [load_file(self._files[k]) for k in order[first : first + self._windows[window]]]
         rows = torch.from_numpy(np.random.default_rng((self._seed, *at)).permutation(len(files) * self._size))
-        mixed = {name: torch.cat([file[name][: self._size] for file in files])[rows] for name in files[0]}
+        mixed = {name: torch.cat([_grown(file[name][: self._size], s) for file in files])[rows] for name, s in self._shapes.items()}
         z = mixed.pop("z")
         return moved((z, {name.removeprefix(KEY): value for name, value in mixed.items()}), self._device)
 
@@ -130,7 +132,7 @@ class BlockBatches:
     def close(self) -> None:
         """End the thread, and remove the files."""
         self._thread.shutdown(cancel_futures=True)
-        self._folder.cleanup()
+        self._folder.remove()
 
     def state(self) -> dict[str, Any]:
         """Return the number of batches drawn, from which all else follows."""
@@ -139,3 +141,9 @@ class BlockBatches:
     def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
         """Go on after that number of batches."""
         self._drawn = int(state["drawn"])
+
+
+def _grown(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Fill up to a shape with zeros, as encoded data are beyond the end of a data set."""
+    sizes = zip(reversed(values.shape[1:]), reversed(shape), strict=True)
+    return torch.nn.functional.pad(values, [width for n, wanted in sizes for width in (0, wanted - n)])

@@ -218,5 +218,5 @@ def fit_posterior(
     fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch, target=target)
     posterior = AmortizedPosterior.of(fit.run(summary, density, structure))
     if kept is not None and posterior.state.values["standing"]["finished"]:
-        posterior.save(kept.done)
+        kept.finish(posterior.save)
     return posterior

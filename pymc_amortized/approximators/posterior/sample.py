@@ -163,10 +163,13 @@ def sample_to_store(
     draws, chains, asked = options["draws"], options["chains"], options["var_names"]
     check_correction(posterior.weighed_by, options["correction"])
     read_nuts_budget(options["max_nuts"], options["max_time"], options["correction"])
-    read_result_options(options["idata_kwargs"])
+    results = read_result_options(options["idata_kwargs"])
+    options["idata_kwargs"] = {name: bool(v) for name, v in (options["idata_kwargs"] or {}).items()} or None
     names = read_names(asked, posterior.compiled.constrain.names)
     if statistics and thin > 1:
         raise ValueError("thin and reduce exclude each other: all draws are reduced")
+    if statistics and results.groups:
+        raise ValueError(f"reduce keeps no draws, and {list(results.groups)} would be of each draw: leave one of them out")
     data: DataSets | xr.Dataset
     if isinstance(observed, xr.Dataset) and DATASET_DIM in observed.dims:
         number, data = observed.sizes[DATASET_DIM], observed
@@ -175,6 +178,8 @@ def sample_to_store(
         data = posterior.read(observed, True)
         number, labels = len(data), data.labels
     chunk = min(max(MOST_OF_CHUNK // (draws * chains * posterior.spec.dim), 1), LARGEST_CHUNK)
+    if data is observed:  # what cannot be read is said before anything is written
+        posterior.read(loaded(data.isel({DATASET_DIM: slice(chunk)})), True)
     if asked is None:
         names = _shown_of_store(posterior, names, min(chunk, number) * draws * chains)
     options["var_names"] = names

@@ -138,6 +138,11 @@ class Checkpoint:
         metadata = sealed_metadata(KEY, json.dumps(described, allow_nan=False), plain)
         self._try_to_write(f"{name}.safetensors", lambda path: save_file(plain, path, metadata=metadata))
 
+    def finish(self, save: Callable[[Path], object]) -> None:
+        """Write the posterior that was trained; a full disk is said, and takes nothing from the caller."""
+        self._warned = False
+        self._try_to_write(DONE, save)
+
     def _try_to_write(self, name: str, content: bytes | Callable[[Path], object]) -> None:
         try:
             write_whole(self.folder / name, content)
@@ -163,7 +168,7 @@ def about_fit(
     said = {name: _said(value) for name, value in options.items() if value is not None}
     given: Any = None if simulations is None else digest(simulations)
     if isinstance(simulations, str | PathLike):  # another store may have taken its place
-        given = {"path": str(simulations), "content": digest(sorted(map(str, Store.open(simulations).notes().items())))}
+        given = {"content of the store": digest(sorted(map(str, Store.open(simulations).notes().items())))}
     return describe_model(spec, sources, gaps) | said | {"simulations": given}
 
 

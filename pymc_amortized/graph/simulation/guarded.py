@@ -1,6 +1,7 @@
 """Simulating where a simulation may never end: one by one, in a process that can be ended."""
 
 import os
+import signal
 import subprocess
 import sys
 from multiprocessing import Pipe
@@ -35,7 +36,7 @@ class GuardedSimulator(Simulator):
 
     def __init__(self, *args: Any, timeout: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._timeout = timeout
+        self.timeout = timeout
         self._process: _Process | None = None
         self._in_a_row = 0  # that did not end
 
@@ -51,20 +52,20 @@ class GuardedSimulator(Simulator):
     def _one(self, seed: np.random.SeedSequence) -> Simulations:
         if self._process is None:
             self._process = _Process(pack(self))
-        made = self._process.ask(seed, self._timeout)
+        made = self._process.ask(seed, self.timeout)
         self._in_a_row = 0 if made is not None else self._in_a_row + 1
         if made is not None:
             return made
         if self._in_a_row == MOST_IN_A_ROW:
             raise SimulationError(
-                f"{MOST_IN_A_ROW} simulations in a row took more than simulation_timeout={self._timeout:g} s, or ended "
+                f"{MOST_IN_A_ROW} simulations in a row took more than simulation_timeout={self.timeout:g} s, or ended "
                 "their process: allow more, or narrow the priors"
             )
         self._process.end()
         self._process = None
         lengths = self.spec.largest
         context = self.context(0, seed, lengths)
-        reason = f"TimeoutError: no end after {self._timeout:g} s, or its process died"
+        reason = f"TimeoutError: no end after {self.timeout:g} s, or its process died"
         return self.attempts.padded(self.attempts.nothing(reason, lengths, context), lengths)
 
     def compile(self) -> None:
@@ -87,7 +88,12 @@ class _Process:
         self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self._ours.send_bytes(payload)
-        self._ours.recv()  # it has compiled
+        try:
+            self._ours.recv()  # it has compiled
+        except EOFError:
+            raise SimulationError(
+                "the process that simulates for simulation_timeout= ended before it had begun: what it wrote says why"
+            ) from None
 
     def ask(self, seed: np.random.SeedSequence, seconds: float) -> Simulations | None:
         """Return what it makes, or None if there is nothing in time or it has died."""
@@ -125,6 +131,10 @@ def serve() -> None:
 
 def _made(simulator: GuardedSimulator, seed: np.random.SeedSequence) -> Simulations | Exception:
     try:
+        # the other process may be gone by then: the system ends this one, whatever it does
+        signal.setitimer(signal.ITIMER_REAL, 2 * simulator.timeout + 10)
         return simulator.alone(seed)
     except Exception as error:  # for the other process to raise: no simulation is wrong, but the model is
         return error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
