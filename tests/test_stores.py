@@ -1,5 +1,7 @@
 """Simulations and results in stores: the same numbers, whoever makes them, and what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,16 @@ import xarray as xr
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.models import read_model
+from pymc_amortized.approximators.fitting.seeds import Stage, stage_seed
 from pymc_amortized.approximators.posterior import sample as sample_module
 from pymc_amortized.approximators.simulations import given
 from pymc_amortized.approximators.simulations.given import StoredSimulations, read_given, read_simulations
+from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.guarded import MOST_IN_A_ROW
+from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.stores.batches import BlockBatches
-from pymc_amortized.stores.store import Store
+from pymc_amortized.stores.scratch import Scratch
+from pymc_amortized.stores.store import Manifest, Store
 
 pytest.importorskip("zarr")
 pytestmark = [  # pm.Simulator calls PyTensor in a way that PyTensor has deprecated
@@ -121,6 +127,57 @@ def test_training_on_disk_is_as_good_as_in_memory(tmp_path, monkeypatch, sketch)
     assert on_disk.provenance.simulations == 2400  # the first fifth tells statistics, and judges
     assert on_disk.provenance.held_out_loss == pytest.approx(in_memory.provenance.held_out_loss, abs=0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "what was prepared is removed"
+
+
+def test_data_sets_of_different_lengths_are_trained_on_from_disk(tmp_path, monkeypatch):
+    pma.simulate(of_any_size(), 1000, store=tmp_path / "a", random_seed=1, **ANY_SIZE, **INTERPRETED, **QUIET)
+    options = {"training": pma.Training(num_steps=50, batch_size=32), "sketch": False, "random_seed": 1} | QUIET
+    losses = []
+    for values in (2**27, 0):
+        monkeypatch.setattr(given, "IN_MEMORY", values)
+        monkeypatch.setattr(given, "BLOCK_VALUES", 200)  # the longest of a block may be shorter than others
+        posterior = pma.fit_posterior(of_any_size(), simulations=tmp_path / "a", **ANY_SIZE, **options)
+        losses.append(posterior.provenance.held_out_loss)
+    assert losses[0] == pytest.approx(losses[1], abs=0.4)
+
+
+def test_blocks_are_filled_up_as_if_prepared_together():
+    blocks = [(torch.ones(6, 1), {"y": torch.ones(6, n, 2), "mask:obs": torch.ones(6, n)}) for n in (2, 4, 3)]
+    source = BlockBatches(blocks, 6, seed=1)
+    taken = [source.next()[1] for _ in range(3)]
+    source.close()
+    assert {batch["y"].shape for batch in taken} == {(6, 4, 2)}
+    masks, values = (torch.cat([batch[name] for batch in taken]) for name in ("mask:obs", "y"))
+    assert sorted(masks.sum(1).tolist()) == [2.0] * 6 + [3.0] * 6 + [4.0] * 6
+    assert torch.equal(values[..., 0], masks)
+
+
+def test_what_killed_processes_prepared_is_removed(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from pymc_amortized.stores.scratch import Scratch;"
+        "held = Scratch(Path(sys.argv[1])); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "store"], check=False)
+    (abandoned,) = tmp_path.iterdir()
+    assert abandoned.name.startswith("store.prepared-")
+    one, other = Scratch(tmp_path / "store"), Scratch(tmp_path / "store")
+    assert sorted(tmp_path.iterdir()) == sorted([one.path, other.path]), "those in use stay"
+    one.remove(), other.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_chunk_holds_what_a_training_with_the_same_seed_simulates():
+    chunks = {
+        Manifest("simulations", "draw", 40, 10, (1,)).seed(k).generate_state(4).tobytes()
+        for k in range(8)
+    }
+    stages = {stage_seed((1,), stage, *path).generate_state(4).tobytes() for stage in Stage for path in ((), (0,), (1,))}
+    assert not chunks & stages and len(chunks) == 8
+    drawn = pma.simulate(line(), 60, chunk=20, random_seed=1, **INTERPRETED).prior["mu"]
+    spec, sources, gaps = read_model(line(), None, None, {}, None)
+    simulator = Simulator(spec, context=ContextSampler(spec, sources, gaps), **INTERPRETED)
+    for stage in (Stage.PILOT, Stage.HELD_OUT):
+        assert not np.isin(drawn, simulator(60, stage_seed((1,), stage)).variables["mu"]).any()
 
 
 def test_blocks_are_taken_once_an_epoch_and_go_on(tmp_path):
@@ -250,6 +307,30 @@ def test_results_are_thinned_reduced_and_narrowed(posterior, tmp_path):
     assert "log_q" not in reduced.sample_stats and "pareto_k" in reduced.sample_stats
 
 
+def test_numbers_of_numpy_are_taken(posterior, tmp_path):
+    kwargs = FEW | {"draws": np.int64(20), "max_nuts": np.int64(2), "max_time": np.float64(9), "correction": "auto"}
+    kwargs |= {"idata_kwargs": {"log_likelihood": np.True_}, "var_names": np.array(["mu"]), "store": tmp_path / "a"}
+    stored = posterior.sample({"y": some()}, random_seed=3, **kwargs)
+    assert list(stored.posterior.data_vars) == ["mu"] and stored["log_likelihood"]["y"].shape == (8, 2, 20, 6)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_all_chunks_hold_the_same_variables(tmp_path, monkeypatch):
+    """Large deterministics are left out by the number of draws and by lengths, which differ between chunks."""
+    with pm.Model(coords={"obs": range(6)}) as model:
+        rate = pm.Normal("rate", 0, 0.5)
+        curve = pm.Deterministic("curve", rate + pm.Data("x", np.arange(6.0), dims="obs"), dims="obs")
+        pm.Normal("y", curve, 1, observed=np.zeros(6), dims="obs")
+    sizes = {"context": {"obs": (3, 9), "x": "resample"}}
+    options = pma.Training(num_steps=5, batch_size=32)
+    posterior = pma.fit_posterior(model, training=options, sketch=False, random_seed=1, **sizes, **INTERPRETED, **QUIET)
+    monkeypatch.setattr(sample_module, "MOST_BYTES", 8 * 40 * 9 * 2)  # of 40 draws of two such data sets
+    for name, lengths in {"a": (9, 9, 9, 9), "b": (3, 3, 3, 9, 9, 9)}.items():
+        sets = [{"x": np.arange(n * 1.0), "y": np.zeros(n)} for n in lengths]
+        stored = posterior.sample(sets, store=tmp_path / name, random_seed=3, **FEW)
+        assert list(stored.posterior.data_vars) == ["rate"]
+
+
 # What is refused
 
 
@@ -301,6 +382,14 @@ def test_another_question_is_refused_by_name(posterior, tmp_path):
         pma.fit_posterior(line(), simulations=tmp_path / "a", **INTERPRETED)
 
 
+def test_data_that_cannot_be_read_begin_no_store(posterior, tmp_path):
+    wrong = xr.Dataset({"z": (("dataset", "obs"), some())})
+    with pytest.raises(KeyError, match="no data named 'z'"):
+        posterior.sample(wrong, store=tmp_path / "a", **FEW)
+    assert not list(tmp_path.iterdir())
+    posterior.sample(wrong.rename(z="y"), store=tmp_path / "a", **FEW)
+
+
 def test_places_that_hold_something_else_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
@@ -341,6 +430,7 @@ def test_a_store_that_is_not_complete_is_refused(tmp_path, monkeypatch):
         ({"store": "a", "batched": False}, ValueError, "batched=True"),
         ({"store": "a", "reduce": "median"}, ValueError, "reduce must name some of mean, sd, quantiles"),
         ({"store": "a", "reduce": "mean", "thin": 2}, ValueError, "thin and reduce exclude each other"),
+        ({"store": "a", "reduce": "mean", "idata_kwargs": {"log_likelihood": True}}, ValueError, "keeps no draws"),
         ({"store": "a", "thin": 0}, ValueError, "thin must be an integer of at least 1"),
         ({"store": "a", "cores": 1.5}, TypeError, "cores must be an integer"),
         ({"store": "a", "draws": 0}, ValueError, "draws must be an integer"),

@@ -64,7 +64,7 @@ class StoredSimulations:
         number = max((len(self) - len(self.pilot)) * self.spec.values // BLOCK_VALUES, 1)
         edges = np.linspace(len(self.pilot), len(self), number + 1).astype(int).tolist()
         for first, last in pairwise(edges):
-            made = self.read(slice(first, last))
+            made = self.read(slice(first, last), fewest=1)
             yield made if extra is None else replace(made, extra=extra(made))
 
     @property
@@ -72,11 +72,12 @@ class StoredSimulations:
         """Path of the store, if it is on this machine."""
         return None if "://" in self.store.path else self.store.path
 
-    def read(self, at: slice) -> Simulations:
-        """Read some of the simulations."""
+    def read(self, at: slice, *, fewest: int = FEWEST_USABLE) -> Simulations:
+        """Read some of the simulations, of which so many have to be usable."""
         tree = self.store.tree(by_dask=False)
         self._check_shapes(tree)
-        return read_simulations(self.spec, xr.DataTree.from_dict(self.store.read(at)), self.compile_kwargs)
+        given = xr.DataTree.from_dict(self.store.read(at))
+        return read_simulations(self.spec, given, self.compile_kwargs, fewest=fewest)
 
     def _check_shapes(self, tree: xr.DataTree) -> None:
         """Refuse arrays that are not the model's before memory is taken for them."""
@@ -130,7 +131,9 @@ def read_given(
     return stored if len(stored) * spec.values > IN_MEMORY else stored.read(slice(None))
 
 
-def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None) -> Simulations:
+def read_simulations(
+    spec: ModelSpec, tree: xr.DataTree, compile_kwargs: CompileKwargs | None = None, *, fewest: int = FEWEST_USABLE
+) -> Simulations:
     """Take a user's simulations.
 
     Parameters
@@ -138,6 +141,8 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
     tree : xarray.DataTree
         Groups ``prior`` (every free variable), ``prior_predictive`` (every observed one) and, for context
         variables, ``prior_context``.
+    fewest : int
+        Of them, so many have to be usable.
 
     Raises
     ------
@@ -162,7 +167,7 @@ def read_simulations(spec: ModelSpec, tree: xr.DataTree, compile_kwargs: Compile
     context = {c.name: datasets.values[c.name] for c in spec.context}
     theta = Unconstrain(spec, compile_kwargs)({**variables, **context})
     usable = np.isfinite(theta).all(axis=1)
-    if usable.sum() < FEWEST_USABLE:
+    if usable.sum() < fewest:
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")
     dropped = {"parameters outside the model's range": int((~usable).sum())} if not usable.all() else {}
     kept = datasets.take(usable)
