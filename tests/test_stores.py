@@ -167,11 +167,10 @@ def test_what_killed_processes_prepared_is_removed(tmp_path):
 
 
 def test_no_chunk_holds_what_a_training_with_the_same_seed_simulates():
-    chunks = {
-        Manifest("simulations", "draw", 40, 10, (1,)).seed(k).generate_state(4).tobytes()
-        for k in range(8)
+    chunks = {Manifest("simulations", "draw", 40, 10, (1,)).seed(k).generate_state(4).tobytes() for k in range(8)}
+    stages = {
+        stage_seed((1,), stage, *path).generate_state(4).tobytes() for stage in Stage for path in ((), (0,), (1,))
     }
-    stages = {stage_seed((1,), stage, *path).generate_state(4).tobytes() for stage in Stage for path in ((), (0,), (1,))}
     assert not chunks & stages and len(chunks) == 8
     drawn = pma.simulate(line(), 60, chunk=20, random_seed=1, **INTERPRETED).prior["mu"]
     spec, sources, gaps = read_model(line(), None, None, {}, None)

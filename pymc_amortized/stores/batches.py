@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pymc_amortized.ranks import number_of_ranks, rank
 from pymc_amortized.stores.scratch import Scratch
@@ -105,7 +105,10 @@ class BlockBatches:
         first = sum(self._windows[:window])
         files = [load_file(self._files[k]) for k in order[first : first + self._windows[window]]]
         rows = torch.from_numpy(np.random.default_rng((self._seed, *at)).permutation(len(files) * self._size))
-        mixed = {name: torch.cat([_grown(file[name][: self._size], s) for file in files])[rows] for name, s in self._shapes.items()}
+        mixed = {
+            name: torch.cat([_grown(file[name][: self._size], s) for file in files])[rows]
+            for name, s in self._shapes.items()
+        }
         z = mixed.pop("z")
         return moved((z, {name.removeprefix(KEY): value for name, value in mixed.items()}), self._device)
 

@@ -169,7 +169,9 @@ def sample_to_store(
     if statistics and thin > 1:
         raise ValueError("thin and reduce exclude each other: all draws are reduced")
     if statistics and results.groups:
-        raise ValueError(f"reduce keeps no draws, and {list(results.groups)} would be of each draw: leave one of them out")
+        raise ValueError(
+            f"reduce keeps no draws, and {list(results.groups)} would be of each draw: leave one of them out"
+        )
     data: DataSets | xr.Dataset
     if isinstance(observed, xr.Dataset) and DATASET_DIM in observed.dims:
         number, data = observed.sizes[DATASET_DIM], observed
