@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -481,6 +482,42 @@ def test_simulations_that_hang_are_dropped(tmp_path):
     dropped = {name: n for name, n in made.prior.attrs.items() if name.startswith("dropped")}
     assert made.prior["mu"].shape == (1, 16) and float(made.prior["mu"].max()) <= 1.0
     assert len(dropped) == 1 and "no end after 0.5 s" in next(iter(dropped)) and sum(dropped.values()) >= 1
+
+
+def test_a_store_of_a_simulator_with_random_numbers_of_its_own_is_known_again(tmp_path):
+    def draw(rng: np.random.Generator, mu: np.ndarray, size: Any = None) -> np.ndarray:
+        return np.random.normal(mu, 1.0, size=size)  # noqa: NPY002
+
+    with pm.Model() as model:
+        pm.Simulator("y", draw, pm.Normal("mu", 0, 1), observed=0.0)
+    pma.simulate(model, 40, store=tmp_path / "a", random_seed=1, **INTERPRETED, **QUIET)
+    spec, sources, gaps = read_model(model, None, None, {}, None)
+    assert len(read_given(tmp_path / "a", spec, sources, None, gaps)) == 40
+
+
+@pytest.mark.slow
+def test_a_simulation_that_hangs_ends_with_its_parent(tmp_path):
+    code = """if True:
+    import os, sys, pymc as pm, pymc_amortized as pma
+    def draw(rng, mu, size=None):
+        with open(sys.argv[1], "w") as file:
+            file.write(f"{os.getpid()}\\n")
+        while True:
+            pass
+    with pm.Model() as model:
+        pm.Simulator("y", draw, pm.Normal("mu", 0, 1), observed=0.0)
+    pma.simulate(model, 5, simulation_timeout=1, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"})
+    """
+    noted = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, noted])
+    while not (noted.exists() and noted.read_text().endswith("\n")):
+        time.sleep(0.05)
+    parent.kill(), parent.wait()
+    status = Path(f"/proc/{int(noted.read_text())}/stat")
+    deadline = time.monotonic() + 30
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 @pytest.mark.slow

@@ -259,7 +259,12 @@ def _points(
         sources = {c.name: _constant_source(c, spec) for c in spec.context}
     kind: Any = Simulator if timeout is None else partial(GuardedSimulator, timeout=timeout)
     simulator = kind(spec, context=ContextSampler(spec, sources or {}), compile_kwargs=INTERPRETED)
-    draws = simulator(POINTS, stage_seed(entropy, Stage.TIMING))
+    before = np.random.get_state()  # noqa: NPY002 - of a user's function that draws by these, which is warned of
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        draws = simulator(POINTS, stage_seed(entropy, Stage.TIMING))
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
     points = {"theta": draws.unconstrained, **{f"data.{k}": v for k, v in draws.data.items()}}
     return points | {f"length.{dim}": n for dim, n in draws.lengths.items()}
 
