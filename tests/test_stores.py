@@ -499,8 +499,9 @@ def test_a_store_of_a_simulator_with_random_numbers_of_its_own_is_known_again(tm
 def test_a_simulation_that_hangs_ends_with_its_parent(tmp_path):
     code = """if True:
     import os, sys, pymc as pm, pymc_amortized as pma
+    noted = sys.argv[1]
     def draw(rng, mu, size=None):
-        with open(sys.argv[1], "w") as file:
+        with open(noted, "w") as file:
             file.write(f"{os.getpid()}\\n")
         while True:
             pass
@@ -510,7 +511,7 @@ def test_a_simulation_that_hangs_ends_with_its_parent(tmp_path):
     """
     noted = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, noted])
-    while not (noted.exists() and noted.read_text().endswith("\n")):
+    while parent.poll() is None and not (noted.exists() and noted.read_text().endswith("\n")):
         time.sleep(0.05)
     parent.kill(), parent.wait()
     status = Path(f"/proc/{int(noted.read_text())}/stat")
