@@ -52,10 +52,10 @@ def test_the_same_call_reads_what_is_done(done, monkeypatch):
     [
         ("log density of 'mu'", {"model": line(3.0)}),
         ("training, num_steps: 10 there, 20 now", {"training": pma.Training(num_steps=20, batch_size=32)}),
-        ("training, max_time: None there, 9.0 now", {"max_time": 9}),
+        ("training, max_time: nothing there, 9.0 now", {"max_time": 9}),
         ("random_seed", {"random_seed": 2}),
         ("sketch: False there, True now", {"sketch": True}),
-        ("num_simulations: None there, 100 now", {"num_simulations": np.int64(100)}),
+        ("num_simulations: nothing there, 100 now", {"num_simulations": np.int64(100)}),
         ("density", {"density": pma.Spline(layers=2)}),
         ("missing", {"missing": {"y": 0.2}}),
     ],
@@ -70,7 +70,7 @@ def test_another_call_is_refused_by_name(done, message, kwargs):
 
 def test_other_rates_of_gaps_are_refused(tmp_path):
     fit(tmp_path / "run", missing={"y": 0.2})
-    with pytest.raises(ValueError, match="missing values of 'y'"):
+    with pytest.raises(ValueError, match="the rate of 'y' in missing differs"):
         fit(tmp_path / "run", missing={"y": 0.5})
 
 

@@ -333,8 +333,12 @@ def test_a_dataset_without_batched_is_refused_and_one_of_it_taken(spec):
     with pytest.raises(ValueError, match="batched=True"):
         read_datasets(spec, labelled())
     assert len(read_datasets(spec, labelled().isel(dataset=0))) == 1
-    with pytest.raises(ValueError, match="'dataset'"):
-        read_datasets(spec, labelled().rename(dataset="firm"), batched=True)
+
+
+def test_data_sets_may_be_along_a_dim_of_any_name(spec):
+    firms = labelled().rename(dataset="firm").assign_coords(firm=["a", "b", "c"])
+    read = read_datasets(spec, firms, batched=True)
+    assert read.labels.tolist() == ["a", "b", "c"] and read.equals(read_datasets(spec, labelled(), batched=True))
 
 
 # arguments of sample

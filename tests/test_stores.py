@@ -1,5 +1,6 @@
 """Simulations and results in stores: the same numbers, whoever makes them, and what is refused."""
 
+import json
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pymc_amortized.approximators.simulations.given import StoredSimulations, re
 from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.guarded import MOST_IN_A_ROW
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.stores import store as store_module
 from pymc_amortized.stores.batches import BlockBatches
 from pymc_amortized.stores.scratch import Scratch
 from pymc_amortized.stores.store import Manifest, Store
@@ -254,6 +256,47 @@ def test_results_are_the_same_from_whatever_holds_the_data(posterior, tmp_path):
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("chunks", [{}, None])
+def test_the_dim_of_data_sets_may_have_any_name(posterior, tmp_path, chunks):
+    shops = [f"shop {i}" for i in range(8)]
+    xr.Dataset({"y": (("shop", "obs"), some())}, coords={"shop": shops}).to_zarr(tmp_path / "data", zarr_format=2)
+    lazy = xr.open_zarr(tmp_path / "data", chunks=chunks)
+    stored = posterior.sample(lazy, store=tmp_path / "a", random_seed=3, **FEW)
+    assert stored.posterior["dataset"].to_numpy().tolist() == shops
+    in_memory = posterior.sample({"y": lazy["y"].load().transpose("obs", "shop")}, random_seed=3, **FEW)
+    assert in_memory.posterior["dataset"].to_numpy().tolist() == shops
+    np.testing.assert_array_equal(in_memory.observed_data["y"], some())
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_value_that_cannot_be_read_is_named_before_anything_is_written(posterior, tmp_path):
+    y = some()
+    y[6, 2] = np.nan
+    data = xr.Dataset({"y": (("dataset", "obs"), y)})
+    with pytest.raises(ValueError, match=r"data set 6: 'y' has NaN \(1 of 6, the first at \(0, 2\)\)"):
+        posterior.sample(data, store=tmp_path / "a", **FEW)
+    with pytest.raises(ValueError, match="data set f: 'y' has NaN"):
+        posterior.sample(data.assign_coords(dataset=list("fgabcdfe")), store=tmp_path / "a", **FEW)
+    assert not list(tmp_path.iterdir())
+    posterior.sample(data.fillna(0.0), store=tmp_path / "a", **FEW)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_doubts_of_chunks_are_said_once_of_all(posterior, tmp_path, caplog):
+    y = some()
+    y[1], y[4:6] = 1e3, 3e3
+    with caplog.at_level("WARNING", logger="pymc_amortized"):
+        stored = posterior.sample({"y": y}, store=tmp_path / "a", random_seed=3, **FEW)
+    told = {doubt["kind"]: doubt for doubt in json.loads(stored.sample_stats.attrs["doubts"])}
+    assert told["extrapolation"]["finding"].startswith("3 of 8 data sets, the worst of them: Some values of 'y'")
+    assert "which is 3000" in told["extrapolation"]["finding"]
+    assert set(told["novelty"]["datasets"]) == {1, 4, 5}
+    for kind, doubt in told.items():
+        (line,) = [record for record in caplog.messages if record.endswith(f"[{kind}]")]
+        assert line.startswith(doubt["finding"])
+
+
+@pytest.mark.usefixtures("small_chunks")
 def test_data_sets_of_different_lengths(of_sizes, tmp_path):
     rng = np.random.default_rng(1)
     sets = [{"x": rng.normal(size=n), "n": rng.poisson(1, n), "y": rng.normal(size=n)} for n in (3, 4, 3, 9, 5, 9, 4)]
@@ -294,6 +337,7 @@ def test_results_are_thinned_reduced_and_narrowed(posterior, tmp_path):
     narrow = posterior.sample({"y": some()}, store=tmp_path / "c", random_seed=3, dtype="float32", **FEW)
     assert narrow.posterior["mu"].dtype == np.float32
     np.testing.assert_allclose(narrow.posterior["mu"], full.posterior["mu"], rtol=1e-6)
+    assert {v.dtype for v in narrow.sample_stats.data_vars.values() if "draw" in v.dims} == {np.dtype("f4")}
     reduced = posterior.sample({"y": some()}, store=tmp_path / "d", random_seed=3, reduce="mean sd quantiles", **FEW)
     draws = full.posterior["mu"].to_numpy().reshape(8, -1)
     for label, expected in {
@@ -359,7 +403,7 @@ def test_another_call_is_refused_by_name_and_changes_nothing(tmp_path):
     for message, (model, number, more) in changed.items():
         with pytest.raises(ValueError, match=message):
             pma.simulate(model, number, **kwargs | more)
-    with pytest.raises(ValueError, match="of another model: log density of 'mu'"):
+    with pytest.raises(ValueError, match=r"of another model, .*\(log density of 'mu' differs"):
         pma.fit_posterior(other(), simulations=tmp_path / "a", **INTERPRETED)
     assert files(tmp_path) == before
     pma.simulate(line(), np.int64(40), **kwargs)  # without a seed it goes on
@@ -402,7 +446,7 @@ def test_places_that_hold_something_else_are_refused(tmp_path):
         pma.fit_posterior(line(), simulations=tmp_path / "nothing", **INTERPRETED)
 
 
-def test_a_store_that_is_not_complete_is_refused(tmp_path, monkeypatch):
+def test_a_store_that_is_not_complete_is_refused(tmp_path, monkeypatch, caplog):
     write = Store.write
 
     def fails(self: Store, k: int, *args: Any) -> None:
@@ -416,7 +460,11 @@ def test_a_store_that_is_not_complete_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="lacks 2 of 4 chunks"):
         pma.fit_posterior(line(), simulations=tmp_path / "a", **INTERPRETED)
     monkeypatch.undo()
-    pma.simulate(line(), 80, store=tmp_path / "a", chunk=20, **INTERPRETED, **QUIET)
+    monkeypatch.setattr(store_module, "_versions", lambda: {"pymc": "5.0"})
+    with caplog.at_level("WARNING", logger="pymc_amortized"):
+        pma.simulate(line(), 80, store=tmp_path / "a", chunk=20, **INTERPRETED, **QUIET)
+    assert "was begun with other versions, pymc-amortized: " in caplog.messages[0]
+    monkeypatch.undo()
     spec, sources, _ = read_model(line(), None, None, {}, None)
     assert len(read_given(tmp_path / "a", spec, sources, None)) == 80
 

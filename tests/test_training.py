@@ -26,11 +26,12 @@ from pymc_amortized.training import (
     Training,
     TrainingState,
     choose_device,
+    progress,
     report,
     summary_line,
     train,
 )
-from pymc_amortized.training.progress import ProgressBar
+from pymc_amortized.training.progress import CountBar, ProgressBar
 from pymc_amortized.training.schedule import scheduled
 from pymc_amortized.training.settling import Evaluation, is_settled, last_gain, rise, stalled
 from pymc_amortized.training.source import Memory
@@ -761,6 +762,22 @@ def test_progress_bar_shows_the_losses():
         assert expected in shown
     trained = train(gaussian(), fresh(), HELD_OUT, SHORT, progress=True, device="cpu")
     assert isinstance(trained, Trained)
+
+
+def test_progress_is_logged_where_no_bar_can_be_shown(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    console, status = Console(file=io.StringIO()), Status(1_500, 0.5, loss=1.25, held_out_loss=-0.75, seconds=61.0)
+    with caplog.at_level("INFO", logger="pymc_amortized"):
+        with ProgressBar(console) as bar:
+            bar(status)
+        for shown in (True, False):
+            with CountBar("Simulating", 4_000, shown=shown) as count:
+                count.skip(1_000)
+                count.advance(1_500)
+    first, second = caplog.messages
+    assert first == "Training: step 1,500, held-out loss -0.750, 0:01:01 elapsed, 0:01:01 remaining at most"
+    assert second.startswith("Simulating: 1,500 of 3,000, ") and second.endswith("/s, 0:00:00 remaining")
+    assert not console.file.getvalue()
 
 
 def test_progress_is_shown_at_most_ten_times_a_second():

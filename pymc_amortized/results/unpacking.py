@@ -25,7 +25,8 @@ def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"expected a DataTree, as from posterior.sample; got {type(tree).__name__}")
     if name not in tree.children:
-        raise KeyError(f"the result has no group {name!r}; it has {sorted(tree.children)}")
+        reduced = ", as reduce= keeps no draws" if name == "posterior" and "summary" in tree.children else ""
+        raise KeyError(f"the result has no group {name!r}{reduced}; it has {sorted(tree.children)}")
     return tree[name].to_dataset()
 
 

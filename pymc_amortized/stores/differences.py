@@ -1,6 +1,6 @@
 """What differs between two descriptions, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,21 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], place: str = "
         elif not _same(there, now):
             found.append((f"{place}{name}", there, now))
     return found
+
+
+def say_differences(found: Sequence[tuple[str, Any, Any]]) -> str:
+    """Say the first three of them in words; of measured numbers, which tell a user nothing, that they differ."""
+    pairs = {name: (_say(there), _say(now)) for name, there, now in found[:3]}
+    return "; ".join(
+        f"{name} differs" if there == now else f"{name}: {there} there, {now} now"
+        for name, (there, now) in pairs.items()
+    )
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, list | tuple) and any(isinstance(number, float) for number in value):
+        return "values"
+    return "nothing" if value is None else f"{value!r:.80}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -83,7 +83,7 @@ def fill(
         elif there := len(chunks) - len(store.missing()):
             logger.info("%s: %d of %d chunks are there already.", store.path, there, len(chunks))
         missing = store.missing()
-        bar.advance(manifest.number - sum(chunks[k].stop - chunks[k].start for k in missing))
+        bar.skip(manifest.number - sum(chunks[k].stop - chunks[k].start for k in missing))
         tasks = [(k,) for k in missing]
         for number, _ in stream_tasks(_Filling(store, maker), "fill", tasks, cores=cores, client=client):
             bar.advance(chunks[missing[number]].stop - chunks[missing[number]].start)

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.logs import logger
 from pymc_amortized.ranks import wait_until, writes_files
-from pymc_amortized.stores.differences import differences
+from pymc_amortized.stores.differences import differences, say_differences
 from pymc_amortized.stores.seals import naming, seal_chunk, seal_layout
 
 KEY, NOTES = "pymc_amortized", "written"
 """Of the manifest among the attributes of a store, and of the group that holds the notes."""
-FORMAT = 1
+FORMAT = 2
 NOTE_BYTES = 4096
 """Of a note, at most."""
 LAYOUT, SEAL = "layout", "digest"
@@ -138,8 +139,15 @@ class Store:
         store = cls.open(path)
         known = replace(manifest, entropy=store.manifest.entropy) if any_seed else manifest
         if differ := differences(_words(store.manifest), _words(known)):
-            said = "; ".join(f"{name}: {_short(there)} there, {_short(now)} now" for name, there, now in differ[:3])
-            raise ValueError(f"store: {str(path)!r} was begun with something else ({said}). Take another path")
+            raise ValueError(
+                f"store: {str(path)!r} was begun with something else ({say_differences(differ)}). Take another path"
+            )
+        begun = {"versions": _described(store.path).get("versions")}
+        if store.missing() and (others := differences(begun, {"versions": _versions()})):
+            logger.warning(
+                "%s was begun with other %s: chunks that are missing may be made in another way.",
+                *(store.path, say_differences(others)),
+            )
         return store
 
     def lay_out(self, tree: xr.DataTree, labels: Mapping[str, Any]) -> None:
@@ -390,7 +398,3 @@ def _words(manifest: Manifest) -> dict[str, Any]:
     """What a manifest says, by the words that users know."""
     own = {"it holds": manifest.kind, "number": manifest.number, "chunk": manifest.chunk}
     return own | {"random_seed": list(manifest.entropy)} | dict(manifest.about)
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r:.80}"

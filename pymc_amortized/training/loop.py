@@ -148,6 +148,7 @@ def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled,
             _keep(runs)
             kept = time.perf_counter()
         if told:
+            logger.info("Told to end (SIGTERM): where training stands is written; call again, and it goes on.")
             raise SystemExit(128 + told[0])
         for i, run in enumerate(runs):
             if i not in ended and (reason := run.step()):

@@ -23,6 +23,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.theme import Theme
 
+from pymc_amortized.logs import logger
+
+LOG_SECONDS = 30.0
+"""Between lines in a log, where no bar can be shown."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -89,13 +94,15 @@ class _Bar:
         blue = Style.parse("rgb(31,119,180)")  # PyMC's, as its plain clocks
         heading = Column("Progress", ratio=1)
         bar = BarColumn(bar_width=None, table_column=heading, complete_style=blue, finished_style=blue)
-        plain = Console(theme=Theme({"progress.elapsed": "none", "progress.remaining": "none"}))
+        console = console or Console(theme=Theme({"progress.elapsed": "none", "progress.remaining": "none"}))
+        live = console.is_terminal or console.is_jupyter
+        self._logs, self._logged = shown and not live, time.perf_counter()
         self._display = kind(
             *(bar if column is None else column for column in columns),
-            console=console or plain,
+            console=console,
             auto_refresh=ticking,
             expand=True,
-            disable=not shown,
+            disable=not (shown and live),
         )
 
     def __enter__(self) -> Self:
@@ -105,6 +112,12 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self._display.refresh()
         self._display.stop()
+
+    def _log(self, say: Callable[[], str]) -> None:
+        """Say where it stands once in a while, where no bar can be shown: in the log of a batch job."""
+        if self._logs and time.perf_counter() > self._logged + LOG_SECONDS:
+            self._logged = time.perf_counter()
+            logger.info("%s", say())
 
 
 class ProgressBar(_Bar):
@@ -140,6 +153,12 @@ class ProgressBar(_Bar):
             remaining=remaining,
             refresh=True,
         )
+        self._log(
+            lambda: (
+                f"Training: step {status.step:,}, held-out loss {status.held_out_loss:.3f}, "
+                f"{_clock(status.seconds)} elapsed, {remaining} remaining at most"
+            )
+        )
 
 
 class _Rate(ProgressColumn):
@@ -170,10 +189,23 @@ class CountBar(_Bar):
         counts = (MofNCompleteColumn(), *[_Rate()] * rate)
         super().__init__(Progress, name, None, *counts, *clocks, shown=shown, ticking=ticking)
         self._task = self._display.add_task(title, total=total)
+        self._title, self._total, self._done, self._begun = title, total, 0, time.perf_counter()
+
+    def skip(self, number: int) -> None:
+        """Count `number` that were done before."""
+        self._begun, self._total = time.perf_counter(), self._total - number
+        self._display.update(self._task, advance=number, refresh=True)
 
     def advance(self, number: int = 1) -> None:
         """Count `number` more."""
+        self._done += number
         self._display.update(self._task, advance=number, refresh=True)
+        self._log(self._said)
+
+    def _said(self) -> str:
+        rate = self._done / (time.perf_counter() - self._begun)
+        left = _clock((self._total - self._done) / rate) if rate else "-:--:--"
+        return f"{self._title}: {self._done:,} of {self._total:,}, {rate:,.3g}/s, {left} remaining"
 
 
 class Throttled:

@@ -132,7 +132,7 @@ class AmortizedPosterior(PosteriorWorkflow):
             Whether to show the progress of what takes long, if it runs; Ctrl-C leaves what is not done yet as "not
             reached".
         dtype : {"float64", "float32"}
-            Of real-valued draws; the second makes them half as large.
+            Of real-valued draws, and of what `sample_stats` holds of each; the second makes them half as large.
         store : path-like, optional
             A folder that the results of many data sets are written to in zarr's format, chunk by chunk: they, and
             `observed` if that is an ``xarray.Dataset`` from ``xarray.open_zarr``, may be larger than memory. After an

@@ -1,5 +1,7 @@
 """Sampling a trained posterior: arguments and data are read, draws are made, doubts gathered, all written as a tree."""
 
+import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from pymc_amortized.correction.check_results import (
     check_calibrated,
     check_corrected,
     check_gaps,
+    check_novelty,
     check_range,
     check_unlike,
 )
@@ -38,6 +41,7 @@ from pymc_amortized.correction.draws import Draws, Request, sample_stats
 from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
 from pymc_amortized.graph.data.datasets import DATASET_DIM, DataSets
+from pymc_amortized.graph.data.labels import dim_of_datasets
 from pymc_amortized.graph.data.reading import read_given
 from pymc_amortized.graph.density.marginal import MarginalDensity
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -51,6 +55,8 @@ from pymc_amortized.stores.store import Manifest, Store
 
 MOST_OF_CHUNK, LARGEST_CHUNK = 5_000_000, 256
 """Numbers drawn for a chunk of a store, and data sets in it, at most."""
+MOST_LABELS = 100
+"""Of data sets, in what a store says of doubt about them."""
 OF_A_CALL = ("sampling_time", "doubts")
 """Attributes of a result that say nothing of other chunks."""
 MOST_BYTES = 2**28
@@ -135,11 +141,12 @@ class _Sampled:
             rng = np.random.default_rng(manifest.seed(k))
             tree = sample(self.posterior, some, batched=True, random_seed=rng, progressbar=False, **self.options)
         stages, each = np.unique(tree["sample_stats"]["stage"], return_counts=True)
+        doubts = _kept_of(json.loads(tree["sample_stats"].attrs["doubts"]))
         tree = reduce_draws(tree, self.statistics) if self.statistics else thin_draws(tree, self.thin)
         tree = even(tree, spec.largest, [v.name for v in spec.observed if v.missing or v.sized])
         for group in tree.children.values():
             group.attrs = {name: value for name, value in group.attrs.items() if name not in OF_A_CALL}
-        return tree, {"stages": dict(zip(stages.tolist(), each.tolist(), strict=True))}
+        return tree, {"stages": dict(zip(stages.tolist(), each.tolist(), strict=True)), "doubts": doubts}
 
 
 def sample_to_store(
@@ -172,16 +179,10 @@ def sample_to_store(
         raise ValueError(
             f"reduce keeps no draws, and {list(results.groups)} would be of each draw: leave one of them out"
         )
-    data: DataSets | xr.Dataset
-    if isinstance(observed, xr.Dataset) and DATASET_DIM in observed.dims:
-        number, data = observed.sizes[DATASET_DIM], observed
-        labels = observed[DATASET_DIM].to_numpy() if DATASET_DIM in observed.coords else np.arange(number)
-    else:
-        data = posterior.read(observed, True)
-        number, labels = len(data), data.labels
+    with working("Reading the data"):
+        data, labels = _checked(posterior, observed)
+    number = len(labels)
     chunk = min(max(MOST_OF_CHUNK // (draws * chains * posterior.spec.dim), 1), LARGEST_CHUNK)
-    if data is observed:  # what cannot be read is said before anything is written
-        posterior.read(loaded(data.isel({DATASET_DIM: slice(chunk)})), True)
     if asked is None:
         names = _shown_of_store(posterior, names, min(chunk, number) * draws * chains)
     options["var_names"] = names
@@ -193,9 +194,13 @@ def sample_to_store(
     store = Store.at(path, manifest, any_seed=random_seed is None)
     title = "Sampling posteriors"
     fill(store, maker, {DATASET_DIM: labels}, title, cores=cores, client=client, progressbar=progressbar)
-    stages = sum((Counter(note["stages"]) for note in store.notes().values()), Counter[str]())
+    notes, tree = store.notes().values(), store.tree()
+    stages = sum((Counter(note["stages"]) for note in notes), Counter[str]())
+    doubts = _joined([doubt for note in notes for doubt in note["doubts"]], number)
+    doubts += check_novelty(tree["sample_stats"]["ood_pvalue"].to_numpy(), labels)
+    told = tell([replace(doubt, datasets=doubt.datasets[:MOST_LABELS]) for doubt in doubts], posterior.spec)
     if writes_files():
-        store.add_attributes("sample_stats", {f"stage {name}": n for name, n in stages.items()})
+        store.add_attributes("sample_stats", told | {f"stage {name}": n for name, n in stages.items()})
     if bad := stages["failed"] + stages["not reached"]:
         logger.warning(
             "%d of %d data sets have draws that should not be used: sample_stats['stage'] is 'failed' (%d) or "
@@ -203,6 +208,75 @@ def sample_to_store(
             *(bad, number, stages["failed"], stages["not reached"]),
         )
     return store.tree()
+
+
+def _checked(posterior: TrainedPosterior, observed: Any) -> tuple[DataSets | xr.Dataset, np.ndarray]:
+    """Read all data sets before anything is written: of a Dataset a part at a time, and it stays where it is.
+
+    Returns
+    -------
+    DataSets or xarray.Dataset
+    ndarray
+        Labels of the data sets.
+    """
+    dims: set[str | None] = set()
+    if isinstance(observed, xr.Dataset):
+        names = [next((n for n in (v.name, v.container) if n in observed), None) for v in posterior.spec.data]
+        pairs = zip(posterior.spec.data, names, strict=True)
+        dims = {dim_of_datasets(v, observed[name]) for v, name in pairs if name is not None} - {None}
+    if len(dims) != 1:
+        read = posterior.read(observed, True)
+        return read, read.labels
+    data = observed.rename({dim: DATASET_DIM for dim in dims if dim != DATASET_DIM})
+    number = data.sizes[DATASET_DIM]
+    if DATASET_DIM not in data.coords:
+        data = data.assign_coords({DATASET_DIM: np.arange(number)})
+    for first in range(0, number, LARGEST_CHUNK):
+        _check_part(posterior, loaded(data.isel({DATASET_DIM: slice(first, first + LARGEST_CHUNK)})))
+    return data, data[DATASET_DIM].to_numpy()
+
+
+def _check_part(posterior: TrainedPosterior, data: xr.Dataset) -> None:
+    """Refuse data sets that cannot be read, and say which is the first one."""
+    try:
+        posterior.read(data, True)
+    except ValueError:
+        for i, label in enumerate(data[DATASET_DIM].to_numpy()):
+            try:
+                posterior.read(data.isel({DATASET_DIM: slice(i, i + 1)}), True)
+            except ValueError as error:
+                raise ValueError(f"data set {label}: {error}") from None
+        raise
+
+
+def _kept_of(doubts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a note keeps of the doubts of a chunk: what is not said of all chunks anyway, in few words."""
+    of_all = ("novelty", "failed", "not reached")
+    kept = [
+        {
+            "kind": doubt["kind"],
+            "finding": doubt["finding"][:300],
+            "advice": doubt["advice"][:200],
+            "number": doubt["number"],
+            "concerned": len(doubt["datasets"]),
+        }
+        for doubt in doubts
+        if doubt["kind"] not in of_all
+    ]
+    return kept[:4]  # a note has little room
+
+
+def _joined(kept: Sequence[Mapping[str, Any]], number: int) -> list[Doubt]:
+    """Doubts of all chunks: one of each kind, in the words of the chunk that it speaks most against."""
+    doubts = []
+    for kind in dict.fromkeys(doubt["kind"] for doubt in kept):
+        some = [doubt for doubt in kept if doubt["kind"] == kind]
+        worst = max(some, key=lambda doubt: -math.inf if doubt["number"] is None else doubt["number"])
+        concerned = sum(doubt["concerned"] for doubt in some)
+        many = f"{concerned:,} of {number:,} data sets, the worst of them: " if concerned else ""
+        value = math.nan if worst["number"] is None else worst["number"]
+        doubts.append(Doubt(kind, many + worst["finding"], worst["advice"], value))
+    return doubts
 
 
 def sample_groups(
@@ -298,8 +372,11 @@ def _with_groups(
     kinds: dict[str, Kind] = {"log_likelihood": "likelihood", "log_prior": "prior"}
     for group in options.groups:
         posterior.compiled.predictions.log_density(tree, kinds[group], var_names=None, extend_inferencedata=True)
-    if options.groups or dtype != "float64":
-        draws = tree["posterior"].to_dataset()[names]
-        real = {name: draws[name].astype(dtype) for name in names if draws[name].dtype.kind == "f"}
-        tree["posterior"] = xr.DataTree(draws.assign(real))
+    if options.groups:
+        tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset()[names])
+    if dtype != "float64":
+        for group in ("posterior", "sample_stats"):
+            held = tree[group].to_dataset()
+            real = {n: v.astype(dtype) for n, v in held.data_vars.items() if v.dtype.kind == "f" and "draw" in v.dims}
+            tree[group] = xr.DataTree(held.assign(real))
     return tree

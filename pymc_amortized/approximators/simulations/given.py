@@ -21,7 +21,7 @@ from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
-from pymc_amortized.stores.differences import differences
+from pymc_amortized.stores.differences import differences, say_differences
 from pymc_amortized.stores.store import Store
 
 PILOT = 8192
@@ -116,9 +116,9 @@ def read_given(
         raise ValueError(f"simulations: {store.path!r} holds {store.manifest.kind}")
     timeout = store.manifest.about.get("simulation_timeout")
     if differ := differences(store.manifest.about, describe_model(spec.jointly(), sources, gaps, timeout)):
-        name, there, now = differ[0]
         raise ValueError(
-            f"simulations: {store.path!r} is of another model: {name} is {there!r:.80} there, {now!r:.80} in the model"
+            f"simulations: {store.path!r} is of another model, or of other sources of context and gaps "
+            f"({say_differences(differ)})"
         )
     if missing := store.missing():
         raise ValueError(

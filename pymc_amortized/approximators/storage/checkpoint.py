@@ -28,7 +28,7 @@ from pymc_amortized.approximators.storage.networks import read_state
 from pymc_amortized.approximators.storage.seals import check_seal, read_sealed_json, sealed_json, sealed_metadata
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.logs import logger
-from pymc_amortized.stores.differences import differences
+from pymc_amortized.stores.differences import differences, say_differences
 from pymc_amortized.stores.store import Store
 from pymc_amortized.training import TrainingState
 
@@ -86,8 +86,9 @@ class Checkpoint:
             raise ValueError(f"checkpoint: {str(place / CALL)!r} is damaged")
         pair = ({"random_seed": numbers}, {"random_seed": numbers if any_seed else list(entropy)})
         if differ := differences(there | pair[0], now | pair[1]):
-            said = "; ".join(f"{name}: {old!r:.80} there, {new!r:.80} now" for name, old, new in differ[:3])
-            raise ValueError(f"checkpoint: {str(place)!r} is of another call ({said}). Take another folder")
+            raise ValueError(
+                f"checkpoint: {str(place)!r} is of another call ({say_differences(differ)}). Take another folder"
+            )
         return cls(place, tuple(numbers))
 
     @property

@@ -200,9 +200,9 @@ def describe_model(
     described |= {f"simulations of {v.name!r}": _totals(points[f"data.{v.name}"]) for v in spec.data}
     context, seed, lengths = ContextSampler(spec, sources or {}, gaps), stage_seed((0,), Stage.PILOT), spec.largest
     for name, values in context(DRAWS_OF_CONTEXT, seed, lengths).items():
-        described[f"context {name!r}"] = _totals(values)
+        described[f"the source of {name!r} in context"] = _totals(values)
     for name, masks in context.gaps(DRAWS_OF_CONTEXT, seed, lengths).items():
-        described[f"missing values of {name!r}"] = _totals(masks)
+        described[f"the rate of {name!r} in missing"] = _totals(masks)
     return described
 
 

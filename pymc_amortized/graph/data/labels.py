@@ -55,6 +55,16 @@ def labels_along(variable: DataVariable, dim: str, value: Any, batched: bool = F
     return value.axes[dims.index(dim)] if len(dims) == value.ndim and dim in dims else None
 
 
+def dim_of_datasets(variable: DataVariable, value: Any) -> str | None:
+    """Return the dim of a DataArray that data sets are along, whatever its name, if there is one."""
+    if DATASET_DIM in value.dims:
+        return DATASET_DIM
+    if value.ndim != len(variable.shape) + 1:
+        return None
+    extra = [dim for dim in value.dims if dim not in variable.dims] if variable.dims else value.dims[:1]
+    return str(extra[0]) if len(extra) == 1 else None
+
+
 def names_within(name: str) -> list[str]:
     """Names of the columns that some data consist of: HSSM's responses are called ``rt,response``."""
     return [part.strip() for part in name.split(",")]
@@ -84,12 +94,9 @@ def _from_xarray(spec: ModelSpec, variable: DataVariable, value: xr.DataArray, b
         return value.transpose(*leading, ...).to_numpy()
     wanted = [*([DATASET_DIM] if DATASET_DIM in value.dims else []), *variable.dims]
     if set(value.dims) != set(wanted):
-        extra = [d for d in value.dims if d not in variable.dims]
-        hint = f"; rename {extra[0]!r} to {DATASET_DIM!r}" if batched and len(extra) == 1 else ""
         raise ValueError(
             f"{variable.name!r} has dims {tuple(value.dims)}; the model's are {variable.dims}"
             + (f", after {DATASET_DIM!r}" if batched else "")
-            + hint
         )
     for dim in variable.dims:
         labels = _model_labels(spec, variable, dim)

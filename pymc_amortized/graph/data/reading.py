@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from pymc_amortized.graph.data.groups import (
     labels_of_groups,
     read_groups,
 )
-from pymc_amortized.graph.data.labels import labels_along, same_labels, say_nothing
+from pymc_amortized.graph.data.labels import dim_of_datasets, labels_along, same_labels, say_nothing
 from pymc_amortized.graph.data.support import refuse_impossible
 from pymc_amortized.graph.model.indices import counted_by, refuse_indices, refuse_uncounted
 from pymc_amortized.graph.model.sizes import padded
-from pymc_amortized.graph.model.spec import ModelSpec
+from pymc_amortized.graph.model.spec import DataVariable, ModelSpec
 
 
 def read_datasets(spec: ModelSpec, data: Any, *, batched: bool = False) -> DataSets:
@@ -259,6 +260,7 @@ def _as_mapping(data: Any) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise TypeError(
             f"observed must map names of observed variables to arrays, as in {{'y': array}}; got {type(data).__name__}"
+            + ("; open a path, as by xarray.open_zarr" if isinstance(data, str | PathLike) else "")
         )
     return dict(data)
 
@@ -282,11 +284,21 @@ def _by_variable(spec: ModelSpec, data: Mapping[str, Any], batched: bool) -> dic
         if names[name] in given:
             raise KeyError(f"observed: {names[name]!r} is given twice, once as {name!r}")
         given[names[name]] = value
+    if batched:
+        given |= {v.name: _along_datasets(v, given[v.name]) for v in spec.data if v.name in given}
     _refuse_misaligned(spec, given, batched)
     missing = [v.name for v in spec.data if v.name not in given]
     if missing:
         raise KeyError(f"observed: values are missing for {missing}; given: {sorted(data)}")
     return given
+
+
+def _along_datasets(variable: DataVariable, value: Any) -> Any:
+    """Call the dim of data sets of a DataArray by the name that results have, with its labels."""
+    dim = dim_of_datasets(variable, value) if isinstance(value, xr.DataArray) else None
+    if dim in (None, DATASET_DIM):
+        return value
+    return value.drop_vars(DATASET_DIM, errors="ignore").rename({dim: DATASET_DIM})
 
 
 def _refuse_misaligned(spec: ModelSpec, given: Mapping[str, Any], batched: bool) -> None:

@@ -7,6 +7,9 @@ compile it (from PyTensor's cache on disk) and then take chunks.
 from __future__ import annotations
 
 import copy
+import os
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -121,7 +124,9 @@ def _submitting(worker: Any, method: str, cores: int, client: Any) -> tuple[Call
     """Return what submits a task, and to how many at once."""
     key, payload = _sent(worker)
     if client is None:
-        executor: Any = get_reusable_executor(max_workers=cores, timeout=300, env=dict.fromkeys(THREADS, "1"))
+        executor: Any = get_reusable_executor(
+            max_workers=cores, timeout=300, initializer=end_with_parent, env=dict.fromkeys(THREADS, "1")
+        )
         return (lambda task: executor.submit(_work, key, payload, method, *task)), cores
     executor, held = client.get_executor(), client.scatter(payload, broadcast=True)
     return (lambda task: executor.submit(_work, key, held, method, *task)), max(sum(client.nthreads().values()), 1)
@@ -174,7 +179,9 @@ class Workers:
 
     def __init__(self, simulator: Maker, processes: int) -> None:
         self._simulator = simulator
-        self._pool = ProcessPoolExecutor(max_workers=processes, env=dict.fromkeys(THREADS, "1"))
+        self._pool = ProcessPoolExecutor(
+            max_workers=processes, initializer=end_with_parent, env=dict.fromkeys(THREADS, "1")
+        )
         self._closed = False
         self._ready: Future[Any] | None = self._pool.submit(
             _work, *_sent(simulator), "chunks", [(1, np.random.SeedSequence(0))]
@@ -203,6 +210,18 @@ class Workers:
         for process in list(self._pool._processes.values()):
             process.terminate()
         self._pool.shutdown(wait=False)
+
+
+def end_with_parent() -> None:
+    """End this process once the one that started it is gone, which may have been killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _sent(worker: Any) -> tuple[str, bytes]:
