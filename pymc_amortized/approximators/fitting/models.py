@@ -14,6 +14,7 @@ from pymc_amortized.graph.model.suitability import check_names, refuse_imputed
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.context import ContextSampler, read_missing, split_context
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.grouping import find_plates
 from pymc_amortized.results.writing import check_layout
 
 _Read = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
@@ -55,6 +56,8 @@ def read_anew(
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])
     spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
     check_layout(spec)
+    if spec.density_obstacle is not None and spec.locals:
+        find_plates(spec)
     return spec, sources, gaps
 
 

@@ -22,6 +22,7 @@ from pymc_amortized.graph.simulation.context import ContextSampler
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.pool import Pool
 from pymc_amortized.graph.simulation.simulator import Simulator
+from pymc_amortized.graph.structure.grouping import factors_of_plates
 from pymc_amortized.graph.structure.plates import choose_locals, find_factors, may_have_locals
 from pymc_amortized.graph.structure.structure import find_structure
 from pymc_amortized.inputs.inputs import Inputs
@@ -217,5 +218,6 @@ def structure_of(
     if spec.nuisance or spec.locals:  # symmetries are those of all parameters together
         structure = replace(structure, symmetries=None, symmetric=())
     if spec.locals:
-        structure = replace(structure, factors=find_factors(spec, pilot))
+        found = find_factors(spec, pilot) if spec.density_obstacle is None else factors_of_plates(spec)
+        structure = replace(structure, factors=found)
     return structure.with_ranges({r.dim: (r.smallest, r.largest) for r in spec.sizes})

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from pytensor.graph.traversal import ancestors
 
+from pymc_amortized.approximators.fitting.groups import GroupNetwork, draw_groups
 from pymc_amortized.approximators.posterior.predictions.predictive import Predictions, stacked
 from pymc_amortized.correction.draws import Draws
-from pymc_amortized.graph.data.datasets import DataSets
+from pymc_amortized.graph.data.datasets import DataSets, gaps_of
 from pymc_amortized.graph.density.given import Derived
 from pymc_amortized.graph.density.log_density import Constrain, LogDensity, Unconstrain
 from pymc_amortized.graph.density.marginal import MarginalDensity
@@ -34,6 +35,8 @@ class Compiled:
         Passed to :func:`pymc.compile`.
     learned : ModelSpec, optional
         The same with a learned likelihood: what densities are compiled from. Predictions are the simulator's own.
+    groups : sequence of GroupNetwork
+        What draws locals where no density does.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class Compiled:
         gaps: Mapping[str, Rule | None],
         compile_kwargs: CompileKwargs | None,
         learned: ModelSpec | None = None,
+        groups: Sequence[GroupNetwork] = (),
     ) -> None:
+        self.groups = groups
         self.spec, self.gaps, self.compile_kwargs = spec, gaps, compile_kwargs
         self._weighed_by = learned or spec
 
@@ -88,10 +93,12 @@ class Compiled:
     def obstacles(self, datasets: DataSets) -> list[str | None]:
         """Why the density of each data set cannot be evaluated; None where it can."""
         everywhere = self._weighed_by.density_obstacle
+        if everywhere:
+            return [everywhere] * len(datasets)
         density = self.log_density
         density = density.terms if isinstance(density, MarginalDensity) else density
-        if everywhere or not isinstance(density, LogDensityWithGaps):
-            return [everywhere] * len(datasets)
+        if not isinstance(density, LogDensityWithGaps):
+            return [None] * len(datasets)
         return [density.obstacle(datasets.one(self.spec, i)) for i in range(len(datasets))]
 
     def log_joint(self, theta: np.ndarray, datasets: DataSets) -> np.ndarray:
@@ -144,8 +151,15 @@ class Compiled:
 
     def with_locals(self, theta: np.ndarray, data: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         """Draws (n, dim) and, given these, those of locals."""
-        if not isinstance(self.log_density, MarginalDensity):
+        if not self.spec.locals:
             return theta
+        if self.groups:
+            lengths = {r.dim: np.array([data[r.dim]]) for r in self.spec.sizes}
+            values = {v.name: np.asarray(data[v.name])[None] for v in self.spec.data}
+            gaps = {v.name: data[gaps_of(v.name)][None] for v in self.spec.observed if v.missing}
+            one = DataSets(values, np.arange(1), True, lengths, gaps)
+            return np.concatenate([theta, draw_groups(self.spec, self.groups, theta, one, rng)], axis=1)
+        assert isinstance(self.log_density, MarginalDensity)
         return np.concatenate([theta, self.log_density.drawn(theta, data, rng).drawn], axis=1)
 
     def _read_from_gaps(self, datasets: DataSets, index: int) -> set[str]:

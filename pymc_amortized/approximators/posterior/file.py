@@ -8,6 +8,7 @@ from typing import Any
 import pymc as pm
 from torch import nn
 
+from pymc_amortized.approximators.fitting.groups import GroupInputs, GroupNetwork, structure_of_group
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
@@ -19,6 +20,7 @@ from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
+from pymc_amortized.graph.structure.grouping import find_plates
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch, densities
 from pymc_amortized.logs import logger
@@ -41,6 +43,20 @@ class SavedSketch:
 
 
 @dataclass(frozen=True)
+class SavedGroups:
+    """What a file holds of what draws the values of a plate's groups."""
+
+    dim: str
+    network: SavedNetwork
+    below: tuple["SavedGroups", ...]
+
+    @classmethod
+    def of(cls, groups: GroupNetwork) -> "SavedGroups":
+        """Take from the network of a plate what a file holds."""
+        return cls(groups.plate.dim, SavedNetwork.of(groups.network), tuple(map(cls.of, groups.below)))
+
+
+@dataclass(frozen=True)
 class SavedPosterior:
     """What a file holds of a posterior."""
 
@@ -54,6 +70,7 @@ class SavedPosterior:
     history: History
     state: TrainingState
     provenance: Provenance
+    groups: tuple[SavedGroups, ...]
 
 
 @contents.register
@@ -83,6 +100,7 @@ def posterior_contents(posterior: TrainedPosterior) -> SavedPosterior:
         history=posterior.history,
         state=posterior.state,
         provenance=posterior.provenance,
+        groups=tuple(map(SavedGroups.of, posterior.groups)),
     )
 
 
@@ -131,7 +149,26 @@ def read_posterior[P: TrainedPosterior](saved: SavedPosterior, brought: Brought,
             reference=saved.reference,
             sketch=sketch,
             compile_kwargs=brought.compile_kwargs,
+            groups=_read_groups(saved.groups, spec, inputs.structure, spec.dim),
         )
+
+
+def _read_groups(
+    saved: tuple[SavedGroups, ...], spec: ModelSpec, structure: Structure, width: int
+) -> tuple[GroupNetwork, ...]:
+    """Read what draws the values of groups; they are given so many numbers beside their data."""
+    plates = find_plates(spec) if spec.density_obstacle is not None else ()
+    if [one.dim for one in saved] != [plate.dim for plate in plates]:
+        raise ValueError(f"the groups along {[one.dim for one in saved]} are not those of the model")
+    found = []
+    for one, plate in zip(saved, plates, strict=True):
+        inputs = GroupInputs(plate.of_group, structure_of_group(plate, structure), width=width)
+        network = _read_network(one.network, inputs.layout)
+        if network.dim != plate.of_group.dim:
+            raise ValueError(f"the network of the groups along {plate.dim!r} is of {network.dim} values")
+        below = _read_groups(one.below, plate.of_group, inputs.structure, width + network.dim)
+        found.append(GroupNetwork(plate, inputs, network, below))
+    return tuple(found)
 
 
 def _check_gaps(spec: ModelSpec, gaps: Mapping[str, Rule | None]) -> Mapping[str, Rule | None]:

@@ -289,27 +289,36 @@ def sample_groups(
 ) -> xr.DataTree:
     """Draw values of further groups given the parameters; :meth:`AmortizedPosterior.sample_groups` says how."""
     compiled, spec = posterior.compiled, posterior.spec
-    density, names = compiled.log_density, read_names(var_names, compiled.constrain.names)
-    if not isinstance(density, MarginalDensity):
+    names = read_names(var_names, compiled.constrain.names)
+    if not spec.locals:
         raise ValueError("sample_groups: this posterior integrates no values of groups out; sample draws them all")
     if is_batched(tree):
         raise ValueError("sample_groups: the result is of several data sets: pass posterior.one_dataset(tree, label)")
     datasets = read_given(spec.of_any_length(), compiled.limits, observed)
-    if obstacle := compiled.obstacles(datasets)[0]:
+    if not compiled.groups and (obstacle := compiled.obstacles(datasets)[0]):
         raise ValueError(f"sample_groups: {obstacle}")
     given, data = read_draws(replace(spec, locals=()), tree), datasets.one(spec, 0)
     lead = next(iter(given.values())).shape[1:3]
     flat = {name: values.reshape(-1, *values.shape[3:]) for name, values in given.items()}
     flat |= {c.name: np.broadcast_to(data[c.name], (lead[0] * lead[1], *data[c.name].shape)) for c in spec.context}
     theta = compiled.unconstrain(flat)
-    found = draw_groups(density, data, theta.reshape(*lead, -1), seed_sequence(random_seed))
-    values = compiled.constrain(np.concatenate([theta, found.values.reshape(len(theta), -1)], axis=1), data)
-    doubts = [] if found.failure is None else [Doubt("weights", f"{found.failure.reason}: {found.failure.details}")]
+    stats: dict[str, Any] = {}
+    if not compiled.groups:
+        density = compiled.log_density
+        assert isinstance(density, MarginalDensity)
+        found = draw_groups(density, data, theta.reshape(*lead, -1), seed_sequence(random_seed))
+        full = np.concatenate([theta, found.values.reshape(len(theta), -1)], axis=1)
+        doubts = [] if found.failure is None else [Doubt("weights", f"{found.failure.reason}: {found.failure.details}")]
+        stats = {"pareto_k_of_groups": ([], np.array([found.pareto_k]))}
+    else:
+        full = compiled.with_locals(theta, data, np.random.default_rng(seed_sequence(random_seed)))
+        doubts = check_corrected([spec.density_obstacle], datasets.labels)
+    values = compiled.constrain(full, data)
     return posterior_tree(
         spec,
         datasets,
         variables={name: values[name].reshape(1, *lead, *values[name].shape[1:]) for name in names},
-        sample_stats={"pareto_k_of_groups": ([], np.array([found.pareto_k]))},
+        sample_stats=stats,
         attrs=tell(doubts, spec) | posterior.provenance.attributes(),
     )
 

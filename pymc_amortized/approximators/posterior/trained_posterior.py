@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
+from pymc_amortized.approximators.fitting.groups import GroupNetwork
 from pymc_amortized.approximators.fitting.models import sources_again, training_simulator
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.compiled import Compiled
@@ -74,6 +75,8 @@ class TrainedPosterior(Card, Sendable):
         The one data set that it was refined for; None for an amortized posterior.
     learned : ModelSpec or None
         The model with a learned likelihood, by whose density draws are corrected.
+    groups : tuple of GroupNetwork
+        What draws values of groups where the model has no density.
     """
 
     INSIDE: ClassVar[bool] = True
@@ -95,6 +98,7 @@ class TrainedPosterior(Card, Sendable):
     compile_kwargs: CompileKwargs | None = None
     local_to: DataSets | None = None
     learned: ModelSpec | None = None
+    groups: tuple[GroupNetwork, ...] = ()
 
     @property
     def weighed_by(self) -> ModelSpec:
@@ -114,7 +118,7 @@ class TrainedPosterior(Card, Sendable):
     @cached_property
     def compiled(self) -> Compiled:
         """What is compiled from the model."""
-        return Compiled(self.spec, self.gaps, self.compile_kwargs, self.learned)
+        return Compiled(self.spec, self.gaps, self.compile_kwargs, self.learned, self.groups)
 
     @cached_property
     def simulator(self) -> Simulator:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pymc_amortized.approximators.fitting.groups import GroupNetwork, train_groups
 from pymc_amortized.approximators.fitting.plan import Plan, plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
@@ -25,13 +26,7 @@ from pymc_amortized.approximators.fitting.simulating import (
     structure_of,
 )
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan
-from pymc_amortized.approximators.posterior.check import (
-    FEWEST_SETS,
-    Measure,
-    report_efficiency,
-    warn_if_corrected_off,
-    warn_if_off,
-)
+from pymc_amortized.approximators.posterior.check import Measure, rank_corrected, report_efficiency, warn_if_off
 from pymc_amortized.approximators.posterior.choosing import Sketched, build_network, choose_sketch, seconds_of_training
 from pymc_amortized.approximators.posterior.compiled import Compiled
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
@@ -55,7 +50,6 @@ from pymc_amortized.networks.choices import density_options
 from pymc_amortized.networks.posterior_network import DensityChoice, PosteriorNetwork, SummaryChoice
 from pymc_amortized.novelty.reference import RANKED, enough, learn_reference
 from pymc_amortized.numerics.thresholds import THRESHOLDS
-from pymc_amortized.ranks import agree
 from pymc_amortized.stores.store import Manifest
 from pymc_amortized.training import (
     Batch,
@@ -117,6 +111,7 @@ class PosteriorFit:
         self.target = target
         self.open_ended = setup.options.open_ended
         self.seconds = 0.0  # that a fixed set took
+        self.groups: tuple[GroupNetwork, ...] = ()
         self.simulating, self.sketching = plan, 0.0  # the plan without sketches; seconds of one, where that decides
         self.inputs: Inputs  # known once there are simulations to look at
 
@@ -130,11 +125,13 @@ class PosteriorFit:
         seen = self.see(pilot, structure, gaps, summary, density)
         statistics, held_out = self.parts(seen)
         network = self.build(statistics.take(slice(PILOT)), summary, density)
+        if self.spec.locals and self.spec.density_obstacle is not None:
+            self.groups = train_groups(self.spec, structure, pilot.take(slice(PILOT)), self.setup, warn_if_off)
         return self._train(network, gaps, statistics, held_out, pilot, None)
 
     def resume(self, posterior: TrainedPosterior) -> TrainedPosterior:
         """Train a posterior's network further."""
-        pilot, self.inputs = self.pilot(), Inputs(self.spec, posterior.structure)
+        pilot, self.inputs, self.groups = self.pilot(), Inputs(self.spec, posterior.structure), posterior.groups
         seen = pilot if posterior.sketch is None else self._sketch_by(Sketched.by(posterior.sketch, pilot), pilot)
         statistics, held_out = self.parts(seen)
         network = copy.deepcopy(posterior.network)  # the posterior's own stays as it is
@@ -364,6 +361,7 @@ class PosteriorFit:
             reference=learn_reference(*self.inputs.summarized_by(network), learned, self._ranked(held_out)),
             sketch=self.inputs.sketch,
             compile_kwargs=self.setup.compile_kwargs,
+            groups=self.groups,
         )
         if measure is not None:
             posterior.__dict__["compiled"] = measure.compiled
@@ -372,7 +370,7 @@ class PosteriorFit:
         one = held_out.take(slice(1))  # compiles what results need, so that the first call of sample need not
         posterior.compiled.variables_at(one.unconstrained, of_simulations(one), ())
         if measure is not None and measure.cheap and measure.in_doubt(self.setup.seed(Stage.LOOP, 4)):
-            off = _check_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
+            off = rank_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
             return posterior.replaced(provenance=replace(posterior.provenance, off=off))
         return posterior
 
@@ -383,17 +381,3 @@ class PosteriorFit:
         number = enough(self.inputs, RANKED)
         alone = self.simulator.with_extra(None)
         return alone(number, self.setup.seed(Stage.NOVELTY), cores=self.simulating.cores_for(number))
-
-
-def _check_corrected(
-    posterior: TrainedPosterior, held_out: Simulations, seed: np.random.SeedSequence
-) -> tuple[str, ...]:
-    """Rank corrected draws of some data sets; log and return what they are off in: as much work as measuring once."""
-    some = held_out.take(slice(FEWEST_SETS))
-    if len(some) < 20:  # ranks of fewer say little
-        return ()
-    drawing, ranking = seed.spawn(2)
-    datasets = of_simulations(some)
-    log_joint = posterior.compiled.log_joint(some.unconstrained, datasets)
-    draws = posterior.corrected(datasets, drawing)
-    return agree(warn_if_corrected_off(posterior.spec, draws, log_joint, some, ranking))

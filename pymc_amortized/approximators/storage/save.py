@@ -30,7 +30,7 @@ from pymc_amortized.ranks import writes_files
 
 KEY = "pymc_amortized"
 """Of the description among a file's metadata."""
-FORMAT = 4
+FORMAT = 5
 
 
 def read_file[T](brought: Brought, kinds: Sequence[type], use: Callable[[Any], T]) -> T:

@@ -15,7 +15,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 
-from pymc_amortized.graph.model.operations import core_op, density_obstacle, op_name, walk
+from pymc_amortized.graph.model.operations import core_op, op_name, walk
 
 
 def check_names(argument: str, value: Any) -> list[str]:
@@ -85,12 +85,6 @@ def refuse_unsuited_sizes(model: pm.Model, dims: Sequence[str], context: Sequenc
     for dim in dims:
         carriers = {name for name, own in model.named_vars_to_dims.items() if own and dim in own}
         free = [rv.name for rv in model.free_RVs if rv.name in carriers]
-        obstacle = density_obstacle(model) if free else None
-        if obstacle is not None:
-            raise ValueError(
-                f"context: the free variables {free} carry the dimension {dim!r}, so that their number differs between "
-                f"data sets. They would be drawn by the model's density, which cannot be evaluated: {obstacle}"
-            )
         fixed = [v.name for v in model.data_vars if v.name in carriers - holders - {*context}]
         if fixed:
             example = "groups" if model[fixed[0]].type.dtype.startswith("int") else "resample"

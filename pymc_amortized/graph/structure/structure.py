@@ -15,6 +15,7 @@ import numpy as np
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import LogDensity
 from pymc_amortized.graph.model.axes import Axis, AxisKind, Structure, UserKind, read_kinds
+from pymc_amortized.graph.model.indices import counted_by
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.structure import clues as evidence
 from pymc_amortized.graph.structure.assignment import assign
@@ -203,6 +204,14 @@ class _Finder:
         why = evidence.sequence_evidence(self.spec, self.arrays, moved, target.base)
         if why:
             return _Found(target, target.base, None, "sequence", f"{why} ({obstacle})")
+        names = [name for name, _ in observed]
+        free = free_names(self.arrays, target.base)
+        groups = evidence.group_index(self.spec, self.arrays, names, target.base)
+        counted = {name for by in counted_by(self.spec).values() for name in by}  # by dims whose length differs
+        groups = {name: number for name, number in groups.items() if name in counted and not free}
+        if groups or (free and target.name in self.spec.largest):
+            reason = f"{_groups_shown(groups) or 'groups with their own ' + free[0]}, by the graph ({obstacle})"
+            return _Found(target, target.base, None, "grouped", reason, groups=groups)
         advice = f"for a series say structure={{{moved[0]!r}: 'sequence'}}, for rows in any order 'exchangeable'"
         return _Found(target, target.base, None, "features", f"it cannot be tested: {obstacle}; {advice}")
 

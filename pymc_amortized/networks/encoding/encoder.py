@@ -94,6 +94,10 @@ class DataEncoder(HostModule):
         }
         return encoded | {mask_name(axis): mask.float() for axis, mask in masks.items()}
 
+    def one(self, name: str, values: Tensor) -> Tensor:
+        """Encode a single array without axes, (batch, *shape), in the same way."""
+        return next(array for array in self._encoders() if array.layout.name == name)(values, None)
+
     def outside(self, data: Mapping[str, np.ndarray], sizes: Sizes | None = None) -> dict[str, Outside]:
         """Find what lies farthest beyond its simulated range, of each variable in each data set.
 

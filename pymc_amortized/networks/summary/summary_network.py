@@ -110,6 +110,11 @@ class SummaryNetwork(nn.Module):
         pieces = ({k: v[start : start + CHUNK] for k, v in encoded.items()} for start in range(0, n, CHUNK))
         return {STATISTICS: known[STATISTICS], LEARNED: torch.cat([self._learned(piece) for piece in pieces])}
 
+    def told(self, reduced: dict[str, Tensor], encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put other values of what is known of arrays (statistics of the layout) into reduced data of as many sets."""
+        own = reduced[STATISTICS][:, : reduced[STATISTICS].shape[1] - self.known.width]
+        return reduced | {STATISTICS: torch.cat([own, self.known(encoded)], -1)}
+
     @torch.no_grad()
     def statistics(self, encoded: dict[str, Tensor]) -> Tensor:
         """Standardized statistics (batch, statistics)."""
