@@ -33,7 +33,7 @@ class DataInputs:
         largest, by_name = spec.largest, {v.name: v for v in spec.data}
         arrays = []
         for v in (*spec.data, *_companions(spec, self.structure)):
-            row = by_name[self._by_row[v.name][0]] if v.name in self._by_row else None
+            row = by_name[self._by_row[v.name][-1][0]] if v.name in self._by_row else None
             shape, names = v.shape_at(largest), _axis_names(v, axes)
             if row is not None:
                 shape, names = row.shape_at(largest) + shape[1:], _axis_names(row, axes) + names[1:]
@@ -42,18 +42,22 @@ class DataInputs:
         return DataLayout(tuple(arrays), tuple(_axis_layout(spec, a) for a in axes if a.name in used))
 
     @property
-    def _by_row(self) -> dict[str, tuple[str, int]]:
-        """Covariates of groups, which networks are given row by row: the array that tells each row's group, its shift.
+    def _by_row(self) -> dict[str, list[tuple[str, int]]]:
+        """Covariates of groups, which networks are given row by row: the arrays that tell each row's group, and shifts.
 
-        Of dims whose length differs, and that no observed variable has.
+        Of dims whose length differs, and that no observed variable has. Of groups within groups it takes several.
         """
-        spec = self.spec
-        found: dict[str, tuple[str, int]] = {}
-        rows = {dim for v in spec.observed for dim in v.sized}
-        for dim, by in counted_by(spec).items():
-            if dim not in rows:
-                own = [v.name for v in spec.context if v.dims[:1] == (dim,)]
-                found |= dict.fromkeys(own, next(iter(by.items())))
+        spec, counted = self.spec, counted_by(self.spec)
+        rows, dim_of = {dim for v in spec.observed for dim in v.sized}, {v.name: v.dims[:1] for v in spec.context}
+        found: dict[str, list[tuple[str, int]]] = {}
+        for v in spec.context:
+            path: list[tuple[str, int]] = []
+            dims = v.dims[:1]
+            while dims and dims[0] in counted and dims[0] not in rows and len(path) < len(counted):
+                path.append(next(iter(counted[dims[0]].items())))
+                dims = dim_of[path[-1][0]]
+            if path:
+                found[v.name] = path
         return found
 
     def __call__(self, datasets: DataSets) -> dict[str, Any]:
@@ -65,7 +69,9 @@ class DataInputs:
             ``data``: name -> (n, *shape), NaN where a value is missing. ``sizes``: name of an axis -> (n,).
         """
         data = {v.name: _with_gaps(v, datasets) for v in self.spec.data}
-        data |= {name: _picked(data[name], datasets.values[by], shift) for name, (by, shift) in self._by_row.items()}
+        for name, path in self._by_row.items():
+            for by, shift in path:
+                data[name] = _picked(data[name], datasets.values[by], shift)
         for v in _companions(self.spec, self.structure):
             held = self.spec.held[v.name]
             data[v.name] = np.broadcast_to(held, (len(datasets), *held.shape))

@@ -33,6 +33,7 @@ from pymc_amortized.networks import ArrayLayout, DataLayout
 from pymc_amortized.networks.frame import Context
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.networks.summary.summary_network import SummaryNetwork
+from pymc_amortized.numerics.location_scale import LocationScale
 from pymc_amortized.training import Stopping, summary_line, torch_threads
 from pymc_amortized.training.device import torch_generator
 
@@ -70,13 +71,17 @@ class GroupNetwork:
     ----------
     plate : Plate
     inputs : GroupInputs
+    scale : LocationScale
+        What values are standardized by, given the parameters.
     network : PosteriorNetwork
+        Of standardized values.
     below : tuple of GroupNetwork
         Of the plates within this one.
     """
 
     plate: Plate
     inputs: GroupInputs
+    scale: LocationScale
     network: PosteriorNetwork
     below: tuple[GroupNetwork, ...] = ()
 
@@ -123,7 +128,8 @@ class GroupNetwork:
                 context = Context(summary(summary.told(repeated, {GIVEN: told})), None)
                 theta = network.sample_within(1, context, generator)[0]
                 parts.append(theta.reshape(len(some), number, -1))
-            return torch.cat(parts).numpy()
+        mean, sd = self.scale(given)
+        return mean + sd * torch.cat(parts).numpy()
 
 
 def draw_groups(
@@ -171,7 +177,9 @@ def _train(
     theta = np.concatenate([values[p.name].reshape(len(groups.owner), -1) for p in plate.of_group.parameters], axis=1)
     inputs = GroupInputs(plate.of_group, structure_of_group(plate, structure), width=given.shape[1])
     own, beside = groups.datasets, given[groups.owner]
-    made = Simulations(theta, {}, own.values, len(theta), {}, own.lengths, own.missing, beside)
+    scale = LocationScale.fit(beside, theta)
+    mean, sd = scale(beside)
+    made = Simulations((theta - mean) / sd, {}, own.values, len(theta), {}, own.lengths, own.missing, beside)
     held, learned = (
         made.take(_some(groups.owner, part, setup)) for part in ((0, len(datasets) // 10), (len(datasets) // 10, None))
     )
@@ -205,7 +213,7 @@ def _train(
     check(network, inputs, held, setup.seed(Stage.LOOP, 5))
     further, plates = np.concatenate([beside, theta], axis=1), find_plates(plate.of_group)
     below = tuple(_train(p, inputs.structure, own, further, values, setup, check) for p in plates)
-    return GroupNetwork(plate, inputs, network, below)
+    return GroupNetwork(plate, inputs, scale, network, below)
 
 
 def structure_of_group(plate: Plate, structure: Structure) -> Structure:

@@ -28,6 +28,7 @@ from pymc_amortized.networks.encoding.layout import DataLayout
 from pymc_amortized.networks.posterior_network import PosteriorNetwork
 from pymc_amortized.novelty.reference import check_reference
 from pymc_amortized.novelty.scores import Reference
+from pymc_amortized.numerics.location_scale import LocationScale
 from pymc_amortized.numerics.quadratic import Quadratic
 from pymc_amortized.training import History, TrainingState
 
@@ -47,13 +48,15 @@ class SavedGroups:
     """What a file holds of what draws the values of a plate's groups."""
 
     dim: str
+    scale: LocationScale
     network: SavedNetwork
     below: tuple["SavedGroups", ...]
 
     @classmethod
     def of(cls, groups: GroupNetwork) -> "SavedGroups":
         """Take from the network of a plate what a file holds."""
-        return cls(groups.plate.dim, SavedNetwork.of(groups.network), tuple(map(cls.of, groups.below)))
+        below = tuple(map(cls.of, groups.below))
+        return cls(groups.plate.dim, groups.scale, SavedNetwork.of(groups.network), below)
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ def _read_groups(
         network = _read_network(one.network, inputs.layout)
         if network.dim != plate.of_group.dim:
             raise ValueError(f"the network of the groups along {plate.dim!r} is of {network.dim} values")
+        one.scale.check(width, network.dim)
         below = _read_groups(one.below, plate.of_group, inputs.structure, width + network.dim)
-        found.append(GroupNetwork(plate, inputs, network, below))
+        found.append(GroupNetwork(plate, inputs, one.scale, network, below))
     return tuple(found)
 
 

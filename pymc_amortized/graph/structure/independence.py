@@ -14,9 +14,9 @@ from pymc_amortized.graph.simulation.alike import SimulatorGiven
 from pymc_amortized.graph.structure.grouping import find_plates, not_independent
 
 FEW, ALIKE = 4, 128
-"""Data sets that are simulated with the same random numbers, and others whose distributions are compared."""
+"""Data sets that are compared number by number, and those of which distributions are."""
 BEYOND_CHANCE = 6.0
-"""Standard errors by which ranks differ."""
+"""Standard errors of a signed-rank statistic."""
 
 
 def refuse_dependent(
@@ -25,7 +25,7 @@ def refuse_dependent(
     """Refuse a model in which values of one group change data of others.
 
     With the same random numbers such data stay as they are. A simulator may use up others for other values: then the
-    distributions of all single numbers are compared, by ranks.
+    distributions of all single numbers are compared, by signed ranks (Wilcoxon 1945, Biometrics Bulletin 1).
 
     Parameters
     ----------
@@ -49,13 +49,12 @@ def refuse_dependent(
         values = {p.name: cut(made.variables[p.name][which], p.shape) for p in joint.parameters}
         for number in (FEW, ALIKE):
             same = {name: np.repeat(value[None], number, axis=0) for name, value in values.items()}
-            other = dict(same)
+            other = {name: value.copy() for name, value in same.items()}
             for p in (p for p in spec.locals if dim in p.sized):
                 first = (slice(None),) * (1 + p.sized.index(dim)) + (0,)
-                other[p.name] = same[p.name].copy()
-                other[p.name][first] = cut(made.variables[p.name], (len(made), *values[p.name].shape))[
-                    np.arange(number) % len(made)
-                ][first]
+                those = cut(made.variables[p.name], (len(made), *values[p.name].shape))[first].reshape(len(made), -1)
+                away = np.abs(those - those[which]).sum(1)
+                other[p.name][first] = those[away.argmax()].reshape(same[p.name][first].shape[1:])
             before, after = simulate(same, seed), simulate(other, seed)
             pairs = list(_elsewhere(spec, dim, one, before.data, after.data))
             if all(np.array_equal(a, b, equal_nan=True) for _, a, b in pairs):
@@ -82,11 +81,14 @@ def _elsewhere(
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Largest difference of mean ranks, in standard errors, of any column: of values, and of how far out they are."""
-    if not one.size or not other.size:
-        return 0.0
-    both = np.nan_to_num(np.concatenate([one, other]).astype(float))
-    n, m = len(one), len(other)
-    error = np.sqrt(n * m * (n + m + 1) / 12)
-    values = (both, np.abs(both - np.median(both, axis=0)))
-    return max(float(np.abs(rankdata(v, axis=0)[:n].sum(0) - n * (n + m + 1) / 2).max()) / error for v in values)
+    """Largest signed-rank statistic of any column, in standard errors: of values, and of how far out they are.
+
+    Pairs that share random numbers are alike but for what was changed.
+    """
+    n = min(len(one), len(other))
+    both = np.nan_to_num(np.stack([one[:n], other[:n]]).astype(float))
+    error, found = np.sqrt(n * (n + 1) * (2 * n + 1) / 6), 0.0
+    for values in (both, np.abs(both - np.median(both, axis=(0, 1)))) if both.size else ():
+        change = values[1] - values[0]
+        found = max(found, float(np.abs((np.sign(change) * rankdata(np.abs(change), axis=0)).sum(0)).max()) / error)
+    return found
