@@ -1,16 +1,15 @@
 """Short checks on simulations that training did not see: efficiency, also while it goes on, and calibration."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pymc_amortized.approximators.posterior.compiled import Compiled
-from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.correction.approximation import Approximation
 from pymc_amortized.correction.draws import Draws
-from pymc_amortized.graph.data.datasets import of_simulations
+from pymc_amortized.graph.data.datasets import DataSets, of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.inputs.inputs import Inputs
@@ -242,16 +241,21 @@ def warn_if_off(network: PosteriorNetwork, inputs: Inputs, held_out: Simulations
     )
 
 
-def rank_corrected(posterior: TrainedPosterior, held_out: Simulations, seed: np.random.SeedSequence) -> tuple[str, ...]:
+def rank_corrected(
+    spec: ModelSpec,
+    log_joint_of: Callable[[np.ndarray, DataSets], np.ndarray],
+    correct: Callable[[DataSets, np.random.SeedSequence], Sequence[Draws]],
+    held_out: Simulations,
+    seed: np.random.SeedSequence,
+) -> tuple[str, ...]:
     """Rank corrected draws of some data sets; log and return what they are off in: as much work as measuring once."""
     some = held_out.take(slice(FEWEST_SETS))
     if len(some) < 20:  # ranks of fewer say little
         return ()
     drawing, ranking = seed.spawn(2)
     datasets = of_simulations(some)
-    log_joint = posterior.compiled.log_joint(some.unconstrained, datasets)
-    draws = posterior.corrected(datasets, drawing)
-    return agree(warn_if_corrected_off(posterior.spec, draws, log_joint, some, ranking))
+    log_joint = log_joint_of(some.unconstrained, datasets)
+    return agree(warn_if_corrected_off(spec, correct(datasets, drawing), log_joint, some, ranking))
 
 
 def warn_if_corrected_off(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from pytensor.graph.traversal import ancestors
 
-from pymc_amortized.approximators.fitting.groups import GroupNetwork, draw_groups
 from pymc_amortized.approximators.posterior.predictions.predictive import Predictions, stacked
 from pymc_amortized.correction.draws import Draws
 from pymc_amortized.graph.data.datasets import DataSets, gaps_of
@@ -21,6 +20,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.nuts.samplers import Samplers
 from pymc_amortized.graph.simulation.alike import Replicas
+from pymc_amortized.inputs.group_network import GroupNetwork, draw_groups
 
 
 class Compiled:

@@ -8,7 +8,6 @@ from typing import Any
 import pymc as pm
 from torch import nn
 
-from pymc_amortized.approximators.fitting.groups import GroupInputs, GroupNetwork, structure_of_group
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
@@ -21,6 +20,7 @@ from pymc_amortized.graph.model.axes import Structure
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.structure.grouping import find_plates
+from pymc_amortized.inputs.group_network import GroupInputs, GroupNetwork, structure_of_group
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch, densities
 from pymc_amortized.logs import logger

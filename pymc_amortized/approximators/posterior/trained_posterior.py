@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
-from pymc_amortized.approximators.fitting.groups import GroupNetwork
 from pymc_amortized.approximators.fitting.models import sources_again, training_simulator
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.compiled import Compiled
@@ -27,6 +26,7 @@ from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.graph.simulation.sending import Sendable
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.levels import may_be_funnel
+from pymc_amortized.inputs.group_network import GroupNetwork
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import Sketch
 from pymc_amortized.networks.posterior_network import PosteriorNetwork

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pymc_amortized.approximators.fitting.groups import GroupNetwork, train_groups
+from pymc_amortized.approximators.fitting.groups import train_groups
 from pymc_amortized.approximators.fitting.plan import Plan, plan_posterior
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
@@ -43,6 +43,7 @@ from pymc_amortized.graph.simulation.continuity import refuse_jumps
 from pymc_amortized.graph.simulation.parallel import Workers
 from pymc_amortized.graph.simulation.simulator import Simulator
 from pymc_amortized.graph.structure.levels import hierarchy_levels
+from pymc_amortized.inputs.group_network import GroupNetwork
 from pymc_amortized.inputs.inputs import Inputs
 from pymc_amortized.inputs.sketch import halved
 from pymc_amortized.logs import logger, working
@@ -370,7 +371,8 @@ class PosteriorFit:
         one = held_out.take(slice(1))  # compiles what results need, so that the first call of sample need not
         posterior.compiled.variables_at(one.unconstrained, of_simulations(one), ())
         if measure is not None and measure.cheap and measure.in_doubt(self.setup.seed(Stage.LOOP, 4)):
-            off = rank_corrected(posterior, held_out, self.setup.seed(Stage.LOOP, 3))
+            seed = self.setup.seed(Stage.LOOP, 3)
+            off = rank_corrected(self.spec, posterior.compiled.log_joint, posterior.corrected, held_out, seed)
             return posterior.replaced(provenance=replace(posterior.provenance, off=off))
         return posterior
 
