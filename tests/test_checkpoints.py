@@ -106,6 +106,6 @@ def test_a_full_disk_is_said_and_takes_nothing(done, tmp_path, monkeypatch, capl
     with caplog.at_level(logging.WARNING, logger="pymc_amortized"):
         posterior = fit(tmp_path / "run")
     said = [record.message for record in caplog.records if "could not be written" in record.message]
-    assert len(said) == 2 and "decisions.json" in said[0] and "posterior.pma" in said[1]
+    assert len(said) == 2 and "decisions.json" in said[0] and "fitted.pma" in said[1]
     assert all(torch.equal(one, other) for one, other in zip(weights(posterior), weights(done[1]), strict=True))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [module.CALL]
