@@ -82,7 +82,7 @@ def read_again[T](
         The user's choices: networks of their own, or names and options.
     """
     own = [part if isinstance(part, nn.Module) or callable(part) else None for part in (summary, density)]
-    brought = Brought(path, model, *own, compile_kwargs)
+    brought = Brought(path, model, own[0], own[1], compile_kwargs)
     return read_file(brought, [kind], lambda saved: read(saved, brought))
 
 
