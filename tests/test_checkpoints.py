@@ -16,8 +16,9 @@ from pymc_amortized.approximators.storage import checkpoint as module
 from pymc_amortized.training import loop
 
 pytest.importorskip("zarr")
-INTERPRETED: dict[str, Any] = {"compile_kwargs": {"mode": "FAST_COMPILE"}, "progressbar": False, "random_seed": 1}
+QUIET: dict[str, Any] = {"progressbar": False, "random_seed": 1}
 BRIEF = pma.Training(num_steps=10, batch_size=32)
+LONGER = pma.Training(num_steps=20, batch_size=32)
 
 
 def line(scale: float = 2.0) -> pm.Model:
@@ -27,125 +28,37 @@ def line(scale: float = 2.0) -> pm.Model:
     return model
 
 
-def fit(folder, model: pm.Model | None = None, **kwargs: Any) -> pma.AmortizedPosterior:
-    given: dict[str, Any] = {"training": BRIEF, "sketch": False} | INTERPRETED | kwargs
-    return pma.fit_posterior(model or line(), checkpoint=folder, **given)
+NARROW, WIDE = line(0.2), line()
+"""Compiled once for all tests."""
+GIVEN: dict[str, dict[str, Any]] = {
+    "fit_posterior": {"model": WIDE, "sketch": False},
+    "fit_likelihood": {"model": WIDE, "num_simulations": 500},
+    "fit_joint": {"model": WIDE, "sketch": False},
+    "fit_comparison": {"model": {"narrow": NARROW, "wide": WIDE}, "sketch": False, "num_simulations": 2000},
+}
 
 
-def weights(posterior: pma.AmortizedPosterior) -> list[torch.Tensor]:
-    return list(posterior.network.state_dict().values())
+def fit(folder, door: str = "fit_posterior", **kwargs: Any) -> Any:
+    given = {"training": BRIEF} | QUIET | GIVEN[door] | kwargs
+    return getattr(pma, door)(given.pop("model"), checkpoint=folder, **given)
+
+
+def weights(thing: Any) -> list[torch.Tensor]:
+    """Weights of all networks in it."""
+    parts = [thing.posterior, thing.likelihood] if isinstance(thing, pma.AmortizedJoint) else [thing]
+    parts += [posterior for _, posterior in sorted(getattr(thing, "posteriors", {}).items())]
+    return [weight for part in parts for weight in part.network.state_dict().values()]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert all(torch.equal(w, v) for w, v in zip(weights(one), weights(other), strict=True))
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, fit(folder)
-
-
-def test_the_same_call_reads_what_is_done(done, monkeypatch):
-    folder, posterior = done
-    monkeypatch.setattr(Setup, "train_together", None)
-    again = fit(folder, random_seed=None)
-    assert all(torch.equal(one, other) for one, other in zip(weights(posterior), weights(again), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("message", "kwargs"),
-    [
-        ("log density of 'mu'", {"model": line(3.0)}),
-        ("training, num_steps: 10 there, 20 now", {"training": pma.Training(num_steps=20, batch_size=32)}),
-        ("training, max_time: None there, 9.0 now", {"max_time": 9}),
-        ("random_seed", {"random_seed": 2}),
-        ("sketch: False there, True now", {"sketch": True}),
-        ("num_simulations: None there, 100 now", {"num_simulations": np.int64(100)}),
-        ("density", {"density": pma.Spline(layers=2)}),
-        ("missing", {"missing": {"y": 0.2}}),
-    ],
-)
-def test_another_call_is_refused_by_name(done, message, kwargs):
-    folder, _ = done
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match=f"is of another call.*{message}"):
-        fit(folder, **kwargs)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_other_rates_of_gaps_are_refused(tmp_path):
-    fit(tmp_path / "run", missing={"y": 0.2})
-    with pytest.raises(ValueError, match="missing values of 'y'"):
-        fit(tmp_path / "run", missing={"y": 0.5})
-
-
-def test_places_that_hold_something_else_are_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match="holds something else"):
-            fit(folder)
-
-
-def test_a_store_that_was_replaced_is_noticed_and_one_that_moved_is_the_same(tmp_path, monkeypatch):
-    sims = tmp_path / "sims.zarr"
-    pma.simulate(line(), 200, store=sims, **INTERPRETED)
-    fit(tmp_path / "run", simulations=sims)
-    monkeypatch.chdir(tmp_path)
-    fit(tmp_path / "run", simulations="sims.zarr")
-    shutil.rmtree(sims)
-    pma.simulate(line(), 200, store=sims, **INTERPRETED | {"random_seed": 2})
-    with pytest.raises(ValueError, match="simulations, content of the store"):
-        fit(tmp_path / "run", simulations=sims)
-
-
-def test_a_full_disk_is_said_and_takes_nothing(done, tmp_path, monkeypatch, caplog):
-    write = module.write_whole
-
-    def full(path, content):
-        if path.name != module.CALL:
-            raise OSError(28, "No space left on device")
-        write(path, content)
-
-    monkeypatch.setattr(module, "write_whole", full)
-    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
-    with caplog.at_level(logging.WARNING, logger="pymc_amortized"):
-        posterior = fit(tmp_path / "run")
-    said = [record.message for record in caplog.records if "could not be written" in record.message]
-    assert len(said) == 2 and "decisions.json" in said[0] and "fitted.pma" in said[1]
-    assert all(torch.equal(one, other) for one, other in zip(weights(posterior), weights(done[1]), strict=True))
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [module.CALL]
-
-
-# The other fits, and trainings that are interrupted in the middle
-
-
-DOORS: dict[str, Any] = {
-    "fit_posterior": {"model": line, "sketch": False},
-    "fit_likelihood": {"model": line, "num_simulations": 500},
-    "fit_joint": {"model": line, "sketch": False},
-    "fit_comparison": {"model": lambda: {"narrow": line(0.2), "wide": line()}, "sketch": False},
-}
-
-
-def fitted(door: str, folder, **kwargs: Any) -> Any:
-    given: dict[str, Any] = {"training": BRIEF} | INTERPRETED | DOORS[door] | kwargs
-    model = given.pop("model")
-    return getattr(pma, door)(model() if callable(model) else model, checkpoint=folder, **given)
-
-
-def all_weights(thing: Any) -> list[torch.Tensor]:
-    """Weights of all networks in it, and of what it holds."""
-    parts = [thing.posterior, thing.likelihood] if isinstance(thing, pma.AmortizedJoint) else [thing]
-    parts += getattr(thing, "posteriors", {}).values()
-    return [weight for part in parts for weight in weights(part)]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert all(torch.equal(w, v) for w, v in zip(all_weights(one), all_weights(other), strict=True))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What each fit gives, and its folder."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return {door: (folder / door, fitted(door, folder / door)) for door in DOORS}
+    """Return, of each fit that nothing disturbed, the folder and what it gave."""
+    folder = tmp_path_factory.mktemp("done")
+    return {door: (folder / door, fit(folder / door, door)) for door in GIVEN}
 
 
 class Killed(BaseException):
@@ -153,7 +66,7 @@ class Killed(BaseException):
 
 
 def end(monkeypatch, after: int, by: type[BaseException]) -> None:
-    """Have all states be kept, and something be raised once so many are."""
+    """Have states be kept at each step, and something be raised once so many were."""
     keep, count = module.Checkpoint.keep, itertools.count(1)
 
     def ending(self, states):
@@ -176,66 +89,114 @@ def end(monkeypatch, after: int, by: type[BaseException]) -> None:
         ("fit_comparison", 25),
     ],
 )
-def test_the_same_call_goes_on_bit_for_bit(undisturbed, tmp_path, monkeypatch, door, after):
+def test_the_same_call_goes_on_bit_for_bit(done, tmp_path, monkeypatch, door, after):
     with monkeypatch.context() as patched, pytest.raises(Killed):
         end(patched, after, Killed)
-        fitted(door, tmp_path / "run")
-    assert_same(fitted(door, tmp_path / "run"), undisturbed[door][1])
+        fit(tmp_path / "run", door)
+    assert_same(fit(tmp_path / "run", door), done[door][1])
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_an_interrupted_fit_is_not_done(undisturbed, tmp_path, monkeypatch, door):
+@pytest.mark.parametrize("door", GIVEN)
+def test_an_interrupted_fit_is_not_done(done, tmp_path, monkeypatch, door):
     with monkeypatch.context() as patched:
         end(patched, 4, KeyboardInterrupt)
-        assert all_weights(fitted(door, tmp_path / "run"))
+        assert weights(fit(tmp_path / "run", door))
     assert not (tmp_path / "run" / module.DONE).exists()
-    assert_same(fitted(door, tmp_path / "run"), undisturbed[door][1])
+    assert_same(fit(tmp_path / "run", door), done[door][1])
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_what_is_done_is_read(undisturbed, monkeypatch, door):
-    folder, done = undisturbed[door]
+def test_a_network_that_has_ended_stays_so_while_another_goes_on(tmp_path, monkeypatch):
+    """A likelihood's loss of so few simulations rises at once."""
+    options = {"num_simulations": 60, "training": pma.Training(num_steps=60, batch_size=16, patience=2, evaluations=30)}
+    alone = fit(tmp_path / "alone", "fit_joint", **options)
+    ends = [part.history.step[-1] for part in (alone.posterior, alone.likelihood)]
+    assert min(ends) < max(ends)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        end(patched, (min(ends) + max(ends)) // 2, Killed)
+        fit(tmp_path / "run", "fit_joint", **options)
+    assert_same(fit(tmp_path / "run", "fit_joint", **options), alone)
+
+
+@pytest.mark.parametrize("door", GIVEN)
+def test_the_same_call_reads_what_is_done(done, monkeypatch, door):
+    folder, fitted = done[door]
     monkeypatch.setattr(Setup, "train_together", None)
-    assert_same(fitted(door, folder, random_seed=None), done)
+    assert_same(fit(folder, door, random_seed=None), fitted)
 
 
 @pytest.mark.parametrize(
     ("door", "message", "kwargs"),
     [
+        ("fit_posterior", "log density of 'mu'", {"model": line(3.0)}),
+        ("fit_posterior", "training, num_steps: 10 there, 20 now", {"training": LONGER}),
+        ("fit_posterior", "training, max_time: None there, 9.0 now", {"max_time": 9}),
+        ("fit_posterior", "random_seed", {"random_seed": 2}),
+        ("fit_posterior", "sketch: False there, True now", {"sketch": True}),
+        ("fit_posterior", "num_simulations: None there, 100 now", {"num_simulations": np.int64(100)}),
+        ("fit_posterior", "density", {"density": pma.Spline(layers=2)}),
+        ("fit_posterior", "missing", {"missing": {"y": 0.2}}),
         ("fit_likelihood", "log density of 'mu'", {"model": line(3.0)}),
-        ("fit_likelihood", "region, ", {"region": {"mu": (-9, 9)}}),
+        ("fit_likelihood", "region: None there", {"region": {"mu": (-9, 9)}}),
         ("fit_likelihood", "kind: 'density' there, 'ratio' now", {"kind": "ratio"}),
         ("fit_joint", "network, components", {"network": pma.RowSize(components=3)}),
-        ("fit_joint", "training, num_steps: 10 there, 20 now", {"training": pma.Training(num_steps=20, batch_size=32)}),
-        ("fit_comparison", r"models\['wide'\], log density of 'mu'", {"model": {"narrow": line(0.2), "wide": line(3)}}),
+        ("fit_joint", "training, num_steps: 10 there, 20 now", {"training": LONGER}),
+        ("fit_comparison", r"models\['wide'\], log density of 'mu'", {"model": {"narrow": NARROW, "wide": line(3)}}),
         ("fit_comparison", "posteriors", {"posteriors": False}),
-        ("fit_comparison", "prior, wide", {"prior": {"narrow": 1, "wide": 3}}),
+        ("fit_comparison", "prior, narrow", {"prior": {"narrow": 1, "wide": 3}}),
     ],
 )
-def test_another_call_of_other_fits_is_refused_by_name(undisturbed, door, message, kwargs):
+def test_another_call_is_refused_by_name(done, door, message, kwargs):
+    folder, _ = done[door]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=f"is of another call.*{message}"):
-        fitted(door, undisturbed[door][0], **kwargs)
+        fit(folder, door, **kwargs)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_folder_of_another_fit_is_refused(undisturbed):
+def test_the_folder_of_another_fit_is_refused(done):
     with pytest.raises(ValueError, match="function: 'fit_posterior' there, 'fit_joint' now"):
-        fitted("fit_joint", undisturbed["fit_posterior"][0])
+        fit(done["fit_posterior"][0], "fit_joint")
 
 
-def test_a_comparison_goes_on_with_posteriors_that_were_given(undisturbed, tmp_path, monkeypatch):
-    narrow, wide = undisturbed["fit_comparison"][1].posteriors.values()
-    models = {"narrow": line(0.2), "wide": wide}
-    first = fitted("fit_comparison", tmp_path / "run", model=models)
+def test_posteriors_that_were_given_to_a_comparison_are_known_again(done, tmp_path, monkeypatch):
+    wide = done["fit_comparison"][1].posteriors["wide"]
+    models = {"narrow": NARROW, "wide": wide}
+    first = fit(tmp_path / "run", "fit_comparison", model=models)
     monkeypatch.setattr(Setup, "train_together", None)
-    again = fitted("fit_comparison", tmp_path / "run", model=models)
+    again = fit(tmp_path / "run", "fit_comparison", model=models)
     assert again.posteriors["wide"] is wide
     assert_same(first, again)
     with pytest.raises(ValueError, match=r"weights of models\['wide'\]"):
-        other = undisturbed["fit_posterior"][1]
-        fitted("fit_comparison", tmp_path / "run", model=models | {"wide": other})
+        fit(tmp_path / "run", "fit_comparison", model=models | {"wide": done["fit_posterior"][1]})
 
 
-def test_a_full_disk_takes_nothing_from_a_comparison(undisturbed, tmp_path, monkeypatch):
+def test_other_rates_of_gaps_are_refused(tmp_path):
+    fit(tmp_path / "run", missing={"y": 0.2})
+    with pytest.raises(ValueError, match="missing values of 'y'"):
+        fit(tmp_path / "run", missing={"y": 0.5})
+
+
+def test_places_that_hold_something_else_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match="holds something else"):
+            fit(folder)
+
+
+def test_a_store_that_was_replaced_is_noticed_and_one_that_moved_is_the_same(tmp_path, monkeypatch):
+    sims = tmp_path / "sims.zarr"
+    pma.simulate(line(), 200, store=sims, **QUIET)
+    fit(tmp_path / "run", simulations=sims)
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path / "run", simulations="sims.zarr")
+    shutil.rmtree(sims)
+    pma.simulate(line(), 200, store=sims, **QUIET | {"random_seed": 2})
+    with pytest.raises(ValueError, match="simulations, content of the store"):
+        fit(tmp_path / "run", simulations=sims)
+
+
+@pytest.mark.parametrize(("door", "number"), [("fit_posterior", 2), ("fit_comparison", 6)])
+def test_a_full_disk_is_said_and_takes_nothing(done, tmp_path, monkeypatch, caplog, door, number):
     write = module.write_whole
 
     def full(path, content):
@@ -244,4 +205,10 @@ def test_a_full_disk_takes_nothing_from_a_comparison(undisturbed, tmp_path, monk
         write(path, content)
 
     monkeypatch.setattr(module, "write_whole", full)
-    assert_same(fitted("fit_comparison", tmp_path / "run"), undisturbed["fit_comparison"][1])
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING, logger="pymc_amortized"):
+        fitted = fit(tmp_path / "run", door)
+    said = [record.message for record in caplog.records if "could not be written" in record.message]
+    assert len(said) == number and "decisions.json" in said[0] and "fitted.pma" in said[-1]
+    assert_same(fitted, done[door][1])
+    assert {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()} == {module.CALL}
