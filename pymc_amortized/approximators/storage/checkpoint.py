@@ -303,4 +303,5 @@ def _same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
 
 def _completed(state: TrainingState, first: TrainingState) -> TrainingState:
     """Take from rank 0 what is the same there."""
-    return TrainingState({name: state.tensors.get(name, t) for name, t in first.tensors.items()}, state.values)
+    own = {name: tensor for name, tensor in state.tensors.items() if name in first.tensors}
+    return TrainingState(dict(first.tensors) | own, state.values)
