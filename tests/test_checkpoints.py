@@ -1,14 +1,17 @@
 """Checkpoints of one process that is not killed: what they know, what they refuse, and disks that are full."""
 
 import itertools
+import json
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pymc as pm
 import pytest
 import torch
+from safetensors import safe_open
 
 import pymc_amortized as pma
 from pymc_amortized.approximators.fitting.setup import Setup
@@ -193,6 +196,26 @@ def test_a_store_that_was_replaced_is_noticed_and_one_that_moved_is_the_same(tmp
     pma.simulate(line(), 200, store=sims, **QUIET | {"random_seed": 2})
     with pytest.raises(ValueError, match="simulations, content of the store"):
         fit(tmp_path / "run", simulations=sims)
+
+
+def test_each_rank_takes_up_its_own_state(done, tmp_path, monkeypatch):
+    """Two ranks, one after the other in this process; tests/test_ranks.py has real ones."""
+    network = done["fit_posterior"][1].network
+    first = done["fit_posterior"][1].state
+    own = {"now.losses": torch.tensor([1.0, torch.nan]), "random.cpu": torch.arange(5, dtype=torch.uint8)}
+    second = replace(first, tensors={**first.tensors, **own}, values={**first.values, "source": {"drawn": 7}})
+    kept = module.Checkpoint(tmp_path, (1,))
+    monkeypatch.setattr(module, "gathered", lambda states: [states, [second]])
+    kept.keep([first])
+    monkeypatch.setattr(module, "by_first", lambda make: make())
+    for rank, state in enumerate([first, second]):
+        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        (found,) = kept.resume([network])
+        assert found.values == json.loads(json.dumps(state.values))
+        assert found.tensors.keys() == state.tensors.keys()
+        assert all(t.numpy().tobytes() == state.tensors[name].numpy().tobytes() for name, t in found.tensors.items())
+    with safe_open(tmp_path / module.TRAINING, framework="pt") as file:
+        assert {name.removeprefix("others.0.tensors.") for name in file.keys() if "others" in name} == {*own}
 
 
 @pytest.mark.parametrize(("door", "number"), [("fit_posterior", 2), ("fit_comparison", 6)])

@@ -125,7 +125,8 @@ def fit_posterior(
     checkpoint : path-like, optional
         A folder in which the fit keeps what it has, at least every half minute of training. When its process was
         killed, the same call goes on from there; without a seed it takes the one that it began with. When it was done,
-        the same call reads the posterior. Another model, or other arguments, are refused.
+        the same call reads the posterior. Another model, or other arguments, are refused. Of processes that torchrun
+        started the first one writes, and all have to see the folder.
     cores : int, optional
         Processes that simulate. By default several, where simulating takes long, and one beside training, where
         that takes a minute or more.

@@ -222,7 +222,7 @@ def about_fit(function: str, models: Mapping[str, Any], **options: Any) -> dict[
     function : str
         Its name.
     models : mapping of str to object
-        Descriptions of what it is given to learn.
+        Descriptions of models, and of what else it is given.
     **options
         What it is told; None stands for nothing.
     """
