@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from pymc_amortized.logs import logger
 
 _together = [False]
-_interrupted = [False]
+_noted: set[int] = set()
 
 
 @contextmanager
@@ -89,6 +90,20 @@ def agree[T](value: T) -> T:
     return held[0]
 
 
+def by_first[T](make: Callable[[], T]) -> T:
+    """Return what rank 0 makes; the others wait for it."""
+    return agree(make() if rank() == 0 else None)  # type: ignore[return-value]
+
+
+def gathered[T](value: T) -> list[T]:
+    """Return what each rank was given, to rank 0 alone; the others get nothing."""
+    if number_of_ranks() == 1:
+        return [value]
+    held: list[Any] | None = [None] * number_of_ranks() if rank() == 0 else None
+    dist.gather_object(value, held)
+    return held or []
+
+
 def broadcast(*tensors: Tensor) -> None:
     """Give all ranks the values that tensors have on rank 0."""
     if number_of_ranks() > 1:
@@ -97,22 +112,25 @@ def broadcast(*tensors: Tensor) -> None:
 
 
 @contextmanager
-def holding_interrupts() -> Iterator[None]:
-    """Note an interrupt, so that all ranks end at the same step; alone, it comes at once, as always."""
-    if number_of_ranks() == 1 or threading.current_thread() is not threading.main_thread():
+def noting(number: int) -> Iterator[None]:
+    """Note a signal instead of doing at once what it says, so that all ranks end at the same step.
+
+    Only the main thread can.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _interrupted[0] = False
-    before = signal.signal(signal.SIGINT, lambda *_: _interrupted.__setitem__(0, True))
+    before = signal.signal(number, lambda *_: _noted.add(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+        _noted.discard(number)
 
 
-def was_interrupted() -> bool:
-    """Whether this rank was interrupted."""
-    return _interrupted[0]
+def was_noted(number: int) -> bool:
+    """Whether a signal has come to this rank."""
+    return number in _noted
 
 
 def _launched() -> bool:

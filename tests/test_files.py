@@ -354,7 +354,7 @@ def removing(*path: str) -> Any:
 
 
 LIES = {
-    "format": (setting("format", value=99), r"has format 99; this version.*reads format 4"),
+    "format": (setting("format", value=99), r"has format 99; this version.*reads format 5"),
     "no format": (removing("format"), "has format None"),
     "a list": (lambda d: [d], "format"),
     "no network": (removing("network"), "damaged"),

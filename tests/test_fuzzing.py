@@ -191,7 +191,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     fit(folder / "run").save(folder / "saved.pma")
     shutil.copytree(folder / "run", folder / "begun")
-    (folder / "begun" / "posterior.pma").unlink()
+    (folder / "begun" / "fitted.pma").unlink()
     simulate(folder / "sims.zarr")
     posterior = pma.load(folder / "saved.pma", model=killed_model())
     with pytest.MonkeyPatch.context() as patch:

@@ -24,11 +24,15 @@ SCRIPT = """
 import json, logging, os, sys
 import numpy as np, pymc as pm
 import pymc_amortized as pma
+from pymc_amortized.training import loop
 
 folder, door, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 rank = os.environ.get("RANK", "0")
+with open(f"{folder}/pid{rank}", "w") as file:
+    file.write(str(os.getpid()))
 logging.getLogger("pymc_amortized").addHandler(logging.FileHandler(f"{folder}/log{rank}", delay=True))
 training = pma.Training(**options.pop("training", {}))
+loop.KEEP_SECONDS = options.pop("keep_seconds", 30)
 
 
 def normal_mean(spread):
@@ -132,6 +136,40 @@ def test_the_same_seed_and_number_of_ranks_give_the_same_weights(tmp_path):
 def test_every_training_is_one_of_all_ranks(tmp_path, door, options):
     first, second = fitted(tmp_path, door, **options)
     assert_same(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("door", "number"),
+    [
+        ("fit_posterior", signal.SIGKILL),
+        ("fit_posterior", signal.SIGTERM),
+        ("fit_likelihood", signal.SIGTERM),
+        ("fit_joint", signal.SIGTERM),
+        ("fit_comparison", signal.SIGKILL),
+    ],
+)
+def test_all_ranks_go_on_bit_for_bit(tmp_path, door, number):
+    options = {"training": {"num_steps": 300, "batch_size": 32, "passes": 1}, "random_seed": 1, "keep_seconds": 0.1}
+    alone = fitted(tmp_path / "alone", door, **options)
+    folder = tmp_path / "run"
+    running = launched(folder, door, checkpoint=str(folder / "kept"), **options)
+    while running.poll() is None and not (folder / "kept" / "training.safetensors").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert running.poll() is None
+    if number == signal.SIGTERM:
+        running.send_signal(number)
+    else:
+        os.kill(int((folder / "pid1").read_text()), number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode != 0 and not list(folder.glob("rank*.npz")), said
+    again = fitted(folder, door, checkpoint=str(folder / "kept"), **options)
+    assert "Training goes on from step" in (folder / "log0").read_text()
+    for one, two in zip(again, alone, strict=True):
+        assert_same(one, two)
+    done = fitted(folder, door, checkpoint=str(folder / "kept"), **options)
+    assert_same(done[1], alone[0])
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ INSIDE = (
     "networks/images.py",
     "networks/rows/",
     "novelty/",
+    "numerics/location_scale.py",
     "numerics/quadratic.py",
     "training/shared.py",
     "training/source.py",

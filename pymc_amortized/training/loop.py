@@ -6,21 +6,20 @@ over the latest steps (Polyak & Juditsky 1992), at its best.
 """
 
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pymc_amortized.logs import logger
-from pymc_amortized.ranks import holding_interrupts, rank
+from pymc_amortized.ranks import noting, number_of_ranks, rank
 from pymc_amortized.training.device import choose_device, isolated_random_numbers
 from pymc_amortized.training.options import Training
 from pymc_amortized.training.progress import Callback, ProgressBar, Status, Throttled
-from pymc_amortized.training.run import Keep, Run, Task
+from pymc_amortized.training.run import Run, Task
 from pymc_amortized.training.schedule import LastLayers
 from pymc_amortized.training.settling import Stopped, Stopping
 from pymc_amortized.training.source import Batches
@@ -29,7 +28,9 @@ from pymc_amortized.training.trained import Trained
 from pymc_amortized.training.weights import FlatWeights
 
 KEEP_SECONDS = 30.0
-"""From when on a state is kept again."""
+"""From when on states are kept again."""
+Keep = Callable[[list[TrainingState]], None]
+"""Takes the states of trainings, to go on from there another time."""
 
 
 def train(
@@ -44,7 +45,6 @@ def train(
     device: str | torch.device | None = None,
     last_layers: LastLayers | None = None,
     stopping: Stopping | None = None,
-    keep: Keep | None = None,
 ) -> Trained:
     """Train a network.
 
@@ -73,9 +73,6 @@ def train(
         From when on only these are trained.
     stopping : Stopping, optional
         When to stop before all steps of the options are made.
-    keep : callable, optional
-        Is given the state of the training every half minute, and when the process is told to end (SIGTERM), which it
-        then does.
 
     Returns
     -------
@@ -85,7 +82,7 @@ def train(
     -----
     ``KeyboardInterrupt`` is not raised: it ends training, and the best weights so far are kept.
     """
-    task = Task(network, source, held_out, options, resume, last_layers=last_layers, stopping=stopping, keep=keep)
+    task = Task(network, source, held_out, options, resume, last_layers=last_layers, stopping=stopping)
     return train_together([task], seed=seed, progress=progress, device=device)[0]
 
 
@@ -95,6 +92,7 @@ def train_together(
     seed: int = 0,
     progress: bool | Callback = False,
     device: str | torch.device | None = None,
+    keep: Keep | None = None,
 ) -> list[Trained]:
     """Train several networks in one loop, a step of each in turn.
 
@@ -106,6 +104,9 @@ def train_together(
     tasks : sequence of Task
     seed, progress, device
         As in :func:`train`.
+    keep : callable, optional
+        Is given the states of all every half minute, and when the process is told to end (SIGTERM), which it then does.
+        Of several ranks each calls it, at the same step.
 
     Returns
     -------
@@ -116,7 +117,10 @@ def train_together(
         for task in tasks:
             stack.callback(task.source.close)
         stack.enter_context(isolated_random_numbers(seed + rank(), place))
-        stack.enter_context(holding_interrupts())
+        if number_of_ranks() > 1:
+            stack.enter_context(noting(signal.SIGINT))
+        if keep is not None:
+            stack.enter_context(noting(signal.SIGTERM))
         stack.enter_context(torch.enable_grad())
         bar = stack.enter_context(ProgressBar()) if progress is True and rank() == 0 else None
         shown = Throttled(progress if callable(progress) else bar)
@@ -126,9 +130,8 @@ def train_together(
             stack.enter_context(weights.flattened())
             runs.append(Run(task, weights))
         ended: dict[int, Stopped] = {}
-        told = stack.enter_context(told_to_end()) if any(task.keep for task in tasks) else []
         try:
-            _until_stopped(runs, ended, shown, told)
+            _until_stopped(runs, ended, shown, keep)
         except KeyboardInterrupt:
             logger.info("Interrupted: the best weights so far are kept, and checked. This takes some seconds.")
             ended = {i: ended.get(i, "interrupt") for i in range(len(runs))}
@@ -138,18 +141,21 @@ def train_together(
         return trained
 
 
-def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled, told: list[int]) -> None:
+def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled, keep: Keep | None) -> None:
     """Step until each run has a reason to stop; `ended` is filled with these."""
     for run in runs:
         run.begin()
-    kept = time.perf_counter()
-    while len(ended) < len(runs):
-        if told or time.perf_counter() > kept + KEEP_SECONDS:
-            _keep(runs)
-            kept = time.perf_counter()
+    kept = _elapsed(runs)
+    while True:
+        told = any(run.told_to_end() for run in runs)
+        if keep is not None and (told or _elapsed(runs) > kept + KEEP_SECONDS):
+            keep([run.state(finished=False) for run in runs])
+            kept = _elapsed(runs)
         if told:
             logger.info("Told to end (SIGTERM): where training stands is written; call again, and it goes on.")
-            raise SystemExit(128 + told[0])
+            raise SystemExit(128 + signal.SIGTERM)
+        if len(ended) == len(runs):
+            return
         for i, run in enumerate(runs):
             if i not in ended and (reason := run.step()):
                 ended[i] = reason
@@ -157,24 +163,9 @@ def _until_stopped(runs: list[Run], ended: dict[int, Stopped], shown: Throttled,
             shown(_status(runs))
 
 
-def _keep(runs: list[Run]) -> None:
-    for run in runs:
-        if run.keep is not None:
-            run.keep(run.state(finished=False))
-
-
-@contextmanager
-def told_to_end() -> Iterator[list[int]]:
-    """Note signals that tell the process to end, instead of ending at once; only the main thread can."""
-    told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _elapsed(runs: list[Run]) -> float:
+    """Seconds since the beginning; the same on all ranks."""
+    return max(run.elapsed() for run in runs)
 
 
 def _status(runs: list[Run]) -> Status:

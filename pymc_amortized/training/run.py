@@ -6,6 +6,7 @@ each other.
 
 import copy
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pymc_amortized.logs import logger
-from pymc_amortized.ranks import agree, average_over_ranks, broadcast, number_of_ranks, was_interrupted
+from pymc_amortized.ranks import agree, average_over_ranks, broadcast, number_of_ranks, was_noted
 from pymc_amortized.training.device import precision, random_state, set_random_state
 from pymc_amortized.training.history import SERIES, History
 from pymc_amortized.training.judge import Judge
@@ -42,10 +43,6 @@ RESTART_RATE = 0.3
 """A finished training that is continued starts a new schedule at this share of the last peak."""
 
 
-Keep = Callable[[TrainingState], None]
-"""Takes the state of a training, to go on from there another time."""
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """A network to train, with what :func:`train` takes for it."""
@@ -57,7 +54,6 @@ class Task:
     resume: TrainingState | None = None
     last_layers: LastLayers | None = None
     stopping: Stopping | None = None
-    keep: Keep | None = None
 
 
 class Run:
@@ -72,7 +68,7 @@ class Run:
 
     def __init__(self, task: Task, weights: FlatWeights) -> None:
         self.network, self.source, self.options = task.network, task.source, task.options
-        self.last_layers, self.stopping, self.keep = task.last_layers, task.stopping, task.keep
+        self.last_layers, self.stopping = task.last_layers, task.stopping
         self.earlier: tuple[Tensor, float] | None = None  # the best weights, and their loss, before the others stay
         self.weights, self.device = weights, weights.vector.device
         self.judge = Judge(task.network, weights, moved(task.held_out, self.device), task.options.batch_size)
@@ -81,6 +77,7 @@ class Run:
         self.optimizer = AdamW(weights.vector, task.options.weight_decay)
         self.clock = time.perf_counter()
         self.seconds = 0.0  # the same by the clocks of all ranks, if there are several
+        self.told = False  # whether one of them was told to end
         self.simulated_before = task.source.seconds  # a fixed set, say: no part of this call
         # Losses since the last evaluation, on the device; NaN where a step was skipped.
         self.losses: list[Tensor] = []
@@ -94,7 +91,12 @@ class Run:
             self.evaluate()
 
     def step(self) -> Stopped | None:
-        """Make one step, unless there is a reason to stop, which is returned."""
+        """Make one step, unless there is a reason to stop, which is returned, and stays."""
+        self.at.stopped = self.at.stopped or self.stepped()
+        return self.at.stopped
+
+    def stepped(self) -> Stopped | None:
+        """Make one step, or find a reason to stop."""
         if self.stopping is not None and self.at.cycle_step >= self.at.next_check and self.lasts():
             self.check(self.stopping)
         fraction = self.fraction()
@@ -184,15 +186,17 @@ class Run:
         self.losses.append(torch.where(finite, loss, math.nan))
 
     def averaged(self, gradient: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Average over all ranks, which tell each other the time, and of an interrupt, in the same message."""
+        """Average over all ranks, which tell each other the time, and of signals, in the same message."""
         if number_of_ranks() == 1:
             return gradient, loss
-        told = gradient.new_tensor([time.perf_counter() - self.clock, was_interrupted()])
+        signals = was_noted(signal.SIGINT), was_noted(signal.SIGTERM)
+        told = gradient.new_tensor([time.perf_counter() - self.clock, *signals])
         vector = average_over_ranks(torch.cat([gradient, loss.view(1), told]))
-        self.seconds, interrupted = vector[-2:].tolist()
+        self.seconds, interrupted, ending = vector[-3:].tolist()
+        self.told = ending > 0
         if interrupted:
             raise KeyboardInterrupt
-        return vector[:-3], vector[-3]
+        return vector[:-4], vector[-4]
 
     def fraction(self) -> float:
         """Return the share of the training that is done, by steps or time."""
@@ -225,6 +229,10 @@ class Run:
     def elapsed(self) -> float:
         """Return the seconds since this call of ``train``."""
         return time.perf_counter() - self.clock if number_of_ranks() == 1 else self.seconds
+
+    def told_to_end(self) -> bool:
+        """Whether the process was told to end, or that of another rank."""
+        return was_noted(signal.SIGTERM) if number_of_ranks() == 1 else self.told
 
     def rate(self, fraction: float) -> float:
         """Return the learning rate."""

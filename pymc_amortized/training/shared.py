@@ -60,15 +60,15 @@ class View:
         raise TypeError("Simulations that several networks share cannot be reduced for one of them.")
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the source, and the number of the latest batch."""
-        return self._shared.source.state() | {"number": self._seen}
+        """Return the state of the source, the number of its latest batch, and that of the latest one seen."""
+        return self._shared.source.state() | {"number": self._shared.number, "seen": self._seen}
 
     def restore(self, state: Mapping[str, Any], *, exactly: bool = False) -> None:
         """Go on from where ``state`` was taken; what is shared goes on once."""
-        self._seen = int(state["number"])
-        if self._shared.number < self._seen:
+        self._seen, number = int(state["seen"]), int(state["number"])
+        if self._shared.number < number:
             self._shared.source.restore(state, exactly=exactly)
-            self._shared.number = self._seen
+            self._shared.number = number
 
     def close(self) -> None:
         """Let go of what works in the background."""

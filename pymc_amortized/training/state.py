@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pymc_amortized.training.settling import Decided
+from pymc_amortized.training.settling import Decided, Stopped
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Standing:
     finished: bool = False
     limit: int = 0  # steps of this cycle, once the end of a training of unknown length is decided
     decided: Decided | None = None  # why
+    stopped: Stopped | None = None  # why this cycle ended
     next_check: int = 0  # steps of this cycle after which it is looked at whether to end
     measured: list[list[float]] = field(default_factory=list)  # efficiencies then: typical, hardest, missed
     rows: list[list[float]] = field(default_factory=list)  # of the history
@@ -59,6 +60,7 @@ class Standing:
             finished=False,
             limit=0,
             decided=None,
+            stopped=None,
             next_check=0,
             measured=[],
         )

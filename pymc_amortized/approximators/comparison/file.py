@@ -91,7 +91,9 @@ def read_comparison(saved: SavedComparison, brought: Brought) -> AmortizedCompar
     for rival in saved.models:
         own = replace(brought, model=models[rival.name], summary=None)
         try:
-            if isinstance(rival.model, SavedPosterior):
+            if isinstance(own.model, AmortizedPosterior):  # of a call that trained with it
+                posteriors[rival.name], specs[rival.name] = own.model, own.model.spec
+            elif isinstance(rival.model, SavedPosterior):
                 posteriors[rival.name] = read_posterior(rival.model, own, AmortizedPosterior)
                 specs[rival.name] = posteriors[rival.name].spec
             else:

@@ -1,22 +1,30 @@
 """Training an amortized comparison: the models' simulations side by side, one classifier, and posteriors beside it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pymc as pm
 import torch
 
 from pymc_amortized.approximators.comparison.comparison import AmortizedComparison
+from pymc_amortized.approximators.comparison.file import SavedComparison, read_comparison
 from pymc_amortized.approximators.comparison.model_evidence import evidence_obstacle
 from pymc_amortized.approximators.comparison.training import ComparisonFit
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.models import read_model
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.setup import LEAST, read_setup
+from pymc_amortized.approximators.fitting.setup import LEAST, Setup, read_setup
 from pymc_amortized.approximators.fitting.simulation_plan import LIMITS
+from pymc_amortized.approximators.posterior.choosing import Cost
 from pymc_amortized.approximators.posterior.fit import fit_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
+from pymc_amortized.approximators.storage.checkpoint import about_fit, content_of, kept_fit
+from pymc_amortized.approximators.storage.models import describe_model
+from pymc_amortized.approximators.storage.save import read_again
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.common import common_data
 from pymc_amortized.graph.model.indices import index_limits
@@ -50,6 +58,7 @@ def fit_comparison(
     num_simulations: int | None = None,
     training: Training | None = None,
     max_time: float | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     cores: int | None = None,
     device: str | torch.device | None = None,
     random_seed: RandomState = None,
@@ -86,7 +95,7 @@ def fit_comparison(
         steps: labels tell less than parameters do.
     max_time : float, optional
         Seconds that the whole call may take, compiling aside: all of these trainings together.
-    cores, device, random_seed, progressbar, compile_kwargs
+    checkpoint, cores, device, random_seed, progressbar, compile_kwargs
         As in :func:`fit_posterior`.
 
     Returns
@@ -138,36 +147,79 @@ def fit_comparison(
     context, missing = _sources(models, context, missing)
     specs, sources, gaps = _read(models, observed, context, missing)
     common = common_data(specs, [index_limits(spec) for spec in specs.values()])
-    fit = ComparisonFit(
-        common, specs, sources, gaps, setup, sketched=sketch, num_simulations=num_simulations, cores=cores
-    )
-    trained = {name: entry for name, entry in models.items() if isinstance(entry, AmortizedPosterior)}
-    if posteriors:
-        wanted = [name for name in models if name not in trained and not evidence_obstacle(specs[name])]
-        for k, (name, model) in enumerate(models.items()):
-            if name not in wanted:
-                continue
-            logger.info("Training the posterior of model %r.", name)
+    given = {name: entry for name, entry in models.items() if isinstance(entry, AmortizedPosterior)}
+    wanted = [name for name in models if posteriors and name not in given and not evidence_obstacle(specs[name])]
+    prior_weight = dict(zip(models, weights.tolist(), strict=True))
+
+    def sources_of(spec: ModelSpec) -> dict[str, Any]:
+        return {c.name: sources[c.name] for c in spec.context}
+
+    def about() -> dict[str, Any]:
+        described = {f"models[{name!r}]": describe_model(s, sources_of(s), gaps) for name, s in specs.items()}
+        for name, posterior in given.items():
+            values = [w.detach().cpu().numpy() for w in posterior.network.state_dict().values()]
+            described[f"weights of models[{name!r}]"] = content_of(values)
+        return about_fit(
+            "fit_comparison",
+            described,
+            prior=prior_weight,
+            structure=structure,
+            summary=summary,
+            sketch=sketch,
+            posteriors=wanted,
+            num_simulations=num_simulations,
+            training=setup.options,
+        )
+
+    def train_posterior(name: str, setup: Setup) -> AmortizedPosterior:
+        """Train the posterior of a model, in a share of the time that is left."""
+        k, kept, seconds = list(models).index(name), setup.checkpoint, None
+        if max_time:
+            share = 1 / (len(wanted) + 1 - wanted.index(name))
+            left = Cost(max(setup.left, LEAST * max_time) * share)
+            seconds = setup.decide(f"seconds of {name!r}", Cost, lambda: left).seconds
+        logger.info("Training the posterior of model %r.", name)
+        posterior = fit_posterior(
+            models[name],
+            observed=observed,
+            context=_own(models[name], context),
+            missing=missing,
+            structure=structure,
+            sketch=sketch,
+            training=training,
+            max_time=seconds,
+            checkpoint=None if kept is None else kept.folder / f"posterior{k}",
+            cores=cores,
+            device=device,
+            random_seed=[*setup.entropy, k],
+            progressbar=progressbar,
+            compile_kwargs=compile_kwargs,
+        )
+        if kept is not None and not posterior.state.values["standing"]["finished"]:
+            kept.interrupted = True
+        return posterior
+
+    def fit(setup: Setup) -> AmortizedComparison:
+        made = ComparisonFit(
+            common, specs, sources, gaps, setup, sketched=sketch, num_simulations=num_simulations, cores=cores
+        )
+        trained = dict(given)
+        for name in wanted:
             try:
-                trained[name] = fit_posterior(
-                    model,
-                    observed=observed,
-                    context=_own(model, context),
-                    missing=missing,
-                    structure=structure,
-                    sketch=sketch,
-                    training=training,
-                    max_time=max_time and max(setup.left, LEAST * max_time) / (len(wanted) + 1 - wanted.index(name)),
-                    cores=cores,
-                    device=device,
-                    random_seed=[*setup.entropy, k],
-                    progressbar=progressbar,
-                    compile_kwargs=compile_kwargs,
-                )
+                trained[name] = train_posterior(name, setup)
             except PriorAtomError as error:
                 logger.warning("Model %r has no posterior, and so no evidence: %s.", name, error)
-    prior_weight = dict(zip(models, weights.tolist(), strict=True))
-    return AmortizedComparison.of(fit.run(summary, structure, trained, prior_weight))
+        return AmortizedComparison.of(made.run(summary, structure, trained, prior_weight))
+
+    def again(path: Path) -> AmortizedComparison:
+        found = read_again(SavedComparison, read_comparison, path, models, compile_kwargs, summary)
+        own = {
+            name: replace(p, context=sources_of(p.spec), missing=gaps) if name in wanted else p
+            for name, p in found.posteriors.items()
+        }
+        return replace(found, posteriors=own, context=sources, missing=gaps)
+
+    return kept_fit(checkpoint, about, setup, fit, again, any_seed=random_seed is None)
 
 
 def _check_models(models: Any) -> dict[str, Entry]:

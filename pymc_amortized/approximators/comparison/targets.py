@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 from pymc_amortized.approximators.comparison.model_evidence import data_of, fits
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
+from pymc_amortized.approximators.posterior.choosing import Cost
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
@@ -100,7 +101,8 @@ def choose_evidence(
         return found
     # simulations of each model on which its density is held against its simulations
     some = labelled({name: made.take(slice(4096)) for name, made in pilot.items()})
-    seconds, _ = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
+    measured, _ = seconds_for_each(found, some.take(slice(None, None, max(len(some) // TIMED, 1))))
+    seconds = setup.decide("evidence", Cost, lambda: Cost(measured)).seconds
     if seconds > SLOWEST and not wanted:
         return f"these would take {1e3 * seconds:.0f} ms for each data set"
     some = replace(some, extra=found(some))

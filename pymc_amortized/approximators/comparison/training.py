@@ -19,7 +19,7 @@ from pymc_amortized.approximators.comparison.targets import (
     targets,
 )
 from pymc_amortized.approximators.comparison.trained_comparison import TrainedComparison
-from pymc_amortized.approximators.fitting.plan import plan_classifier
+from pymc_amortized.approximators.fitting.plan import Plan, plan_classifier
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
@@ -102,14 +102,12 @@ class ComparisonFit:
         if comparable and self.sketched is not False:
             found = choose_evidence(self.specs, structures, posteriors, pilot, self.setup, wanted=bool(self.sketched))
         teacher, setup, sketching = self._taught(found)
-        plan = plan_simulations(
-            self._seconds_of_one,
-            setup.options,
-            self.num_simulations,
-            self.cores,
-            values=inputs.layout.values,
-            sketching=sketching,
-        )
+
+        def planned() -> SimulationPlan:
+            known: dict[str, Any] = {"values": inputs.layout.values, "sketching": sketching}
+            return plan_simulations(self._seconds_of_one, setup.options, self.num_simulations, self.cores, **known)
+
+        plan = setup.decide("simulations", SimulationPlan, planned)
         training_set, held_out, rest = self._parts(teacher, plan)
 
         def prepare(made: Simulations) -> Batch:
@@ -117,10 +115,11 @@ class ComparisonFit:
 
         network.to(setup.device)
         stopping = Stopping(little=LITTLE_NATS) if setup.options.open_ended else None
-        setup, processes = self._planned(network, prepare, everything, setup, plan)
+        steps = setup.decide("steps", Plan, lambda: self._steps(network, prepare, everything, setup, plan))
+        setup = replace(setup, options=steps.options)
         held = prepare(held_out)
         if training_set is None:
-            source: Batches = self._fresh(teacher, plan, setup, prepare, processes)
+            source: Batches = self._fresh(teacher, plan, setup, prepare, steps.workers)
         else:
             source = fixed_source(setup, prepare(training_set), time.perf_counter() - started)
         trained = setup.train(network, source, held, stopping=stopping)
@@ -251,20 +250,19 @@ class ComparisonFit:
             made.take(slice(size, size + calibrated)),
         )
 
-    def _planned(
+    def _steps(
         self,
         network: ClassifierNetwork,
         prepare: Callable[[Simulations], Batch],
         everything: Simulations,
         setup: Setup,
         plan: SimulationPlan,
-    ) -> tuple[Setup, int]:
+    ) -> Plan:
         """Decide how many steps to make, and in how many processes others simulate meanwhile."""
         some = np.random.default_rng(setup.seed(Stage.TRAINING, 0)).permutation(len(everything))
         batch = everything.take(some[: setup.options.batch_size])
         seconds = plan.seconds_of_batch(setup.options)
-        steps = plan_classifier(network, lambda: prepare(batch), seconds, plan.cores, setup.bounded)
-        return replace(setup, options=steps.options), steps.workers
+        return plan_classifier(network, lambda: prepare(batch), seconds, plan.cores, setup.bounded)
 
     def _fresh(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +22,13 @@ from pymc_amortized.training import (
     Batches,
     LastLayers,
     Stopping,
+    Task,
     Trained,
     Training,
     TrainingState,
     choose_device,
     torch_threads,
-    train,
+    train_together,
 )
 from pymc_amortized.training.device import check_precision, isolated_random_numbers
 
@@ -39,6 +39,14 @@ FOR_TRAINING, LEAST = 0.8, 0.1
 class Checkpoint(Protocol):
     """What a setup takes for one."""
 
+    interrupted: bool
+    """Whether a training was, so that the fit is not done."""
+
+    @property
+    def folder(self) -> Path:
+        """Where all is kept."""
+        ...
+
     @property
     def simulations(self) -> Path:
         """Where a fixed set of simulations is stored."""
@@ -48,12 +56,12 @@ class Checkpoint(Protocol):
         """Return what was decided first."""
         ...
 
-    def resume(self, name: str, network: nn.Module) -> TrainingState | None:
-        """Return where a training stood."""
+    def resume(self, networks: Sequence[nn.Module]) -> Sequence[TrainingState] | None:
+        """Return where the training of some networks stood."""
         ...
 
-    def keep(self, name: str, state: TrainingState) -> None:
-        """Keep where a training stands."""
+    def keep(self, states: Sequence[TrainingState]) -> None:
+        """Keep where it stands."""
         ...
 
 
@@ -136,23 +144,25 @@ class Setup:
         stopping: Stopping | None = None,
     ) -> Trained:
         """Train one network by a source of batches, judged by a prepared batch; see :func:`train`."""
-        keep, kept = None, self.checkpoint
-        if kept is not None:
-            resume, keep = kept.resume("training", network), partial(kept.keep, "training")
+        task = Task(network, source, held_out, self.options, resume, last_layers=last_layers, stopping=stopping)
+        return self.train_together([task])[0]
+
+    def train_together(self, tasks: Sequence[Task]) -> list[Trained]:
+        """Train several networks in one loop, and keep where they stand; see :func:`train_together`."""
+        kept = self.checkpoint
+        if kept is not None and (states := kept.resume([task.network for task in tasks])):
+            tasks = [replace(task, resume=state) for task, state in zip(tasks, states, strict=True)]
         with self.threads():
-            return train(
-                network,
-                source,
-                held_out,
-                self.options,
+            trained = train_together(
+                tasks,
                 seed=self.integer(Stage.LOOP),
-                resume=resume,
-                keep=keep,
                 progress=self.progressbar,
                 device=self.device,
-                last_layers=last_layers,
-                stopping=stopping,
+                keep=None if kept is None else kept.keep,
             )
+        if kept is not None and any(each.stopped == "interrupt" for each in trained):
+            kept.interrupted = True
+        return trained
 
 
 def read_setup(

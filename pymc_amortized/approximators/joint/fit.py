@@ -13,6 +13,9 @@ What is shared, and what is not (cf. JANA: Radev et al. 2023, arXiv 2302.09125):
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pymc as pm
@@ -21,13 +24,17 @@ import torch
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping, read_sketch_option
 from pymc_amortized.approximators.fitting.models import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.setup import Setup, read_setup
+from pymc_amortized.approximators.joint.file import SavedJoint, read_joint
 from pymc_amortized.approximators.joint.joint import AmortizedJoint, learned_posterior
 from pymc_amortized.approximators.joint.training import JointFit
 from pymc_amortized.approximators.likelihood.fit import read_column_kinds, read_size, read_variable
 from pymc_amortized.approximators.likelihood.training import default_size, number_of_lags, scales_of_averages
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.simulations.given import FEWEST_USABLE
+from pymc_amortized.approximators.storage.checkpoint import about_fit, kept_fit
+from pymc_amortized.approximators.storage.models import describe_model
+from pymc_amortized.approximators.storage.save import read_again
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.snapshot import take_snapshot
@@ -59,6 +66,7 @@ def fit_joint(
     num_simulations: int | None = None,
     training: Training | None = None,
     max_time: float | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     cores: int | None = None,
     device: str | torch.device | None = None,
     random_seed: RandomState = None,
@@ -95,7 +103,7 @@ def fit_joint(
         likelihood's is two thirds of it, without weight decay.
     max_time : float, optional
         Seconds that the whole call may take, compiling aside. By default, training may take 280.
-    cores, device
+    checkpoint, cores, device
         As in :func:`fit_posterior`.
     random_seed : int, sequence of int, numpy.random.Generator, optional
         Of everything random; a generator is advanced.
@@ -142,20 +150,45 @@ def fit_joint(
         refuse_followers(spec, rows.variable.name)
     size = read_size(network, default_size("density", rows))
     columns = read_column_kinds(rows, read_mapping("kinds", kinds))
-    fit = JointFit(
-        spec,
-        read_anew(model, observed, None, context, missing)[0],  # row parameters are added to it
-        alone,
-        rows,
-        sources,
-        gaps,
-        setup,
-        num_simulations=num_simulations,
-        cores=cores,
-        sketched=sketch,
-        lags=number_of_lags(lags, rows),
-        scales=scales_of_averages(lags, rows),
-    )
-    trained, likelihood = fit.run(summary, density, structure, size, columns)
-    posterior = AmortizedPosterior.of(trained)
-    return AmortizedJoint(learned_posterior(posterior, likelihood) if spec.density_obstacle else posterior, likelihood)
+
+    def about() -> dict[str, Any]:
+        return about_fit(
+            "fit_joint",
+            describe_model(spec, sources, gaps),
+            variable=rows.variable.name,
+            structure=structure,
+            kinds=columns,
+            lags=lags,
+            summary=summary,
+            density=density,
+            sketch=sketch,
+            network=size,
+            num_simulations=num_simulations,
+            training=setup.options,
+        )
+
+    def fit(setup: Setup) -> AmortizedJoint:
+        made = JointFit(
+            spec,
+            read_anew(model, observed, None, context, missing)[0],  # row parameters are added to it
+            alone,
+            rows,
+            sources,
+            gaps,
+            setup,
+            num_simulations=num_simulations,
+            cores=cores,
+            sketched=sketch,
+            lags=number_of_lags(lags, rows),
+            scales=scales_of_averages(lags, rows),
+        )
+        trained, likelihood = made.run(summary, density, structure, size, columns)
+        posterior = AmortizedPosterior.of(trained)
+        posterior = learned_posterior(posterior, likelihood) if spec.density_obstacle else posterior
+        return AmortizedJoint(posterior, likelihood)
+
+    def again(path: Path) -> AmortizedJoint:
+        joint = read_again(SavedJoint, read_joint, path, model, compile_kwargs, summary, density)
+        return replace(joint, posterior=replace(joint.posterior, context=sources, missing=gaps))
+
+    return kept_fit(checkpoint, about, setup, fit, again, any_seed=random_seed is None)

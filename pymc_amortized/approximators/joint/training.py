@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from pymc_amortized.approximators.fitting.arguments import target_of
-from pymc_amortized.approximators.fitting.plan import SimulationCost, cheapest_step, others
+from pymc_amortized.approximators.fitting.plan import Plan, SimulationCost, cheapest_step, others
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.fitting.seeds import Stage
 from pymc_amortized.approximators.fitting.setup import Setup
 from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator
-from pymc_amortized.approximators.fitting.simulation_plan import plan_simulations
+from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, plan_simulations
 from pymc_amortized.approximators.joint.batches import (
     covering_datasets,
     of_datasets,
@@ -39,7 +39,7 @@ from pymc_amortized.networks.rows.row_network import RowNetwork
 from pymc_amortized.row_density.column_density import RowSize
 from pymc_amortized.row_density.fitting import fit_layout
 from pymc_amortized.row_density.row_layout import Layout
-from pymc_amortized.training import Batch, Batches, Shared, Stopping, Task, Trained, fastest_step, train_together
+from pymc_amortized.training import Batch, Batches, Shared, Stopping, Task, Trained, fastest_step
 
 
 class JointFit:
@@ -72,13 +72,13 @@ class JointFit:
         names = add_row_parameters(simulated, self.read_from)
         sampler = ContextSampler(simulated, context, missing)
         simulator = Simulator(simulated, context=sampler, deterministics=names, compile_kwargs=setup.compile_kwargs)
-        plan = plan_simulations(
-            lambda: seconds_of_simulator(simulator, setup.seed(Stage.TIMING)),
-            setup.options,
-            num_simulations,
-            cores,
-            values=simulated.values,
-        )
+
+        def timed() -> float:
+            return seconds_of_simulator(simulator, setup.seed(Stage.TIMING))
+
+        def planned() -> SimulationPlan:
+            return plan_simulations(timed, setup.options, num_simulations, cores, values=simulated.values)
+
         # the regression at which the likelihood starts takes more simulations than a posterior's statistics
         self.posterior = PosteriorFit(
             spec,
@@ -86,7 +86,7 @@ class JointFit:
             missing,
             simulator,
             setup,
-            plan,
+            setup.decide("simulations", SimulationPlan, planned),
             sketched=sketched,
             pilot=8192,
             target=target_of(spec, None, TARGET),
@@ -117,8 +117,10 @@ class JointFit:
             held_out = replace(held_out, extra=fit.inputs.sketch.of_simulations(held_out, fit.plan.cores))
         some = statistics.take(slice(self.posterior.pilot_size))
         network = fit.build(some, summary, density)
-        processes = self._plan_steps(network, row_network, layout, statistics)
-        source = self._source(network, layout, statistics, processes)
+        network.to(self.setup.device), row_network.to(self.setup.device)
+        steps = self.setup.decide("steps", Plan, lambda: self._plan_steps(network, row_network, layout, statistics))
+        fit.train_by(steps.options)
+        source = self._source(network, layout, statistics, steps.workers)
         measure = fit.measure(network, gaps, held_out)
         of_posterior, of_likelihood = self._train(network, row_network, layout, source, held_out, measure)
         posterior = fit.finish(network, gaps, of_posterior, held_out, pilot, measure)
@@ -169,9 +171,8 @@ class JointFit:
 
     def _plan_steps(
         self, network: PosteriorNetwork, row_network: RowNetwork, layout: Layout, statistics: Simulations
-    ) -> int:
-        """Decide how many steps to make, by what one of each takes; returns how many processes simulate beside."""
-        network.to(self.setup.device), row_network.to(self.setup.device)
+    ) -> Plan:
+        """Decide how many steps to make, by what one of each takes."""
         options, plan = self.setup.bounded, self.posterior.plan
         some = statistics.take(slice(options.batch_size))
         batch = self._both(network, layout, some, self.each, Stage.TIMING)
@@ -185,8 +186,8 @@ class JointFit:
 
         simulations = SimulationCost(plan.seconds_of_batch(options) / (options.passes or 1))
         cost = cheapest_step(timed, simulations, plan.cores, options)
-        self.posterior.train_by(replace(options.planned(cost.seconds), threads=cost.threads))
-        return others(plan.cores) if cost.ahead else 0
+        options = replace(options.planned(cost.seconds), threads=cost.threads)
+        return Plan(options, others(plan.cores) if cost.ahead else 0, None)
 
     def _source(self, network: PosteriorNetwork, layout: Layout, statistics: Simulations, processes: int) -> Batches:
         def whole() -> Batch:
@@ -235,13 +236,7 @@ class JointFit:
                 stopping=Stopping.of_rows(self.read_from.rows) if self.posterior.open_ended else None,
             ),
         ]
-        with self.setup.threads():
-            return train_together(
-                tasks,
-                seed=self.setup.integer(Stage.LOOP),
-                progress=self.setup.progressbar,
-                device=self.setup.device,
-            )
+        return self.setup.train_together(tasks)
 
     def _likelihood(self, network: RowNetwork, trained: Trained, pilot: Simulations) -> AmortizedLikelihood:
         plan = self.posterior.plan

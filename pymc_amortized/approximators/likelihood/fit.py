@@ -1,6 +1,8 @@
 """Training a likelihood: the model's simulations cut into rows, a network for a row, and the loop."""
 
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, get_args
 
 import pymc as pm
@@ -9,7 +11,8 @@ import torch
 from pymc_amortized.approximators.fitting.arguments import read_count, read_mapping
 from pymc_amortized.approximators.fitting.models import read_anew, read_model, refuse_groups
 from pymc_amortized.approximators.fitting.seeds import RandomState
-from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.setup import Setup, read_setup
+from pymc_amortized.approximators.likelihood.file import SavedLikelihood, read_likelihood
 from pymc_amortized.approximators.likelihood.likelihood import AmortizedLikelihood, LikelihoodKind, extent_of
 from pymc_amortized.approximators.likelihood.training import (
     LikelihoodFit,
@@ -19,6 +22,9 @@ from pymc_amortized.approximators.likelihood.training import (
     scales_of_averages,
 )
 from pymc_amortized.approximators.simulations.given import FEWEST_USABLE
+from pymc_amortized.approximators.storage.checkpoint import about_fit, kept_fit
+from pymc_amortized.approximators.storage.models import describe_model
+from pymc_amortized.approximators.storage.save import read_again
 from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.owners import model_of
 from pymc_amortized.graph.model.spec import ModelSpec
@@ -48,6 +54,7 @@ def fit_likelihood(
     training: Training | None = None,
     max_time: float | None = None,
     num_simulations: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     cores: int | None = None,
     device: str | torch.device | None = None,
     random_seed: RandomState = None,
@@ -98,6 +105,8 @@ def fit_likelihood(
     num_simulations : int, optional
         Train on a fixed set of so many simulations. By default fresh ones are made as training goes, unless that would
         take longer than training itself.
+    checkpoint : path-like, optional
+        As in :func:`fit_posterior`.
     cores : int, optional
         Processes that simulate.
     device : str or torch.device, optional
@@ -155,20 +164,42 @@ def fit_likelihood(
         raise ValueError(f"kind='ratio' is not supported for a series, which {rows.variable.name!r} is")
     size = read_size(network, default_size(kind, rows))
     columns = read_column_kinds(rows, read_mapping("kinds", kinds))
-    fit = LikelihoodFit(
-        spec,
-        rows,
-        simulated,
-        read_from,
-        sources,
-        setup,
-        kind=kind,
-        lags=number_of_lags(lags, rows),
-        scales=scales_of_averages(lags, rows),
-        num_simulations=num_simulations,
-        cores=cores,
-    )
-    return fit.run(size, columns)
+
+    def about() -> dict[str, Any]:
+        return about_fit(
+            "fit_likelihood",
+            describe_model(spec, sources),
+            region=None if region is None else describe_model(simulated, sources),
+            variable=rows.variable.name,
+            kind=kind,
+            structure=structure,
+            kinds=columns,
+            lags=lags,
+            network=size,
+            training=setup.options,
+            num_simulations=num_simulations,
+        )
+
+    def fit(setup: Setup) -> AmortizedLikelihood:
+        made = LikelihoodFit(
+            spec,
+            rows,
+            simulated,
+            read_from,
+            sources,
+            setup,
+            kind=kind,
+            lags=number_of_lags(lags, rows),
+            scales=scales_of_averages(lags, rows),
+            num_simulations=num_simulations,
+            cores=cores,
+        )
+        return made.run(size, columns)
+
+    def again(path: Path) -> AmortizedLikelihood:
+        return read_again(SavedLikelihood, read_likelihood, path, model, compile_kwargs)
+
+    return kept_fit(checkpoint, about, setup, fit, again, any_seed=random_seed is None)
 
 
 def read_variable(spec: ModelSpec, variable: str | None, *, without_density: bool = False) -> str:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,34 @@ HELD_OUT_ROWS = 20_000
 """Rows that judge the weights."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is decided first: who simulates, and how much is simulated that the layout is learned from."""
+
+    plan: SimulationPlan
+    pilot: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is decided of the training: how many simulations and steps it makes.
+
+    Attributes
+    ----------
+    options : Training
+    plan : SimulationPlan
+    rows : int
+        That are used of each simulation.
+    workers : int
+        Processes that simulate beside training.
+    """
+
+    options: Training
+    plan: SimulationPlan
+    rows: int
+    workers: int
+
+
 class LikelihoodFit:
     """One training of a likelihood.
 
@@ -84,19 +112,21 @@ class LikelihoodFit:
         self.simulator = Simulator(
             simulated, context=context, deterministics=names, compile_kwargs=setup.compile_kwargs
         )
-        self.plan = self._planned(SimulationPlan(num_simulations), cores)
+        start = setup.decide("simulations", Start, lambda: self._start(SimulationPlan(num_simulations), cores))
+        self.plan, self.pilot_size = start.plan, start.pilot
 
-    def _planned(self, plan: SimulationPlan, cores: int | None) -> SimulationPlan:
+    def _start(self, plan: SimulationPlan, cores: int | None) -> Start:
         """Time the simulator, and choose in how many processes it runs."""
         self.simulator.check_ends()  # compiles
         seed = self.setup.seed(Stage.TIMING)
         plan = replace(plan, seconds=seconds_of_one(lambda n: self.simulator.chunk(n, seed)))
         slow = plan.seconds * self._pilot_size(plan) > self._pilot_seconds
-        return replace(plan, cores=cores or (available_cores() if slow else 1))
+        plan = replace(plan, cores=cores or (available_cores() if slow else 1))
+        return Start(plan, self._pilot_size(plan))
 
     def run(self, size: RowSize, kinds: list[str | None]) -> AmortizedLikelihood:
         """Simulate, choose the layout and train."""
-        pilot = self.simulator(self._pilot_size(self.plan), self.setup.seed(Stage.PILOT), cores=self.plan.cores)
+        pilot = self.simulator(self.pilot_size, self.setup.seed(Stage.PILOT), cores=self.plan.cores)
         report_drops(pilot)
         self._check_places(pilot)
         most = -(-PILOT_ROWS // len(pilot))
@@ -224,19 +254,27 @@ class LikelihoodFit:
 
     def _source(self, network: RowNetwork | RatioNetwork, layout: Layout, pilot: Simulations) -> Batches:
         """Where batches come from, and how many steps there will be."""
-        options, cores = self.setup.options, self.plan.cores
+        network.to(self.setup.device)
+        steps = self.setup.decide("steps", Steps, lambda: self._steps(network, layout, pilot))
+        self.plan, self.setup = steps.plan, replace(self.setup, options=steps.options)
+        if self.plan.number is not None:
+            return self._fixed(layout, pilot, self.plan.number)
+        return self._fresh(layout, steps.rows, steps.workers)
+
+    def _steps(self, network: RowNetwork | RatioNetwork, layout: Layout, pilot: Simulations) -> Steps:
+        """Decide it by what a step takes."""
+        options, plan, cores = self.setup.options, self.plan, self.plan.cores
         some = self._rows(
             pilot.take(slice(options.batch_size)), self._parts(options.batch_size / len(pilot)), Stage.TRAINING
         )
         z, encoded = self._prepared(layout, some)
         z, encoded = z[: self._batch_size], {k: v[: self._batch_size] for k, v in encoded.items()}
-        network.to(self.setup.device)
 
         def timed(threads: int | None) -> tuple[float, int]:
             return fastest_step(network, z, encoded, threads)
 
         step, _ = timed(options.threads or 1)  # the other cores simulate
-        per_row = self.plan.seconds / cores * options.batch_size
+        per_row = plan.seconds / cores * options.batch_size
         # so many rows of each simulation are used that simulating a batch takes no longer than half a step
         each = self._parts(per_row / (0.5 * step))
         simulating = per_row / each
@@ -245,18 +283,16 @@ class LikelihoodFit:
             passes = min(max(math.ceil(simulating / step), 1), MOST_PASSES)  # if it takes longer than a step even so
         simulating /= passes
         seconds = self._seconds
-        if self.plan.number is None and simulating > 3 * step:  # made once and reused, in part of the time
+        if plan.number is None and simulating > 3 * step:  # made once and reused, in part of the time
             budget = 0.6 * seconds
-            number = max(int(budget * cores / self.plan.seconds), len(pilot))
-            self.plan, seconds = replace(self.plan, number=number), seconds - budget
-            say_fixed_set(self.plan.seconds, number)
+            number = max(int(budget * cores / plan.seconds), len(pilot))
+            plan, seconds = replace(plan, number=number), seconds - budget
+            say_fixed_set(plan.seconds, number)
         options = replace(options, max_time=seconds, passes=passes)
-        simulations = SimulationCost(simulating * cores if self.plan.number is None else 0.0)
+        simulations = SimulationCost(simulating * cores if plan.number is None else 0.0)
         cost = cheapest_step(timed, simulations, cores, options)
-        self.setup = replace(self.setup, options=replace(options.planned(cost.seconds), threads=cost.threads))
-        if self.plan.number is not None:
-            return self._fixed(layout, pilot, self.plan.number)
-        return self._fresh(layout, each, others(cores) if cost.ahead else 0)
+        options = replace(options.planned(cost.seconds), threads=cost.threads)
+        return Steps(options, plan, each, others(cores) if cost.ahead else 0)
 
     def _fixed(self, layout: Layout, pilot: Simulations, number: int) -> Batches:
         start, more = time.perf_counter(), number - len(pilot)

@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import pymc as pm
-from torch import nn
 
 from pymc_amortized.approximators.fitting.provenance import Provenance
 from pymc_amortized.approximators.posterior.trained_posterior import TrainedPosterior
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.models import SavedModel, check_rates, check_structure, plain_rates
 from pymc_amortized.approximators.storage.networks import SavedNetwork, check_layout, read_state
-from pymc_amortized.approximators.storage.save import contents, read_file
+from pymc_amortized.approximators.storage.save import contents
 from pymc_amortized.graph.density.each import WIDEST
 from pymc_amortized.graph.density.missing import Rule
 from pymc_amortized.graph.model.axes import Structure
@@ -105,24 +101,6 @@ def posterior_contents(posterior: TrainedPosterior) -> SavedPosterior:
         provenance=posterior.provenance,
         groups=tuple(map(SavedGroups.of, posterior.groups)),
     )
-
-
-def read_again[P: TrainedPosterior](
-    kind: type[P],
-    path: Path,
-    model: pm.Model | None,
-    summary: Any,
-    density: Any,
-    context: Mapping[str, Any],
-    missing: Mapping[str, Any],
-    compile_kwargs: CompileKwargs | None,
-) -> P:
-    """Read a posterior that the same call has trained: its sources are at hand."""
-    own = [part if isinstance(part, nn.Module) or callable(part) else None for part in (summary, density)]
-    brought = Brought(path, model, own[0], own[1], compile_kwargs)
-    posterior = read_file(brought, [SavedPosterior], lambda saved: read_posterior(saved, brought, kind))
-    logger.info("The posterior was trained already: %s.", path)
-    return replace(posterior, context=context, missing=missing)
 
 
 def read_posterior[P: TrainedPosterior](saved: SavedPosterior, brought: Brought, kind: type[P]) -> P:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pymc as pm
@@ -18,19 +20,21 @@ from pymc_amortized.approximators.fitting.arguments import (
 )
 from pymc_amortized.approximators.fitting.models import read_model, training_simulator
 from pymc_amortized.approximators.fitting.seeds import RandomState, Stage
-from pymc_amortized.approximators.fitting.setup import read_setup
+from pymc_amortized.approximators.fitting.setup import Setup, read_setup
 from pymc_amortized.approximators.fitting.simulating import seconds_of_simulator, separate_locals
 from pymc_amortized.approximators.fitting.simulation_plan import SimulationPlan, plan_simulations
-from pymc_amortized.approximators.posterior.file import read_again
+from pymc_amortized.approximators.posterior.file import SavedPosterior, read_posterior
 from pymc_amortized.approximators.posterior.posterior import AmortizedPosterior
 from pymc_amortized.approximators.posterior.training import TARGET, PosteriorFit
 from pymc_amortized.approximators.simulations.given import FEWEST_USABLE, read_given
-from pymc_amortized.approximators.storage.checkpoint import Checkpoint, about_fit
+from pymc_amortized.approximators.storage.checkpoint import about_fit, content_of, kept_fit
+from pymc_amortized.approximators.storage.models import describe_model
+from pymc_amortized.approximators.storage.save import read_again
 from pymc_amortized.graph.data.support import refuse_impossible_held
 from pymc_amortized.graph.model.axes import read_kinds
 from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.networks.choices import DensityChoice, SummaryChoice, check_choices, density_options
-from pymc_amortized.ranks import number_of_ranks, together
+from pymc_amortized.ranks import together
 from pymc_amortized.training import Training
 
 
@@ -121,7 +125,8 @@ def fit_posterior(
     checkpoint : path-like, optional
         A folder in which the fit keeps what it has, at least every half minute of training. When its process was
         killed, the same call goes on from there; without a seed it takes the one that it began with. When it was done,
-        the same call reads the posterior. Another model, or other arguments, are refused.
+        the same call reads the posterior. Another model, or other arguments, are refused. Of processes that torchrun
+        started the first one writes, and all have to see the folder.
     cores : int, optional
         Processes that simulate. By default several, where simulating takes long, and one beside training, where
         that takes a minute or more.
@@ -199,24 +204,31 @@ def fit_posterior(
     def timed() -> float:
         return seconds_of_simulator(simulator, setup.seed(Stage.TIMING)) if given is None else 0.0
 
-    kept = None
-    if checkpoint is not None:
-        if number_of_ranks() > 1:
-            raise ValueError("checkpoint: several processes that torchrun started cannot keep one; leave it out")
-        options: dict[str, Any] = {"structure": structure, "summary": summary, "density": density, "sketch": sketch}
-        options |= {"num_simulations": num_simulations, "training": setup.options, "target_efficiency": wanted}
-        about = about_fit(spec, sources, gaps, simulations, options)
-        kept = Checkpoint.at(checkpoint, about, setup.entropy, any_seed=random_seed is None)
-        if kept.done.is_file():
-            return read_again(AmortizedPosterior, kept.done, model, summary, density, sources, gaps, compile_kwargs)
-        setup = replace(setup, checkpoint=kept, entropy=kept.entropy)
+    def about() -> dict[str, Any]:
+        return about_fit(
+            "fit_posterior",
+            describe_model(spec, sources, gaps),
+            simulations=content_of(simulations),
+            structure=structure,
+            num_simulations=num_simulations,
+            summary=summary,
+            density=density,
+            sketch=sketch,
+            training=setup.options,
+            target_efficiency=wanted,
+        )
 
-    def planned() -> SimulationPlan:
-        return plan_simulations(timed, setup.options, num_simulations, cores, values=spec.values)
+    def fit(setup: Setup) -> AmortizedPosterior:
+        def planned() -> SimulationPlan:
+            return plan_simulations(timed, setup.options, num_simulations, cores, values=spec.values)
 
-    plan = setup.decide("simulations", SimulationPlan, planned)
-    fit = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch, target=target)
-    posterior = AmortizedPosterior.of(fit.run(summary, density, structure))
-    if kept is not None and posterior.state.values["standing"]["finished"]:
-        kept.finish(posterior.save)
-    return posterior
+        plan = setup.decide("simulations", SimulationPlan, planned)
+        made = PosteriorFit(spec, sources, gaps, simulator, setup, plan, given=given, sketched=sketch, target=target)
+        return AmortizedPosterior.of(made.run(summary, density, structure))
+
+    def again(path: Path) -> AmortizedPosterior:
+        read = partial(read_posterior, kind=AmortizedPosterior)
+        found = read_again(SavedPosterior, read, path, model, compile_kwargs, summary, density)
+        return replace(found, context=sources, missing=gaps)
+
+    return kept_fit(checkpoint, about, setup, fit, again, any_seed=random_seed is None)

@@ -161,7 +161,7 @@ class PosteriorFit:
     def _stored_pilot(self) -> Simulations:
         """Simulate a fixed set to the checkpoint, chunk by chunk."""
         kept, number = self.setup.checkpoint, self.plan.number
-        if kept is None or number is None or self.spec.locals:
+        if kept is None or number is None or self.spec.locals or self.simulator.spec is not self.spec:
             return self._simulated_pilot()
         manifest = Manifest("simulations", "draw", number, CHUNK, (*self.setup.entropy, Stage.PILOT))
         cores = self.plan.cores_for(number)

@@ -21,11 +21,13 @@ import pymc as pm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from pymc_amortized.approximators.storage.brought import Brought
 from pymc_amortized.approximators.storage.checkpoint import write_whole
 from pymc_amortized.approximators.storage.codec import Part, describe, read_record
 from pymc_amortized.approximators.storage.seals import check_seal, sealed_metadata
+from pymc_amortized.graph.model.tensors import CompileKwargs
 from pymc_amortized.ranks import writes_files
 
 KEY = "pymc_amortized"
@@ -55,6 +57,33 @@ def read_file[T](brought: Brought, kinds: Sequence[type], use: Callable[[Any], T
             return use(saved)
     except SafetensorError as error:
         raise ValueError(f"{path.name!r} is damaged, or not a file of pymc_amortized: {error}") from None
+
+
+def read_again[T](
+    kind: type,
+    read: Callable[[Any, Brought], T],
+    path: Path,
+    model: Any,
+    compile_kwargs: CompileKwargs | None,
+    summary: Any = None,
+    density: Any = None,
+) -> T:
+    """Read what the same call has trained: its model and networks are at hand.
+
+    Parameters
+    ----------
+    kind : type
+        Dataclass of what the file holds.
+    read : callable
+        Makes something of that.
+    path, model, compile_kwargs
+        As in :func:`load`.
+    summary, density : object
+        The user's choices: networks of their own, or names and options.
+    """
+    own = [part if isinstance(part, nn.Module) or callable(part) else None for part in (summary, density)]
+    brought = Brought(path, model, own[0], own[1], compile_kwargs)
+    return read_file(brought, [kind], lambda saved: read(saved, brought))
 
 
 @singledispatch
