@@ -23,7 +23,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def seal_layout(root: Any, manifest: Mapping[str, Any]) -> str:
-    """Digest of a manifest, and of the form of all arrays of a zarr group.
+    """Digest of a manifest, of the form of all arrays of a zarr group, and of those that are written at once: labels.
 
     Parameters
     ----------
@@ -34,8 +34,22 @@ def seal_layout(root: Any, manifest: Mapping[str, Any]) -> str:
 
     arrays = {name: node for name, node in root.members(max_depth=None) if isinstance(node, zarr.Array)}
     forms = {name: array.metadata.to_dict() for name, array in arrays.items()}
-    text = json.dumps([manifest, forms], sort_keys=True, default=str)
+    whole = {name: _digest(array[...]) for name, array in arrays.items() if _is_whole(name, array, manifest["dim"])}
+    text = json.dumps([manifest, forms, whole], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _is_whole(name: str, array: Any, dim: str) -> bool:
+    """Whether an array is written at once: labels of a dim, or what is not along the dim of chunks."""
+    dims = array.metadata.dimension_names or ()
+    return dims == (name.rpartition("/")[2],) or not {dim, "chunk"}.intersection(dims)
+
+
+def _digest(values: Any) -> str:
+    """Digest of an array; of words or objects by what they are written as."""
+    array = np.asarray(values)
+    content = repr(array.tolist()).encode() if array.dtype.kind in "OTU" else np.ascontiguousarray(array).tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def seal_chunk(groups: Mapping[str, xr.Dataset], dim: str) -> str:

@@ -51,6 +51,7 @@ from pymc_amortized.results.storing import even, reduce_draws, thin_draws
 from pymc_amortized.results.unpacking import is_batched, read_draws
 from pymc_amortized.results.writing import posterior_tree
 from pymc_amortized.stores.filling import fill, loaded
+from pymc_amortized.stores.seals import naming
 from pymc_amortized.stores.store import Manifest, Store
 
 MOST_OF_CHUNK, LARGEST_CHUNK = 5_000_000, 256
@@ -197,7 +198,8 @@ def sample_to_store(
     notes, tree = store.notes().values(), store.tree()
     stages = sum((Counter(note["stages"]) for note in notes), Counter[str]())
     doubts = _joined([doubt for note in notes for doubt in note["doubts"]], number)
-    doubts += check_novelty(tree["sample_stats"]["ood_pvalue"].to_numpy(), labels)
+    with naming(store.path):
+        doubts += check_novelty(tree["sample_stats"]["ood_pvalue"].to_numpy(), labels)
     told = tell([replace(doubt, datasets=doubt.datasets[:MOST_LABELS]) for doubt in doubts], posterior.spec)
     if writes_files():
         store.add_attributes("sample_stats", told | {f"stage {name}": n for name, n in stages.items()})

@@ -208,7 +208,10 @@ def kept_fit[T: Savable](
     kept = Checkpoint.at(folder, about, setup.entropy, any_seed=any_seed)
     if by_first(kept.done.is_file):
         logger.info("The fit was done already: %s.", kept.done)
-        return again(kept.done)
+        try:
+            return again(kept.done)
+        except (KeyError, TypeError, ValueError) as error:
+            raise type(error)(f"checkpoint: {str(kept.folder)!r}: {error.args[0]}") from None
     fitted = fit(replace(setup, checkpoint=kept, entropy=kept.entropy))
     kept.finish(fitted.save)
     return fitted

@@ -34,7 +34,7 @@ class Part(Mapping[str, Tensor]):
     prefix: str = ""
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.file.get_tensor(self.prefix + name)
+        return self.file.get_tensor(self.prefix + name).clone()  # in memory of its own, aligned
 
     def __iter__(self) -> Iterator[str]:
         return (key.removeprefix(self.prefix) for key in self.file.keys() if key.startswith(self.prefix))
