@@ -27,6 +27,8 @@ Y = np.random.default_rng(1).normal(size=(6, 6))
 FEW, MANY = 15, 500
 MEMORY = 1_000_000
 """KiB that a damaged file may take."""
+TAMPERED = "without its digest, "
+"""What nobody can tell from the truth, but must take no memory, and be no crash."""
 HUGE = (2**31, 2**40, 2**62, 10**30, -1, 0)
 
 
@@ -119,16 +121,18 @@ def inflate(place: Path, rng: np.random.Generator) -> str:
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     key = next(key for key in header["__metadata__"] if key.startswith("pymc_amortized"))
+    what = f"a number of {path}"
     if rng.random() < 0.5:
         header["__metadata__"][key] = with_other_number(header["__metadata__"][key], rng)
         if rng.random() < 0.5:
             del header["__metadata__"]["digest"]
+            what = TAMPERED + what
     else:
         name = rng.choice([name for name in header if name != "__metadata__"])
         header[name] = json.loads(with_other_number(json.dumps(header[name]), rng))
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-    return f"a number of {path}"
+    return what
 
 
 DAMAGES: tuple[Callable[[Path, np.random.Generator], str], ...] = (flip, flip_header, truncate, swap, remove, inflate)
@@ -156,15 +160,16 @@ def assert_right_or_named(place: Path, what: str, read: Callable[[], Any], truth
         told = str(error)
         assert place.name in told or "the model is not the one in the file" in told, f"{what}: {error!r}"
     else:
-        assert_equal(found, truth, what)
+        assert what.startswith(TAMPERED) or assert_equal(found, truth, what)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert taken < MEMORY, f"{what}: {taken} KiB"
 
 
-def assert_equal(found: Any, truth: Any, what: str) -> None:
+def assert_equal(found: Any, truth: Any, what: str) -> bool:
     assert set(found) == set(truth), what
     for name, values in truth.items():
         np.testing.assert_array_equal(found[name], values, err_msg=f"{what}: {name}")
+    return True
 
 
 def seeds(first: int) -> Any:
