@@ -166,7 +166,7 @@ class MarginalDensity:
         if np.isfinite(one.sums(start, np.zeros(1, dtype=int))).all():
             return start
         tried = np.concatenate([start, self._from_prior(one.theta, at.data, MANY_STARTS)[:, 0]])
-        heights = one.sums(tried, np.zeros(len(tried), dtype=int))[:, :-1]
+        heights = at.blocks.by_block(one.sums(tried, np.zeros(len(tried), dtype=int)))[:, :-1]
         best = np.nan_to_num(heights, nan=-np.inf, posinf=-np.inf).argmax(axis=0)
         return tried[best[at.blocks.block_of], np.arange(tried.shape[1])][None]
 
@@ -241,7 +241,7 @@ class _At:
 
     def sums(self, local: np.ndarray, rows: np.ndarray) -> np.ndarray:
         full = np.concatenate([self.theta[rows], local], axis=1)
-        return self.terms.in_blocks(full, self.data, self.blocks.place, self.blocks.number + 1)
+        return self.terms.in_blocks(full, self.data, self.blocks.cell_of, self.blocks.number_of_cells + 1)
 
     def slopes(self, local: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         full = np.concatenate([self.theta[rows], local], axis=1)
