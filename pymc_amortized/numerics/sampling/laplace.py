@@ -35,6 +35,8 @@ CLOSE = 0.01
 INNER = 4
 """Points for each unknown of those that are independent given others. By four, the variance of the log integral over
 the abilities of 100 persons, given 20 items, was 0.02; by six it was 0.0005. The number of proposals divides it."""
+FEWEST_FOR_TAILS = 10
+"""Weights that tell the shape of their tail."""
 AT_ONCE = 2**22
 """Numbers in one call of a density."""
 WIDE = 4.0
@@ -299,8 +301,9 @@ def _weighed(
 
 
 def _tails(relative: np.ndarray) -> np.ndarray:
-    """Shapes of the tails of log weights (number, n, m), those of all integrals together: (m,)."""
-    return tail_shapes(np.moveaxis(relative, 2, 0).reshape(relative.shape[2], -1))
+    """Shapes of the tails of log weights (number, n, m), those of all integrals together: (m,); few tell nothing."""
+    together = np.moveaxis(relative, 2, 0).reshape(relative.shape[2], -1)
+    return tail_shapes(together) if together.shape[1] >= FEWEST_FOR_TAILS else np.full(len(together), -np.inf)
 
 
 def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import numpy as np
 from pymc_amortized.numerics.sampling.independent import Blocks
 
 Slopes = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of blocks (n, blocks + 1), and the
-gradient (n, q) of the sum of all."""
+"""Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of blocks (n, blocks + 1), and
+the gradient (n, q) of the sum of all."""
 
 STEP = 1e-5
 """Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
