@@ -216,15 +216,18 @@ class Integrated:
 def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: int, *, draw: bool = False) -> Integrated:
     """Integrate over the unknowns of all blocks, by `number` proposals for each block that is not quadratic."""
     n, q = normals.mode.shape
-    rows, total = np.arange(n), normals.log_integrals.sum(axis=1) + normals.height[:, -1]
+    total = normals.log_integrals.sum(axis=1) + normals.height[:, -1]
     noise = rng.standard_normal((n, q))
     tried, flat = normals.at(noise), np.isfinite(total)
     size = 1e-11 * np.abs(normals.height)
     for there, at in ((tried, noise), (normals.at(WIDE * noise), WIDE * noise)):
-        change = np.pad(0.5 * _by_block(normals.blocks, np.square(at)), ((0, 0), (0, 1)))
+        (some,) = np.nonzero(flat)
+        if not len(some):
+            break
+        change = np.pad(0.5 * _by_block(normals.blocks, np.square(at[some])), ((0, 0), (0, 1)))
         with np.errstate(invalid="ignore"):
-            apart = np.abs(normals.blocks.by_block(sums(there, rows)) - normals.height + change)
-            flat &= (apart <= TIGHT * (1 + change) + size).all(axis=1)
+            apart = np.abs(normals.blocks.by_block(sums(there[some], some)) - normals.height[some] + change)
+            flat[some] = (apart <= TIGHT * (1 + change) + size[some]).all(axis=1)
     (bent,) = np.nonzero(~flat & np.isfinite(total))
     found = Integrated(
         total,
