@@ -112,13 +112,15 @@ class Blocks:
             cell_of[terms] = cells[which]
         return cell_of
 
-    @property
+    @cached_property
     def number_of_cells(self) -> int:
         """How many sums there are of blocks and of what is independent in these."""
         return self.number + sum(map(len, self.cells))
 
     def by_block(self, sums: np.ndarray) -> np.ndarray:
         """Add up cells (..., cells + 1): (..., blocks + 1)."""
+        if self.number_of_cells == self.number:
+            return sums
         found = np.concatenate([sums[..., : self.number], sums[..., -1:]], axis=-1)
         for part, cells in zip(self.parts, self.cells, strict=True):
             if len(cells):

@@ -279,7 +279,7 @@ def _weighed(
     picked = np.empty((n, q), dtype=int)  # which proposal each unknown is drawn from
     of_cell = np.empty(log_q.shape[1:], dtype=int)
     for part, _, cells in kinds:
-        own, first = log_w[..., part.blocks], 0
+        own = log_w[..., part.blocks]
         if k := len(cells):
             each = log_w[..., cells].reshape(-1, INNER, n, k)
             mean = logsumexp(each, axis=1, keepdims=True) - math.log(INNER)
