@@ -1,6 +1,6 @@
 """Hierarchies beside NUTS: one training for each model, then simulated data sets, each also sampled by nutpie.
 
-    python benchmarks/hierarchies.py [model ...] [--datasets 3] [--batch 30] [--max-time 60]
+    python benchmarks/hierarchies.py [model ...] [--datasets 3] [--batch 30] [--max-time 60] [--length 1000]
 
 Prints, for each model, seconds of the fit, of one data set here, of each of a batch, and of one by NUTS once its model
 is compiled, from how many data sets on the fit pays, stages of the batch, and the largest errors of means (in posterior
@@ -117,25 +117,25 @@ def items() -> Built:
     return model, {}
 
 
-def walk() -> Built:
-    """A latent random walk of 100 steps."""
+def walk(length: int = 100) -> Built:
+    """A latent random walk."""
     with pm.Model() as model:
         step, sigma = pm.HalfNormal("step", 1), pm.HalfNormal("sigma", 1)
-        level = pm.GaussianRandomWalk("level", mu=0, sigma=step, init_dist=pm.Normal.dist(0, 2), shape=100)
-        pm.Normal("y", level, sigma, observed=np.zeros(100))
+        level = pm.GaussianRandomWalk("level", mu=0, sigma=step, init_dist=pm.Normal.dist(0, 2), shape=length)
+        pm.Normal("y", level, sigma, observed=np.zeros(length))
     return model, {}
 
 
-def volatility() -> Built:
-    """Stochastic volatility, 100 days."""
+def volatility(length: int = 100) -> Built:
+    """Stochastic volatility."""
     with pm.Model() as model:
         step = pm.Exponential("step", 10)
-        log_variance = pm.GaussianRandomWalk("level", mu=0, sigma=step, init_dist=pm.Normal.dist(0, 2), shape=100)
-        pm.Normal("y", 0, pt.exp(log_variance / 2), observed=np.full(100, 0.1))
+        log_variance = pm.GaussianRandomWalk("level", mu=0, sigma=step, init_dist=pm.Normal.dist(0, 2), shape=length)
+        pm.Normal("y", 0, pt.exp(log_variance / 2), observed=np.full(length, 0.1))
     return model, {}
 
 
-MODELS: dict[str, Callable[[], Built]] = {
+MODELS: dict[str, Callable[..., Built]] = {
     f.__name__: f for f in (radon, schools, hospitals, counts, three_levels, crossed, slopes, items, walk, volatility)
 }
 
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--datasets", type=int, default=3)
     parser.add_argument("--batch", type=int, default=30)
     parser.add_argument("--max-time", type=float)
+    parser.add_argument("--length", type=int, help="of walk and volatility")
     options = parser.parse_args()
     logging.getLogger("pymc_amortized").setLevel(logging.ERROR)
     print(
@@ -154,12 +155,13 @@ def main() -> None:
         "mean (sd)  sd ratio      NUTS unsure"
     )
     for name in options.models:
-        compare(name, options.datasets, options.batch, options.max_time)
+        shape = (options.length,) if options.length and name in ("walk", "volatility") else ()
+        compare(name, options.datasets, options.batch, options.max_time, shape)
 
 
-def compare(name: str, number: int, many: int, max_time: float | None) -> None:
+def compare(name: str, number: int, many: int, max_time: float | None, shape: tuple[int, ...]) -> None:
     """Print a line for one model."""
-    model, context = MODELS[name]()
+    model, context = MODELS[name](*shape)
     start = time.perf_counter()
     posterior = pma.fit_posterior(model, context=context, max_time=max_time, random_seed=1, progressbar=False)
     fit = time.perf_counter() - start

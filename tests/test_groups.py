@@ -26,7 +26,7 @@ from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import INTERPRETED
 from pymc_amortized.numerics.sampling.independent import Blocks
 from pymc_amortized.numerics.sampling.laplace import approximate, integrate
-from pymc_amortized.numerics.sampling.precision import Banded, Full
+from pymc_amortized.numerics.sampling.precision import Arrow, Banded, Full
 
 SIZES = {"county": (3, 40), "house": (20, 200)}
 CONTEXT = {**SIZES, "county_index": "groups", "basement": pm.Bernoulli.dist(0.3)}
@@ -127,14 +127,68 @@ class TestBlocks:
         for _ in range(2):
             asked.clear()
             normals = approximate(slopes, blocks, np.zeros((40, 22)))
-        (part,) = blocks.parts
-        factors = normals.roots[0].values[:, 0]
-        found = (factors @ factors.swapaxes(1, 2))[:, np.argsort(part.members[0])][:, :, np.argsort(part.members[0])]
+        factors = normals.at(np.repeat(np.eye(22)[:, None], 40, axis=1)) - normals.mode  # (22, 40, 22)
+        found = np.linalg.inv(np.einsum("jni,jnk->nik", factors, factors))
         ends = bent * np.cosh(normals.mode)[:, None] * np.eye(22)
         exact = design.T @ design / scales[:, :1, None] + np.eye(22) / scales[:, 1:, None] + ends
         np.testing.assert_allclose(found, exact, rtol=2e-2 if bent else 1e-5, atol=1e-4)
         assert max(asked) == 40 or bent  # one direction for each, no more
         assert np.abs(slopes(normals.mode, np.arange(40))[1]).max() < (0.2 if bent else 1e-6)
+
+    def test_integrals_of_crossed_binary_values_are_unbiased(self) -> None:
+        """Twelve persons and two items, beside sums over grids: persons are independent given the items."""
+        rng = np.random.default_rng(1)
+        y = rng.integers(0, 2, (12, 2)).astype(float)
+        person, item = (v.ravel() for v in np.meshgrid(range(12), range(2), indexing="ij"))
+        design = np.zeros((24, 14))
+        design[np.arange(24), person], design[np.arange(24), 12 + item] = 2.0, -1.0
+        blocks = Blocks.of(np.concatenate([design != 0, np.eye(14, dtype=bool)]))
+        assert [len(cells) for cells in blocks.cells] == [12]
+
+        def sums(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            logit = x @ design.T
+            terms = np.concatenate([y.ravel() * logit - np.logaddexp(0, logit), stats.norm.logpdf(x)], axis=1)
+            return np.stack([terms[:, blocks.cell_of == cell].sum(1) for cell in range(14)], axis=1)
+
+        def slopes(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rest = y.ravel() - 1 / (1 + np.exp(-x @ design.T))
+            return blocks.by_block(sums(x, rows)), rest @ design - x
+
+        grid = np.linspace(-6, 6, 121)
+        one, two = (v.ravel() for v in np.meshgrid(grid, grid, indexing="ij"))
+        logits = 2 * grid[:, None] - np.stack([one, two])[:, None]
+        persons = [(own[:, None, None] * logits - np.logaddexp(0, logits)).sum(0) for own in y]
+        persons = [each + stats.norm.logpdf(grid)[:, None] for each in persons]
+        items = stats.norm.logpdf(one) + stats.norm.logpdf(two) + sum(logsumexp(each, axis=0) for each in persons)
+        exact = logsumexp(items) + 14 * np.log(0.1)
+        normals = approximate(slopes, blocks, np.zeros((400, 14)))
+        found = integrate(sums, normals, np.random.default_rng(0), 64, draw=True)
+        errors = found.log_integral - exact
+        assert abs(np.exp(errors).mean() - 1) < 4 * errors.std() / np.sqrt(400) + 1e-3
+        assert errors.std() < 0.1
+        assert 0.5 < found.noise.mean() / errors.var() < 2
+        assert found.apart.max() < 1e-9
+        p = np.exp(items - logsumexp(items))
+        first = np.exp(persons[0] - logsumexp(persons[0], axis=0)) @ p
+        for drawn, values, shares in ((found.drawn[:, 12], one, p), (found.drawn[:, 0], grid, first)):
+            mean, sd = shares @ values, np.sqrt(shares @ values**2 - (shares @ values) ** 2)
+            assert abs(drawn.mean() - mean) < 4 * sd / 20
+            assert drawn.std() == pytest.approx(sd, rel=0.15)
+
+    def test_factors_of_a_diagonal_part_are_those_of_the_whole(self) -> None:
+        rng = np.random.default_rng(0)
+        ends, shared, rest = rng.uniform(5, 6, (3, 1, 30)), rng.normal(size=(3, 1, 10, 30)), 50 * np.eye(10)[None, None]
+        whole = np.zeros((3, 1, 40, 40))
+        whole[..., :30, :30], whole[..., 30:, 30:] = ends[..., None] * np.eye(30), rest
+        whole[..., 30:, :30], whole[..., :30, 30:] = shared, shared.swapaxes(-1, -2)
+        arrow, full = Arrow.of(ends, shared, np.repeat(rest, 3, axis=0)), Full.of(whole)
+        x = rng.normal(size=(5, 3, 1, 40))
+        np.testing.assert_allclose(arrow.solve(x), full.solve(x))
+        np.testing.assert_allclose(arrow.solve_transposed(x), full.solve_transposed(x))
+        np.testing.assert_allclose(arrow.transposed_times(x[0]), full.transposed_times(x[0]))
+        np.testing.assert_allclose(arrow.log_det, full.log_det)
+        arrow.put(np.array([0]), arrow.take(np.array([2])))
+        np.testing.assert_allclose(arrow.log_det[0], full.log_det[2])
 
     def test_integrals_of_a_chain_of_counts_are_unbiased(self) -> None:
         """Three Poisson counts with a random walk of log rates, beside a sum over a grid."""

@@ -44,6 +44,9 @@ STARTS, MANY_STARTS, WIDE = 8, 64, 4.0
 standard deviations, or units of these."""
 APART_SDS, LEAST_MASS = 3.0, 0.01
 """Standard deviations between two modes, and share of the mass of the first, above which a second one matters."""
+SOLVED, FEW_SOLVED = 3, 4
+"""Modes for each coefficient of a linear function that tells where others are; and times as many parameters, from which
+on that is worth it."""
 FEW_POINTS = 2
 """Parameters at which it is looked at first what each term reads."""
 PER_INTEGRAL = ("log_integral", "drawn", "noise", "apart")
@@ -166,7 +169,7 @@ class MarginalDensity:
         if np.isfinite(one.sums(start, np.zeros(1, dtype=int))).all():
             return start
         tried = np.concatenate([start, self._from_prior(one.theta, at.data, MANY_STARTS)[:, 0]])
-        heights = one.sums(tried, np.zeros(len(tried), dtype=int))[:, :-1]
+        heights = at.blocks.by_block(one.sums(tried, np.zeros(len(tried), dtype=int)))[:, :-1]
         best = np.nan_to_num(heights, nan=-np.inf, posinf=-np.inf).argmax(axis=0)
         return tried[best[at.blocks.block_of], np.arange(tried.shape[1])][None]
 
@@ -241,7 +244,7 @@ class _At:
 
     def sums(self, local: np.ndarray, rows: np.ndarray) -> np.ndarray:
         full = np.concatenate([self.theta[rows], local], axis=1)
-        return self.terms.in_blocks(full, self.data, self.blocks.place, self.blocks.number + 1)
+        return self.terms.in_blocks(full, self.data, self.blocks.cell_of, self.blocks.number_of_cells + 1)
 
     def slopes(self, local: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         full = np.concatenate([self.theta[rows], local], axis=1)
@@ -251,21 +254,37 @@ class _At:
     def integrated(self, rng: np.random.Generator, draw: bool, start: np.ndarray) -> list[Integrated]:
         """Integrate, with more proposals until these are good; at some parameters at a time.
 
-        Modes of all begin at that of the first, which begins at a start (1, q).
+        Modes of all begin at that of the first, which begins at a start (1, q); of many, at what those of a few tell.
         """
         number = len(self.blocks.block_of)
         first = approximate(self.slopes, self.blocks, start)
+        starts = self._starts(first)
         each = len(self.blocks.turns) * (number + self.blocks.number) + sum(
             len(part.blocks) * part.width for part in self.blocks.parts
         )
         most = max(AT_ONCE // each, 1)
-        return [self._some(some, first, rng, draw) for some in blocks(len(self.theta), most)]
+        return [self._some(some, starts, first, rng, draw) for some in blocks(len(self.theta), most)]
 
-    def _some(self, some: slice, first: Normals, rng: np.random.Generator, draw: bool) -> Integrated:
+    def _starts(self, first: Normals) -> np.ndarray:
+        """Where to begin (n, q): modes of some parameters, as linear functions of these, no farther than they lie."""
+        scale = np.maximum(self.theta.std(axis=0), 1e-300)
+        features = np.column_stack([np.ones(len(self.theta)), (self.theta - self.theta.mean(axis=0)) / scale])
+        number = SOLVED * features.shape[1]
+        starts = np.repeat(first.mode, len(self.theta), axis=0)
+        if len(self.theta) < FEW_SOLVED * number:
+            return starts
+        some = np.linspace(0, len(self.theta) - 1, number).astype(int)
+        at = replace(self, theta=self.theta[some])
+        modes = approximate(at.slopes, self.blocks, starts[some], roots=first.roots).mode
+        found = features @ np.linalg.lstsq(features[some], modes, rcond=None)[0]
+        return np.clip(found, modes.min(axis=0), modes.max(axis=0))
+
+    def _some(
+        self, some: slice, starts: np.ndarray, first: Normals, rng: np.random.Generator, draw: bool
+    ) -> Integrated:
         """Integrate at some parameters."""
         at = replace(self, theta=self.theta[some])
-        start = np.repeat(first.mode, len(at.theta), axis=0)
-        normals = approximate(at.slopes, self.blocks, start, roots=first.roots)
+        normals = approximate(at.slopes, self.blocks, starts[some], roots=first.roots)
         largest = max(part.size for part in self.blocks.parts)
         proposals = FIRST // 2 if largest == 1 else FIRST
         found = integrate(at.sums, normals, rng, proposals, draw=draw)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 
-from pymc_amortized.numerics.sampling.precision import Banded, Full, Root
+from pymc_amortized.numerics.sampling.precision import Arrow, Banded, Full, Root
 
 FEW = 8
 """Unknowns of a block, up to which evenly spread points are better than random ones."""
@@ -27,6 +27,8 @@ class Blocks:
         Number of the block that each term of the log density belongs to; the number of blocks for those of none.
     pairs : int ndarray (p, 2)
         Unknowns that share a term.
+    reads : sparse matrix (terms, q)
+        Which unknowns each term reads.
     matrices : list of ndarray (turns, q)
         Of which second derivatives seem to be sums, as far as that is known; too many where they are not.
     """
@@ -34,6 +36,7 @@ class Blocks:
     block_of: np.ndarray
     place: np.ndarray
     pairs: np.ndarray
+    reads: csr_matrix
     matrices: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
@@ -44,9 +47,8 @@ class Blocks:
         number, block_of = connected_components(near)
         first, some = reads.argmax(axis=1), reads.any(axis=1)
         upper = near.row < near.col
-        return cls(
-            block_of, np.where(some, block_of[first], number), np.column_stack([near.row[upper], near.col[upper]])
-        )
+        pairs = np.column_stack([near.row[upper], near.col[upper]])
+        return cls(block_of, np.where(some, block_of[first], number), pairs, sparse)
 
     def refined(self, near: np.ndarray) -> Blocks:
         """Return the same, with those pairs alone of which it is true (q, q) that they interact."""
@@ -87,6 +89,43 @@ class Blocks:
             return Part(of, own[order][None], band)
         apart = _unconnected(near)
         return Part(of, own[np.argsort(~apart, kind="stable")][None], len(own) - 1, int(apart.sum()))
+
+    @cached_property
+    def cells(self) -> list[np.ndarray]:
+        """For each part, numbers of further sums of terms: those of what is independent in its block, given the rest.
+
+        Each is of one of the unknowns that are apart. There are none where a term reads several of these.
+        """
+        found, number = [], self.number
+        for part in self.parts:
+            several = part.apart == 1 or (self.reads[:, part.members[0, : part.apart]] > 0).sum(axis=1).max() > 1
+            found.append(number + np.arange(0 if several else part.apart))
+            number += len(found[-1])
+        return found
+
+    @cached_property
+    def cell_of(self) -> np.ndarray:
+        """Number of the cell that each term belongs to, or of its block; how many there are for those of none."""
+        cell_of = np.where(self.place == self.number, self.number_of_cells, self.place)
+        for part, cells in zip(self.parts, self.cells, strict=True):
+            terms, which = self.reads[:, part.members[0, : len(cells)]].nonzero()
+            cell_of[terms] = cells[which]
+        return cell_of
+
+    @cached_property
+    def number_of_cells(self) -> int:
+        """How many sums there are of blocks and of what is independent in these."""
+        return self.number + sum(map(len, self.cells))
+
+    def by_block(self, sums: np.ndarray) -> np.ndarray:
+        """Add up cells (..., cells + 1): (..., blocks + 1)."""
+        if self.number_of_cells == self.number:
+            return sums
+        found = np.concatenate([sums[..., : self.number], sums[..., -1:]], axis=-1)
+        for part, cells in zip(self.parts, self.cells, strict=True):
+            if len(cells):
+                found[..., part.blocks[0]] += sums[..., cells].sum(axis=-1)
+        return found
 
     @cached_property
     def turns(self) -> np.ndarray:
@@ -138,21 +177,18 @@ class Part:
     @property
     def width(self) -> int:
         """Numbers that the precision of a block takes."""
-        return self.size * (self.band + 1)
+        return self.size * (self.size - self.apart + 1 if self.full else self.band + 1)
 
     def root(self, curvature: np.ndarray) -> Root:
         """Cholesky factors from minus second derivatives (turns, n, q), of all unknowns in the direction of turns."""
         own = np.moveaxis(curvature[:, :, self.members], (0, 3), (0, 1))  # (turns, size, n, m)
+        if self.full and (k := self.apart) > 1:  # all of these are moved at once: what they share, the others tell
+            others = np.moveaxis(own[1 : self.size - k + 1], (0, 1), (2, 3))
+            rest = others[..., k:]
+            return Arrow.of(np.moveaxis(own[0, :k], 0, 2), others[..., :k], (rest + rest.swapaxes(-1, -2)) / 2)
         if self.full:
             precision = np.moveaxis(own[self.colors], (0, 1), (3, 2))
-            precision = (precision + precision.swapaxes(-1, -2)) / 2
-            if (k := self.apart) > 1:  # all of these were moved at once: what they share with others, those tell
-                others, each = own[1 : self.size - k + 1, :k], np.arange(k)
-                precision[..., k:, :k] = np.moveaxis(others, (0, 1), (2, 3))
-                precision[..., :k, k:] = np.moveaxis(others, (0, 1), (3, 2))
-                precision[..., :k, :k] = 0.0
-                precision[..., each, each] = np.moveaxis(own[0, :k], 0, 2)
-            return Full.of(precision)
+            return Full.of((precision + precision.swapaxes(-1, -2)) / 2)
         places, colors = np.arange(self.size), self.colors
         precision = np.zeros((self.size, self.band + 1, *own.shape[2:]))
         for j in range(self.band + 1):

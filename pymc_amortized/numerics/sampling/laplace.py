@@ -3,7 +3,8 @@
 In a block, the log density is approximated by a quadratic function at its mode (Laplace). Where it is quadratic, that
 is its integral. Elsewhere the approximation proposes values, and the integral is estimated without bias by importance
 sampling; in blocks of a few unknowns from evenly spread points (randomly shifted, Cranley & Patterson 1976, SIAM
-Journal on Numerical Analysis 13), with heavy tails.
+Journal on Numerical Analysis 13), with heavy tails. In a block of many, values that are independent of each other given
+a few others, as those of persons given items are, are integrated one by one for each proposal of these.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from pymc_amortized.numerics.integrals import LOG_2PI
 from pymc_amortized.numerics.sampling.importance import tail_shapes
 from pymc_amortized.numerics.sampling.independent import FEW, Blocks
 from pymc_amortized.numerics.sampling.precision import Root
+from pymc_amortized.numerics.sampling.second_derivatives import FEW_TURNS, MOST_MATRICES, Slopes, second_derivatives
 from pymc_amortized.numerics.sampling.student_t import log_student_t
 
 Sums = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Unknowns (n, q) and which of the integrals each row belongs to (n,) -> log densities of the blocks (n, blocks)."""
-Slopes = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""The same, and the gradient (n, q) of the sum of all blocks."""
+"""Unknowns (n, q) and which of the integrals each row belongs to (n,) -> sums of terms (n, cells + 1), the last one of
+those that read none of the unknowns."""
 
-STEP = 1e-5
-"""Between gradients that tell curvatures; where densities are quadratic, any step tells them exactly."""
 PROMISED = 0.3
 """Share of the change that steps promise, below which second derivatives are those of another place."""
 CLOSE = 0.01
 """Nats by which a mode may be missed: it is where proposals are made."""
-LEARNED, MOST_MATRICES, FEW_TURNS, SAME = 12, 6, 8, 1e-6
-"""Full matrices of second derivatives that are learned from at once, how many may make up all, from how many directions
-on that is worth it, and the share that rounding explains."""
+INNER = 4
+"""Points for each unknown of those that are independent given others. By four, the variance of the log integral over
+the abilities of 100 persons, given 20 items, was 0.02; by six it was 0.0005. The number of proposals divides it."""
+FEWEST_FOR_TAILS = 10
+"""Weights that tell the shape of their tail."""
 AT_ONCE = 2**22
 """Numbers in one call of a density."""
 WIDE = 4.0
@@ -184,64 +185,8 @@ def _newton(blocks_: Blocks, roots: list[Root], slope: np.ndarray) -> np.ndarray
 
 def _roots(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarray, rows: np.ndarray) -> list[Root]:
     """Cholesky factors of minus second derivatives, made positive definite."""
-    curvature = _curvatures(slopes, blocks_, x, slope, rows)
+    curvature = second_derivatives(slopes, blocks_, x, slope, rows)
     return [part.root(curvature) for part in blocks_.parts]
-
-
-def _curvatures(slopes: Slopes, blocks_: Blocks, x: np.ndarray, slope: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Minus second derivatives (turns, n, q) in all directions of turns.
-
-    Of normal variables they are sums of a few matrices, such as those of residuals and of a prior, each times a
-    function of the parameters. Where some full ones show this, one random direction tells the factors of the others;
-    what they do not explain is computed in full.
-    """
-    turns = blocks_.turns
-
-    def along(directions: np.ndarray, some: np.ndarray) -> np.ndarray:
-        moved = (x[some] + STEP * directions[:, None]).reshape(-1, x.shape[1])
-        there = slopes(moved, np.tile(rows[some], len(directions)))[1]
-        return (slope[some] - there.reshape(len(directions), len(some), -1)) / STEP
-
-    if len(turns) <= FEW_TURNS:
-        return along(turns, np.arange(len(x)))
-    curvature, left = np.empty((len(turns), *x.shape)), np.arange(len(x))
-    while len(left):
-        found, known = _composed(blocks_.matrices, along, turns, left)
-        curvature[:, left[known]] = found[:, known]
-        left = left[~known]
-        if len(left):
-            some = left[:LEARNED] if len(blocks_.matrices) <= MOST_MATRICES else left
-            left, full = left[len(some) :], along(turns, some)
-            curvature[:, some] = full
-            if len(blocks_.matrices) <= MOST_MATRICES:
-                blocks_.matrices[:] = _spanned([*blocks_.matrices, *full.swapaxes(0, 1)])
-    return curvature
-
-
-def _composed(
-    matrices: list[np.ndarray], along: Callable[..., np.ndarray], turns: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Second derivatives (turns, rows, q) that are sums of matrices, and of which rows they are."""
-    if not 0 < len(matrices) <= MOST_MATRICES:
-        return np.empty((len(turns), len(rows), turns.shape[1])), np.zeros(len(rows), dtype=bool)
-    weights = np.random.default_rng(0).normal(size=len(turns))
-    held = np.array(matrices)  # another thread may add to them
-    (probed,), told = along((weights @ turns)[None], rows), weights @ held
-    factors = probed @ np.linalg.pinv(told)
-    apart = np.linalg.norm(probed - factors @ told, axis=1)
-    known = apart <= SAME * np.linalg.norm(probed, axis=1)
-    return np.einsum("nk,ktq->tnq", factors, held, optimize=True), known
-
-
-def _spanned(matrices: list[np.ndarray]) -> list[np.ndarray]:
-    """Orthogonal matrices of which all finite ones are sums."""
-    flat = np.reshape(matrices, (len(matrices), -1))
-    flat = flat[np.isfinite(flat).all(axis=1)]
-    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)  # parameters may be far apart
-    if not len(flat):
-        return []
-    _, sizes, axes = np.linalg.svd(flat, full_matrices=False)
-    return list(axes[sizes > SAME * sizes[0]].reshape(-1, *matrices[0].shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,15 +216,18 @@ class Integrated:
 def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: int, *, draw: bool = False) -> Integrated:
     """Integrate over the unknowns of all blocks, by `number` proposals for each block that is not quadratic."""
     n, q = normals.mode.shape
-    rows, total = np.arange(n), normals.log_integrals.sum(axis=1) + normals.height[:, -1]
+    total = normals.log_integrals.sum(axis=1) + normals.height[:, -1]
     noise = rng.standard_normal((n, q))
     tried, flat = normals.at(noise), np.isfinite(total)
     size = 1e-11 * np.abs(normals.height)
     for there, at in ((tried, noise), (normals.at(WIDE * noise), WIDE * noise)):
-        change = np.pad(0.5 * _by_block(normals.blocks, np.square(at)), ((0, 0), (0, 1)))
+        (some,) = np.nonzero(flat)
+        if not len(some):
+            break
+        change = np.pad(0.5 * _by_block(normals.blocks, np.square(at[some])), ((0, 0), (0, 1)))
         with np.errstate(invalid="ignore"):
-            apart = np.abs(sums(there, rows) - normals.height + change)
-            flat &= (apart <= TIGHT * (1 + change) + size).all(axis=1)
+            apart = np.abs(normals.blocks.by_block(sums(there[some], some)) - normals.height[some] + change)
+            flat[some] = (apart <= TIGHT * (1 + change) + size[some]).all(axis=1)
     (bent,) = np.nonzero(~flat & np.isfinite(total))
     found = Integrated(
         total,
@@ -288,7 +236,7 @@ def integrate(sums: Sums, normals: Normals, rng: np.random.Generator, number: in
         np.zeros(n),
         np.full(normals.blocks.number, -np.inf),
     )
-    for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number)), 1)):
+    for some in blocks(len(bent), max(AT_ONCE // (number * (q + normals.blocks.number_of_cells)), 1)):
         at = bent[some]
         halves, drawn, expected, loose, k = _weighed(sums, normals.take(at), at, number, rng, draw)
         mean = np.logaddexp(*halves) - math.log(2)
@@ -308,28 +256,57 @@ def _weighed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Estimates (2, n, blocks) by halves of proposals, draws, and their densities.
 
-    Draws are (n, q), densities those of each block by itself (n, blocks). Then, by how much the density changes that
+    Draws are (n, q), densities those of each cell by itself (n, cells). Then, by how much the density changes that
     should read no unknown (n,), and shapes of the tails of the weights of all integrals together (blocks,).
     """
-    n, q = normals.mode.shape
-    noise, log_q = np.empty((number, n, q)), np.empty((number, n, normals.blocks.number))
-    for part, root in zip(normals.blocks.parts, normals.roots, strict=True):
-        of_part, density = _proposed(number, n, len(part.members), part.size, rng)
-        noise[..., part.members] = of_part
-        log_q[..., part.blocks] = density + root.log_det
+    blocks_, (n, q), rows = normals.blocks, normals.mode.shape, np.arange(len(index))
+    noise, log_q = np.empty((number, n, q)), np.empty((number, n, blocks_.number_of_cells))
+    kinds = list(zip(blocks_.parts, normals.roots, blocks_.cells, strict=True))
+    for part, root, cells in kinds:
+        k, inner = len(cells), INNER if len(cells) else 1
+        of_part, density = _proposed(number // inner, n, len(part.members), part.size - k, rng)
+        noise[..., part.members[:, k:]] = np.repeat(of_part, inner, axis=0)
+        log_q[..., part.blocks] = np.repeat(density + root.log_det, inner, axis=0)
+        if k:
+            within, log_q[..., cells] = _spread(INNER, number // INNER, n, k, 1, rng)
+            noise[..., part.members[0, :k]] = within[..., 0]
     at = normals.at(noise)
     found = sums(at.reshape(number * n, q), np.tile(index, number)).reshape(number, n, -1)
     log_w = np.nan_to_num(found[..., :-1] - log_q, nan=-np.inf, posinf=-np.inf)
     with np.errstate(invalid="ignore"):
         loose = np.abs(found[..., -1] - normals.height[:, -1]).max(axis=0)
-    halves = logsumexp(log_w.reshape(2, number // 2, *log_w.shape[1:]), axis=1) - math.log(number // 2)
+    halves, tails = np.empty((2, n, blocks_.number)), np.full(blocks_.number, -np.inf)
+    picked = np.empty((n, q), dtype=int)  # which proposal each unknown is drawn from
+    of_cell = np.empty(log_q.shape[1:], dtype=int)
+    for part, _, cells in kinds:
+        own = log_w[..., part.blocks]
+        if k := len(cells):
+            each = log_w[..., cells].reshape(-1, INNER, n, k)
+            mean = logsumexp(each, axis=1, keepdims=True) - math.log(INNER)
+            own = own[::INNER] + mean.sum(axis=(1, 3))[..., None]
+        halves[..., part.blocks] = logsumexp(own.reshape(2, -1, *own.shape[1:]), axis=1) - math.log(len(own) // 2)
+        if not draw:
+            continue
+        first = (own + rng.gumbel(size=own.shape)).argmax(axis=0)
+        tails[part.blocks] = _tails(own - np.logaddexp(*halves[..., part.blocks]))
+        if k:
+            chosen = each[first[:, 0], :, rows]
+            tails[part.blocks] = np.maximum(tails[part.blocks], _tails((each - mean).reshape(number, n, k)).max())
+            first = INNER * first
+            of_cell[:, cells] = first + (chosen + rng.gumbel(size=chosen.shape)).argmax(axis=1)
+            picked[:, part.members[0, :k]] = of_cell[:, cells]
+        of_cell[:, part.blocks] = first
+        picked[:, part.members[:, k:]] = first[..., None]
     if not draw:
-        return halves, np.empty((0, q)), np.empty((0, 0)), loose, np.empty(0)
-    chosen = (log_w + rng.gumbel(size=log_w.shape)).argmax(axis=0)
-    expected = np.take_along_axis(found[..., :-1], chosen[None], axis=0)[0]
-    drawn = np.take_along_axis(at, chosen[None, :, normals.blocks.block_of], axis=0)[0]
-    relative = log_w - np.logaddexp(*halves)
-    return halves, drawn, expected, loose, tail_shapes(np.moveaxis(relative, 2, 0).reshape(-1, number * n))
+        return halves, np.empty((0, q)), np.empty((0, 0)), loose, tails
+    drawn = np.take_along_axis(at, picked[None], axis=0)[0]
+    return halves, drawn, np.take_along_axis(found[..., :-1], of_cell[None], axis=0)[0], loose, tails
+
+
+def _tails(relative: np.ndarray) -> np.ndarray:
+    """Shapes of the tails of log weights (number, n, m), those of all integrals together: (m,); few tell nothing."""
+    together = np.moveaxis(relative, 2, 0).reshape(relative.shape[2], -1)
+    return tail_shapes(together) if together.shape[1] >= FEWEST_FOR_TAILS else np.full(len(together), -np.inf)
 
 
 def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -338,9 +315,16 @@ def _proposed(number: int, n: int, m: int, size: int, rng: np.random.Generator) 
         half = rng.standard_normal((2, number // 4, n, m, size))
         noise = np.concatenate([half, -half], axis=1).reshape(number, n, m, size)
         return noise, -0.5 * np.square(noise).sum(axis=-1) - 0.5 * size * LOG_2PI
-    points = _evenly_spread(number // 2, size)
-    u = (points[None, :, None, None] + rng.random((2, 1, n, m, size))) % 1.0
-    u = np.clip(u, 1e-12, 1 - 1e-12).reshape(number, n, m, size)
+    return _spread(number // 2, 2, n, m, size, rng)
+
+
+def _spread(
+    number: int, times: int, n: int, m: int, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """So many times as many evenly spread points, each time shifted anew: noise as above, with heavy tails."""
+    points = _evenly_spread(number, size)
+    u = (points[None, :, None, None] + rng.random((times, 1, n, m, size))) % 1.0
+    u = np.clip(u, 1e-12, 1 - 1e-12).reshape(times * number, n, m, size)
     noise, spread = _t4_quantile(u), SPREAD[size - 1] if size <= len(SPREAD) else 1.0
     return spread * noise, log_student_t(np.square(noise), 1, 4.0).sum(axis=-1) - size * math.log(spread)
 

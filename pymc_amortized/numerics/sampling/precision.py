@@ -1,4 +1,4 @@
-"""Cholesky factors of many precision matrices of one pattern: full ones, and such with a band."""
+"""Cholesky factors of many precision matrices of one pattern: full ones, such with a diagonal part, and with a band."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ class Full:
     @staticmethod
     def _factors(precision: np.ndarray) -> np.ndarray:
         if precision.shape[-1] == 1:
-            size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
-            return np.sqrt(np.maximum(size, SMALLEST))
+            return _roots(precision)
         try:
             return np.linalg.cholesky(precision)
         except np.linalg.LinAlgError:
@@ -103,14 +102,80 @@ class Full:
         self.values[rows], self.inverse[rows] = other.values, other.inverse
 
 
+@dataclass(frozen=True, eq=False)
+class Arrow:
+    """Factors of matrices whose first k rows are diagonal, but for what they share with the others.
+
+    Attributes
+    ----------
+    ends : ndarray (n, m, k)
+        Of the diagonal.
+    shared : ndarray (n, m, size - k, k)
+    rest : Full
+    """
+
+    ends: np.ndarray
+    shared: np.ndarray
+    rest: Full
+
+    @classmethod
+    def of(cls, ends: np.ndarray, shared: np.ndarray, rest: np.ndarray) -> Arrow:
+        """Factorize matrices given as attributes are; what is not positive definite is made so."""
+        roots = _roots(ends)
+        shared = shared / roots[..., None, :]
+        return cls(roots, shared, Full.of(rest - shared @ shared.swapaxes(-1, -2)))
+
+    def solve(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-1 x."""
+        first, last = self._split(x)
+        first = first / self.ends
+        return np.concatenate([first, self.rest.solve(last - _times(self.shared, first))], axis=-1)
+
+    def solve_transposed(self, x: np.ndarray) -> np.ndarray:
+        """Return L^-T x."""
+        first, last = self._split(x)
+        last = self.rest.solve_transposed(last)
+        return np.concatenate([(first - _times(self.shared.swapaxes(-1, -2), last)) / self.ends, last], axis=-1)
+
+    def transposed_times(self, x: np.ndarray) -> np.ndarray:
+        """Return L^T x."""
+        first, last = self._split(x)
+        first = self.ends * first + _times(self.shared.swapaxes(-1, -2), last)
+        return np.concatenate([first, self.rest.transposed_times(last)], axis=-1)
+
+    @property
+    def log_det(self) -> np.ndarray:
+        """Log determinants of L."""
+        return np.log(self.ends).sum(axis=-1) + self.rest.log_det
+
+    def take(self, rows: np.ndarray) -> Arrow:
+        """Return those of some integrals."""
+        return Arrow(self.ends[rows], self.shared[rows], self.rest.take(rows))
+
+    def put(self, rows: np.ndarray, other: Arrow) -> None:
+        """Replace those of some integrals."""
+        self.ends[rows], self.shared[rows] = other.ends, other.shared
+        self.rest.put(rows, other.rest)
+
+    def _split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        k = self.ends.shape[-1]
+        return x[..., :k], x[..., k:]
+
+
+def _roots(precision: np.ndarray) -> np.ndarray:
+    size = np.nan_to_num(np.abs(precision), nan=1.0, posinf=1.0)
+    return np.sqrt(np.maximum(size, SMALLEST))
+
+
 def _times(matrices: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Multiply matrices (n, m, size, size) by vectors (..., n, m, size)."""
+    """Multiply matrices (n, m, rows, size) by vectors (..., n, m, size)."""
     size = x.shape[-1]
     if size == 1:
         return matrices[..., 0] * x
     if size <= FEW:  # the many calls for tiny matrices would take most of the time
         return sum(matrices[..., j] * x[..., j, None] for j in range(size))
-    return (matrices @ x[..., None])[..., 0]
+    columns = np.moveaxis(x.reshape(-1, *x.shape[-3:]), 0, -1)
+    return np.moveaxis(matrices @ columns, -1, 0).reshape(*x.shape[:-1], matrices.shape[-2])
 
 
 def _inverse(lower: np.ndarray) -> np.ndarray:
