@@ -714,10 +714,8 @@ def test_sources_of_indices() -> None:
         pma.fit_likelihood(radon(), context=CONTEXT)
 
 
-def test_a_number_of_values_that_differs_needs_a_density() -> None:
+def test_groups_without_common_parameters_are_refused() -> None:
     with pm.Model(coords={"group": range(5)}) as model:
-        effect = pm.Normal("effect", 0, 1, dims="group")
-        total = pm.math.sin(pm.Normal.dist(effect, 1.0, shape=5)) + pm.Gamma.dist(2.0, 1.0)
-        pm.CustomDist("y", total, dist=lambda t, size: pm.math.exp(t) % 1.0, observed=np.zeros(5), dims="group")
-    with pytest.raises(ValueError, match="'effect'.* carry the dimension 'group'.*cannot be evaluated"):
+        pm.Normal("y", pm.Normal("effect", 0, 1, dims="group"), 1, observed=np.zeros(5), dims="group")
+    with pytest.raises(ValueError, match=r"all free variables, \['effect'\], are values of groups"):
         pma.fit_posterior(model, context={"group": (3, 8)})

@@ -56,6 +56,11 @@ def read_anew(
     gaps = read_missing(missing, [*(rv.name for rv in model.observed_RVs), *check_names("observed", observed or ())])
     spec = take_snapshot(model, observed=observed, parameters=parameters, context=sources, sizes=sizes, missing=gaps)
     check_layout(spec)
+    if spec.locals and not spec.parameters:
+        raise ValueError(
+            f"context: all free variables, {[p.name for p in spec.locals]}, are values of groups, and groups without "
+            "parameters in common tell nothing of each other: fit the model of one group, and sample groups as data sets"
+        )
     if spec.density_obstacle is not None and spec.locals:
         find_plates(spec)
     return spec, sources, gaps
