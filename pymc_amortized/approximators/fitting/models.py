@@ -59,7 +59,7 @@ def read_anew(
     if spec.locals and not spec.parameters:
         raise ValueError(
             f"context: all free variables, {[p.name for p in spec.locals]}, are values of groups, and groups without "
-            "parameters in common tell nothing of each other: fit the model of one group, and sample groups as data sets"
+            "parameters in common tell nothing of each other: fit the model of one group, with groups as data sets"
         )
     if spec.density_obstacle is not None and spec.locals:
         find_plates(spec)
