@@ -60,14 +60,26 @@ def hospitals() -> Built:
     return model, {}
 
 
-def counts() -> Built:
+def counts(*, by_simulator: bool = False) -> Built:
     """Counts in any number of groups, centered."""
+
+    def draw(rng: np.random.Generator, log_rate: np.ndarray, size: Any = None) -> np.ndarray:
+        return rng.poisson(np.exp(log_rate), size=size).astype(float)
+
     with pm.Model(coords={"site": range(30)}) as model:
         site = pm.Data("site_index", np.arange(120) % 30, dims="visit")
         mu, tau = pm.Normal("mu", 1, 1), pm.HalfNormal("tau", 0.7)
         rate = pm.Normal("rate", mu, tau, dims="site")
-        pm.Poisson("y", pt.exp(rate[site]), observed=np.ones(120, dtype=int), dims="visit")
+        if by_simulator:
+            pm.Simulator("y", draw, rate[site], observed=np.ones(120), dims="visit")
+        else:
+            pm.Poisson("y", pt.exp(rate[site]), observed=np.ones(120, dtype=int), dims="visit")
     return model, {"site": (5, 100), "visit": (20, 400), "site_index": "groups"}
+
+
+def simulated() -> Built:
+    """The same without a density."""
+    return counts(by_simulator=True)
 
 
 def three_levels() -> Built:
@@ -136,8 +148,11 @@ def volatility(length: int = 100) -> Built:
 
 
 MODELS: dict[str, Callable[..., Built]] = {
-    f.__name__: f for f in (radon, schools, hospitals, counts, three_levels, crossed, slopes, items, walk, volatility)
+    f.__name__: f
+    for f in (radon, schools, hospitals, counts, simulated, three_levels, crossed, slopes, items, walk, volatility)
 }
+WITH_DENSITY = {"simulated": counts}
+"""Models that NUTS is given instead."""
 
 
 def main() -> None:
@@ -167,6 +182,10 @@ def compare(name: str, number: int, many: int, max_time: float | None, shape: tu
     fit = time.perf_counter() - start
     simulated = pma.simulate(model, many, context=context, random_seed=7)
     sets = [one_of(simulated, i) for i in range(many)]
+    known = posterior
+    if name in WITH_DENSITY:
+        brief = {"training": pma.Training(num_steps=1), "sketch": False, "progressbar": False}
+        known = pma.fit_posterior(WITH_DENSITY[name]()[0], context=context, **brief)
     posterior.sample(sets[0], draws=50, random_seed=0, progressbar=False)  # compiles
     start = time.perf_counter()
     batch = posterior.sample(sets, batched=True, random_seed=0, max_time=None, progressbar=False)
@@ -176,7 +195,7 @@ def compare(name: str, number: int, many: int, max_time: float | None, shape: tu
         start = time.perf_counter()
         draws = posterior.sample(data, random_seed=i, progressbar=False)
         here.append(time.perf_counter() - start)
-        compiled = nutpie.compile_pymc_model(posterior.to_model(data))
+        compiled = nutpie.compile_pymc_model(known.to_model(data))
         start = time.perf_counter()
         options = {"draws": 2000, "tune": 1000, "chains": 4, "target_accept": 0.95}
         reference = nutpie.sample(compiled, **options, seed=i, progress_bar=False)
