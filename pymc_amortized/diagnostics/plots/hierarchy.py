@@ -152,7 +152,8 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
     -------
     matplotlib.figure.Figure
         Above the parameters, which the network learns; below them a box for each kind of blocks that are independent of
-        each other (``posterior.structure.factors``), which the density integrates out; at the bottom the data.
+        each other (``posterior.structure.factors``), which the density integrates out, or a network draws; at the bottom
+        the data.
 
     Raises
     ------
@@ -173,6 +174,7 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
     axes.set_axis_off()
     axes.set(xlim=(0, wide), ylim=(0, 4))
     spec = posterior.spec
+    how = "integrated out, drawn" if spec.density_obstacle is None else "drawn by one network,"
     names = ", ".join(p.name for p in spec.parameters)
     _box(axes, wide / 2, 3.5, f"parameters: the network learns them\n{fill(names, 22 * len(factors))}", BLUE)
     data = ", ".join(v.name for v in spec.data)
@@ -182,7 +184,7 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
         most = "up to " if any(any(p.sized) for p in spec.locals if p.name in factor.names) else ""
         times = f"{most}{factor.number} × " if factor.number > 1 else ""
         for back in range(min(factor.number, 3) - 1, -1, -1):  # a stack of cards: a plate
-            text = f"{' and '.join(factor.names)}\n{times}{factor.values}\nintegrated out, drawn given\nthe parameters"
+            text = f"{' and '.join(factor.names)}\n{times}{factor.values}\n{how} given\nthe parameters"
             _box(axes, x + 0.06 * back, 2.0 + 0.06 * back, "" if back else text, GREY, like=text)
         axes.annotate("", (x, 2.5), (wide / 2, 3.05), arrowprops=ARROW)
         axes.annotate("", (wide / 2, 0.8), (x, 1.55), arrowprops=ARROW)
