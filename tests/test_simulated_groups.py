@@ -233,6 +233,24 @@ def test_groups_are_saved_and_come_later(posterior, tmp_path):
     assert predicted.shape == (4, 1000, 40)
 
 
+def with_density() -> pm.Model:
+    with pm.Model(coords={"site": range(4)}) as model:
+        site = pm.Data("site_index", np.arange(12) % 4, dims="visit")
+        level = pm.Normal("level", pm.Normal("mu", 0, 1), pm.HalfNormal("tau", 1), dims="site")
+        pm.Normal("y", level[site], SD, observed=np.zeros(12), dims="visit")
+    return model
+
+
+@pytest.mark.parametrize("sites", [sites, with_density])
+def test_groups_of_simulations_that_are_given(sites, tmp_path):
+    kwargs: dict[str, Any] = {"training": pma.Training(num_steps=20, batch_size=32), "random_seed": 1}
+    made = pma.simulate(sites(), 200, context=SITES, store=tmp_path / "a.zarr", random_seed=1, progressbar=False)
+    for given in (made.load(), tmp_path / "a.zarr"):
+        posterior = pma.fit_posterior(sites(), context=SITES, simulations=given, progressbar=False, **kwargs)
+        data, *_ = one_of(np.random.default_rng(6), 6, 40)
+        assert posterior.sample(data, draws=50, progressbar=False).posterior["level"].shape == (4, 50, 6)
+
+
 def test_plates_within_plates(tmp_path):
     options = pma.Training(num_steps=60, batch_size=64)
     kwargs: dict[str, Any] = {"training": options, "num_simulations": 400, "random_seed": 1, "progressbar": False}

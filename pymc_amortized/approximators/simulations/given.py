@@ -16,6 +16,7 @@ from pymc_amortized.approximators.fitting.simulating import report_counts
 from pymc_amortized.approximators.storage.models import describe_model
 from pymc_amortized.graph.data.arrays import arrange
 from pymc_amortized.graph.data.datasets import DATASET_DIM
+from pymc_amortized.graph.data.groups import dims_of_groups
 from pymc_amortized.graph.data.reading import read_datasets
 from pymc_amortized.graph.data.simulations import Simulations
 from pymc_amortized.graph.density.log_density import Unconstrain
@@ -151,21 +152,24 @@ def read_simulations(
     """
     if not isinstance(tree, xr.DataTree):
         raise TypeError(f"simulations must be a DataTree, got {type(tree).__name__}")
-    free = _group(tree, "prior", [p.name for p in spec.parameters])
+    learned = spec.drawn if spec.density_obstacle is not None else spec.parameters
+    free = _group(tree, "prior", [p.name for p in learned])
     data = _group(tree, "prior_predictive", [v.name for v in spec.observed])
     if spec.context:
         data |= _group(tree, "prior_context", [v.name for v in spec.context])
+        told = tree["prior_context"].to_dataset()
+        data |= {dim: _stacked(told[f"{dim}_length"]) for dim in dims_of_groups(spec) if f"{dim}_length" in told}
     datasets = read_datasets(spec, data, batched=True)
     variables = {}
-    for p in spec.parameters:
-        variables[p.name] = arrange(spec, p, free[p.name])
-        if variables[p.name].shape != (len(datasets), *p.shape):
+    for p in learned:
+        variables[p.name], shape = arrange(spec, p, free[p.name]), p.at(spec.largest).shape
+        if variables[p.name].shape != (len(datasets), *shape):
             raise ValueError(
                 f"simulations: prior[{p.name!r}] has shape {variables[p.name].shape[1:]} for each of "
-                f"{len(variables[p.name])} draws; expected {p.shape} for each of {len(datasets)}"
+                f"{len(variables[p.name])} draws; expected {shape} for each of {len(datasets)}"
             )
     context = {c.name: datasets.values[c.name] for c in spec.context}
-    theta = Unconstrain(spec, compile_kwargs)({**variables, **context})
+    theta = Unconstrain(replace(spec, locals=()), compile_kwargs)({**variables, **context})
     usable = np.isfinite(theta).all(axis=1)
     if usable.sum() < fewest:
         raise ValueError(f"simulations: only {usable.sum()} of {len(theta)} have parameters the model allows")

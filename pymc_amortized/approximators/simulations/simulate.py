@@ -113,7 +113,7 @@ def simulate(
         made = concatenate(run_tasks(simulator, "__call__", tasks, cores, client))
         report_drops(made, because=", which truncates the prior")
         return prior_tree(spec, made)
-    manifest = replace(manifest, about=describe_model(spec, sources, gaps, simulation_timeout))
+    manifest = replace(manifest, about=describe_model(spec.jointly(), sources, gaps, simulation_timeout))
     how: dict[str, Any] = {"cores": cores, "client": client, "progressbar": progressbar}
     return simulate_to_store(simulator, store, manifest, any_seed=random_seed is None, **how).tree()
 

@@ -152,8 +152,7 @@ def plot_factors(posterior: AmortizedPosterior, *, figsize: Figsize = None) -> A
     -------
     matplotlib.figure.Figure
         Above the parameters, which the network learns; below them a box for each kind of blocks that are independent of
-        each other (``posterior.structure.factors``), which the density integrates out, or a network draws; at the bottom
-        the data.
+        each other (``posterior.structure.factors``), which the density integrates out or a network draws; then data.
 
     Raises
     ------

@@ -50,7 +50,7 @@ def read_array(
 def arrange(spec: ModelSpec, parameter: Parameter, value: xr.DataArray) -> np.ndarray:
     """Bring simulated values of a free variable, (dataset, *shape) in any order, into the model's order."""
     dims = tuple(spec.model.named_vars_to_dims.get(parameter.name, ()))
-    variable = DataVariable(parameter.name, parameter.shape, parameter.dtype, dims, "real", "observed")
+    variable = DataVariable(parameter.name, parameter.open_shape, parameter.dtype, dims, "real", "observed")
     return np.asarray(in_order(spec, variable, value, True), dtype=parameter.dtype)
 
 
