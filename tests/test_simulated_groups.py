@@ -109,21 +109,21 @@ def test_data_sets_are_cut_into_groups_and_put_together_again():
 def crossed() -> tuple[pm.Model, dict[str, Any]]:
     with pm.Model(coords={"subject": range(3), "item": range(4)}) as model:
         subject, item = pm.Data("s", np.arange(12) % 3, dims="row"), pm.Data("i", np.arange(12) % 4, dims="row")
-        a, b = pm.Normal("a", dims="subject"), pm.Normal("b", dims="item")
+        a, b = pm.Normal("a", pm.Normal("mu"), dims="subject"), pm.Normal("b", dims="item")
         pm.Simulator("y", draw, a[subject] + b[item], observed=np.zeros(12), dims="row")
     return model, {"subject": (2, 5), "item": (2, 5), "row": (5, 20), "s": "groups", "i": "groups"}
 
 
 def walking() -> tuple[pm.Model, dict[str, Any]]:
     with pm.Model(coords={"day": range(6)}) as model:
-        level = pm.GaussianRandomWalk("level", sigma=1, init_dist=pm.Normal.dist(), dims="day")
+        level = pm.GaussianRandomWalk("level", pm.Normal("mu"), 1, init_dist=pm.Normal.dist(), dims="day")
         pm.Simulator("y", draw, level, observed=np.zeros(6), dims="day")
     return model, {"day": (3, 9)}
 
 
 def pooled() -> tuple[pm.Model, dict[str, Any]]:
     with pm.Model(coords={"site": range(4)}) as model:
-        level = pm.Normal("level", dims="site")
+        level = pm.Normal("level", pm.Normal("mu"), dims="site")
         pm.Simulator("y", draw, level.mean(), observed=np.zeros(3))
     return model, {"site": (2, 8)}
 
@@ -168,8 +168,56 @@ def test_a_simulator_that_reads_other_groups_is_found(function, fine):
     if fine:
         refuse_dependent(spec, made, seed, INTERPRETED["compile_kwargs"])
     else:
-        with pytest.raises(ValueError, match=r"those of one group change 'y' of others, by [\d.]+ standard errors"):
+        with pytest.raises(ValueError, match=r"those of some groups change 'y' of others, by [\d.]+ standard errors"):
             refuse_dependent(spec, made, seed, INTERPRETED["compile_kwargs"])
+
+
+def prior_of_all(level: Any) -> Any:
+    return pm.Normal("b", level.mean(), 0.5, dims="site")
+
+
+def parameter_of_all(level: Any) -> Any:
+    return pm.Normal("b", level.mean(), 0.5)
+
+
+def potential_of_all(level: Any) -> Any:
+    pm.Potential("b", -((level.mean() - 1) ** 2))
+    return 0.0
+
+
+def next_group(level: Any) -> Any:
+    """The first group is read by none but itself."""
+    return pm.math.concatenate([level[1:], level[-1:]])
+
+
+def sharing(rng: np.random.Generator, mean: np.ndarray, size: Any = None) -> np.ndarray:
+    """All rows share a number that is no variable of the model."""
+    return rng.normal(mean + rng.normal(), SD, size=size)
+
+
+@pytest.mark.parametrize(
+    ("further", "function", "message"),
+    [
+        (prior_of_all, draw, "those of some groups change the prior of 'b' elsewhere"),
+        (parameter_of_all, draw, "those of some groups change the prior of 'b' elsewhere"),
+        (potential_of_all, draw, "those of some groups change the prior of 'b' elsewhere"),
+        (next_group, draw, "those of some groups change 'y' of others"),
+        (lambda _: 0.0, sharing, r"those of groups vary together, by [\d.]+ standard errors"),
+    ],
+)
+def test_groups_that_have_more_in_common_are_found(further, function, message):
+    with pm.Model(coords={"site": range(4)}) as model:
+        site = pm.Data("site_index", np.arange(12) % 4, dims="visit")
+        level = pm.Normal("level", pm.Normal("mu"), 1, dims="site")
+        pm.Simulator("y", function, (level + further(level))[site], observed=np.zeros(12), dims="visit")
+    spec, simulator = of(model, SITES)
+    with pytest.raises(ValueError, match=message):
+        refuse_dependent(spec, simulator(60, 1), np.random.SeedSequence(2), INTERPRETED["compile_kwargs"])
+
+
+def test_all_that_groups_have_in_common_is_wanted():
+    with pytest.raises(ValueError, match=r"\['level'\], are drawn given all .* but \['mu'\] are left out"):
+        pma.fit_posterior(sites(), parameters=["tau", "level"], context=SITES)
 
 
 # Posteriors

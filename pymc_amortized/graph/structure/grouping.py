@@ -230,6 +230,12 @@ def find_plates(spec: ModelSpec) -> tuple[Plate, ...]:
             raise ValueError(
                 not_independent(spec, f"the data {twice or [v.name for v in spec.observed]}", f"by {plate.dim!r}")
             )
+    inside = dims.union(parents)
+    if hidden := [p.name for p in spec.nuisance if inside.isdisjoint(p.sized)]:
+        raise ValueError(
+            f"parameters: values of groups, {[p.name for p in spec.locals]}, are drawn given all that groups have in "
+            f"common, but {hidden} are left out: name them, too"
+        )
     return plates
 
 

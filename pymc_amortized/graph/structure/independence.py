@@ -1,11 +1,16 @@
-"""Whether groups are independent of each other, tried by simulations: the values of one are changed, and no others."""
+"""Whether groups are independent of each other: the values of half of them are changed, and no others.
 
-from collections.abc import Iterator, Mapping
+Their priors are looked at by the density, their data by simulations.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pymc_amortized.graph.data.datasets import DataSets, of_simulations
+from pymc_amortized.graph.data.datasets import of_simulations
 from pymc_amortized.graph.data.simulations import Simulations
+from pymc_amortized.graph.density.given import Derived, LogDensityGiven
+from pymc_amortized.graph.model.operations import has_density
 from pymc_amortized.graph.model.sizes import cut
 from pymc_amortized.graph.model.spec import ModelSpec
 from pymc_amortized.graph.model.tensors import CompileKwargs
@@ -21,10 +26,10 @@ BEYOND_CHANCE = 6.0
 def refuse_dependent(
     spec: ModelSpec, made: Simulations, seed: np.random.SeedSequence, compile_kwargs: CompileKwargs | None = None
 ) -> None:
-    """Refuse a model in which values of one group change data of others.
+    """Refuse a model in which values of some groups change data or priors of others, or groups share random numbers.
 
-    With the same random numbers such data stay as they are. A simulator may use up others for other values: then the
-    distributions of all single numbers are compared, by signed ranks (Wilcoxon 1945, Biometrics Bulletin 1).
+    With the same random numbers data of other groups stay as they are. A simulator may use up others for other values:
+    then the distributions of all single numbers are compared, by signed ranks (Wilcoxon 1945, Biometrics Bulletin 1).
 
     Parameters
     ----------
@@ -40,43 +45,94 @@ def refuse_dependent(
     ValueError
     """
     everything = of_simulations(made)
-    for dim in sorted({d for p in spec.locals for d in p.sized if d}):
-        which = int(np.argmax(everything.lengths[dim]))
+    for plate in (plate for top in find_plates(spec) for plate in top.all_plates):
+        dim, which = plate.dim, int(np.argmax(everything.lengths[plate.dim]))
         one = everything.take(np.array([which]))
         lengths = {r.dim: int(everything.lengths[r.dim][which]) for r in spec.sizes}
+        some = np.random.default_rng(seed).permutation(lengths[dim])[: max(lengths[dim] // 2, 1)]
+        changed = {d: np.isin(group[0], some) for d, group in plate.cut(one).group.items()}
         simulate, joint = SimulatorGiven(spec.jointly(), one, compile_kwargs), spec.jointly().at(lengths)
         values = {p.name: cut(made.variables[p.name][which], p.shape) for p in joint.parameters}
-        for number in (FEW, ALIKE):
-            same = {name: np.repeat(value[None], number, axis=0) for name, value in values.items()}
-            other = {name: value.copy() for name, value in same.items()}
-            for p in (p for p in spec.locals if dim in p.sized):
-                first = (slice(None),) * (1 + p.sized.index(dim)) + (0,)
-                those = cut(made.variables[p.name], (len(made), *values[p.name].shape))[first].reshape(len(made), -1)
-                away = np.abs(those - those[which]).sum(1)
-                other[p.name][first] = those[away.argmax()].reshape(same[p.name][first].shape[1:])
-            before, after = simulate(same, seed), simulate(other, seed)
-            pairs = list(_elsewhere(spec, dim, one, before.data, after.data))
-            if all(np.array_equal(a, b, equal_nan=True) for _, a, b in pairs):
-                break
-            far = {name: _difference(a, b) for name, a, b in pairs}
-            if number == ALIKE and max(far.values()) > BEYOND_CHANCE:
-                name = max(far, key=lambda name: far[name])
-                how = f"along {dim!r}: those of one group change {name!r} of others, by {far[name]:.1f} standard errors"
+        same = {name: np.repeat(value[None], ALIKE, axis=0) for name, value in values.items()}
+        other = {name: value.copy() for name, value in same.items()}
+        for p in (p for p in spec.locals if dim in p.sized):
+            axis = 1 + p.sized.index(dim)
+            padded = cut(made.variables[p.name], (len(made), *values[p.name].shape))
+            those = np.moveaxis(padded, axis, 1)[:, 0].reshape(len(made), -1)
+            away, moved = np.abs(those - those[which]).sum(1), np.moveaxis(other[p.name], axis, 1)
+            moved[:, some] = those[away.argmax()].reshape(moved.shape[2:])
+        few = [{name: value[:FEW] for name, value in free.items()} for free in (same, other)]
+        prior, data = _Priors(joint, compile_kwargs), one.one(spec, 0) | lengths
+        priors = [_elsewhere(prior.dims, changed, prior(free, data)) for free in few]
+        for name, terms in priors[0].items():
+            if not np.allclose(terms, priors[1][name], rtol=1e-9, atol=1e-9, equal_nan=True):
+                how = f"along {dim!r}: those of some groups change the prior of {name!r} elsewhere"
                 raise ValueError(not_independent(spec, "the free values", how))
+        dims = {v.name: v.dims for v in spec.observed}
+        alike = [_elsewhere(dims, changed, simulate(free, seed).data) for free in few]
+        drawn = simulate(same, seed).data
+        if not all(np.array_equal(kept, alike[1][name], equal_nan=True) for name, kept in alike[0].items()):
+            after = _elsewhere(dims, changed, simulate(other, seed).data)
+            far = {name: _difference(kept, after[name]) for name, kept in _elsewhere(dims, changed, drawn).items()}
+            if max(far.values()) > BEYOND_CHANCE:
+                name = max(far, key=lambda name: far[name])
+                how = (
+                    f"along {dim!r}: those of some groups change {name!r} of others, by {far[name]:.1f} standard errors"
+                )
+                raise ValueError(not_independent(spec, "the free values", how))
+        rest, own = {d: ~own for d, own in changed.items()}, {n: d for n, d in dims.items() if changed.keys() & {*d}}
+        if (shared := _shared(_elsewhere(dims, changed, drawn), _elsewhere(own, rest, drawn))) > BEYOND_CHANCE:
+            how = (
+                f"along {dim!r}: given all free values, those of groups vary together, by {shared:.1f} standard errors"
+            )
+            raise ValueError(not_independent(spec, "the data", how))
+
+
+class _Priors:
+    """Log densities of free variables and potentials, one number for each of their values."""
+
+    def __init__(self, joint: ModelSpec, compile_kwargs: CompileKwargs | None) -> None:
+        model = joint.model
+        names = [p.name for p in joint.parameters if has_density(model, model[p.name])]
+        self._density = LogDensityGiven(joint, names, compile_kwargs)
+        self._potentials = Derived(joint, joint.potentials, compile_kwargs)
+        self.dims = {name: model.named_vars_to_dims.get(name) or () for name in (*names, *joint.potentials)}
+
+    def __call__(self, free: Mapping[str, np.ndarray], data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self._density(free, data)
+        return found | self._potentials(free, data, np.random.SeedSequence(0)) if self._potentials.names else found
 
 
 def _elsewhere(
-    spec: ModelSpec, dim: str, one: DataSets, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Observed values (n, number), before and after, that do not belong to the first group along a dim."""
-    plate = next(p for top in find_plates(spec) for p in top.all_plates if p.dim == dim)
-    groups = plate.cut(one)
-    for v in spec.observed:
-        kept = np.ones(before[v.name].shape[1:], dtype=bool)
-        for axis, group in ((i, groups.group[d]) for i, d in enumerate(v.dims) if d and d in groups.group):
-            own = np.flatnonzero(group[0] == 0)
-            kept[(slice(None),) * axis + (own[own < kept.shape[axis]],)] = False
-        yield v.name, before[v.name][:, kept], after[v.name][:, kept]
+    dims: Mapping[str, Sequence[str | None]], changed: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Numbers (n, number) of variables that do not belong to groups that were changed."""
+    found = {}
+    for name, own in dims.items():
+        kept = np.ones(arrays[name].shape[1:], dtype=bool)
+        for axis, dim in enumerate(own[: kept.ndim]):
+            if dim is not None and dim in changed:
+                places = np.flatnonzero(changed[dim])
+                kept[(slice(None),) * axis + (places[places < kept.shape[axis]],)] = False
+        found[name] = arrays[name][:, kept]
+    return found
+
+
+def _shared(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
+    """Correlation of data of some groups with those of others, in standard errors: of how many lie above the median."""
+
+    def means(values: np.ndarray) -> np.ndarray:
+        values = np.nan_to_num(values.astype(float))
+        above = np.sign(values - np.median(values, axis=0))
+        return np.asarray(above.mean(axis=1) if values.shape[1] else np.zeros(len(values)))
+
+    found = 0.0
+    for x in map(means, one.values()):
+        for y in map(means, other.values()):
+            scale = x.std() * y.std()
+            if scale > 0:
+                found = max(found, float(abs(np.mean((x - x.mean()) * (y - y.mean())) / scale)) * np.sqrt(len(x)))
+    return found
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
