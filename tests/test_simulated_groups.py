@@ -272,6 +272,9 @@ def test_groups_are_saved_and_come_later(posterior, tmp_path):
     data, *_ = one_of(np.random.default_rng(6), 6, 40)
     first, second = (p.sample(data, random_seed=1, progressbar=False) for p in (posterior, again))
     np.testing.assert_array_equal(first.posterior["level"], second.posterior["level"])
+    named = {"y": [9.0, 9.1], "site_index": [0, 0], "site": [2]}
+    with pytest.raises(ValueError, match=r"'site': \['2'\] are in the result, and would be drawn anew"):
+        again.sample_groups(first, named)
     new = again.sample_groups(first, {"y": [9.0, 9.1], "site_index": [0, 0]}, random_seed=2)
     assert new.posterior["level"].sizes["site"] == 1
     assert float(new.posterior["level"].mean()) > float(first.posterior["level"].mean()) + 2

@@ -288,7 +288,8 @@ def test_doubts_of_chunks_are_said_once_of_all(posterior, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="pymc_amortized"):
         stored = posterior.sample({"y": y}, store=tmp_path / "a", random_seed=3, **FEW)
     told = {doubt["kind"]: doubt for doubt in json.loads(stored.sample_stats.attrs["doubts"])}
-    assert told["extrapolation"]["finding"].startswith("3 of 8 data sets, the worst of them: Some values of 'y'")
+    finding = told["extrapolation"]["finding"]
+    assert finding.startswith("3 of 8 data sets (1, 4, 5); in the worst chunk: Some values of 'y'")
     assert "which is 3000" in told["extrapolation"]["finding"]
     assert set(told["novelty"]["datasets"]) == {1, 4, 5}
     for kind, doubt in told.items():

@@ -776,7 +776,7 @@ def test_progress_is_logged_where_no_bar_can_be_shown(monkeypatch, caplog):
                 count.advance(1_500)
     first, second = caplog.messages
     assert first == "Training: step 1,500, held-out loss -0.750, 0:01:01 elapsed, 0:01:01 remaining at most"
-    assert second.startswith("Simulating: 1,500 of 3,000, ") and second.endswith("/s, 0:00:00 remaining")
+    assert second.startswith("Simulating: 2,500 of 4,000, ") and second.endswith("/s, 0:00:00 remaining")
     assert not console.file.getvalue()
 
 

@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from pymc_amortized.logs import logger
 
+MOST_TEXT = 3000
+"""Characters that are kept of doubt about a chunk."""
 _logged: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
 Kind = Literal[
@@ -93,6 +95,42 @@ def tell(doubts: Sequence[Doubt], model: object, told: Sequence[Doubt] = ()) -> 
 def _as_json(doubt: Doubt) -> dict[str, object]:
     fields = {name: value for name, value in asdict(doubt).items() if name != "once"}
     return fields | {"number": doubt.number if math.isfinite(doubt.number) else None}
+
+
+def short_doubts(doubts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a note keeps of the doubts of a chunk: what is not said of all chunks anyway, in few words."""
+    some = [doubt for doubt in doubts if doubt["kind"] not in ("novelty", "failed", "not reached")]
+    kept: list[dict[str, Any]] = []
+    for labels, words in ((20, 300), (5, 200), (0, 100)):
+        kept = [
+            {
+                "kind": doubt["kind"],
+                "finding": doubt["finding"][:words],
+                "advice": doubt["advice"][:words],
+                "number": doubt["number"],
+                "concerned": len(doubt["datasets"]),
+                "datasets": doubt["datasets"][:labels],
+            }
+            for doubt in some[:4]
+        ]
+        if len(json.dumps(kept)) < MOST_TEXT:
+            break
+    return kept
+
+
+def join_doubts(kept: Sequence[Mapping[str, Any]], number: int) -> list[Doubt]:
+    """Doubts of all chunks: one of each kind, in the words of the chunk that it speaks most against."""
+    doubts = []
+    for kind in dict.fromkeys(doubt["kind"] for doubt in kept):
+        some = [doubt for doubt in kept if doubt["kind"] == kind]
+        worst = max(some, key=lambda doubt: -math.inf if doubt["number"] is None else doubt["number"])
+        concerned = sum(doubt["concerned"] for doubt in some)
+        labels = tuple(label for doubt in some for label in doubt["datasets"])
+        shown = ", ".join(map(str, labels[:10])) + ", ..." * (concerned > 10)
+        many = f"{concerned:,} of {number:,} data sets ({shown}); in the worst chunk: " if concerned else ""
+        value = math.nan if worst["number"] is None else worst["number"]
+        doubts.append(Doubt(kind, many + worst["finding"], worst["advice"], value, labels))
+    return doubts
 
 
 def say_how_many(number: int, total: int, one: str, several: str) -> str:

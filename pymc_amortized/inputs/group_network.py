@@ -65,6 +65,8 @@ class GroupNetwork:
         Of standardized values.
     below : tuple of GroupNetwork
         Of the plates within this one.
+    settled : bool
+        Whether its training settled, and that of those below; files tell it of the whole posterior.
     """
 
     plate: Plate
@@ -72,6 +74,7 @@ class GroupNetwork:
     scale: LocationScale
     network: PosteriorNetwork
     below: tuple[GroupNetwork, ...] = ()
+    settled: bool = True
 
     def draw(self, datasets: DataSets, given: np.ndarray, generator: torch.Generator) -> dict[str, np.ndarray]:
         """Draw unconstrained values of all groups, name -> (data sets, *shape, draws).

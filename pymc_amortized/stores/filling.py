@@ -80,10 +80,11 @@ def fill(
             if not store.is_laid_out:  # by another call, meanwhile
                 store.lay_out(tree, labels)
             store.write(0, tree, note)
+            bar.advance(chunks[0].stop)
         elif there := len(chunks) - len(store.missing()):
             logger.info("%s: %d of %d chunks are there already.", store.path, there, len(chunks))
+            bar.skip(sum(chunks[k].stop - chunks[k].start for k in set(range(len(chunks))) - {*store.missing()}))
         missing = store.missing()
-        bar.skip(manifest.number - sum(chunks[k].stop - chunks[k].start for k in missing))
         tasks = [(k,) for k in missing]
         for number, _ in stream_tasks(_Filling(store, maker), "fill", tasks, cores=cores, client=client):
             bar.advance(chunks[missing[number]].stop - chunks[missing[number]].start)

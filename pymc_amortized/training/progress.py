@@ -189,11 +189,12 @@ class CountBar(_Bar):
         counts = (MofNCompleteColumn(), *[_Rate()] * rate)
         super().__init__(Progress, name, None, *counts, *clocks, shown=shown, ticking=ticking)
         self._task = self._display.add_task(title, total=total)
-        self._title, self._total, self._done, self._begun = title, total, 0, time.perf_counter()
+        self._title, self._total, self._begun = title, total, time.perf_counter()
+        self._done = self._before = 0
 
     def skip(self, number: int) -> None:
         """Count `number` that were done before."""
-        self._begun, self._total = time.perf_counter(), self._total - number
+        self._begun, self._before = time.perf_counter(), number
         self._display.update(self._task, advance=number, refresh=True)
 
     def advance(self, number: int = 1) -> None:
@@ -204,8 +205,9 @@ class CountBar(_Bar):
 
     def _said(self) -> str:
         rate = self._done / (time.perf_counter() - self._begun)
-        left = _clock((self._total - self._done) / rate) if rate else "-:--:--"
-        return f"{self._title}: {self._done:,} of {self._total:,}, {rate:,.3g}/s, {left} remaining"
+        done = self._before + self._done
+        left = _clock((self._total - done) / rate) if rate else "-:--:--"
+        return f"{self._title}: {done:,} of {self._total:,}, {rate:,.3g}/s, {left} remaining"
 
 
 class Throttled:

@@ -1,5 +1,6 @@
 """Training what draws values of groups, by the groups of simulated data sets."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -96,11 +97,13 @@ def _train(
         last_layers=steps.last_layers,
         stopping=stopping,
     )
-    logger.info("Values along %r: %s", plate.dim, summary_line(trained))
+    level = logging.INFO if trained.settled else logging.WARNING
+    logger.log(level, "Values along %r: %s", plate.dim, summary_line(trained))
     check(network, inputs, held, setup.seed(Stage.LOOP, 5))
     further, plates = np.concatenate([beside, theta], axis=1), find_plates(plate.of_group)
     below = tuple(_train(p, inputs.structure, own, further, values, setup, check) for p in plates)
-    return GroupNetwork(plate, inputs, scale, network, below)
+    settled = trained.settled and all(one.settled for one in below)
+    return GroupNetwork(plate, inputs, scale, network, below, settled)
 
 
 def _some(owner: np.ndarray, part: tuple[int, int | None], setup: Setup) -> np.ndarray:

@@ -97,14 +97,14 @@ def sources_again(
     if unknown:
         raise ValueError(
             f"context: sources of {unknown} are needed to simulate further (files hold none): pass context= and "
-            "missing= as in fit_posterior"
+            "missing= to this call, as to fit_posterior"
         )
     gaps = read_missing(missing, [v.name for v in spec.observed])
     unknown = [v.name for v in spec.observed if v.missing and v.name not in gaps]
     if unknown:
         raise ValueError(
             f"missing: what draws gaps in {unknown} is needed to simulate further (files hold rates alone): pass "
-            "missing= as in fit_posterior"
+            "missing= to this call, as to fit_posterior"
         )
     return sources, gaps
 

@@ -1,7 +1,6 @@
 """Sampling a trained posterior: arguments and data are read, draws are made, doubts gathered, all written as a tree."""
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from pymc_amortized.correction.check_results import (
     check_range,
     check_unlike,
 )
-from pymc_amortized.correction.doubt import Doubt, tell
+from pymc_amortized.correction.doubt import Doubt, join_doubts, short_doubts, tell
 from pymc_amortized.correction.draws import Draws, Request, sample_stats
 from pymc_amortized.correction.groups import draw_groups
 from pymc_amortized.correction.ladder import LADDERS, draw_corrected
@@ -142,7 +141,7 @@ class _Sampled:
             rng = np.random.default_rng(manifest.seed(k))
             tree = sample(self.posterior, some, batched=True, random_seed=rng, progressbar=False, **self.options)
         stages, each = np.unique(tree["sample_stats"]["stage"], return_counts=True)
-        doubts = _kept_of(json.loads(tree["sample_stats"].attrs["doubts"]))
+        doubts = short_doubts(json.loads(tree["sample_stats"].attrs["doubts"]))
         tree = reduce_draws(tree, self.statistics) if self.statistics else thin_draws(tree, self.thin)
         tree = even(tree, spec.largest, [v.name for v in spec.observed if v.missing or v.sized])
         for group in tree.children.values():
@@ -197,7 +196,7 @@ def sample_to_store(
     fill(store, maker, {DATASET_DIM: labels}, title, cores=cores, client=client, progressbar=progressbar)
     notes, tree = store.notes().values(), store.tree()
     stages = sum((Counter(note["stages"]) for note in notes), Counter[str]())
-    doubts = _joined([doubt for note in notes for doubt in note["doubts"]], number)
+    doubts = join_doubts([doubt for note in notes for doubt in note["doubts"]], number)
     with naming(store.path):
         doubts += check_novelty(tree["sample_stats"]["ood_pvalue"].to_numpy(), labels)
     told = tell([replace(doubt, datasets=doubt.datasets[:MOST_LABELS]) for doubt in doubts], posterior.spec)
@@ -251,36 +250,6 @@ def _check_part(posterior: TrainedPosterior, data: xr.Dataset) -> None:
         raise
 
 
-def _kept_of(doubts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a note keeps of the doubts of a chunk: what is not said of all chunks anyway, in few words."""
-    of_all = ("novelty", "failed", "not reached")
-    kept = [
-        {
-            "kind": doubt["kind"],
-            "finding": doubt["finding"][:300],
-            "advice": doubt["advice"][:200],
-            "number": doubt["number"],
-            "concerned": len(doubt["datasets"]),
-        }
-        for doubt in doubts
-        if doubt["kind"] not in of_all
-    ]
-    return kept[:4]  # a note has little room
-
-
-def _joined(kept: Sequence[Mapping[str, Any]], number: int) -> list[Doubt]:
-    """Doubts of all chunks: one of each kind, in the words of the chunk that it speaks most against."""
-    doubts = []
-    for kind in dict.fromkeys(doubt["kind"] for doubt in kept):
-        some = [doubt for doubt in kept if doubt["kind"] == kind]
-        worst = max(some, key=lambda doubt: -math.inf if doubt["number"] is None else doubt["number"])
-        concerned = sum(doubt["concerned"] for doubt in some)
-        many = f"{concerned:,} of {number:,} data sets, the worst of them: " if concerned else ""
-        value = math.nan if worst["number"] is None else worst["number"]
-        doubts.append(Doubt(kind, many + worst["finding"], worst["advice"], value))
-    return doubts
-
-
 def sample_groups(
     posterior: TrainedPosterior,
     tree: xr.DataTree,
@@ -299,6 +268,13 @@ def sample_groups(
     datasets = read_given(spec.of_any_length(), compiled.limits, observed)
     if not compiled.groups and (obstacle := compiled.obstacles(datasets)[0]):
         raise ValueError(f"sample_groups: {obstacle}")
+    before = tree["posterior"].coords
+    for dim in {d for p in spec.locals for d in p.sized if d and d in datasets.coords and d in before}:
+        if known := sorted({*map(str, datasets.coords[dim])} & {*map(str, before[dim].to_numpy())}):
+            raise ValueError(
+                f"sample_groups: {dim!r}: {known[:5]} are in the result, and would be drawn anew, without the data "
+                "that they had: sample old and new groups together, or give new groups labels of their own"
+            )
     given, data = read_draws(replace(spec, locals=()), tree), datasets.one(spec, 0)
     lead = next(iter(given.values())).shape[1:3]
     flat = {name: values.reshape(-1, *values.shape[3:]) for name, values in given.items()}

@@ -349,12 +349,14 @@ class PosteriorFit:
     ) -> TrainedPosterior:
         """Put together what was trained, and say how good it is."""
         learned = pilot.take(slice(PILOT)) if self.plan.number is None else self.parts(pilot)[0].take(slice(PILOT))
+        provenance = Provenance.of(trained, pilot, self.setup, self.plan, user_simulations=self.given is not None)
+        settled = provenance.settled and all(one.settled for one in self.groups)
         posterior = TrainedPosterior(
             spec=self.spec,
             network=network,
             structure=self.inputs.structure,
             history=trained.history,
-            provenance=Provenance.of(trained, pilot, self.setup, self.plan, user_simulations=self.given is not None),
+            provenance=replace(provenance, settled=settled),
             state=trained.state,
             context=self.context,
             missing=self.missing,
