@@ -27,6 +27,7 @@ def test_python_blocks():
     assert list(python_blocks(text)) == [(2, "b\n"), (12, "e\n")]
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")  # of az.loo, by chance
 @pytest.mark.parametrize("name", PAGES)
 def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
     """The blocks run in order in one module, in a folder of their own; networks are trained for a second each."""
