@@ -137,11 +137,10 @@ def draw_groups(
 def structure_of_group(plate: Plate, structure: Structure) -> Structure:
     """Axes of the data of one group, by those of the whole: rows that an index put into groups are alike now."""
     names = {v.name for v in plate.of_group.data}
-    picks = [index for parent, index, _ in plate.parents.values() if parent == plate.dim]
 
     def of_group(axis: Axis) -> Axis:
         carriers = tuple(pair for pair in axis.carriers if pair[0] in names)
-        if axis.index in picks:
+        if axis.index in plate.picks:
             return replace(axis, kind="exchangeable", index=None, groups=0, carriers=carriers)
         return replace(axis, carriers=carriers)
 

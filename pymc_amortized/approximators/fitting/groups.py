@@ -68,9 +68,8 @@ def _train(
     scale = LocationScale.fit(beside, theta)
     mean, sd = scale(beside)
     made = Simulations((theta - mean) / sd, {}, own.values, len(theta), {}, own.lengths, own.missing, beside)
-    held, learned = (
-        made.take(_some(groups.owner, part, setup)) for part in ((0, len(datasets) // 10), (len(datasets) // 10, None))
-    )
+    is_held = groups.owner < len(datasets) // 10
+    held, learned = (made.take(_some(part, setup)) for part in (is_held, ~is_held))
     logger.info(
         "Values along %r are learned from %s groups of %s simulations, given the parameters.",
         plate.dim,
@@ -106,8 +105,6 @@ def _train(
     return GroupNetwork(plate, inputs, scale, network, below, settled)
 
 
-def _some(owner: np.ndarray, part: tuple[int, int | None], setup: Setup) -> np.ndarray:
-    """Groups of some of the data sets, in any order, as many as are worth it."""
-    low, high = part
-    of_part = np.flatnonzero((owner >= low) & (owner < (math.inf if high is None else high)))
-    return np.random.default_rng(setup.seed(Stage.HELD_OUT)).permutation(of_part)[:MOST_GROUPS]
+def _some(part: np.ndarray, setup: Setup) -> np.ndarray:
+    """Places of groups that are marked, in any order, as many as are worth it."""
+    return np.random.default_rng(setup.seed(Stage.HELD_OUT)).permutation(np.flatnonzero(part))[:MOST_GROUPS]

@@ -62,13 +62,15 @@ class Plate:
     @property
     def _own(self) -> list[DataVariable]:
         """Data that belong to groups, and covariates that all groups share; without the index that tells them apart."""
-        inside, picks = (
-            {self.dim, *self.parents},
-            [index for parent, index, _ in self.parents.values() if parent == self.dim],
-        )
+        inside = {self.dim, *self.parents}
         observed = [v for v in self.spec.observed if inside.intersection(v.sized)]
         along = inside.union(*(v.sized for v in observed))
-        return observed + [c for c in self.spec.context if c.name not in picks and along.issuperset(c.sized)]
+        return observed + [c for c in self.spec.context if c.name not in self.picks and along.issuperset(c.sized)]
+
+    @property
+    def picks(self) -> list[str]:
+        """Index arrays that tell its groups apart."""
+        return [index for parent, index, _ in self.parents.values() if parent == self.dim]
 
     @staticmethod
     def _axes(variable: DataVariable) -> list[tuple[int | None, str | None]]:
@@ -88,7 +90,7 @@ class Plate:
         group, place = {self.dim: first[:, None] + np.arange(max(numbers.max(initial=0), 1))}, {}
         place[self.dim] = np.zeros_like(group[self.dim])
         owner = np.repeat(np.arange(len(datasets)), numbers)
-        found = Groups(self.dim, owner, group, place, datasets.lengths, {}, datasets)
+        found = Groups(owner, group, place, datasets.lengths, {}, datasets)
         for dim in self._in_order():
             parent, index, shift = self.parents[dim]
             picked = _within(datasets.values[index] + shift, group[parent].shape[1])
@@ -127,8 +129,6 @@ class Groups:
 
     Attributes
     ----------
-    dim : str
-        Of the plate.
     owner : ndarray of int (groups,)
         Of each group, the data set that it is of.
     group, place : dict of str to ndarray of int (data sets, largest)
@@ -141,7 +141,6 @@ class Groups:
         One for each group.
     """
 
-    dim: str
     owner: np.ndarray
     group: Mapping[str, np.ndarray]
     place: Mapping[str, np.ndarray]
